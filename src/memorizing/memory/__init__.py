@@ -1,0 +1,14 @@
+"""The store of one layer: rows, heads, ring of slots; append, retrieve, reset."""
+
+from memorizing.config import ModelConfig
+from memorizing.memory.store import Memory, Retrieved
+
+__all__ = ["Memory", "Retrieved", "memory_bytes"]
+
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+def memory_bytes(config: ModelConfig, num_rows: int, capacity: int) -> int:
+    """Bytes that the full memories of a state take: keys and values, all memory layers."""
+    per_entry = 2 * config.num_heads * config.head_dim * _ITEM_BYTES[config.memory_dtype]
+    return len(config.memory_layers) * num_rows * capacity * per_entry

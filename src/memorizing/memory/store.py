@@ -1,0 +1,177 @@
+"""The memory of one layer: a ring of (key, value) entries per row, shared by all heads' clocks.
+
+Shapes: B rows, H heads, T queries, D head_dim, k neighbors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memorizing.errors import StateError
+from memorizing.knn import Neighbors, search_exact
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What a search found, and the entries themselves. No gradient flows into them."""
+
+    keys: Tensor
+    """(B, H, T, k, D) in the dtype of the memory."""
+    values: Tensor
+    """(B, H, T, k, D)."""
+    neighbors: Neighbors
+
+
+class Memory:
+    """A ring of `capacity` slots per row (paper, section 3.1: "non-differentiable memory", FIFO).
+
+    Entry e of a row (counted from the start of its document) is stored in slot e % capacity, in every head, for
+    keys and values alike: a slot id means the same everywhere, and the number of entries appended so far is the whole
+    clock of a row. Appending costs O(segment) at any capacity.
+
+    `append` and `reset` change the memory in place; nothing else does.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        num_heads: int,
+        capacity: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Make an empty memory. Zeroed pages are taken from the system as they are first written."""
+        shape = (num_rows, num_heads, capacity, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
+
+    @property
+    def capacity(self) -> int:
+        """Entries that a row holds at most."""
+        return self.keys.shape[2]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, each a document of its own."""
+        return self.keys.shape[0]
+
+    @property
+    def size(self) -> Tensor:
+        """(B,) int64 on the CPU: entries that each row holds now."""
+        return self.num_appended.clamp(max=self.capacity)
+
+    def append(self, keys: Tensor, values: Tensor, valid: Tensor | None = None) -> None:
+        """Write entries after the newest; the oldest give way. In place.
+
+        Args:
+            keys: (B, H, n, D), any n, oldest first. Stored without gradient in the dtype of the memory.
+            values: (B, H, n, D).
+            valid: (B, n) bool: which of them are entries; None is all.
+        """
+        if keys.shape != values.shape or keys.shape[:2] != self.keys.shape[:2]:
+            raise StateError(
+                f"cannot append keys {tuple(keys.shape)} and values {tuple(values.shape)} to a memory of "
+                f"{tuple(self.keys.shape)}; both must be (rows, heads, n, head_dim)"
+            )
+        keys, values = keys.detach(), values.detach()
+        with torch.no_grad():
+            for row in range(self.num_rows):
+                new_keys, new_values = keys[row], values[row]
+                if valid is not None and not bool(valid[row].all()):
+                    chosen = valid[row].nonzero().squeeze(-1)
+                    new_keys, new_values = new_keys[:, chosen], new_values[:, chosen]
+                self._append_row(row, new_keys, new_values)
+
+    def _append_row(self, row: int, keys: Tensor, values: Tensor) -> None:
+        num_new = keys.shape[1]
+        first = int(self.num_appended[row]) + max(0, num_new - self.capacity)
+        keys, values = keys[:, -self.capacity :], values[:, -self.capacity :]
+        start = first % self.capacity
+        until_end = min(keys.shape[1], self.capacity - start)
+        for ring, new in ((self.keys, keys), (self.values, values)):
+            ring[row, :, start : start + until_end] = new[:, :until_end].to(ring.dtype)
+            ring[row, :, : new.shape[1] - until_end] = new[:, until_end:].to(ring.dtype)
+        self.num_appended[row] += num_new
+
+    def reset(self, rows: Tensor) -> None:
+        """Forget the entries of the rows where the mask `rows` (B,) is True. In place, O(1)."""
+        self.num_appended[rows.cpu()] = 0
+
+    def retrieve(
+        self,
+        queries: Tensor,
+        num_neighbors: int,
+        *,
+        num_hidden: Tensor | None = None,
+        donor_rows: Tensor | None = None,
+        value_seed: int | None = None,
+    ) -> Retrieved:
+        """Find and fetch the nearest entries of every query (B, H, T, D).
+
+        Args:
+            queries: compared with stored keys by inner product.
+            num_neighbors: k.
+            num_hidden: (B, T): how many of the newest entries a query must not see.
+            donor_rows: (B,): the row whose memory is read in the place of the own one (a control).
+            value_seed: fetch values of random entries in the place of those found (a control).
+        """
+        size, appended, keys = self.size, self.num_appended, self.keys
+        if donor_rows is not None:
+            size, appended, keys = size[donor_rows], appended[donor_rows], keys[donor_rows]
+        neighbors = search_exact(
+            queries,
+            keys,
+            size.tolist(),
+            num_neighbors,
+            newest_slots=((appended - 1) % self.capacity).tolist(),
+            num_hidden=num_hidden,
+        )
+        rows = torch.arange(self.num_rows) if donor_rows is None else donor_rows
+        value_slots = neighbors.slots
+        if value_seed is not None:
+            generator = torch.Generator().manual_seed(value_seed)
+            random = torch.rand(value_slots.shape, generator=generator)
+            value_slots = (random * size.view(-1, 1, 1, 1)).long().to(value_slots.device)
+        return Retrieved(
+            self._fetch(self.keys, neighbors.slots, rows),
+            self._fetch(self.values, value_slots, rows),
+            neighbors,
+        )
+
+    def _fetch(self, ring: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
+        num_rows, num_heads, capacity, head_dim = ring.shape
+        first = (rows.to(slots.device).view(-1, 1) * num_heads + torch.arange(num_heads, device=slots.device)) * capacity
+        flat = (slots + first.view(slots.shape[0], num_heads, 1, 1)).flatten()
+        return ring.view(-1, head_dim).index_select(0, flat).view(*slots.shape, head_dim)
+
+    def compute_positions(self, slots: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Position in its document of the entry in every slot; `slots` is (B, H, T, k), `rows` the donor rows."""
+        appended = self.num_appended if rows is None else self.num_appended[rows]
+        newest = (appended - 1).to(slots.device).view(-1, 1, 1, 1)
+        return newest - (newest - slots) % self.capacity
+
+    def select_rows(self, rows: Tensor) -> Memory:
+        """A memory of these rows only, as a copy. `rows` is an index tensor."""
+        chosen = Memory.__new__(Memory)
+        chosen.keys, chosen.values = self.keys[rows], self.values[rows]
+        chosen.num_appended = self.num_appended[rows]
+        return chosen
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that is stored, by reference."""
+        return {"keys": self.keys, "values": self.values, "num_appended": self.num_appended}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Copy what `state_dict` gave into this memory of the same shape. In place."""
+        for name, mine in self.state_dict().items():
+            if tensors[name].shape != mine.shape or tensors[name].dtype != mine.dtype:
+                raise StateError(
+                    f"memory {name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, expected {tuple(mine.shape)} "
+                    f"{mine.dtype}; use the capacity, rows and model it was saved with"
+                )
+            mine.copy_(tensors[name])

@@ -1,0 +1,6 @@
+"""The model: position bias, local attention, memory attention, gate, blocks, and the history they read."""
+
+from memorizing.model.state import ModelState, RetrievalControl
+from memorizing.model.transformer import MemorizingTransformer, ModelOutput, Retrieval
+
+__all__ = ["MemorizingTransformer", "ModelOutput", "ModelState", "Retrieval", "RetrievalControl"]

@@ -1,0 +1,109 @@
+"""Where the tokens of one call stand: which keys exist, how far they are, what the next call keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memorizing.config import ModelConfig
+from memorizing.errors import StateError
+from memorizing.model.state import ModelState
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The geometry of a call, shared by all layers. B rows, T tokens, C cached before them, S = C + T keys."""
+
+    num_cached: int
+    """C: columns of the cache, aligned on the right."""
+    num_hidden_keys: tuple[int, ...]
+    """Per row: the first columns of the cache, which hold nothing of this document (or segment)."""
+    num_new: Tensor
+    """(B,) int64 on the CPU: valid tokens per row."""
+    next_position: Tensor
+    """(B,) int64 on the CPU."""
+    num_kept: int
+    """Columns of the next cache."""
+    query_position: Tensor
+    """(B, T) int64 on the CPU: position in the document of every valid token."""
+    is_whole: bool
+    """Whether every token is valid."""
+    columns: Tensor | None
+    """(B, S) int64: for calls that are not whole, the S keys with pads moved to the front."""
+    distances: Tensor | None
+    """(B, T, S) int64 for calls with padding on the left; -1 where a query must not look. None: distances follow
+    from the columns."""
+    first_valid: Tensor | None
+    """(B,) int64 for calls with padding on the left: index of the first valid token."""
+
+    @classmethod
+    def build(cls, config: ModelConfig, state: ModelState, tokens: Tensor, valid: Tensor | None) -> Layout:
+        """Work out the geometry of a call, and refuse one that breaks the memory's clock.
+
+        Raises:
+            StateError: other rows than the state's, a crossed segment boundary, uncommitted entries.
+        """
+        num_rows, num_tokens = tokens.shape
+        if num_rows != state.num_rows:
+            raise StateError(f"tokens have {num_rows} rows and the state {state.num_rows}; make a state with init_state({num_rows})")
+        mask = torch.ones(num_rows, num_tokens, dtype=torch.bool) if valid is None else valid.cpu()
+        num_new = mask.sum(1)
+        state.check_step(num_new)
+        num_cached = state.xl_caches[0].keys.shape[2]
+        count = _count_context(config, state.position)
+        next_position = state.position + num_new
+        is_whole = bool((num_new == num_tokens).all())
+        left_padded = not is_whole and bool((mask[:, 1:] & ~mask[:, :-1]).any())
+        query_position = state.position.unsqueeze(1) + (mask.cumsum(1) - 1).clamp(min=0)
+        columns = distances = first_valid = None
+        device = tokens.device
+        if not is_whole:
+            new = torch.arange(num_tokens) + num_cached
+            old = torch.arange(num_cached).expand(num_rows, -1)
+            # Stable sort by validity: pads first, then the cache, then the valid tokens, each in order.
+            order = torch.cat([torch.ones(num_rows, num_cached, dtype=torch.bool), mask], 1).to(torch.int8)
+            both = torch.cat([old, new.expand(num_rows, -1)], 1)
+            columns = both.gather(1, order.sort(dim=1, stable=True).indices).to(device)
+        if left_padded:
+            cached_position = state.position.unsqueeze(1) - num_cached + torch.arange(num_cached)
+            lowest = (state.position - count).unsqueeze(1)
+            key_position = torch.cat([cached_position, query_position], 1)
+            exists = torch.cat([cached_position >= lowest, mask], 1)
+            distances = query_position.unsqueeze(2) - key_position.unsqueeze(1)
+            distances = distances.masked_fill(~exists.unsqueeze(1), -1)
+            # A pad looks at itself only: its output is never used, but must be a number.
+            own = torch.zeros_like(distances, dtype=torch.bool)
+            own[:, :, num_cached:] = torch.eye(num_tokens, dtype=torch.bool)
+            distances = torch.where(mask.unsqueeze(2), distances, torch.where(own, 0, -1)).to(device)
+            first_valid = mask.to(torch.int8).argmax(1).to(device)
+        hidden = (num_cached - count.clamp(max=num_cached)).tolist()
+        kept = min(num_cached + num_tokens, int(_count_context(config, next_position).max()))
+        return cls(
+            num_cached, tuple(hidden), num_new, next_position, kept, query_position, is_whole, columns,
+            distances, first_valid,
+        )
+
+    def keep(self, keys: Tensor) -> Tensor:
+        """The columns of (B, H, S, D) that the next call needs, detached."""
+        keys = keys.detach()
+        if self.columns is None:
+            return keys[:, :, keys.shape[2] - self.num_kept :]
+        chosen = self.columns[:, self.columns.shape[1] - self.num_kept :]
+        return keys.gather(2, chosen[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
+
+    def keep_last(self, keys: Tensor, before: Tensor) -> Tensor:
+        """The last valid token's entry (B, H, D) of (B, H, T, D), or `before` where a row has none; detached."""
+        keys = keys.detach()
+        if self.columns is None:
+            return keys[:, :, -1]
+        last = self.columns[:, -1] - self.num_cached
+        chosen = keys[torch.arange(keys.shape[0], device=keys.device), :, last.clamp(min=0)]
+        return torch.where((self.num_new > 0).to(keys.device).view(-1, 1, 1), chosen, before)
+
+
+def _count_context(config: ModelConfig, position: Tensor) -> Tensor:
+    """How many tokens before `position` local attention may still need: never more than the window."""
+    context = position if config.xl_cache else position % config.segment_len
+    return context.clamp(max=config.window)

@@ -1,0 +1,72 @@
+"""T5's relative position bias (Raffel et al. 2020), used by local attention only (paper, section 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def compute_buckets(distances: Tensor, num_buckets: int, max_distance: int) -> Tensor:
+    """Bucket of each distance query - key >= 0: T5's causal buckets.
+
+    Half of the buckets hold one distance each, the other half grow logarithmically up to `max_distance`; all
+    that is farther shares the last.
+    """
+    num_exact = num_buckets // 2
+    ratio = distances.clamp(min=num_exact).double() / num_exact
+    large = num_exact + (ratio.log() / math.log(max_distance / num_exact) * (num_buckets - num_exact)).long()
+    return torch.where(distances < num_exact, distances, large.clamp(max=num_buckets - 1))
+
+
+class PositionBias(nn.Module):
+    """A learned bias per head and bucket of distances, 0 at the start."""
+
+    def __init__(self, num_heads: int, num_buckets: int, max_distance: int, window: int) -> None:
+        """Make a table for distances from 0 to window - 1."""
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_heads, num_buckets))
+        self.window = window
+        self.num_buckets, self.max_distance = num_buckets, max_distance
+        self._buckets: Tensor | None = None
+
+    def _compute_by_distance(self) -> Tensor:
+        if self._buckets is None or self._buckets.device != self.table.device:
+            distances = torch.arange(self.window, device=self.table.device)
+            self._buckets = compute_buckets(distances, self.num_buckets, self.max_distance)
+        # index_select: its backward is a plain index_add, unlike that of a general gather.
+        return self.table.index_select(1, self._buckets)
+
+    def forward(self, num_queries: int, num_keys: int, dtype: torch.dtype) -> Tensor:
+        """Bias (H, T, S) of T queries that are the last of S contiguous keys; -inf outside the causal window."""
+        by_distance = self._compute_by_distance()
+        heads = by_distance.shape[0]
+        # Entry v stands for distance num_keys - 1 - v, from the farthest key to (masked) keys in the future.
+        masked = by_distance.new_full((heads, 1), -math.inf)
+        far = masked.expand(heads, max(0, num_keys - self.window))
+        future = masked.expand(heads, num_queries - 1)
+        line = torch.cat([far, by_distance[:, : min(self.window, num_keys)].flip(1), future], dim=1)
+        return _ExpandDiagonals.apply(line.to(dtype), num_queries, num_keys)
+
+    def look_up(self, distances: Tensor, dtype: torch.dtype) -> Tensor:
+        """Bias (B, H, T, S) for any distances (B, T, S); -inf outside 0 to window - 1."""
+        inside = (distances >= 0) & (distances < self.window)
+        bias = self._compute_by_distance()[:, distances.clamp(0, self.window - 1)].transpose(0, 1)
+        return bias.masked_fill(~inside.unsqueeze(1), -math.inf).to(dtype)
+
+
+class _ExpandDiagonals(torch.autograd.Function):
+    """(H, S + T - 1) to (H, T, S): result[h, i, j] = line[h, j + T - 1 - i]; backward sums the diagonals."""
+
+    @staticmethod
+    def forward(ctx, line: Tensor, num_queries: int, num_keys: int) -> Tensor:  # noqa: ANN001
+        ctx.shape = (line.shape[0], num_queries, num_keys)
+        return line.unfold(1, num_keys, 1).flip(1)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN001
+        heads, queries, keys = ctx.shape
+        padded = nn.functional.pad(grads[0].flip(1), (0, queries)).view(heads, -1)
+        width = keys + queries - 1
+        return padded[:, : queries * width].view(heads, queries, width).sum(1), None, None

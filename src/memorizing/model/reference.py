@@ -1,0 +1,122 @@
+"""The paper's formulas, token by token: slow, plain, and the oracle of the tests.
+
+Reads one document at a time, layer by layer, with Python loops over tokens and heads. It shares the parameters of a
+`MemorizingTransformer` and nothing else: no cache, no ring, no search, no mask.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from memorizing.config import ModelConfig
+from memorizing.model.block import Attention, Block
+from memorizing.model.transformer import MemorizingTransformer
+
+
+def compute_reference_logits(model: MemorizingTransformer, tokens: Tensor, capacity: int) -> Tensor:
+    """Logits (n, vocab_size) of a document of n tokens, with a memory of `capacity` entries (0: none).
+
+    Gradients are those of training segment by segment: none through keys and values from before a token's own segment.
+    Stored entries are not rounded, so compare with a model whose `memory_dtype` is float32.
+    """
+    x = model.embedding.weight[tokens]
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        x = x + _attend(block.attention, _norm(x, block.attention_norm.gain), model.config, capacity)
+        hidden = torch.relu(_norm(x, block.feed_forward_norm.gain) @ block.feed_forward.expand.weight.T)
+        x = x + hidden @ block.feed_forward.contract.weight.T
+    x = _norm(x, model.final_norm.gain)
+    return x @ model.embedding.weight.T / math.sqrt(model.config.model_dim)
+
+
+def _norm(x: Tensor, gain: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain
+
+
+def _attend(attention: Attention, x: Tensor, config: ModelConfig, capacity: int) -> Tensor:
+    num_tokens = len(x)
+    q, k, v = (
+        (x @ part.weight.T).view(num_tokens, config.num_heads, config.head_dim)
+        for part in (attention.query, attention.key, attention.value)
+    )
+    if attention.smear is not None:
+        k = _smear(k, torch.sigmoid(attention.smear), config.segment_len)
+    if attention.scale is not None:
+        q = q / q.norm(dim=-1, keepdim=True)
+        k = k / k.norm(dim=-1, keepdim=True)
+    rows = []
+    for t in range(num_tokens):
+        heads = []
+        for h in range(config.num_heads):
+            scale = attention.scale[h] if attention.scale is not None else torch.tensor(config.head_dim**-0.5)
+            heads.append(_attend_one(attention, config, capacity, q[:, h], k[:, h], v[:, h], scale, t, h))
+        rows.append(torch.cat(heads))
+    return torch.stack(rows) @ attention.output.weight.T
+
+
+def _attend_one(
+    attention: Attention,
+    config: ModelConfig,
+    capacity: int,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: Tensor,
+    t: int,
+    h: int,
+) -> Tensor:
+    """Result (D,) of head h for token t."""
+    segment_start = t // config.segment_len * config.segment_len
+    first = max(0, t - config.window + 1)
+    if not config.xl_cache:
+        first = max(first, segment_start)
+    local_scores, local_values = [], []
+    for j in range(first, t + 1):
+        # Keys and values of earlier segments come from the cache: no gradient.
+        key, value = (k[j], v[j]) if j >= segment_start else (k[j].detach(), v[j].detach())
+        bias = attention.position_bias.table[h, _bucket(t - j, config)]
+        local_scores.append(scale * (q[t] @ key) + bias)
+        local_values.append(value)
+    scores = torch.stack(local_scores)
+    local = torch.softmax(scores, 0) @ torch.stack(local_values)
+    if not attention.has_memory or capacity == 0:
+        return local
+
+    oldest = max(0, segment_start - capacity)
+    newest = segment_start
+    if config.combine == "joint" and config.xl_cache:
+        newest = min(newest, first)  # what local attention sees is left out before the top k
+    entries = list(range(oldest, newest))
+    # Nearest first; of equal scores the newest entry first.
+    entries.sort(key=lambda j: (-float(q[t].detach() @ k[j].detach()), -j))
+    nearest = entries[: config.num_neighbors]
+    if not nearest:
+        return local
+    memory_scores = torch.stack([scale * (q[t] @ k[j].detach()) for j in nearest])
+    memory_values = torch.stack([v[j].detach() for j in nearest])
+    if config.combine == "joint":
+        joint = torch.softmax(torch.cat([scores, memory_scores]), 0)
+        return joint @ torch.cat([torch.stack(local_values), memory_values])
+    gate = torch.sigmoid(attention.gate_bias[h])  # type: ignore[index]
+    return gate * (torch.softmax(memory_scores, 0) @ memory_values) + (1 - gate) * local
+
+
+def _smear(k: Tensor, share: Tensor, segment_len: int) -> Tensor:
+    """Mix every key (n, H, D) with the one before; the first stays as it is."""
+    mixed = [k[0]]
+    for t in range(1, len(k)):
+        before = k[t - 1].detach() if t % segment_len == 0 else k[t - 1]
+        mixed.append(share.unsqueeze(-1) * k[t] + (1 - share.unsqueeze(-1)) * before)
+    return torch.stack(mixed)
+
+
+def _bucket(distance: int, config: ModelConfig) -> int:
+    """T5's causal bucket: exact up to half of the buckets, then logarithmic up to max_distance."""
+    num_exact = config.num_buckets // 2
+    if distance < num_exact:
+        return distance
+    share = math.log(distance / num_exact) / math.log(config.max_distance / num_exact)
+    return min(config.num_buckets - 1, num_exact + int(share * (config.num_buckets - num_exact)))

@@ -1,0 +1,198 @@
+"""The history of a model: everything that is not a weight is passed in and returned.
+
+Shapes: B rows, H heads, C cached tokens, D head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from memorizing.errors import StateError
+from memorizing.memory import Memory
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Keys and values (B, H, n, D) of n tokens, without gradient."""
+
+    keys: Tensor
+    values: Tensor
+
+    def select(self, rows: Tensor) -> Entries:
+        """These rows only."""
+        return Entries(self.keys[rows], self.values[rows])
+
+
+@dataclass(frozen=True)
+class Staged:
+    """New entries of one memory layer that are not written yet."""
+
+    entries: Entries
+    valid: Tensor
+    """(B, n) bool."""
+
+
+@dataclass(frozen=True)
+class RetrievalControl:
+    """Makes retrieval wrong on purpose, to show what the right one is worth."""
+
+    donor_rows: Tensor | None = None
+    """(B,) int64: row b reads the memory of row donor_rows[b]."""
+    shuffle_values: bool = False
+    """Right keys, but the values of random other entries."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """Where every row is in its document, and what the model keeps of what it read.
+
+    A forward pass returns a new state and leaves its own as it was. The memories are the exception that makes them cheap:
+    `commit` and `start_documents` change them in place, so a state from before is void after these calls.
+    """
+
+    segment_len: int
+    position: Tensor
+    """(B,) int64 on the CPU: tokens of its document that each row has read."""
+    xl_caches: tuple[Entries, ...]
+    """Per layer, the last tokens' keys and values, aligned on the right; how many count follows from `position`."""
+    previous_keys: tuple[Tensor, ...]
+    """Per layer, the last token's raw key (B, H, D), for smearing; empty where the model does not smear."""
+    staged: dict[int, Staged]
+    """Per memory layer, entries that wait for the end of their segment."""
+    memories: dict[int, Memory]
+    """Per memory layer, what was written."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch."""
+        return self.position.shape[0]
+
+    def count_pending(self) -> Tensor:
+        """(B,) int64 on the CPU: staged entries per row."""
+        for staged in self.staged.values():
+            return staged.valid.sum(1).cpu()
+        return torch.zeros_like(self.position)
+
+    def check_step(self, num_new: Tensor) -> None:
+        """Refuse a call that would cross a segment boundary or read past entries that were not written.
+
+        Raises:
+            StateError: with the row, what it has and what to do.
+        """
+        offset = self.position % self.segment_len
+        pending = self.count_pending()
+        for row in range(self.num_rows):
+            place, new = int(offset[row]), int(num_new[row])
+            if place + new > self.segment_len:
+                raise StateError(
+                    f"row {row} is at position {int(self.position[row])} and {new} more tokens would cross a boundary of "
+                    f"segments of {self.segment_len}; split the call so that at most {self.segment_len - place} tokens follow"
+                )
+            if new and place == 0 and int(pending[row]):
+                raise StateError(
+                    f"row {row} starts a segment with {int(pending[row])} entries of the last one uncommitted; "
+                    "call state = state.commit() after the backward pass of every segment"
+                )
+
+    def commit(self) -> ModelState:
+        """Write the staged entries of all rows that stand at the end of a segment into their memories.
+
+        Call it after the backward pass of a segment. Before the end of a segment it does nothing. Changes the memories in place.
+        """
+        if not self.staged:
+            return self
+        at_boundary = (self.position % self.segment_len == 0) & (self.position > 0)
+        if not bool(at_boundary.any()):
+            return self
+        rows = at_boundary.unsqueeze(1)
+        staged = {}
+        for layer, waiting in self.staged.items():
+            write = waiting.valid & rows.to(waiting.valid.device)
+            self.memories[layer].append(waiting.entries.keys, waiting.entries.values, write)
+            if not bool(at_boundary.all()):
+                staged[layer] = replace(waiting, valid=waiting.valid & ~rows.to(waiting.valid.device))
+        return replace(self, staged=staged)
+
+    def start_documents(self, doc_start: Tensor) -> ModelState:
+        """Start a new document in the rows where the mask (B,) is True: clock, caches, staged entries, memory.
+
+        Resets these rows of the memories in place.
+        """
+        doc_start = doc_start.cpu()
+        if not bool(doc_start.any()):
+            return self
+        for memory in self.memories.values():
+            memory.reset(doc_start)
+        kept = ~doc_start
+        staged = {}
+        if bool(kept.any()):
+            staged = {
+                layer: replace(waiting, valid=waiting.valid & kept.to(waiting.valid.device).unsqueeze(1))
+                for layer, waiting in self.staged.items()
+            }
+        # What the caches hold needs no clearing: at position 0 none of it counts.
+        return replace(self, position=self.position.masked_fill(doc_start, 0), staged=staged)
+
+    def select_rows(self, rows: Tensor) -> ModelState:
+        """A state of these rows only (an index tensor), in that order, as a copy."""
+        return replace(
+            self,
+            position=self.position[rows],
+            xl_caches=tuple(cache.select(rows) for cache in self.xl_caches),
+            previous_keys=tuple(key[rows] for key in self.previous_keys),
+            staged={
+                layer: Staged(waiting.entries.select(rows), waiting.valid[rows])
+                for layer, waiting in self.staged.items()
+            },
+            memories={layer: memory.select_rows(rows) for layer, memory in self.memories.items()},
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors by name, by reference; every one has the rows as its first dimension."""
+        tensors = {"position": self.position}
+        for layer, cache in enumerate(self.xl_caches):
+            tensors[f"xl_caches.{layer}.keys"] = cache.keys
+            tensors[f"xl_caches.{layer}.values"] = cache.values
+        for layer, key in enumerate(self.previous_keys):
+            tensors[f"previous_keys.{layer}"] = key
+        for layer, waiting in self.staged.items():
+            tensors[f"staged.{layer}.keys"] = waiting.entries.keys
+            tensors[f"staged.{layer}.values"] = waiting.entries.values
+            tensors[f"staged.{layer}.valid"] = waiting.valid
+        for layer, memory in self.memories.items():
+            tensors |= {f"memories.{layer}.{name}": tensor for name, tensor in memory.state_dict().items()}
+        return tensors
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> ModelState:
+        """The state that `state_dict` described. Copies into the memories of this state in place.
+
+        Raises:
+            StateError: the tensors are of another model, capacity or number of rows.
+        """
+        try:
+            position = tensors["position"]
+            if position.shape != self.position.shape:
+                raise StateError(f"the saved state has {len(position)} rows, this one {self.num_rows}; use the same number")
+            caches = tuple(
+                Entries(tensors[f"xl_caches.{layer}.keys"], tensors[f"xl_caches.{layer}.values"])
+                for layer in range(len(self.xl_caches))
+            )
+            previous = tuple(tensors[f"previous_keys.{layer}"] for layer in range(len(self.previous_keys)))
+            staged = {
+                layer: Staged(
+                    Entries(tensors[f"staged.{layer}.keys"], tensors[f"staged.{layer}.values"]),
+                    tensors[f"staged.{layer}.valid"],
+                )
+                for layer in self.memories
+                if f"staged.{layer}.keys" in tensors
+            }
+            for layer, memory in self.memories.items():
+                names = ("keys", "values", "num_appended")
+                memory.load_state_dict({name: tensors[f"memories.{layer}.{name}"] for name in names})
+        except KeyError as error:
+            raise StateError(f"the saved state has no tensor {error}; it belongs to another model") from error
+        return replace(self, position=position, xl_caches=caches, previous_keys=previous, staged=staged)

@@ -1,0 +1,235 @@
+"""The paper's decoder: vanilla, sliding window, Transformer-XL or Memorizing Transformer, by configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+from torch.utils.checkpoint import checkpoint
+
+from memorizing.config import ModelConfig, check_capacity
+from memorizing.errors import ConfigError
+from memorizing.memory import Memory
+from memorizing.model.block import AttentionResult, Block, Norm, Reading
+from memorizing.model.layout import Layout
+from memorizing.model.state import Entries, ModelState, RetrievalControl, Staged
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What one memory layer retrieved in one call. B rows, H heads, T queries, k neighbors."""
+
+    slots: Tensor
+    """(B, H, T, k) int64."""
+    positions: Tensor
+    """(B, H, T, k) int64: position in its document of the token behind the entry."""
+    weights: Tensor
+    """(B, H, T, k): softmax weights over the retrieved entries."""
+    valid: Tensor
+    """(B, H, T, k) bool."""
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """Logits of a call and the history after it."""
+
+    logits: Tensor
+    """(B, T, vocab_size) in the model's compute dtype."""
+    state: ModelState
+    retrievals: dict[int, Retrieval] | None = None
+    """Per memory layer, where asked for."""
+
+
+class MemorizingTransformer(nn.Module):
+    """A decoder-only transformer whose memory layers also read an external memory (paper, section 3).
+
+    Weights live here; history lives in a `ModelState` that is passed in and returned. A step over a segment:
+
+        state = state.start_documents(batch.doc_start)
+        output = model(batch.tokens, state, valid=batch.valid)
+        ...                                   # loss, backward
+        state = output.state.commit()         # the segment's entries become retrievable
+
+    Parameters are fp32; `compute_dtype` is the dtype of activations and matrix products.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make a model with random weights, drawn from torch's global generator."""
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.gradient_checkpointing = False
+        self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
+        self.blocks = nn.ModuleList(Block(config, layer in config.memory_layers) for layer in range(config.num_layers))
+        self.final_norm = Norm(config.model_dim)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Unit embeddings (logits are divided by sqrt(d)), matrices of variance 1 / fan_in, quiet residual outputs."""
+        nn.init.normal_(self.embedding.weight)
+        quiet = 1.0 / math.sqrt(2 * self.config.num_layers)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.in_features))
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            with torch.no_grad():
+                block.attention.output.weight.mul_(quiet)
+                block.feed_forward.contract.weight.mul_(quiet)
+
+    def init_state(
+        self, num_rows: int, capacity: int | None = None, device: torch.device | str | None = None
+    ) -> ModelState:
+        """An empty history for `num_rows` documents side by side.
+
+        Args:
+            num_rows: rows of the batch.
+            capacity: entries per row of each memory; None takes the configuration's, 0 turns the memory off.
+            device: where caches and memories live; by default with the weights.
+
+        Raises:
+            ConfigError: a capacity between 1 and num_neighbors - 1.
+        """
+        config = self.config
+        capacity = config.capacity if capacity is None else capacity
+        check_capacity(capacity, config.num_neighbors)
+        device = self.embedding.weight.device if device is None else torch.device(device)
+        shape = (num_rows, config.num_heads, 0, config.head_dim)
+        empty = Entries(*(torch.zeros(shape, dtype=self.compute_dtype, device=device) for _ in range(2)))
+        first_key = torch.zeros(num_rows, config.num_heads, config.head_dim, dtype=self.compute_dtype, device=device)
+        dtype = _DTYPES[config.memory_dtype]
+        return ModelState(
+            segment_len=config.segment_len,
+            position=torch.zeros(num_rows, dtype=torch.int64),
+            xl_caches=(empty,) * config.num_layers,
+            previous_keys=(first_key,) * (config.num_layers if config.smear_keys else 0),
+            staged={},
+            memories={
+                layer: Memory(num_rows, config.num_heads, capacity, config.head_dim, dtype, device)
+                for layer in config.memory_layers
+                if capacity
+            },
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState,
+        *,
+        valid: Tensor | None = None,
+        memory_open: Tensor | bool = True,
+        control: RetrievalControl | None = None,
+        return_retrievals: bool = False,
+    ) -> ModelOutput:
+        """Read tokens that follow what the state has read.
+
+        The memories of the state are searched, not changed: the new entries are staged in the returned state until
+        `commit`. No gradient flows into caches, staged entries or memories.
+
+        Args:
+            tokens: (B, T) int64; no row may cross a boundary of segments.
+            state: the history of these rows.
+            valid: (B, T) bool; False on padding, left or right, which is neither seen nor remembered.
+            memory_open: (B,) bool or one for all: rows that do not read their memory now (they still write).
+            control: retrieval that is wrong on purpose.
+            return_retrievals: also return what was retrieved.
+
+        Raises:
+            StateError: a crossed segment boundary, uncommitted entries, other rows than the state's.
+            ConfigError: a token outside the vocabulary.
+        """
+        self._check_tokens(tokens)
+        layout = Layout.build(self.config, state, tokens, valid)
+        is_open = torch.as_tensor(memory_open).cpu().expand(tokens.shape[0])
+        x = embedding(tokens, self.embedding.weight).to(self.compute_dtype)
+        results: list[AttentionResult] = []
+        for layer, block in enumerate(self.blocks):
+            memory = state.memories.get(layer)
+            arguments = (
+                x,
+                layout,
+                state.xl_caches[layer],
+                state.previous_keys[layer] if state.previous_keys else None,
+                None if memory is None else Reading(memory, is_open, control),
+            )
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x, result = checkpoint(block, *arguments, use_reentrant=False)  # type: ignore[misc]
+            else:
+                x, result = block(*arguments)
+            results.append(result)
+        weight = self.embedding.weight.to(x.dtype)
+        logits = linear(self.final_norm(x) / math.sqrt(self.config.model_dim), weight)
+        next_state = self._advance(state, layout, results, valid)
+        retrievals = self._describe(state, results, control) if return_retrievals else None
+        return ModelOutput(logits, next_state, retrievals)
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.numel() and not tokens.is_cuda:
+            low, high = (int(bound) for bound in tokens.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ConfigError(
+                    f"tokens run from {low} to {high}; the model's vocabulary has 0 to {self.config.vocab_size - 1}; "
+                    "use the tokenizer the model was trained with"
+                )
+
+    def _advance(
+        self, state: ModelState, layout: Layout, results: list[AttentionResult], valid: Tensor | None
+    ) -> ModelState:
+        staged = {}
+        for layer in state.memories:
+            new = results[layer].staged
+            assert new is not None
+            num_rows, _, num_tokens, _ = new.keys.shape
+            mask = torch.ones(num_rows, num_tokens, dtype=torch.bool, device=new.keys.device) if valid is None else valid
+            before = state.staged.get(layer)
+            if before is not None:
+                new = Entries(
+                    torch.cat([before.entries.keys, new.keys], 2), torch.cat([before.entries.values, new.values], 2)
+                )
+                mask = torch.cat([before.valid, mask], 1)
+            staged[layer] = Staged(new, mask)
+        return ModelState(
+            segment_len=state.segment_len,
+            position=layout.next_position,
+            xl_caches=tuple(result.cache for result in results),
+            previous_keys=tuple(r.previous_key for r in results if r.previous_key is not None),
+            staged=staged,
+            memories=state.memories,
+        )
+
+    @staticmethod
+    def _describe(
+        state: ModelState, results: list[AttentionResult], control: RetrievalControl | None
+    ) -> dict[int, Retrieval]:
+        found = {}
+        for layer, memory in state.memories.items():
+            retrieved, weights = results[layer].retrieved, results[layer].weights
+            if retrieved is None or weights is None:
+                continue
+            neighbors = retrieved.neighbors
+            positions = memory.compute_positions(neighbors.slots, None if control is None else control.donor_rows)
+            found[layer] = Retrieval(neighbors.slots, positions, weights.detach(), neighbors.valid)
+        return found
+
+    def gates(self) -> dict[int, Tensor]:
+        """Gate per head in [0, 1] of every memory layer, 1 = memory only; empty with the joint softmax."""
+        return {
+            layer: torch.sigmoid(block.attention.gate_bias.detach())
+            for layer, block in self._attention_blocks()
+            if block.attention.gate_bias is not None
+        }
+
+    def memory_parameters(self) -> list[nn.Parameter]:
+        """Gates and scales: an optimizer group of their own, without weight decay."""
+        parameters = []
+        for _, block in self._attention_blocks():
+            parameters += [p for p in (block.attention.gate_bias, block.attention.scale) if p is not None]
+        return parameters
+
+    def _attention_blocks(self) -> list[tuple[int, Block]]:
+        return [(layer, block) for layer, block in enumerate(self.blocks) if isinstance(block, Block)]

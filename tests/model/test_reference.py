@@ -1,0 +1,76 @@
+"""The model against the paper's formulas token by token, in value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from memorizing.model.reference import compute_reference_logits
+
+from .tools import make_model, make_tokens, read
+
+KINDS = {
+    "vanilla": {"xl_cache": False, "memory_layers": (), "capacity": 0},
+    "sliding window": {"xl_cache": False, "window": 3, "memory_layers": (), "capacity": 0},
+    "transformer-xl": {"memory_layers": (), "capacity": 0},
+    "transformer-xl, short window": {"window": 5, "memory_layers": (), "capacity": 0},
+    "transformer-xl, window of several segments": {"window": 19, "memory_layers": (), "capacity": 0},
+    "memory without cache": {"xl_cache": False},
+    "memory with cache": {},
+    "memory of every token": {"capacity": 64},
+    "memory of k entries": {"capacity": 3},
+    "every entry retrieved": {"capacity": 23, "num_neighbors": 23},
+    "two memory layers": {"memory_layers": (0, 2)},
+    "joint softmax": {"combine": "joint"},
+    "joint softmax without cache": {"combine": "joint", "xl_cache": False},
+    "joint softmax, window of several segments": {"combine": "joint", "window": 11, "capacity": 31},
+    "without smearing": {"smear_keys": False},
+    "without normalization": {"normalize_qk": False},
+    "dropout of zero layers": {"num_layers": 2, "memory_layers": (1,)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_gradients_equal_the_reference(kind: str) -> None:
+    model = make_model(**KINDS[kind])
+    tokens = make_tokens(1, 41)
+    logits, _ = read(model, tokens)
+    expected = compute_reference_logits(model, tokens[0], model.config.capacity)
+    # Stored entries are fp32, the rest fp64.
+    torch.testing.assert_close(logits[0], expected, rtol=1e-5, atol=1e-5)
+
+    # An uneven weight per logit, so that no gradient cancels.
+    weight = torch.linspace(-1.0, 1.0, expected.numel(), dtype=expected.dtype).view_as(expected)
+    parameters = dict(model.named_parameters())
+    ours = torch.autograd.grad((logits[0] * weight).sum(), list(parameters.values()), allow_unused=True)
+    theirs = torch.autograd.grad((expected * weight).sum(), list(parameters.values()), allow_unused=True)
+    for name, our, their in zip(parameters, ours, theirs, strict=True):
+        assert (our is None) == (their is None), name
+        if our is not None:
+            torch.testing.assert_close(our, their, rtol=2e-5, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_gate_and_scale_and_query_of_a_memory_layer_get_gradients() -> None:
+    model = make_model()
+    logits, _ = read(model, make_tokens(2, 31))
+    logits.square().sum().backward()
+    attention = model.blocks[1].attention
+    for parameter in (attention.gate_bias, attention.scale, attention.query.weight, attention.key.weight):
+        assert parameter.grad.abs().max() > 0
+
+
+def test_gradient_checkpointing_changes_neither_logits_nor_gradients() -> None:
+    gradients = []
+    for enabled in (False, True):
+        model = make_model()
+        model.gradient_checkpointing = enabled
+        tokens = make_tokens(2, 20)
+        state = model.init_state(2)
+        for start in range(0, 20, 7):
+            output = model(tokens[:, start : start + 7], state)
+            output.logits.square().sum().backward()
+            state = output.state.commit()
+        assert state.memories[1].num_appended.tolist() == [14, 14]
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=0, atol=0)
