@@ -65,6 +65,9 @@ class ModelConfig:
     """Start of the learned scale of normalized scores; 0 means sqrt(head_dim)."""
     gate_bias_init: float = 0.0
     """Start of the gate's logit: 0 mixes memory and local attention half and half."""
+    induction_init: bool = False
+    """Memory layers start as induction heads, so that they find and copy what followed the like of
+    the present token before they have learned anything. Holds with `capacity` 0 too."""
     num_buckets: int = 32
     """T5 relative position bias: entries of a layer's table per head."""
     max_distance: int = 128
@@ -87,6 +90,13 @@ class ModelConfig:
             f"(this model has {self.num_layers})",
         )
         require(len(set(layers)) == len(layers), "model.memory_layers", layers, "each layer once")
+        require(
+            self.smear_keys or not self.induction_init,
+            "model.induction_init",
+            self.induction_init,
+            "false, or true with model.smear_keys = true: an induction head looks for a token by "
+            "the key of the one after it",
+        )
         _require_at_least(self, "model", 2, "num_buckets")
         require(
             self.max_distance > self.num_buckets // 2,

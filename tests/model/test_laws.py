@@ -53,7 +53,8 @@ def test_a_closed_gate_equals_the_plain_transformer() -> None:
 
 
 def test_an_open_gate_ignores_the_local_context() -> None:
-    # One layer: the logits of a token are then a function of the token and of what its head retrieved.
+    # One layer: the logits of a token are then a function of the token and of what its head
+    # retrieved.
     model = make_model(num_layers=1, memory_layers=(0,), smear_keys=False, xl_cache=True)
     set_gates(model, 1e4)
     tokens = make_tokens(1, 21)
@@ -130,7 +131,9 @@ def test_starting_a_document_in_one_row_leaves_the_others() -> None:
 @pytest.mark.parametrize("xl_cache", [True, False])
 @settings(max_examples=12, deadline=None)
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=40))
-def test_any_chunking_gives_the_same_logits(combine: str, xl_cache: bool, lengths: list[int]) -> None:
+def test_any_chunking_gives_the_same_logits(
+    combine: str, xl_cache: bool, lengths: list[int]
+) -> None:
     model = make_model(combine=combine, xl_cache=xl_cache)
     tokens = make_tokens(1, 31)
     whole, _ = read(model, tokens)
@@ -155,7 +158,9 @@ def test_padding_changes_nothing(side: str, xl_cache: bool) -> None:
     done = [0, 0, 0]
     collected: list[list[torch.Tensor]] = [[], [], []]
     for step in range(60):
-        takes = [min((3 + step + 2 * row) % 5, 7 - done[row] % 7, 19 - done[row]) for row in range(3)]
+        takes = [
+            min((3 + step + 2 * row) % 5, 7 - done[row] % 7, 19 - done[row]) for row in range(3)
+        ]
         if not any(takes):
             continue
         call = torch.full((3, 5), 28)
@@ -210,6 +215,18 @@ def test_a_forward_pass_leaves_its_state_as_it_was() -> None:
     assert state.memories[1].num_appended.tolist() == [14]
 
 
+def test_staged_entries_do_not_pile_up_while_one_row_is_between_boundaries() -> None:
+    model = make_model()
+    tokens = make_tokens(2, 30)
+    _, state = read(model, tokens[:, :3])
+    kept = torch.tensor([[False] * 7, [True] * 7])
+    state = state.start_documents(torch.tensor([False, True]))
+    for _ in range(4):
+        state = model(tokens[:, :7], state, valid=kept).state.commit()
+        assert state.staged[1].valid.shape == (2, 3)
+    assert state.memories[1].num_appended.tolist() == [0, 28]
+
+
 def test_tails_retrieve_and_are_never_written() -> None:
     model = make_model()
     tokens = make_tokens(1, 17)
@@ -251,7 +268,10 @@ def test_shuffled_values_keep_what_is_found_and_change_the_output() -> None:
     _, state = read(model, tokens[:, :14])
     own = model(tokens[:, 14:], state, return_retrievals=True)
     shuffled = model(
-        tokens[:, 14:], state, control=RetrievalControl(shuffle_values=True, seed=3), return_retrievals=True
+        tokens[:, 14:],
+        state,
+        control=RetrievalControl(shuffle_values=True, seed=3),
+        return_retrievals=True,
     )
     assert torch.equal(own.retrievals[1].slots, shuffled.retrievals[1].slots)
     assert not torch.allclose(own.logits, shuffled.logits)
@@ -280,11 +300,14 @@ def test_selected_rows_continue_as_they_would_have() -> None:
     _, state = read(model, tokens[:, :18])
     expected, _ = read(model, tokens[:, 18:], state=state.select_rows(torch.tensor([0, 1, 2])))
     rows = torch.tensor([2, 0])
-    torch.testing.assert_close(read(model, tokens[rows, 18:], state=state.select_rows(rows))[0], expected[rows])
+    torch.testing.assert_close(
+        read(model, tokens[rows, 18:], state=state.select_rows(rows))[0], expected[rows]
+    )
 
 
 def test_bf16_errs_at_most_twice_as_much_as_plain_bf16_attention() -> None:
-    # The error of the plain transformer in bf16 is PyTorch's own; memory must not add a new kind of error.
+    # The error of the plain transformer in bf16 is PyTorch's own; memory must not add a new kind of
+    # error.
     model = make_model(dtype=torch.float32, memory_dtype="bfloat16", num_neighbors=17)
     tokens = make_tokens(2, 35)
     errors = {}
@@ -306,6 +329,15 @@ def test_the_papers_sizes_have_the_papers_parameters(name: str, billions: float)
     with torch.device("meta"):
         model = MemorizingTransformer(config)
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+def test_a_model_that_was_evaluated_can_be_trained() -> None:
+    model = make_model()
+    tokens = make_tokens(1, 7)
+    with torch.inference_mode():
+        model(tokens, model.init_state(1))
+    model(tokens, model.init_state(1)).logits.sum().backward()
+    assert model.blocks[0].attention.position_bias.table.grad is not None
 
 
 def test_memory_bytes_are_those_of_the_paper() -> None:

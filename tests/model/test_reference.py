@@ -14,7 +14,11 @@ KINDS = {
     "sliding window": {"xl_cache": False, "window": 3, "memory_layers": (), "capacity": 0},
     "transformer-xl": {"memory_layers": (), "capacity": 0},
     "transformer-xl, short window": {"window": 5, "memory_layers": (), "capacity": 0},
-    "transformer-xl, window of several segments": {"window": 19, "memory_layers": (), "capacity": 0},
+    "transformer-xl, window of several segments": {
+        "window": 19,
+        "memory_layers": (),
+        "capacity": 0,
+    },
     "memory without cache": {"xl_cache": False},
     "memory with cache": {},
     "memory of every token": {"capacity": 64},
@@ -42,12 +46,18 @@ def test_logits_and_gradients_equal_the_reference(kind: str) -> None:
     # An uneven weight per logit, so that no gradient cancels.
     weight = torch.linspace(-1.0, 1.0, expected.numel(), dtype=expected.dtype).view_as(expected)
     parameters = dict(model.named_parameters())
-    ours = torch.autograd.grad((logits[0] * weight).sum(), list(parameters.values()), allow_unused=True)
-    theirs = torch.autograd.grad((expected * weight).sum(), list(parameters.values()), allow_unused=True)
+    ours = torch.autograd.grad(
+        (logits[0] * weight).sum(), list(parameters.values()), allow_unused=True
+    )
+    theirs = torch.autograd.grad(
+        (expected * weight).sum(), list(parameters.values()), allow_unused=True
+    )
     for name, our, their in zip(parameters, ours, theirs, strict=True):
         assert (our is None) == (their is None), name
         if our is not None:
-            torch.testing.assert_close(our, their, rtol=2e-5, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+            torch.testing.assert_close(
+                our, their, rtol=2e-5, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}"
+            )
 
 
 def test_gate_and_scale_and_query_of_a_memory_layer_get_gradients() -> None:
@@ -55,7 +65,12 @@ def test_gate_and_scale_and_query_of_a_memory_layer_get_gradients() -> None:
     logits, _ = read(model, make_tokens(2, 31))
     logits.square().sum().backward()
     attention = model.blocks[1].attention
-    for parameter in (attention.gate_bias, attention.scale, attention.query.weight, attention.key.weight):
+    for parameter in (
+        attention.gate_bias,
+        attention.scale,
+        attention.query.weight,
+        attention.key.weight,
+    ):
         assert parameter.grad.abs().max() > 0
 
 

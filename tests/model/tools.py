@@ -1,4 +1,4 @@
-"""Small models and readers shared by the tests of the model. Every size is another prime where it can be."""
+"""Small models and readers for the tests of the model. Sizes are different primes."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ SMALL = ModelConfig(
 )
 
 
-def make_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: object) -> MemorizingTransformer:
-    """A model with all its parameters (biases, gates, smears too) away from their starting values."""
+def make_model(
+    seed: int = 0, dtype: torch.dtype = torch.float64, **changes: object
+) -> MemorizingTransformer:
+    """A model whose parameters are all away from their starting values."""
     torch.manual_seed(seed)
     model = MemorizingTransformer(replace(SMALL, **changes)).to(dtype)  # type: ignore[arg-type]
     model.compute_dtype = dtype
@@ -43,7 +45,9 @@ def make_model(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: obj
 
 def make_tokens(num_rows: int, num_tokens: int, seed: int = 1, vocab_size: int = 29) -> Tensor:
     """Random tokens (num_rows, num_tokens)."""
-    return torch.randint(vocab_size, (num_rows, num_tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        vocab_size, (num_rows, num_tokens), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def read(
@@ -53,7 +57,7 @@ def read(
     chunk_len: int | None = None,
     state: ModelState | None = None,
 ) -> tuple[Tensor, ModelState]:
-    """Logits of whole documents read in chunks (default: a segment), committing after each, and the last state."""
+    """Logits of whole documents read in chunks (default: a segment), and the last state."""
     state = model.init_state(len(tokens), capacity) if state is None else state
     chunk_len = model.config.segment_len if chunk_len is None else chunk_len
     logits = []

@@ -1,9 +1,10 @@
 """Exact search: a matrix product, then the top k in two stages.
 
 The scores of a query are split into `num_buckets` strided buckets: element j of bucket b stands at
-j * num_buckets + b, so that the maxima of all buckets are vertical SIMD operations over contiguous memory. The k buckets
-with the largest maxima are kept and the top k is taken among their members. This is exact: a bucket that holds one
-of the true top k has a maximum at least as large, and fewer than k buckets can exceed it.
+j * num_buckets + b, so that the maxima of all buckets are vertical SIMD operations over contiguous
+memory. The k buckets with the largest maxima are kept and the top k is taken among their members.
+This is exact: a bucket that holds one of the true top k has a maximum at least as large, and fewer
+than k buckets can exceed it.
 
 Shapes: B rows, H heads, T queries, N slots, D head_dim.
 """
@@ -19,7 +20,8 @@ from torch import Tensor
 from memorizing.knn.neighbors import Neighbors
 
 _TILE_BYTES = 16 * 2**20
-"""Scores of one tile of queries: small enough to stay in a shared cache between the product and the selection."""
+"""Scores of one tile of queries: small enough to stay in a shared cache between the product and
+the selection."""
 
 
 def search_exact(
@@ -33,18 +35,20 @@ def search_exact(
 ) -> Neighbors:
     """Find the entries with the largest inner products, per row and head (paper, section 3.1).
 
-    Scores are products in the dtype of `keys`, accumulated in fp32. With fp32 keys, equal scores are ordered
-    newest first. With bf16 or fp16 keys many scores are equal after rounding; which of those that equal the k-th are
-    returned is then left open, so that every returned score is at least the k-th true score less one rounding.
+    Scores are products in the dtype of `keys`, accumulated in fp32. With fp32 keys, equal scores
+    are ordered newest first. With bf16 or fp16 keys many scores are equal after rounding; which of
+    those that equal the k-th are returned is then left open, so that every returned score is at
+    least the k-th true score less one rounding.
 
     Args:
         queries: (B, H, T, D). No gradient flows through the search.
         keys: (B, H, N, D). In row b, slots 0 to sizes[b] - 1 hold entries.
         sizes: entries per row, 0 to N.
         num_neighbors: k.
-        newest_slots: per row the slot written last (the ring continues backwards from there); by default the
-            entries were written in the order of their slots.
-        num_hidden: (B, T) int: how many of the newest entries each query must not see; by default none.
+        newest_slots: per row the slot written last (the ring continues backwards from there); by
+            default the entries were written in the order of their slots.
+        num_hidden: (B, T) int: how many of the newest entries each query must not see; by default
+            none.
 
     Returns:
         Neighbors, best first.
@@ -115,13 +119,15 @@ def _search_tile(
 
 
 def _choose_bucket_len(size: int, k: int) -> int:
-    """About sqrt(N / k) members: as many buckets to look through as members of the k that are kept."""
+    """About sqrt(N / k): as many buckets to look through as members of the k that are kept."""
     if size <= 4 * k:
         return 1
     return 2 ** max(0, round(math.log2(math.sqrt(size / k))))
 
 
-def _select_two_stage(scores: Tensor, k: int, bucket_len: int, num_buckets: int) -> tuple[Tensor, Tensor]:
+def _select_two_stage(
+    scores: Tensor, k: int, bucket_len: int, num_buckets: int
+) -> tuple[Tensor, Tensor]:
     if bucket_len == 1:
         best, slots = scores.topk(k, dim=-1)
         return best, slots
@@ -135,7 +141,7 @@ def _select_two_stage(scores: Tensor, k: int, bucket_len: int, num_buckets: int)
 
 
 def _select_newest_first(scores: Tensor, k: int, newest: int) -> tuple[Tensor, Tensor]:
-    """Top k with equal scores ordered newest first: a stable sort of the entries in the order of age."""
+    """Top k, equal scores newest first: a stable sort of the entries in the order of age."""
     size = scores.shape[-1]
     by_age = (newest - torch.arange(size, device=scores.device)) % size
     best, chosen = scores[..., by_age].sort(dim=-1, descending=True, stable=True)

@@ -17,6 +17,7 @@ class Neighbors:
     slots: Tensor
     """(B, H, T, k) int64: where the entries are stored."""
     scores: Tensor
-    """(B, H, T, k): inner products of queries and stored keys, in the dtype of the keys; larger is nearer."""
+    """(B, H, T, k): inner products of queries and stored keys, in the dtype of the keys; larger is
+    nearer."""
     valid: Tensor
     """(B, H, T, k) bool."""

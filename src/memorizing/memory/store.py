@@ -28,9 +28,9 @@ class Retrieved:
 class Memory:
     """A ring of `capacity` slots per row (paper, section 3.1: "non-differentiable memory", FIFO).
 
-    Entry e of a row (counted from the start of its document) is stored in slot e % capacity, in every head, for
-    keys and values alike: a slot id means the same everywhere, and the number of entries appended so far is the whole
-    clock of a row. Appending costs O(segment) at any capacity.
+    Entry e of a row (counted from the start of its document) is stored in slot e % capacity, in
+    every head, for keys and values alike: a slot id means the same everywhere, and the number of
+    entries appended so far is the whole clock of a row. Appending costs O(segment) at any capacity.
 
     `append` and `reset` change the memory in place; nothing else does.
     """
@@ -44,7 +44,7 @@ class Memory:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
     ) -> None:
-        """Make an empty memory. Zeroed pages are taken from the system as they are first written."""
+        """Make an empty memory. The system gives its pages as they are first written."""
         shape = (num_rows, num_heads, capacity, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -69,13 +69,15 @@ class Memory:
         """Write entries after the newest; the oldest give way. In place.
 
         Args:
-            keys: (B, H, n, D), any n, oldest first. Stored without gradient in the dtype of the memory.
+            keys: (B, H, n, D), any n, oldest first. Stored without gradient in the dtype of the
+                memory.
             values: (B, H, n, D).
             valid: (B, n) bool: which of them are entries; None is all.
         """
         if keys.shape != values.shape or keys.shape[:2] != self.keys.shape[:2]:
             raise StateError(
-                f"cannot append keys {tuple(keys.shape)} and values {tuple(values.shape)} to a memory of "
+                f"cannot append keys {tuple(keys.shape)} and values {tuple(values.shape)} to a "
+                "memory of "
                 f"{tuple(self.keys.shape)}; both must be (rows, heads, n, head_dim)"
             )
         keys, values = keys.detach(), values.detach()
@@ -145,12 +147,15 @@ class Memory:
 
     def _fetch(self, ring: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
         num_rows, num_heads, capacity, head_dim = ring.shape
-        first = (rows.to(slots.device).view(-1, 1) * num_heads + torch.arange(num_heads, device=slots.device)) * capacity
+        first = (
+            rows.to(slots.device).view(-1, 1) * num_heads
+            + torch.arange(num_heads, device=slots.device)
+        ) * capacity
         flat = (slots + first.view(slots.shape[0], num_heads, 1, 1)).flatten()
         return ring.view(-1, head_dim).index_select(0, flat).view(*slots.shape, head_dim)
 
     def compute_positions(self, slots: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Position in its document of the entry in every slot; `slots` is (B, H, T, k), `rows` the donor rows."""
+        """Position in its document of the entry of every slot (B, H, T, k); `rows` are donors."""
         appended = self.num_appended if rows is None else self.num_appended[rows]
         newest = (appended - 1).to(slots.device).view(-1, 1, 1, 1)
         return newest - (newest - slots) % self.capacity
@@ -171,7 +176,8 @@ class Memory:
         for name, mine in self.state_dict().items():
             if tensors[name].shape != mine.shape or tensors[name].dtype != mine.dtype:
                 raise StateError(
-                    f"memory {name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, expected {tuple(mine.shape)} "
+                    f"memory {name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, "
+                    f"expected {tuple(mine.shape)} "
                     f"{mine.dtype}; use the capacity, rows and model it was saved with"
                 )
             mine.copy_(tensors[name])

@@ -1,4 +1,4 @@
-"""The model: position bias, local attention, memory attention, gate, blocks, and the history they read."""
+"""The model: local attention, memory attention, gate, blocks, and the history they read."""
 
 from memorizing.model.state import ModelState, RetrievalControl
 from memorizing.model.transformer import MemorizingTransformer, ModelOutput, Retrieval

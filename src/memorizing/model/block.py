@@ -1,4 +1,4 @@
-"""One layer: attention over the local context and, in memory layers, over what was retrieved; then a feed-forward.
+"""One layer: attention over the local context and, where told, a memory; then a feed-forward.
 
 Shapes: B rows, H heads, T tokens, S = C + T keys (C cached), D head_dim, d model_dim.
 """
@@ -19,6 +19,9 @@ from memorizing.model.local_attention import attend_locally
 from memorizing.model.memory_attention import attend_to_retrieved, combine_by_gate, combine_jointly
 from memorizing.model.position_bias import PositionBias
 from memorizing.model.state import Entries, RetrievalControl
+
+_INDUCTION_SMEAR = -2.0
+"""The logit of a token's share in its own key, 0.12: the key is mostly the previous token's."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Norm(nn.Module):
         self.gain = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x / rms(x) * gain over the last dimension."""
+        """Divide by the root mean square over the last dimension, then multiply by the gain."""
         return nn.functional.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), 1e-6)
 
 
@@ -64,7 +67,7 @@ def _project(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with normalized queries and keys, T5 bias, cache and, where told, a memory."""
+    """Multi-head attention with normalized queries and keys, T5 bias, cache and memory."""
 
     def __init__(self, config: ModelConfig, has_memory: bool) -> None:
         """Make the parameters: projections, position bias, scale, smear and gate as configured."""
@@ -75,21 +78,54 @@ class Attention(nn.Module):
         self.key = nn.Linear(config.model_dim, inner, bias=False)
         self.value = nn.Linear(config.model_dim, inner, bias=False)
         self.output = nn.Linear(inner, config.model_dim, bias=False)
-        self.position_bias = PositionBias(config.num_heads, config.num_buckets, config.max_distance, config.window)
+        self.position_bias = PositionBias(
+            config.num_heads, config.num_buckets, config.max_distance, config.window
+        )
         start = config.scale_init or math.sqrt(config.head_dim)
-        self.scale = nn.Parameter(torch.full((config.num_heads,), start)) if config.normalize_qk else None
+        self.scale = (
+            nn.Parameter(torch.full((config.num_heads,), start)) if config.normalize_qk else None
+        )
         self.smear = nn.Parameter(torch.zeros(config.num_heads)) if config.smear_keys else None
         by_gate = has_memory and config.combine == "gate"
-        self.gate_bias = nn.Parameter(torch.full((config.num_heads,), config.gate_bias_init)) if by_gate else None
+        self.gate_bias = (
+            nn.Parameter(torch.full((config.num_heads,), config.gate_bias_init))
+            if by_gate
+            else None
+        )
         self.has_memory = has_memory
 
+    def start_as_induction_heads(self, output_share: float) -> None:
+        """Set the weights so that every head is an induction head (Olsson et al. 2022). In place.
+
+        Equal projections of queries and keys let a token find tokens like it, by a random
+        projection of what it is and what came before it. A key smeared towards the token before
+        makes the token found the one *after* the like one. An output projection that is the
+        transpose of that of the values adds what was found to the residual stream, where the tied
+        embedding turns it into the logit of that token.
+
+        Args:
+            output_share: factor of the output projection.
+        """
+        assert self.smear is not None
+        with torch.no_grad():
+            self.key.weight.copy_(self.query.weight)
+            self.smear.fill_(_INDUCTION_SMEAR)
+            self.output.weight.copy_(self.value.weight.T * output_share)
+
     def forward(
-        self, x: Tensor, layout: Layout, cache: Entries, previous_key: Tensor | None, reading: Reading | None
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: Entries,
+        previous_key: Tensor | None,
+        reading: Reading | None,
     ) -> AttentionResult:
         """Attend from the tokens x (B, T, d) to their local context and memory."""
         config = self.config
         queries, new_keys, new_values = (
-            _project(x, part.weight).unflatten(-1, (config.num_heads, config.head_dim)).transpose(1, 2)
+            _project(x, part.weight)
+            .unflatten(-1, (config.num_heads, config.head_dim))
+            .transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
         last_key = None
@@ -140,7 +176,9 @@ class Attention(nn.Module):
             rows = torch.arange(keys.shape[0], device=keys.device)
             first = torch.where(at_start, keys[rows, :, layout.first_valid], previous_key)
             shifted = torch.cat([keys[:, :, :1], keys[:, :, :-1]], 2)
-            is_first = torch.arange(keys.shape[2], device=keys.device) == layout.first_valid.unsqueeze(1)
+            is_first = torch.arange(
+                keys.shape[2], device=keys.device
+            ) == layout.first_valid.unsqueeze(1)
             previous = torch.where(is_first[:, None, :, None], first.unsqueeze(2), shifted)
         assert self.smear is not None
         share = torch.sigmoid(self.smear).to(keys.dtype).view(-1, 1, 1)
@@ -155,7 +193,8 @@ class Attention(nn.Module):
         config, control = self.config, reading.control
         num_hidden = None
         if config.combine == "joint" and config.xl_cache:
-            # One softmax must not count a token twice: leave out the entries that local attention sees.
+            # One softmax must not count a token twice: leave out the entries that local attention
+            # sees.
             offset = layout.query_position % config.segment_len
             num_hidden = (config.window - 1 - offset).clamp(min=0)
         shuffled = control is not None and control.shuffle_values
@@ -169,7 +208,7 @@ class Attention(nn.Module):
 
 
 def normalize(x: Tensor) -> Tensor:
-    """x / ||x|| over the last dimension (Henry et al. 2020)."""
+    """Divide by the L2 norm over the last dimension (Henry et al. 2020)."""
     return nn.functional.normalize(x, dim=-1)
 
 
@@ -200,7 +239,12 @@ class Block(nn.Module):
         self.dropout = config.dropout
 
     def forward(
-        self, x: Tensor, layout: Layout, cache: Entries, previous_key: Tensor | None, reading: Reading | None
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: Entries,
+        previous_key: Tensor | None,
+        reading: Reading | None,
     ) -> tuple[Tensor, AttentionResult]:
         """The layer's output (B, T, d), and what the state keeps of its attention."""
         result = self.attention(self.attention_norm(x), layout, cache, previous_key, reading)

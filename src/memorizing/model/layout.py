@@ -1,4 +1,4 @@
-"""Where the tokens of one call stand: which keys exist, how far they are, what the next call keeps."""
+"""Where the tokens of a call stand: which keys exist, how far they are, what is kept of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memorizing.model.state import ModelState
 
 @dataclass(frozen=True)
 class Layout:
-    """The geometry of a call, shared by all layers. B rows, T tokens, C cached before them, S = C + T keys."""
+    """The geometry of a call, for all layers. B rows, T tokens, C cached, S = C + T keys."""
 
     num_cached: int
     """C: columns of the cache, aligned on the right."""
@@ -33,21 +33,27 @@ class Layout:
     columns: Tensor | None
     """(B, S) int64: for calls that are not whole, the S keys with pads moved to the front."""
     distances: Tensor | None
-    """(B, T, S) int64 for calls with padding on the left; -1 where a query must not look. None: distances follow
-    from the columns."""
+    """(B, T, S) int64 for calls with padding on the left; -1 where a query must not look. None:
+    distances follow from the columns."""
     first_valid: Tensor | None
     """(B,) int64 for calls with padding on the left: index of the first valid token."""
 
     @classmethod
-    def build(cls, config: ModelConfig, state: ModelState, tokens: Tensor, valid: Tensor | None) -> Layout:
+    def build(
+        cls, config: ModelConfig, state: ModelState, tokens: Tensor, valid: Tensor | None
+    ) -> Layout:
         """Work out the geometry of a call, and refuse one that breaks the memory's clock.
 
         Raises:
-            StateError: other rows than the state's, a crossed segment boundary, uncommitted entries.
+            StateError: other rows than the state's, a crossed segment boundary, uncommitted
+            entries.
         """
         num_rows, num_tokens = tokens.shape
         if num_rows != state.num_rows:
-            raise StateError(f"tokens have {num_rows} rows and the state {state.num_rows}; make a state with init_state({num_rows})")
+            raise StateError(
+                f"tokens have {num_rows} rows and the state {state.num_rows}; make a state with "
+                f"init_state({num_rows})"
+            )
         mask = torch.ones(num_rows, num_tokens, dtype=torch.bool) if valid is None else valid.cpu()
         num_new = mask.sum(1)
         state.check_step(num_new)
@@ -62,8 +68,11 @@ class Layout:
         if not is_whole:
             new = torch.arange(num_tokens) + num_cached
             old = torch.arange(num_cached).expand(num_rows, -1)
-            # Stable sort by validity: pads first, then the cache, then the valid tokens, each in order.
-            order = torch.cat([torch.ones(num_rows, num_cached, dtype=torch.bool), mask], 1).to(torch.int8)
+            # Stable sort by validity: pads first, then the cache, then the valid tokens, each in
+            # order.
+            order = torch.cat([torch.ones(num_rows, num_cached, dtype=torch.bool), mask], 1).to(
+                torch.int8
+            )
             both = torch.cat([old, new.expand(num_rows, -1)], 1)
             columns = both.gather(1, order.sort(dim=1, stable=True).indices).to(device)
         if left_padded:
@@ -76,13 +85,23 @@ class Layout:
             # A pad looks at itself only: its output is never used, but must be a number.
             own = torch.zeros_like(distances, dtype=torch.bool)
             own[:, :, num_cached:] = torch.eye(num_tokens, dtype=torch.bool)
-            distances = torch.where(mask.unsqueeze(2), distances, torch.where(own, 0, -1)).to(device)
+            distances = torch.where(mask.unsqueeze(2), distances, torch.where(own, 0, -1)).to(
+                device
+            )
             first_valid = mask.to(torch.int8).argmax(1).to(device)
         hidden = (num_cached - count.clamp(max=num_cached)).tolist()
         kept = min(num_cached + num_tokens, int(_count_context(config, next_position).max()))
         return cls(
-            num_cached, tuple(hidden), num_new, next_position, kept, query_position, is_whole, columns,
-            distances, first_valid,
+            num_cached,
+            tuple(hidden),
+            num_new,
+            next_position,
+            kept,
+            query_position,
+            is_whole,
+            columns,
+            distances,
+            first_valid,
         )
 
     def keep(self, keys: Tensor) -> Tensor:
@@ -94,7 +113,7 @@ class Layout:
         return keys.gather(2, chosen[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
 
     def keep_last(self, keys: Tensor, before: Tensor) -> Tensor:
-        """The last valid token's entry (B, H, D) of (B, H, T, D), or `before` where a row has none; detached."""
+        """The last valid token's entry (B, H, D) of (B, H, T, D); `before` in a row without any."""
         keys = keys.detach()
         if self.columns is None:
             return keys[:, :, -1]
@@ -104,6 +123,6 @@ class Layout:
 
 
 def _count_context(config: ModelConfig, position: Tensor) -> Tensor:
-    """How many tokens before `position` local attention may still need: never more than the window."""
+    """How many tokens before `position` local attention may need: at most the window."""
     context = position if config.xl_cache else position % config.segment_len
     return context.clamp(max=config.window)

@@ -1,7 +1,8 @@
 """Attention over the local context: plain products and a softmax, with a hand-written backward.
 
-`scaled_dot_product_attention` with a bias that needs a gradient takes a slow path on CPUs, and autograd's own backward
-of the plain operations keeps and touches more score-sized tensors than it must.
+`scaled_dot_product_attention` with a bias that needs a gradient takes a slow path on CPUs, and
+autograd's own backward of the plain operations keeps and touches more score-sized tensors than it
+must.
 
 Shapes: B rows, H heads, T queries, S keys, D head_dim.
 """
@@ -29,20 +30,23 @@ def attend_locally(
         queries: (B, H, T, D), already scaled.
         keys: (B, H, S, D).
         values: (B, H, S, D).
-        bias: (H, T, S) or (B, H, T, S), -inf where a query must not look; every query sees one key at least.
-        num_hidden_keys: per row, how many of the first keys do not exist (a cache that is not full).
+        bias: (H, T, S) or (B, H, T, S), -inf where a query must not look; every query sees one key
+            at least.
+        num_hidden_keys: per row, how many of the first keys do not exist (a cache that is not
+            full).
         need_log_sum: whether the second result is wanted.
 
     Returns:
-        (B, H, T, D), and (B, H, T) log-sum-exp of the scores or None. Both have gradients to all four tensors.
+        (B, H, T, D), and (B, H, T) log-sum-exp of the scores or None. Both have gradients to all
+        four tensors.
     """
     return _LocalAttention.apply(queries, keys, values, bias, tuple(num_hidden_keys), need_log_sum)
 
 
 class _LocalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(  # noqa: D102
-        ctx,  # noqa: ANN001
+    def forward(
+        ctx,
         queries: Tensor,
         keys: Tensor,
         values: Tensor,
@@ -55,14 +59,18 @@ class _LocalAttention(torch.autograd.Function):
         for row, num_hidden in enumerate(num_hidden_keys):
             if num_hidden:
                 scores[row, :, :, :num_hidden] = -math.inf
-        log_sum = torch.logsumexp(scores.float() if scores.dtype != torch.float64 else scores, -1) if need_log_sum else None
+        log_sum = (
+            torch.logsumexp(scores.float() if scores.dtype != torch.float64 else scores, -1)
+            if need_log_sum
+            else None
+        )
         probabilities = torch.softmax(scores, dim=-1)
         ctx.save_for_backward(queries, keys, values, probabilities)
         ctx.bias_has_rows = bias.dim() == 4
         return torch.matmul(probabilities, values), log_sum
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001, D102
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_output, grad_log_sum = grads
         queries, keys, values, probabilities = ctx.saved_tensors
         grad_values = torch.matmul(probabilities.transpose(-1, -2), grad_output)

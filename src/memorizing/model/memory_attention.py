@@ -14,15 +14,17 @@ from memorizing.memory import Retrieved
 def attend_to_retrieved(queries: Tensor, retrieved: Retrieved) -> tuple[Tensor, Tensor, Tensor]:
     """V_m = softmax(q . k over the k retrieved keys only) of the k values (paper, section 3.1).
 
-    The search used these queries without gradient and without scale; here they are live, so that queries and scale
-    learn. The entries take no gradient. Missing entries weigh exactly 0, and a query with none gets V_m = 0.
+    The search used these queries without gradient and without scale; here they are live, so that
+    queries and scale learn. The entries take no gradient. Missing entries weigh exactly 0, and a
+    query with none gets V_m = 0.
 
     Args:
         queries: (B, H, T, D), scaled.
         retrieved: keys, values (B, H, T, k, D) and their validity.
 
     Returns:
-        V_m (B, H, T, D); weights (B, H, T, k); log-sum-exp of the scores (B, H, T), -inf where nothing was found.
+        V_m (B, H, T, D); weights (B, H, T, k); log-sum-exp of the scores (B, H, T), -inf where
+        nothing was found.
     """
     dtype = queries.dtype
     scores = torch.matmul(retrieved.keys.to(dtype), queries.unsqueeze(-1)).squeeze(-1)
@@ -37,11 +39,13 @@ def attend_to_retrieved(queries: Tensor, retrieved: Retrieved) -> tuple[Tensor, 
     return output, weights, log_sum.masked_fill(~filled, -torch.inf)
 
 
-def combine_by_gate(local: Tensor, memory: Tensor, gate_bias: Tensor, has_entries: Tensor) -> Tensor:
-    """V = g V_m + (1 - g) V_c with g = sigmoid(b_g), one learned scalar per head (paper, section 3.1).
+def combine_by_gate(
+    local: Tensor, memory: Tensor, gate_bias: Tensor, has_entries: Tensor
+) -> Tensor:
+    """V = g V_m + (1 - g) V_c, g = sigmoid(b_g), b_g learned per head (paper, section 3.1).
 
-    **Deviation:** where a query found nothing the gate is closed and the result is V_c itself; the authors' code
-    gives (1 - g) V_c there.
+    **Deviation:** where a query found nothing the gate is closed and the result is V_c itself; the
+    authors' code gives (1 - g) V_c there.
 
     Args:
         local: V_c (B, H, T, D).
@@ -54,7 +58,11 @@ def combine_by_gate(local: Tensor, memory: Tensor, gate_bias: Tensor, has_entrie
 
 
 def combine_jointly(
-    local: Tensor, memory: Tensor, local_log_sum: Tensor, memory_log_sum: Tensor, has_entries: Tensor
+    local: Tensor,
+    memory: Tensor,
+    local_log_sum: Tensor,
+    memory_log_sum: Tensor,
+    has_entries: Tensor,
 ) -> Tensor:
     """One softmax over local and retrieved scores, from the two parts' sums.
 

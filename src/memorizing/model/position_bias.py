@@ -1,4 +1,4 @@
-"""T5's relative position bias (Raffel et al. 2020), used by local attention only (paper, section 3)."""
+"""T5's relative position bias (Raffel et al. 2020), in local attention only (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from torch import Tensor, nn
 def compute_buckets(distances: Tensor, num_buckets: int, max_distance: int) -> Tensor:
     """Bucket of each distance query - key >= 0: T5's causal buckets.
 
-    Half of the buckets hold one distance each, the other half grow logarithmically up to `max_distance`; all
-    that is farther shares the last.
+    Half of the buckets hold one distance each, the other half grow logarithmically up to
+    `max_distance`; all that is farther shares the last.
     """
     num_exact = num_buckets // 2
     ratio = distances.clamp(min=num_exact).double() / num_exact
-    large = num_exact + (ratio.log() / math.log(max_distance / num_exact) * (num_buckets - num_exact)).long()
+    large = (
+        num_exact
+        + (ratio.log() / math.log(max_distance / num_exact) * (num_buckets - num_exact)).long()
+    )
     return torch.where(distances < num_exact, distances, large.clamp(max=num_buckets - 1))
 
 
@@ -33,16 +36,19 @@ class PositionBias(nn.Module):
 
     def _compute_by_distance(self) -> Tensor:
         if self._buckets is None or self._buckets.device != self.table.device:
-            distances = torch.arange(self.window, device=self.table.device)
-            self._buckets = compute_buckets(distances, self.num_buckets, self.max_distance)
+            # Kept for training too, where a tensor made in inference mode would be of no use.
+            with torch.inference_mode(False):
+                distances = torch.arange(self.window, device=self.table.device)
+                self._buckets = compute_buckets(distances, self.num_buckets, self.max_distance)
         # index_select: its backward is a plain index_add, unlike that of a general gather.
         return self.table.index_select(1, self._buckets)
 
     def forward(self, num_queries: int, num_keys: int, dtype: torch.dtype) -> Tensor:
-        """Bias (H, T, S) of T queries that are the last of S contiguous keys; -inf outside the causal window."""
+        """Bias (H, T, S) of the last T of S contiguous tokens; -inf outside the causal window."""
         by_distance = self._compute_by_distance()
         heads = by_distance.shape[0]
-        # Entry v stands for distance num_keys - 1 - v, from the farthest key to (masked) keys in the future.
+        # Entry v stands for distance num_keys - 1 - v, from the farthest key to (masked) keys in
+        # the future.
         masked = by_distance.new_full((heads, 1), -math.inf)
         far = masked.expand(heads, max(0, num_keys - self.window))
         future = masked.expand(heads, num_queries - 1)
@@ -57,15 +63,15 @@ class PositionBias(nn.Module):
 
 
 class _ExpandDiagonals(torch.autograd.Function):
-    """(H, S + T - 1) to (H, T, S): result[h, i, j] = line[h, j + T - 1 - i]; backward sums the diagonals."""
+    """(H, S + T - 1) to (H, T, S): result[h, i, j] = line[h, j + T - 1 - i]."""
 
     @staticmethod
-    def forward(ctx, line: Tensor, num_queries: int, num_keys: int) -> Tensor:  # noqa: ANN001
+    def forward(ctx, line: Tensor, num_queries: int, num_keys: int) -> Tensor:
         ctx.shape = (line.shape[0], num_queries, num_keys)
         return line.unfold(1, num_keys, 1).flip(1)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN001
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
         heads, queries, keys = ctx.shape
         padded = nn.functional.pad(grads[0].flip(1), (0, queries)).view(heads, -1)
         width = keys + queries - 1

@@ -1,7 +1,7 @@
 """The paper's formulas, token by token: slow, plain, and the oracle of the tests.
 
-Reads one document at a time, layer by layer, with Python loops over tokens and heads. It shares the parameters of a
-`MemorizingTransformer` and nothing else: no cache, no ring, no search, no mask.
+Reads one document at a time, layer by layer, with Python loops over tokens and heads. It shares the
+parameters of a `MemorizingTransformer` and nothing else: no cache, no ring, no search, no mask.
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ from memorizing.model.transformer import MemorizingTransformer
 
 
 def compute_reference_logits(model: MemorizingTransformer, tokens: Tensor, capacity: int) -> Tensor:
-    """Logits (n, vocab_size) of a document of n tokens, with a memory of `capacity` entries (0: none).
+    """Logits (n, vocab_size) of a document of n tokens; `capacity` 0 is no memory.
 
-    Gradients are those of training segment by segment: none through keys and values from before a token's own segment.
-    Stored entries are not rounded, so compare with a model whose `memory_dtype` is float32.
+    Gradients are those of training segment by segment: none through keys and values from before a
+    token's own segment. Stored entries are not rounded, so compare with a model whose
+    `memory_dtype` is float32.
     """
     x = model.embedding.weight[tokens]
     for block in model.blocks:
         assert isinstance(block, Block)
-        x = x + _attend(block.attention, _norm(x, block.attention_norm.gain), model.config, capacity)
-        hidden = torch.relu(_norm(x, block.feed_forward_norm.gain) @ block.feed_forward.expand.weight.T)
+        x = x + _attend(
+            block.attention, _norm(x, block.attention_norm.gain), model.config, capacity
+        )
+        hidden = torch.relu(
+            _norm(x, block.feed_forward_norm.gain) @ block.feed_forward.expand.weight.T
+        )
         x = x + hidden @ block.feed_forward.contract.weight.T
     x = _norm(x, model.final_norm.gain)
     return x @ model.embedding.weight.T / math.sqrt(model.config.model_dim)
@@ -51,8 +56,14 @@ def _attend(attention: Attention, x: Tensor, config: ModelConfig, capacity: int)
     for t in range(num_tokens):
         heads = []
         for h in range(config.num_heads):
-            scale = attention.scale[h] if attention.scale is not None else torch.tensor(config.head_dim**-0.5)
-            heads.append(_attend_one(attention, config, capacity, q[:, h], k[:, h], v[:, h], scale, t, h))
+            scale = (
+                attention.scale[h]
+                if attention.scale is not None
+                else torch.tensor(config.head_dim**-0.5)
+            )
+            heads.append(
+                _attend_one(attention, config, capacity, q[:, h], k[:, h], v[:, h], scale, t, h)
+            )
         rows.append(torch.cat(heads))
     return torch.stack(rows) @ attention.output.weight.T
 

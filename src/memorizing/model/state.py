@@ -34,6 +34,17 @@ class Staged:
     valid: Tensor
     """(B, n) bool."""
 
+    def keep(self, rows: Tensor) -> Staged:
+        """The entries of rows where the mask (B, 1) is True, less the columns that hold none."""
+        valid = self.valid & rows
+        columns = valid.any(0)
+        entries = Entries(self.entries.keys[:, :, columns], self.entries.values[:, :, columns])
+        return Staged(entries, valid[:, columns])
+
+
+def _drop_empty(staged: dict[int, Staged]) -> dict[int, Staged]:
+    return {layer: waiting for layer, waiting in staged.items() if waiting.valid.shape[1]}
+
 
 @dataclass(frozen=True)
 class RetrievalControl:
@@ -50,17 +61,20 @@ class RetrievalControl:
 class ModelState:
     """Where every row is in its document, and what the model keeps of what it read.
 
-    A forward pass returns a new state and leaves its own as it was. The memories are the exception that makes them cheap:
-    `commit` and `start_documents` change them in place, so a state from before is void after these calls.
+    A forward pass returns a new state and leaves its own as it was. The memories are the exception
+    that makes them cheap: `commit` and `start_documents` change them in place, so a state from
+    before is void after these calls.
     """
 
     segment_len: int
     position: Tensor
     """(B,) int64 on the CPU: tokens of its document that each row has read."""
     xl_caches: tuple[Entries, ...]
-    """Per layer, the last tokens' keys and values, aligned on the right; how many count follows from `position`."""
+    """Per layer, the last tokens' keys and values, aligned on the right; how many count follows
+    from `position`."""
     previous_keys: tuple[Tensor, ...]
-    """Per layer, the last token's raw key (B, H, D), for smearing; empty where the model does not smear."""
+    """Per layer, the last token's raw key (B, H, D), for smearing; empty where the model does not
+    smear."""
     staged: dict[int, Staged]
     """Per memory layer, entries that wait for the end of their segment."""
     memories: dict[int, Memory]
@@ -78,7 +92,7 @@ class ModelState:
         return torch.zeros_like(self.position)
 
     def check_step(self, num_new: Tensor) -> None:
-        """Refuse a call that would cross a segment boundary or read past entries that were not written.
+        """Refuse a call over a segment boundary, or past entries that were not written.
 
         Raises:
             StateError: with the row, what it has and what to do.
@@ -89,36 +103,40 @@ class ModelState:
             place, new = int(offset[row]), int(num_new[row])
             if place + new > self.segment_len:
                 raise StateError(
-                    f"row {row} is at position {int(self.position[row])} and {new} more tokens would cross a boundary of "
-                    f"segments of {self.segment_len}; split the call so that at most {self.segment_len - place} tokens follow"
+                    f"row {row} is at position {int(self.position[row])} and {new} more tokens "
+                    "would cross a boundary of "
+                    f"segments of {self.segment_len}; split the call so that at most "
+                    f"{self.segment_len - place} tokens follow"
                 )
             if new and place == 0 and int(pending[row]):
                 raise StateError(
-                    f"row {row} starts a segment with {int(pending[row])} entries of the last one uncommitted; "
+                    f"row {row} starts a segment with {int(pending[row])} entries of the last one "
+                    "uncommitted; "
                     "call state = state.commit() after the backward pass of every segment"
                 )
 
     def commit(self) -> ModelState:
-        """Write the staged entries of all rows that stand at the end of a segment into their memories.
+        """Write the staged entries of rows that stand at the end of a segment into their memories.
 
-        Call it after the backward pass of a segment. Before the end of a segment it does nothing. Changes the memories in place.
+        Call it after the backward pass of a segment. Before the end of a segment it does nothing.
+        Changes the memories in place.
         """
         if not self.staged:
             return self
         at_boundary = (self.position % self.segment_len == 0) & (self.position > 0)
         if not bool(at_boundary.any()):
             return self
-        rows = at_boundary.unsqueeze(1)
         staged = {}
         for layer, waiting in self.staged.items():
-            write = waiting.valid & rows.to(waiting.valid.device)
-            self.memories[layer].append(waiting.entries.keys, waiting.entries.values, write)
-            if not bool(at_boundary.all()):
-                staged[layer] = replace(waiting, valid=waiting.valid & ~rows.to(waiting.valid.device))
-        return replace(self, staged=staged)
+            rows = at_boundary.to(waiting.valid.device).unsqueeze(1)
+            self.memories[layer].append(
+                waiting.entries.keys, waiting.entries.values, waiting.valid & rows
+            )
+            staged[layer] = waiting.keep(~rows)
+        return replace(self, staged=_drop_empty(staged))
 
     def start_documents(self, doc_start: Tensor) -> ModelState:
-        """Start a new document in the rows where the mask (B,) is True: clock, caches, staged entries, memory.
+        """Start a new document in the rows where the mask (B,) is True.
 
         Resets these rows of the memories in place.
         """
@@ -127,15 +145,13 @@ class ModelState:
             return self
         for memory in self.memories.values():
             memory.reset(doc_start)
-        kept = ~doc_start
-        staged = {}
-        if bool(kept.any()):
-            staged = {
-                layer: replace(waiting, valid=waiting.valid & kept.to(waiting.valid.device).unsqueeze(1))
-                for layer, waiting in self.staged.items()
-            }
+        staged = {
+            layer: waiting.keep(~doc_start.to(waiting.valid.device).unsqueeze(1))
+            for layer, waiting in self.staged.items()
+        }
         # What the caches hold needs no clearing: at position 0 none of it counts.
-        return replace(self, position=self.position.masked_fill(doc_start, 0), staged=staged)
+        position = self.position.masked_fill(doc_start, 0)
+        return replace(self, position=position, staged=_drop_empty(staged))
 
     def select_rows(self, rows: Tensor) -> ModelState:
         """A state of these rows only (an index tensor), in that order, as a copy."""
@@ -164,7 +180,9 @@ class ModelState:
             tensors[f"staged.{layer}.values"] = waiting.entries.values
             tensors[f"staged.{layer}.valid"] = waiting.valid
         for layer, memory in self.memories.items():
-            tensors |= {f"memories.{layer}.{name}": tensor for name, tensor in memory.state_dict().items()}
+            tensors |= {
+                f"memories.{layer}.{name}": tensor for name, tensor in memory.state_dict().items()
+            }
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> ModelState:
@@ -176,12 +194,17 @@ class ModelState:
         try:
             position = tensors["position"]
             if position.shape != self.position.shape:
-                raise StateError(f"the saved state has {len(position)} rows, this one {self.num_rows}; use the same number")
+                raise StateError(
+                    f"the saved state has {len(position)} rows, this one {self.num_rows}; use the "
+                    "same number"
+                )
             caches = tuple(
                 Entries(tensors[f"xl_caches.{layer}.keys"], tensors[f"xl_caches.{layer}.values"])
                 for layer in range(len(self.xl_caches))
             )
-            previous = tuple(tensors[f"previous_keys.{layer}"] for layer in range(len(self.previous_keys)))
+            previous = tuple(
+                tensors[f"previous_keys.{layer}"] for layer in range(len(self.previous_keys))
+            )
             staged = {
                 layer: Staged(
                     Entries(tensors[f"staged.{layer}.keys"], tensors[f"staged.{layer}.values"]),
@@ -192,7 +215,13 @@ class ModelState:
             }
             for layer, memory in self.memories.items():
                 names = ("keys", "values", "num_appended")
-                memory.load_state_dict({name: tensors[f"memories.{layer}.{name}"] for name in names})
+                memory.load_state_dict(
+                    {name: tensors[f"memories.{layer}.{name}"] for name in names}
+                )
         except KeyError as error:
-            raise StateError(f"the saved state has no tensor {error}; it belongs to another model") from error
-        return replace(self, position=position, xl_caches=caches, previous_keys=previous, staged=staged)
+            raise StateError(
+                f"the saved state has no tensor {error}; it belongs to another model"
+            ) from error
+        return replace(
+            self, position=position, xl_caches=caches, previous_keys=previous, staged=staged
+        )

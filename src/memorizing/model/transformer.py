@@ -1,4 +1,4 @@
-"""The paper's decoder: vanilla, sliding window, Transformer-XL or Memorizing Transformer, by configuration."""
+"""The paper's decoder: vanilla, sliding window, Transformer-XL or Memorizing Transformer."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ class ModelOutput:
 
 
 class MemorizingTransformer(nn.Module):
-    """A decoder-only transformer whose memory layers also read an external memory (paper, section 3).
+    """A decoder-only transformer, some layers of which read an external memory (paper, section 3).
 
-    Weights live here; history lives in a `ModelState` that is passed in and returned. A step over a segment:
+    Weights live here; history lives in a `ModelState` that is passed in and returned. A step over a
+    segment:
 
         state = state.start_documents(batch.doc_start)
         output = model(batch.tokens, state, valid=batch.valid)
@@ -65,12 +66,14 @@ class MemorizingTransformer(nn.Module):
         self.compute_dtype = torch.float32
         self.gradient_checkpointing = False
         self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
-        self.blocks = nn.ModuleList(Block(config, layer in config.memory_layers) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, layer in config.memory_layers) for layer in range(config.num_layers)
+        )
         self.final_norm = Norm(config.model_dim)
         self._initialize()
 
     def _initialize(self) -> None:
-        """Unit embeddings (logits are divided by sqrt(d)), matrices of variance 1 / fan_in, quiet residual outputs."""
+        """Unit embeddings (logits / sqrt(d)), matrices of variance 1 / fan_in, quiet outputs."""
         nn.init.normal_(self.embedding.weight)
         quiet = 1.0 / math.sqrt(2 * self.config.num_layers)
         for module in self.blocks.modules():
@@ -81,6 +84,8 @@ class MemorizingTransformer(nn.Module):
             with torch.no_grad():
                 block.attention.output.weight.mul_(quiet)
                 block.feed_forward.contract.weight.mul_(quiet)
+            if self.config.induction_init and block.attention.has_memory:
+                block.attention.start_as_induction_heads(quiet)
 
     def init_state(
         self, num_rows: int, capacity: int | None = None, device: torch.device | str | None = None
@@ -89,7 +94,8 @@ class MemorizingTransformer(nn.Module):
 
         Args:
             num_rows: rows of the batch.
-            capacity: entries per row of each memory; None takes the configuration's, 0 turns the memory off.
+            capacity: entries per row of each memory; None takes the configuration's, 0 turns the
+                memory off.
             device: where caches and memories live; by default with the weights.
 
         Raises:
@@ -100,8 +106,12 @@ class MemorizingTransformer(nn.Module):
         check_capacity(capacity, config.num_neighbors)
         device = self.embedding.weight.device if device is None else torch.device(device)
         shape = (num_rows, config.num_heads, 0, config.head_dim)
-        empty = Entries(*(torch.zeros(shape, dtype=self.compute_dtype, device=device) for _ in range(2)))
-        first_key = torch.zeros(num_rows, config.num_heads, config.head_dim, dtype=self.compute_dtype, device=device)
+        empty = Entries(
+            *(torch.zeros(shape, dtype=self.compute_dtype, device=device) for _ in range(2))
+        )
+        first_key = torch.zeros(
+            num_rows, config.num_heads, config.head_dim, dtype=self.compute_dtype, device=device
+        )
         dtype = _DTYPES[config.memory_dtype]
         return ModelState(
             segment_len=config.segment_len,
@@ -128,19 +138,22 @@ class MemorizingTransformer(nn.Module):
     ) -> ModelOutput:
         """Read tokens that follow what the state has read.
 
-        The memories of the state are searched, not changed: the new entries are staged in the returned state until
-        `commit`. No gradient flows into caches, staged entries or memories.
+        The memories of the state are searched, not changed: the new entries are staged in the
+        returned state until `commit`. No gradient flows into caches, staged entries or memories.
 
         Args:
             tokens: (B, T) int64; no row may cross a boundary of segments.
             state: the history of these rows.
-            valid: (B, T) bool; False on padding, left or right, which is neither seen nor remembered.
-            memory_open: (B,) bool or one for all: rows that do not read their memory now (they still write).
+            valid: (B, T) bool; False on padding, left or right, which is neither seen nor
+                remembered.
+            memory_open: (B,) bool or one for all: rows that do not read their memory now (they
+                still write).
             control: retrieval that is wrong on purpose.
             return_retrievals: also return what was retrieved.
 
         Raises:
-            StateError: a crossed segment boundary, uncommitted entries, other rows than the state's.
+            StateError: a crossed segment boundary, uncommitted entries, other rows than the
+                state's.
             ConfigError: a token outside the vocabulary.
         """
         self._check_tokens(tokens)
@@ -173,23 +186,33 @@ class MemorizingTransformer(nn.Module):
             low, high = (int(bound) for bound in tokens.aminmax())
             if low < 0 or high >= self.config.vocab_size:
                 raise ConfigError(
-                    f"tokens run from {low} to {high}; the model's vocabulary has 0 to {self.config.vocab_size - 1}; "
+                    f"tokens run from {low} to {high}; the model's vocabulary has 0 to "
+                    f"{self.config.vocab_size - 1}; "
                     "use the tokenizer the model was trained with"
                 )
 
     def _advance(
-        self, state: ModelState, layout: Layout, results: list[AttentionResult], valid: Tensor | None
+        self,
+        state: ModelState,
+        layout: Layout,
+        results: list[AttentionResult],
+        valid: Tensor | None,
     ) -> ModelState:
         staged = {}
         for layer in state.memories:
             new = results[layer].staged
             assert new is not None
             num_rows, _, num_tokens, _ = new.keys.shape
-            mask = torch.ones(num_rows, num_tokens, dtype=torch.bool, device=new.keys.device) if valid is None else valid
+            mask = (
+                torch.ones(num_rows, num_tokens, dtype=torch.bool, device=new.keys.device)
+                if valid is None
+                else valid
+            )
             before = state.staged.get(layer)
             if before is not None:
                 new = Entries(
-                    torch.cat([before.entries.keys, new.keys], 2), torch.cat([before.entries.values, new.values], 2)
+                    torch.cat([before.entries.keys, new.keys], 2),
+                    torch.cat([before.entries.values, new.values], 2),
                 )
                 mask = torch.cat([before.valid, mask], 1)
             staged[layer] = Staged(new, mask)
@@ -212,12 +235,14 @@ class MemorizingTransformer(nn.Module):
             if retrieved is None or weights is None:
                 continue
             neighbors = retrieved.neighbors
-            positions = memory.compute_positions(neighbors.slots, None if control is None else control.donor_rows)
+            positions = memory.compute_positions(
+                neighbors.slots, None if control is None else control.donor_rows
+            )
             found[layer] = Retrieval(neighbors.slots, positions, weights.detach(), neighbors.valid)
         return found
 
     def gates(self) -> dict[int, Tensor]:
-        """Gate per head in [0, 1] of every memory layer, 1 = memory only; empty with the joint softmax."""
+        """Gate per head of every memory layer, 1 = memory only; empty with the joint softmax."""
         return {
             layer: torch.sigmoid(block.attention.gate_bias.detach())
             for layer, block in self._attention_blocks()
@@ -228,8 +253,12 @@ class MemorizingTransformer(nn.Module):
         """Gates and scales: an optimizer group of their own, without weight decay."""
         parameters = []
         for _, block in self._attention_blocks():
-            parameters += [p for p in (block.attention.gate_bias, block.attention.scale) if p is not None]
+            parameters += [
+                p for p in (block.attention.gate_bias, block.attention.scale) if p is not None
+            ]
         return parameters
 
     def _attention_blocks(self) -> list[tuple[int, Block]]:
-        return [(layer, block) for layer, block in enumerate(self.blocks) if isinstance(block, Block)]
+        return [
+            (layer, block) for layer, block in enumerate(self.blocks) if isinstance(block, Block)
+        ]

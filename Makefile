@@ -1,0 +1,61 @@
+# Two environments, because the demo learns from the packages installed in its own: what tests need must
+# not change its corpus. Both are made again when pyproject.toml or constraints.txt changes, and only then.
+
+PYTHON ?= python3
+DEMO_VENV := .venv
+TEST_VENV := .venv-test
+DEMO_EXTRAS := plots,tensorboard
+TEST_EXTRAS := dev
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+# Another project's modules must not be found before the installed ones.
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help: ## show this list
+	@echo "usage: make TARGET [PYTHON=python3.12]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(DEMO_VENV)/.installed ## train with and without memory on installed source code, and compare
+	$(DEMO_VENV)/bin/memorizing demo $(DEMO_ARGS)
+
+test: $(TEST_VENV)/.installed ## run the tests (PYTEST_ARGS="-k memory" runs some of them)
+	$(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+check: $(TEST_VENV)/.installed ## format, lint and types, nothing is changed
+	$(TEST_VENV)/bin/ruff format --check .
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/pyright --pythonpath $(TEST_VENV)/bin/python
+
+format: $(TEST_VENV)/.installed ## format the code and mend what ruff can mend
+	$(TEST_VENV)/bin/ruff format .
+	$(TEST_VENV)/bin/ruff check --fix .
+
+clean: ## remove environments, caches and builds; runs/ stays
+	rm -rf $(DEMO_VENV) $(TEST_VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks experiments examples -name __pycache__ -prune -exec rm -rf {} +
+
+$(DEMO_VENV)/.installed: pyproject.toml constraints.txt
+	$(call install,$(DEMO_VENV),$(DEMO_EXTRAS))
+
+$(TEST_VENV)/.installed: pyproject.toml constraints.txt
+	$(call install,$(TEST_VENV),$(TEST_EXTRAS))
+
+# $(1) the environment, $(2) the extras. The stamp file is written last, so that what broke off is made again.
+define install
+	@found=$$($(PYTHON) --version 2>/dev/null) || found='not found'; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: PYTHON=$(PYTHON) is $$found; Python 3.11 or newer is needed:" \
+	       "install it and name it, as in 'make $(MAKECMDGOALS) PYTHON=python3.12'" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: PYTHON=$(PYTHON) cannot make virtual environments;" \
+	       "install its venv package (on Debian and Ubuntu: python3-venv)" >&2; exit 2; }
+	@echo "Installing into $(1) (torch and transformers are large: some minutes) ..."
+	@$(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[$(2)]'
+	@touch $@
+endef

@@ -1,0 +1,117 @@
+"""Transformer language models with a memory they read by k-nearest-neighbor attention.
+
+*Memorizing Transformers* (Wu, Rabe, Hutchins, Szegedy; ICLR 2022). Names load when they are first
+used, so that importing the package, and `memorizing --help`, does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from memorizing.config import (
+        Config,
+        DataConfig,
+        EvaluationConfig,
+        ModelConfig,
+        TokenizerConfig,
+        TrainingConfig,
+        list_recipes,
+        load_config,
+    )
+    from memorizing.data import Corpus, Document, load_corpus
+    from memorizing.errors import (
+        CheckpointError,
+        ConfigError,
+        CorpusError,
+        IndexUnavailableError,
+        MemorizingError,
+        NonFiniteLossError,
+        ResourceError,
+        RunFolderError,
+        StateError,
+        TokenizerError,
+    )
+    from memorizing.evaluation import EvaluationResult, evaluate_documents
+    from memorizing.model import MemorizingTransformer, ModelOutput, ModelState
+    from memorizing.training import load_model, train
+
+_MODULE_OF_NAME = {
+    "CheckpointError": "errors",
+    "Config": "config",
+    "ConfigError": "errors",
+    "Corpus": "data",
+    "CorpusError": "errors",
+    "DataConfig": "config",
+    "Document": "data",
+    "EvaluationConfig": "config",
+    "EvaluationResult": "evaluation",
+    "IndexUnavailableError": "errors",
+    "MemorizingError": "errors",
+    "MemorizingTransformer": "model",
+    "ModelConfig": "config",
+    "ModelOutput": "model",
+    "ModelState": "model",
+    "NonFiniteLossError": "errors",
+    "ResourceError": "errors",
+    "RunFolderError": "errors",
+    "StateError": "errors",
+    "TokenizerConfig": "config",
+    "TokenizerError": "errors",
+    "TrainingConfig": "config",
+    "evaluate_documents": "evaluation",
+    "list_recipes": "config",
+    "load_config": "config",
+    "load_corpus": "data",
+    "load_model": "training",
+    "train": "training",
+}
+
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "Corpus",
+    "CorpusError",
+    "DataConfig",
+    "Document",
+    "EvaluationConfig",
+    "EvaluationResult",
+    "IndexUnavailableError",
+    "MemorizingError",
+    "MemorizingTransformer",
+    "ModelConfig",
+    "ModelOutput",
+    "ModelState",
+    "NonFiniteLossError",
+    "ResourceError",
+    "RunFolderError",
+    "StateError",
+    "TokenizerConfig",
+    "TokenizerError",
+    "TrainingConfig",
+    "__version__",
+    "evaluate_documents",
+    "list_recipes",
+    "load_config",
+    "load_corpus",
+    "load_model",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module at first use (PEP 562)."""
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,24 @@
+"""What a memory is worth and where: tables, a plot, retrievals, and the tokens it helped most."""
+
+from memorizing.analysis.examples import Example, Place, explain_helped_tokens
+from memorizing.analysis.helped import HelpedToken, find_helped_tokens
+from memorizing.analysis.plots import plot_capacities
+from memorizing.analysis.rendering import render_examples
+from memorizing.analysis.tables import describe_reach, make_position_table, make_result_table
+from memorizing.analysis.traces import RetrievedEntry, TokenTrace, trace_document
+
+__all__ = [
+    "Example",
+    "HelpedToken",
+    "Place",
+    "RetrievedEntry",
+    "TokenTrace",
+    "describe_reach",
+    "explain_helped_tokens",
+    "find_helped_tokens",
+    "make_position_table",
+    "make_result_table",
+    "plot_capacities",
+    "render_examples",
+    "trace_document",
+]

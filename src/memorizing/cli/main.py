@@ -1,0 +1,109 @@
+"""The verbs put together, and what a user sees when something goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from memorizing import __version__
+from memorizing.cli import benchmark, demo, evaluate, info, train
+from memorizing.cli.output import INTERRUPTED_STATUS, say
+from memorizing.errors import MemorizingError
+
+USAGE_STATUS = 2
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+app = typer.Typer(
+    name="memorizing",
+    help="Language models with a memory they read by k-nearest-neighbor attention "
+    "(Memorizing Transformers, ICLR 2022).",
+    epilog="""\b
+examples:
+  memorizing demo                                    what memory is worth, in ten minutes
+  memorizing info recipes                            what can be trained as it is
+  memorizing train small --run runs/small            train it
+  memorizing evaluate runs/small --capacity 0,8192   measure it, without memory and with
+  memorizing VERB --help                             more examples
+""",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"memorizing {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _set_up(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    """Options of the program itself."""
+
+
+for name, verb in {"train": train, "evaluate": evaluate, "demo": demo, "info": info}.items():
+    app.command(name, epilog=verb.EXAMPLES)(verb.run)
+app.add_typer(benchmark.app, name="benchmark")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; `memorizing` is this function.
+
+    Args:
+        arguments: words after `memorizing`; None takes those of the process.
+
+    Returns:
+        The exit status: 0; 2 for input that cannot work, with one line on standard error; 130 after
+        Ctrl-C. Errors that are bugs of ours are raised.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = app(args=words or ["--help"], prog_name="memorizing", standalone_mode=False)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED_STATUS
+    except Exception as error:
+        message = explain_failure(error)
+        if message is None:
+            raise
+        say(f"error: {message}")
+        return USAGE_STATUS
+    return status if isinstance(status, int) else 0
+
+
+def explain_failure(error: Exception) -> str | None:
+    """One line for what a user can mend; None for anything else, which is a bug of ours."""
+    if isinstance(error, MemorizingError):
+        message = str(error)
+    elif isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        where = f" ({context.command_path} --help shows the usage)" if context else ""
+        message = error.format_message().replace("Value error, ", "") + where
+    elif isinstance(error, OSError) and error.errno in _FULL_DISK:
+        place = f" for {error.filename!r}" if error.filename else ""
+        message = f"no space left on the disk{place}; free some, or choose another folder"
+    elif isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{error.strerror}: {error.filename!r}; check the path and its permissions"
+    elif _is_out_of_memory(error):
+        message = "not enough memory; lower the rows, the capacity or the size of the model"
+    else:
+        return None
+    return " ".join(message.split())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    # Torch's CPU allocator has no exception of its own.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,0 +1,31 @@
+"""Documents from corpora, tokenizers, and segments of documents in rows."""
+
+from memorizing.data.batch import Document, SegmentBatch
+from memorizing.data.corpus import Corpus
+from memorizing.data.kinds import CORPUS_KINDS, CorpusKind, load_corpus
+from memorizing.data.loader import SegmentLoader
+from memorizing.data.splits import Split, Splits, join_documents, load_splits, split_documents
+from memorizing.data.tokenized import TokenizedDocument, cut_documents, tokenize_documents
+from memorizing.data.tokenizer import Tokenizer, load_tokenizer
+from memorizing.data.tokenizer_training import train_tokenizer
+
+__all__ = [
+    "CORPUS_KINDS",
+    "Corpus",
+    "CorpusKind",
+    "Document",
+    "SegmentBatch",
+    "SegmentLoader",
+    "Split",
+    "Splits",
+    "TokenizedDocument",
+    "Tokenizer",
+    "cut_documents",
+    "join_documents",
+    "load_corpus",
+    "load_splits",
+    "load_tokenizer",
+    "split_documents",
+    "tokenize_documents",
+    "train_tokenizer",
+]

@@ -1,0 +1,78 @@
+"""A corpus: documents that are read one by one, and what was left out on the way."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+
+from memorizing.data.batch import Document
+from memorizing.data.text import ReadLog
+from memorizing.errors import CorpusError
+
+Reader = Callable[[ReadLog], Iterator[Document]]
+
+
+class Corpus:
+    """Documents that are read anew, in the same order, each time `documents` is called."""
+
+    def __init__(self, description: str, read: Reader) -> None:
+        """Take a line that says what this is, and what reads it."""
+        self.description = description
+        self._read = read
+        self._log = ReadLog()
+
+    def __str__(self) -> str:
+        """The description."""
+        return self.description
+
+    @property
+    def skipped(self) -> list[str]:
+        """What the last reading left out and why, a line each; complete once it has ended."""
+        return self._log.skipped
+
+    @property
+    def num_replaced(self) -> int:
+        """Files or rows of the last reading in which bytes that are not UTF-8 were replaced."""
+        return self._log.num_replaced
+
+    def documents(self) -> Iterator[Document]:
+        """Read the documents one by one. Starts `skipped` and `num_replaced` afresh.
+
+        Raises:
+            CorpusError: no document has text, two have the same name, or the source cannot be read.
+        """
+        self._log = log = ReadLog()
+        names: set[str] = set()
+        for document in self._read(log):
+            if document.name in names:
+                raise CorpusError(
+                    f"two documents of {self.description} are named {document.name!r}; names "
+                    "must differ: give each once, or remove the name column: rows are then numbered"
+                )
+            names.add(document.name)
+            yield document
+        if not names:
+            reasons = "; ".join(log.skipped[:3]) or "nothing was found there"
+            raise CorpusError(
+                f"{self.description} has no document with text ({reasons}); name another place "
+                "or corpus"
+            )
+
+
+def find_nearest(name: str, known: Sequence[str], count: int = 3) -> str:
+    """A hint for a name that is not known: the nearest known ones, or some of them."""
+    folded = {candidate.lower(): candidate for candidate in known}
+    near = [
+        folded[match]
+        for match in difflib.get_close_matches(name.lower(), list(folded), n=count, cutoff=0.5)
+    ]
+    if near:
+        return "did you mean " + " or ".join(repr(match) for match in near) + "?"
+    shown = ", ".join(known[:12])
+    return f"known: {shown}{', ...' if len(known) > 12 else ''}" if known else "there is none"
+
+
+def summarize_error(error: Exception) -> str:
+    """The first line of another library's error, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,191 @@
+"""Documents read side by side in rows, one segment a step."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from memorizing.data.batch import SegmentBatch
+from memorizing.data.order import shuffle_names
+from memorizing.data.tokenized import TokenizedDocument
+from memorizing.errors import CheckpointError, CorpusError
+
+_NO_DOCUMENT = -1
+
+
+class SegmentLoader(Iterator[SegmentBatch]):
+    """Reads documents in B rows, T = segment_len tokens a step.
+
+    Every row reads one document from its first token to its last; in the step after, it takes the
+    next document that no row has read yet (`doc_start` is True). Rows take documents in the order
+    of their row number. The tail of a document is padded and masked (`valid`).
+
+    `repeat=True` goes on with the next epoch, in a new order, without waiting for the other rows
+    and never ends; `repeat=False` reads each document once: rows with nothing left have doc_id -1
+    and no valid target, and the iteration ends when all have.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[TokenizedDocument],
+        num_rows: int,
+        segment_len: int,
+        start_token: int,
+        seed: int | None = None,
+        repeat: bool = False,
+    ) -> None:
+        """Take the documents; `seed` None reads them in the order given.
+
+        Raises:
+            CorpusError: there are no documents, or one has no tokens.
+        """
+        if not documents:
+            raise CorpusError(
+                "there are no documents to read; too much is held out, or "
+                "data.min_document_tokens is too large"
+            )
+        for document in documents:
+            if not len(document.tokens):
+                raise CorpusError(f"document {document.name!r} has no tokens; leave it out")
+        if num_rows < 1 or segment_len < 1:
+            raise ValueError(
+                f"num_rows is {num_rows} and segment_len {segment_len}; both must be 1 or more"
+            )
+        self.documents = documents
+        self.num_rows = num_rows
+        self.segment_len = segment_len
+        self.start_token = start_token
+        self.seed = seed
+        self.repeat = repeat
+        self._epoch = 0
+        self._taken = 0
+        self._order = self._order_of(0)
+        self._rows = [(_NO_DOCUMENT, 0)] * num_rows
+        """Per row its document and the position in it of the next segment."""
+
+    @property
+    def num_targets(self) -> int:
+        """Target tokens of one epoch: every token of every document."""
+        return sum(len(document.tokens) for document in self.documents)
+
+    @property
+    def num_segments(self) -> int:
+        """Segments of one epoch over all rows, tails included."""
+        return sum(-(-len(document.tokens) // self.segment_len) for document in self.documents)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, of the document that was taken last."""
+        return self._epoch
+
+    def count_batches(self) -> int:
+        """Steps that one reading takes with `repeat=False`, from its beginning."""
+        ends = np.zeros(self.num_rows, dtype=np.int64)
+        for index in self._order_of(0):
+            ends[ends.argmin()] += -(-len(self.documents[index].tokens) // self.segment_len)
+        return int(ends.max())
+
+    def __next__(self) -> SegmentBatch:
+        """The next segment of every row."""
+        rows = [self._take() if self._is_finished(row) else row for row in self._rows]
+        if all(index == _NO_DOCUMENT for index, _ in rows):
+            raise StopIteration
+        shape = (self.num_rows, self.segment_len)
+        tokens = np.full(shape, self.start_token, dtype=np.int64)
+        targets = np.full(shape, self.start_token, dtype=np.int64)
+        valid = np.zeros(shape, dtype=bool)
+        for row, (index, position) in enumerate(rows):
+            if index == _NO_DOCUMENT:
+                continue
+            ids = self.documents[index].tokens
+            target = ids[position : position + self.segment_len]
+            length = len(target)
+            targets[row, :length] = target
+            valid[row, :length] = True
+            if position:
+                tokens[row, :length] = ids[position - 1 : position - 1 + length]
+            else:
+                tokens[row, 1:length] = target[:-1]
+        batch = SegmentBatch(
+            tokens=torch.from_numpy(tokens),
+            targets=torch.from_numpy(targets),
+            valid=torch.from_numpy(valid),
+            doc_start=torch.tensor(
+                [index != _NO_DOCUMENT and position == 0 for index, position in rows]
+            ),
+            doc_id=torch.tensor([index for index, _ in rows]),
+            position=torch.tensor([position for _, position in rows]),
+        )
+        self._rows = [(i, p if i == _NO_DOCUMENT else p + self.segment_len) for i, p in rows]
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reading is, as plain values that JSON holds."""
+        return {
+            "documents": self._fingerprint,
+            "num_rows": self.num_rows,
+            "segment_len": self.segment_len,
+            "seed": self.seed,
+            "repeat": self.repeat,
+            "epoch": self._epoch,
+            "taken": self._taken,
+            "rows": [list(row) for row in self._rows],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken.
+
+        Raises:
+            CheckpointError: it was taken with other documents, rows, segments, seed or repetition.
+        """
+        own = self.state_dict()
+        missing = own.keys() - state.keys()
+        if missing:
+            raise CheckpointError(
+                f"loader state lacks {', '.join(sorted(missing))}; it is truncated or of another "
+                "version"
+            )
+        for key in ("documents", "num_rows", "segment_len", "seed", "repeat"):
+            if own[key] != state[key]:
+                raise CheckpointError(
+                    f"loader state has {key} = {state[key]!r}, this loader {own[key]!r}; "
+                    "resume with the same corpus, tokenizer and settings, or start a new run"
+                )
+        self._epoch, self._taken = int(state["epoch"]), int(state["taken"])
+        self._order = self._order_of(self._epoch)
+        self._rows = [(int(index), int(position)) for index, position in state["rows"]]
+
+    def _is_finished(self, row: tuple[int, int]) -> bool:
+        index, position = row
+        return index == _NO_DOCUMENT or position >= len(self.documents[index].tokens)
+
+    def _take(self) -> tuple[int, int]:
+        if self._taken == len(self._order):
+            if not self.repeat:
+                return _NO_DOCUMENT, 0
+            self._epoch += 1
+            self._taken = 0
+            self._order = self._order_of(self._epoch)
+        index = self._order[self._taken]
+        self._taken += 1
+        return index, 0
+
+    def _order_of(self, epoch: int) -> list[int]:
+        indices = range(len(self.documents))
+        if self.seed is None:
+            return list(indices)
+        return [int(name) for name in shuffle_names(map(str, indices), f"{self.seed}/{epoch}")]
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for document in self.documents:
+            digest.update(
+                f"{document.name}\0{len(document.tokens)}\0".encode("utf-8", errors="surrogatepass")
+            )
+        return digest.hexdigest()

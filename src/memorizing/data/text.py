@@ -1,0 +1,124 @@
+"""From bytes on disk to documents, with a log of what was left out or replaced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from memorizing.data.batch import Document
+
+_IGNORED_FOLDERS = frozenset({"__pycache__"})
+_BINARY_PROBE = 8192
+
+
+@dataclass
+class ReadLog:
+    """What a corpus left out or changed while it was read."""
+
+    skipped: list[str] = field(default_factory=list)
+    """One line per thing left out: its name and why."""
+    num_replaced: int = 0
+    """Files (or rows) in which bytes that are not UTF-8 were replaced by U+FFFD."""
+
+    def skip(self, name: str, reason: str) -> None:
+        """Note that something was left out."""
+        self.skipped.append(f"{name}: {reason}")
+
+
+def decode_text(raw: bytes, log: ReadLog) -> str:
+    """UTF-8 text of `raw`; bytes that are not UTF-8 become U+FFFD and are counted in `log`."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        log.num_replaced += 1
+        return raw.decode("utf-8", errors="replace")
+
+
+def encode_text(text: str) -> bytes:
+    """The bytes a string stands for.
+
+    A lone surrogate is a byte that was escaped while decoding, or else is written as such; either
+    is not UTF-8 and is replaced when the bytes are decoded.
+    """
+    try:
+        return text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", errors="surrogatepass")
+
+
+def make_document(name: str, raw: bytes, log: ReadLog) -> Document | None:
+    """A document from raw bytes; None, noted in `log`, where there is only white space."""
+    text = decode_text(raw, log)
+    if not text.strip():
+        log.skip(name, "no text")
+        return None
+    return Document(name, text, len(raw))
+
+
+def is_binary(raw: bytes) -> bool:
+    """Whether bytes are not text, told as git does: by a zero byte near the beginning."""
+    return b"\0" in raw[:_BINARY_PROBE]
+
+
+def find_files(
+    root: Path,
+    log: ReadLog,
+    *,
+    keep: Callable[[str], bool] = lambda name: True,
+    ignored_folders: Iterable[str] = (),
+) -> list[PurePosixPath]:
+    """Files under `root`, relative to it, sorted.
+
+    Hidden ones and byte code are left out; links to folders are not followed.
+    """
+    ignored = _IGNORED_FOLDERS.union(ignored_folders)
+    found: list[PurePosixPath] = []
+
+    def note(error: OSError) -> None:
+        log.skip(str(error.filename), f"cannot be read ({error.strerror})")
+
+    for folder, folders, files in os.walk(root, onerror=note):
+        folders[:] = [name for name in folders if name not in ignored and not name.startswith(".")]
+        base = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        found.extend(base / name for name in files if not name.startswith(".") and keep(name))
+    return sorted(found)
+
+
+def read_bytes(path: Path, name: str, log: ReadLog) -> bytes | None:
+    """Bytes of a text file, or None, noted in `log`, where it is binary or cannot be read."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        log.skip(name, f"cannot be read ({error.strerror})")
+        return None
+    if is_binary(raw):
+        log.skip(name, "binary")
+        return None
+    return raw
+
+
+def concatenate_files(
+    name: str, files: Iterable[tuple[PurePosixPath, Path]], log: ReadLog
+) -> Document | None:
+    """One document of many files in the order given, each after a line `# path/inside/it.py`.
+
+    The document's bytes are those of the files as they are on disk, plus the path lines and the
+    line ends added. Empty files are passed over. Returns None, noted in `log`, where no file has
+    text.
+    """
+    texts: list[str] = []
+    num_bytes = 0
+    for shown, path in files:
+        raw = read_bytes(path, f"{shown} in {name}", log)
+        if not raw or raw.isspace():
+            continue
+        header = encode_text(f"# {shown}\n")
+        end = "" if raw.endswith(b"\n") else "\n"
+        texts += [header.decode("utf-8", errors="replace"), decode_text(raw, log), end]
+        num_bytes += len(header) + len(raw) + len(end)
+    if not texts:
+        log.skip(name, "no text")
+        return None
+    return Document(name, "".join(texts), num_bytes)

@@ -1,0 +1,135 @@
+"""Documents as token ids: tokenized once, kept on disk by content, cut where a recipe says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from memorizing.data.batch import Document
+from memorizing.data.token_cache import TokenCache
+from memorizing.data.tokenizer import Tokenizer
+from memorizing.errors import CorpusError
+
+# Texts tokenized in one call: enough for all threads, little enough for memory (a token takes some
+# 200 bytes there).
+_BATCH_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class TokenizedDocument:
+    """A document as token ids."""
+
+    name: str
+    tokens: np.ndarray
+    """(n,) int32, without the start token."""
+    num_bytes: int
+    """Bytes of the raw text: what bits per byte are counted by."""
+
+
+def tokenize_documents(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    cache_dir: str | Path | None = None,
+    *,
+    max_tokens: int = 0,
+    min_tokens: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[TokenizedDocument]:
+    """Tokenize documents, reading from and writing to the cache, then cut them (`cut_documents`).
+
+    Args:
+        documents: what to tokenize, in the order of the result.
+        tokenizer: a changed tokenizer has other cache entries.
+        cache_dir: by default `MEMORIZING_CACHE`, or `~/.cache/memorizing`.
+        max_tokens: longer documents are cut; 0 leaves them whole.
+        min_tokens: shorter documents are left out.
+        progress: called with the number of bytes that were done since the last call.
+
+    Raises:
+        CorpusError: every document is shorter than `min_tokens`.
+        ResourceError: the cache cannot be written.
+    """
+    cache = TokenCache(cache_dir)
+    found: list[TokenizedDocument | None] = []
+    waiting: list[tuple[int, Document, Path]] = []
+    waiting_bytes = 0
+
+    def finish() -> None:
+        nonlocal waiting_bytes
+        encoded = tokenizer.encode_batch([document.text for _, document, _ in waiting])
+        for (place, document, path), tokens in zip(waiting, encoded, strict=True):
+            cache.write(path, tokens)
+            found[place] = TokenizedDocument(document.name, tokens, document.num_bytes)
+        if progress:
+            progress(waiting_bytes)
+        waiting.clear()
+        waiting_bytes = 0
+
+    for document in documents:
+        path = cache.locate(document.text, tokenizer.fingerprint)
+        tokens = cache.read(path, tokenizer.vocab_size)
+        if tokens is not None:
+            found.append(TokenizedDocument(document.name, tokens, document.num_bytes))
+            if progress:
+                progress(document.num_bytes)
+            continue
+        waiting.append((len(found), document, path))
+        found.append(None)
+        waiting_bytes += document.num_bytes
+        if waiting_bytes >= _BATCH_BYTES:
+            finish()
+    if waiting:
+        finish()
+    return cut_documents([d for d in found if d is not None], tokenizer, max_tokens, min_tokens)
+
+
+def cut_documents(
+    documents: Sequence[TokenizedDocument],
+    tokenizer: Tokenizer,
+    max_tokens: int = 0,
+    min_tokens: int = 0,
+) -> list[TokenizedDocument]:
+    """Cut documents at `max_tokens`, then leave out those shorter than `min_tokens`.
+
+    The pieces of `name` are `name`, `name#2`, `name#3`, ... and their bytes sum to the document's.
+    A piece has the bytes its tokens stand for; where they do not add up to the raw text (bytes that
+    were replaced, a tokenizer that normalizes) they are scaled, cut point by cut point.
+
+    Raises:
+        CorpusError: nothing is left.
+    """
+    pieces = [piece for document in documents for piece in _cut(document, tokenizer, max_tokens)]
+    kept = [piece for piece in pieces if len(piece.tokens) >= max(min_tokens, 1)]
+    if pieces and not kept:
+        longest = max(len(piece.tokens) for piece in pieces)
+        raise CorpusError(
+            f"data.min_document_tokens is {min_tokens}, but the longest document has {longest} "
+            "tokens; lower it"
+        )
+    return kept
+
+
+def _cut(
+    document: TokenizedDocument, tokenizer: Tokenizer, max_tokens: int
+) -> list[TokenizedDocument]:
+    num_tokens = len(document.tokens)
+    if not max_tokens or num_tokens <= max_tokens:
+        return [document]
+    begins = np.arange(0, num_tokens, max_tokens)
+    sums = np.concatenate([[0], tokenizer.token_bytes[document.tokens].cumsum(dtype=np.int64)])
+    ends = sums[np.append(begins[1:], num_tokens)]
+    # Integers throughout: the last end is num_bytes exactly, and all are exact where sums[-1] ==
+    # num_bytes.
+    ends = ends * document.num_bytes // max(int(sums[-1]), 1)
+    sizes = np.diff(ends, prepend=0)
+    return [
+        TokenizedDocument(
+            document.name if i == 0 else f"{document.name}#{i + 1}",
+            document.tokens[begin : begin + max_tokens],
+            int(size),
+        )
+        for i, (begin, size) in enumerate(zip(begins, sizes, strict=True))
+    ]

@@ -1,0 +1,83 @@
+"""How long the demo will take on this machine, from a few steps of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from memorizing.config import Config
+from memorizing.data import TokenizedDocument
+from memorizing.loss import sum_nats
+from memorizing.model import MemorizingTransformer, ModelState
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that the parts of the demo will take."""
+
+    train_s: float
+    evaluate_s: float
+
+    @property
+    def minutes(self) -> float:
+        """All of it."""
+        return (self.train_s + self.evaluate_s) / 60
+
+
+def estimate_duration(
+    config: Config, test: Sequence[TokenizedDocument], dtype: torch.dtype
+) -> Estimate:
+    """Time steps of both arms with full caches and memories, and count the steps to come.
+
+    Leaves torch's global generator as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = MemorizingTransformer(config.model)
+    model.compute_dtype = dtype
+    longest = max(len(document.tokens) for document in test)
+    rows, eval_rows = config.training.rows, config.evaluation.rows
+    train_s = sum(_time_step(model, rows, capacity) for capacity in (0, config.model.capacity))
+    segments = longest / config.model.segment_len
+    # Cache only, memory off, every capacity; the two other controls cost what the largest does.
+    capacities = [min(c, longest) for c in config.evaluation.capacities]
+    evaluate_s = sum(
+        # On the average over a document, a memory that never fills up is half full.
+        _time_step(model, eval_rows, capacity if capacity < longest else longest // 2, train=False)
+        for capacity in (0, 0, *capacities, max(capacities), max(capacities))
+    )
+    return Estimate(train_s * config.training.steps, evaluate_s * segments)
+
+
+def _time_step(model: MemorizingTransformer, rows: int, capacity: int, train: bool = True) -> float:
+    """Seconds of one step over a segment of every row, with a full memory."""
+    config = model.config
+    tokens = torch.zeros(rows, config.segment_len, dtype=torch.int64)
+    state = model.init_state(rows, capacity)
+    for memory in state.memories.values():
+        # What it holds does not matter for the time.
+        memory.num_appended.fill_(capacity)
+
+    def step(state: ModelState) -> ModelState:
+        with torch.set_grad_enabled(train):
+            output = model(tokens, state)
+            if train:
+                sum_nats(
+                    output.logits, tokens, torch.ones_like(tokens, dtype=torch.bool)
+                ).backward()
+        model.zero_grad()
+        return output.state.commit()
+
+    return _take_fastest(step, state)
+
+
+def _take_fastest(step: Callable[[ModelState], ModelState], state: ModelState) -> float:
+    """The second of three repetitions: the first one fills caches and buffers."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        state = step(state)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

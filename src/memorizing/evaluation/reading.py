@@ -1,0 +1,214 @@
+"""Whole documents read side by side, each with a memory of its own; every token's nats are kept.
+
+A start token precedes each document, so that every token of it is counted exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from memorizing.config import check_capacity
+from memorizing.errors import ConfigError
+from memorizing.evaluation.results import Control, DocumentResult, EvaluationResult
+from memorizing.loss import compute_token_nats
+from memorizing.model import MemorizingTransformer, RetrievalControl
+
+if TYPE_CHECKING:
+    from memorizing.data import TokenizedDocument
+
+Progress = Callable[[int, int], None]
+"""Called after every segment with the tokens read so far, and those of the whole evaluation."""
+
+
+def evaluate_documents(
+    model: MemorizingTransformer,
+    documents: Sequence[TokenizedDocument],
+    start_token: int,
+    *,
+    capacity: int,
+    rows: int = 8,
+    control: Control | None = None,
+    max_tokens: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Read documents from their first token to their last and keep the nats of every token.
+
+    The model is in evaluation mode during the call. A document's nats do not depend on `rows` or on
+    the other documents, except under `other_document`.
+
+    Args:
+        model: with or without memory layers.
+        documents: tokens of each document, without the start token.
+        start_token: precedes every document.
+        capacity: entries of the memory, whatever it was in training; 0 turns it off.
+        rows: documents read side by side; `other_document` takes at least two.
+        control: `off` ignores `capacity`; with `other_document` every document reads the memory of
+            another one that is read along with it; `shuffled` keeps keys and mixes up values.
+        max_tokens: only the first tokens of each document are read; 0 reads them whole.
+        seed: of `shuffled`.
+        progress: see `Progress`.
+
+    Raises:
+        ConfigError: no document; a capacity below the model's neighbors or for a model without
+            memory; `other_document` with a single document.
+    """
+    capacity = 0 if control == "off" else capacity
+    check_evaluation(model, documents, capacity, rows, control)
+    tokens = [d.tokens[:max_tokens] if max_tokens else d.tokens for d in documents]
+    total, done = sum(len(part) for part in tokens), 0
+
+    def report(num_tokens: int) -> None:
+        nonlocal done
+        done += num_tokens
+        if progress is not None:
+            progress(done, total)
+
+    token_nats: dict[int, NDArray[np.float32]] = {}
+    with evaluation_mode(model):
+        for group in _make_groups([len(part) for part in tokens], rows, control):
+            reader = _GroupReader(model, [tokens[i] for i in group], start_token, control, seed)
+            token_nats |= dict(zip(group, reader.read(capacity, report), strict=True))
+    results = []
+    for index, document in enumerate(documents):
+        is_whole = len(tokens[index]) == len(document.tokens)
+        num_bytes = document.num_bytes if is_whole else None
+        results.append(DocumentResult(document.name, token_nats[index], num_bytes))
+    return EvaluationResult(tuple(results), capacity, control)
+
+
+def check_evaluation(
+    model: MemorizingTransformer,
+    documents: Sequence[TokenizedDocument],
+    capacity: int,
+    rows: int,
+    control: Control | None,
+) -> None:
+    """Refuse what cannot be evaluated.
+
+    Raises:
+        ConfigError: see `evaluate_documents`.
+    """
+    if not any(len(document.tokens) for document in documents):
+        raise ConfigError("there are no tokens to evaluate; give documents with text")
+    if rows < 1:
+        raise ConfigError(f"rows is {rows}; allowed: 1 or more")
+    check_capacity(capacity, model.config.num_neighbors)
+    if capacity and not model.config.memory_layers:
+        raise ConfigError(f"capacity is {capacity}, but the model has no memory layer; use 0")
+    if control in ("other_document", "shuffled") and not capacity:
+        raise ConfigError(f"control {control!r} needs a memory; give a capacity above 0")
+    if control == "other_document" and len(documents) < 2:
+        raise ConfigError("control 'other_document' needs at least two documents; there is one")
+
+
+def count_reachable(longest: int, model: MemorizingTransformer) -> int:
+    """Slots that a document of `longest` tokens can fill and search; more would stay empty."""
+    segment_len = model.config.segment_len
+    return max(model.config.num_neighbors, (longest - 1) // segment_len * segment_len)
+
+
+@contextmanager
+def evaluation_mode(model: MemorizingTransformer) -> Iterator[None]:
+    """No dropout, no gradient; the model's mode is restored afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _make_groups(lengths: list[int], rows: int, control: Control | None) -> list[list[int]]:
+    """Documents of like length side by side, longest first: none of them idles for long."""
+    num_groups = -(-len(lengths) // rows)
+    if control == "other_document":
+        num_groups = min(num_groups, len(lengths) // 2)  # no group of one
+    order = np.argsort(-np.array(lengths), kind="stable")
+    return [group.tolist() for group in np.array_split(order, num_groups)]
+
+
+class _GroupReader:
+    """Documents that start together. Row r reads document r; its donor is the document after it."""
+
+    def __init__(
+        self,
+        model: MemorizingTransformer,
+        documents: Sequence[NDArray[np.integer[Any]]],
+        start_token: int,
+        control: Control | None,
+        seed: int,
+    ) -> None:
+        self.model, self.control, self.seed = model, control, seed
+        self.targets = [document.astype(np.int64) for document in documents]
+        self.inputs = [np.concatenate([[start_token], t])[: len(t)] for t in self.targets]
+        self.lengths = [len(document) for document in documents]
+
+    def read(self, capacity: int, report: Callable[[int], None]) -> list[NDArray[np.float32]]:
+        """Read all documents to their ends: the nats of each one's tokens."""
+        model, num_rows = self.model, len(self.lengths)
+        segment_len, device = model.config.segment_len, model.embedding.weight.device
+        nats = [np.zeros(length, dtype=np.float32) for length in self.lengths]
+        capacity = min(capacity, count_reachable(max(self.lengths), model))
+        state = model.init_state(num_rows, capacity, device)
+        rows = list(range(num_rows))
+        for begin in range(0, max(self.lengths), segment_len):
+            needed = self._choose_rows(rows, begin)
+            if needed != rows:
+                state = state.select_rows(torch.tensor([rows.index(row) for row in needed]))
+                rows = needed
+            counts = [min(max(self.lengths[row] - begin, 0), segment_len) for row in rows]
+            tokens, valid = _fill_rows(self.inputs, rows, begin, counts)
+            output = model(
+                tokens.to(device),
+                state,
+                valid=None if valid.all() else valid.to(device),
+                control=self._make_control(rows, counts, begin),
+            )
+            state = output.state.commit()
+            targets, _ = _fill_rows(self.targets, rows, begin, counts)
+            found = compute_token_nats(output.logits, targets.to(device)).cpu().numpy()
+            for line, (row, count) in enumerate(zip(rows, counts, strict=True)):
+                nats[row][begin : begin + count] = found[line, :count]
+            report(sum(counts))
+        return nats
+
+    def _choose_rows(self, rows: list[int], begin: int) -> list[int]:
+        """Rows that still read, and finished ones whose memory another row still reads."""
+        reading = {row for row in rows if self.lengths[row] > begin}
+        if self.control == "other_document":
+            reading |= {self._get_donor(row) for row in reading}
+        return [row for row in rows if row in reading]
+
+    def _get_donor(self, row: int) -> int:
+        return (row + 1) % len(self.lengths)
+
+    def _make_control(
+        self, rows: list[int], counts: list[int], begin: int
+    ) -> RetrievalControl | None:
+        if self.control == "shuffled":
+            return RetrievalControl(None, shuffle_values=True, seed=self.seed + begin)
+        if self.control != "other_document":
+            return None
+        # A finished row reads nothing, and its own donor may be gone.
+        donors = [self._get_donor(r) if n else r for r, n in zip(rows, counts, strict=True)]
+        return RetrievalControl(torch.tensor([rows.index(row) for row in donors]))
+
+
+def _fill_rows(
+    documents: list[NDArray[np.int64]], rows: list[int], begin: int, counts: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next tokens of each row, as wide as the longest, and which of them are valid."""
+    tokens = torch.zeros(len(rows), max(counts), dtype=torch.int64)
+    valid = torch.zeros(len(rows), max(counts), dtype=torch.bool)
+    for line, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        tokens[line, :count] = torch.from_numpy(documents[row][begin : begin + count])
+        valid[line, :count] = True
+    return tokens, valid

@@ -1,0 +1,78 @@
+"""The loss: summed nats of the next token. Callers divide by the target tokens they counted.
+
+B rows, T tokens, V vocabulary, N = B * T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CPU_CHUNK = 1 << 20
+"""Logits worked on at once: 4 MiB in fp32, which stays in the processor's cache."""
+_DEVICE_CHUNK = 1 << 25
+"""On an accelerator few large kernels are faster: 128 MiB in fp32."""
+
+
+def sum_nats(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    """Cross entropy, summed over the valid targets.
+
+    sum over valid (b, t) of log sum_v exp(logits[b, t, v]) - logits[b, t, targets[b, t]]
+
+    Computed in fp32 whatever the type of the logits, some tokens at a time, forward and backward:
+    beside the logits and their gradient no tensor of N x V exists.
+
+    Args:
+        logits: (B, T, V), any floating type.
+        targets: (B, T) int64; may hold anything where not valid.
+        valid: (B, T) bool.
+
+    Returns:
+        A scalar in fp32, in nats. The gradient reaches `logits` in their own type, exactly 0 where
+        not valid.
+    """
+    return _SumNats.apply(logits.flatten(0, -2), targets.flatten(), valid.flatten())  # type: ignore[no-any-return]
+
+
+def compute_token_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of every token in nats, without gradient: (B, T, V), (B, T) to (B, T) fp32."""
+    with torch.no_grad():
+        return _compute_nats(logits.flatten(0, -2), targets.flatten()).view(targets.shape)
+
+
+def _split(logits: Tensor) -> list[slice]:
+    num_tokens, vocab_size = logits.shape
+    elements = _CPU_CHUNK if logits.device.type == "cpu" else _DEVICE_CHUNK
+    step = max(1, elements // vocab_size)
+    return [slice(start, start + step) for start in range(0, num_tokens, step)]
+
+
+def _compute_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    nats = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
+    for part in _split(logits):
+        log_probs = torch.log_softmax(logits[part], dim=-1, dtype=torch.float32)
+        nats[part] = log_probs.gather(-1, targets[part, None]).squeeze(-1).neg_()
+    return nats
+
+
+class _SumNats(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+        targets = targets.masked_fill(~valid, 0)
+        ctx.save_for_backward(logits, targets, valid)
+        return _compute_nats(logits, targets).masked_fill_(~valid, 0.0).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        logits, targets, valid = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        for part in _split(logits):
+            probs = torch.softmax(logits[part], dim=-1, dtype=torch.float32)
+            ones = probs.new_ones(1, 1).expand(len(probs), 1)
+            probs.scatter_add_(-1, targets[part, None], -ones)
+            # A product with 0 would keep a NaN of the padding.
+            result[part] = probs.mul_(grad).masked_fill_(~valid[part, None], 0.0)
+        return result, None, None

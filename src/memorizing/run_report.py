@@ -1,0 +1,225 @@
+"""A run measured on documents: with each memory, with the controls, against another run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from memorizing.config import Config, DataConfig, ModelConfig, check_capacity
+from memorizing.data import (
+    Document,
+    TokenizedDocument,
+    Tokenizer,
+    load_splits,
+    tokenize_documents,
+)
+from memorizing.errors import CheckpointError, CorpusError, ResourceError, TokenizerError
+from memorizing.evaluation import (
+    Control,
+    EvaluationResult,
+    Progress,
+    compare_results,
+    evaluate_capacities,
+    evaluate_documents,
+)
+from memorizing.memory import memory_bytes
+from memorizing.metrics import Difference
+from memorizing.training import (
+    LoadedModel,
+    choose_precision,
+    load_model,
+    measure_available,
+    read_run_config,
+)
+
+Use = Literal["validation", "test", "train", "all"]
+"""Which documents of a corpus: those held out for choices, for claims, those trained on, or all."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What `report_run` measured. `to_dict` is the JSON of `memorizing evaluate`."""
+
+    run: str
+    corpus: tuple[str, ...]
+    """Lines that say what was read."""
+    use: Use
+    results: dict[str, EvaluationResult]
+    """By capacity as text, rising, then by control."""
+    against: str | None
+    baseline: EvaluationResult | None
+    """The other run with the memory it was trained with."""
+    differences: dict[str, Difference]
+    """Of each result from the baseline; empty without one."""
+    precision: str
+    evaluate_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "run": self.run,
+            "corpus": list(self.corpus),
+            "use": self.use,
+            "precision": self.precision,
+            "evaluate_s": self.evaluate_s,
+            "perplexity": {name: result.perplexity for name, result in self.results.items()},
+            "bits_per_byte": {name: result.bits_per_byte for name, result in self.results.items()},
+            "results": {name: result.to_dict() for name, result in self.results.items()},
+            "against": self.against,
+            "baseline": self.baseline.to_dict() if self.baseline else None,
+            "differences": {name: found.to_dict() for name, found in self.differences.items()},
+        }
+
+
+def report_run(
+    run: Path,
+    *,
+    corpus: str | None = None,
+    use: Use | None = None,
+    capacities: Sequence[int] | None = None,
+    controls: Sequence[Control] = (),
+    against: Path | None = None,
+    num_documents: int = 0,
+    max_tokens: int | None = None,
+    rows: int | None = None,
+    precision: Literal["auto", "fp32", "bf16"] = "fp32",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RunReport:
+    """Evaluate the last checkpoint of a run, and of another one on the same tokens.
+
+    Args:
+        run: a run folder; with `corpus` also a checkpoint or model folder.
+        corpus: as `DataConfig.corpus`; None is the run's own.
+        use: None is `validation` for the run's own corpus and `all` for another one.
+        capacities: of the memory; None takes those of the run's configuration.
+        controls: diagnostics at the largest capacity.
+        against: another run with the same tokenizer. It reads with the memory it was trained with.
+        num_documents: only the first documents of the corpus; 0 is all.
+        max_tokens: only the first tokens of each document; 0 reads them whole, None as the run's
+            configuration says.
+        rows: documents side by side; None takes the run's setting. Results do not depend on it.
+        precision: of products and activations, see `TrainingConfig.precision`.
+        seed: of the shuffled values and of the bootstrap.
+        progress: called with the tokens read so far and in all, first of the other run.
+
+    Raises:
+        RunFolderError, CheckpointError: a folder is not a run, or its checkpoint cannot be used.
+        CorpusError: an unknown corpus, or no document is held out for this use.
+        TokenizerError: the other run has another tokenizer.
+        ConfigError: a capacity that the model cannot have.
+        ResourceError: memories of this capacity do not fit into the machine.
+    """
+    start_s = time.monotonic()
+    loaded, tokenizer = _load(run, precision)
+    config = Config(model=loaded.config) if corpus else read_run_config(run)
+    capacities = _choose_capacities(loaded, config) if capacities is None else capacities
+    for capacity in capacities:
+        check_capacity(capacity, loaded.config.num_neighbors)
+    other = None
+    if against is not None:
+        other, other_tokenizer = _load(against, precision)
+        _check_same_tokenizer(tokenizer, other_tokenizer, run, against)
+    data = config.data if corpus is None else DataConfig(corpus=corpus)
+    use = use or ("validation" if corpus is None else "all")
+    rows = rows or config.evaluation.rows
+    if max_tokens is None:
+        max_tokens = config.evaluation.max_tokens_per_document
+    description, documents = _read_documents(data, use, tokenizer, num_documents, max_tokens)
+    _check_memory(loaded.config, capacities, rows, max(len(d.tokens) for d in documents))
+    settings: dict[str, Any] = {
+        "rows": rows,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "progress": progress,
+    }
+    baseline = None
+    if other is not None:
+        baseline = evaluate_documents(
+            other.model,
+            documents,
+            tokenizer.start_token,
+            capacity=other.config.capacity if other.config.has_memory else 0,
+            **settings,
+        )
+    results = evaluate_capacities(
+        loaded.model,
+        documents,
+        tokenizer.start_token,
+        capacities=capacities,
+        controls=controls,
+        **settings,
+    )
+    differences = (
+        {name: compare_results(result, baseline, seed=seed) for name, result in results.items()}
+        if baseline
+        else {}
+    )
+    return RunReport(
+        run=str(run),
+        corpus=description,
+        use=use,
+        results=results,
+        against=None if against is None else str(against),
+        baseline=baseline,
+        differences=differences,
+        precision=str(loaded.model.compute_dtype).removeprefix("torch."),
+        evaluate_s=time.monotonic() - start_s,
+    )
+
+
+def _load(run: Path, precision: Literal["auto", "fp32", "bf16"]) -> tuple[LoadedModel, Tokenizer]:
+    loaded = load_model(run)
+    if loaded.tokenizer is None:
+        raise CheckpointError(f"{run} has no tokenizer: it was trained on token ids, not on text")
+    shape = loaded.config
+    choice = choose_precision(precision, shape.model_dim, shape.ffn_dim)
+    loaded.model.compute_dtype = choice.dtype
+    return loaded, loaded.tokenizer
+
+
+def _choose_capacities(loaded: LoadedModel, config: Config) -> tuple[int, ...]:
+    return config.evaluation.capacities if loaded.config.has_memory else (0,)
+
+
+def _check_memory(model: ModelConfig, capacities: Sequence[int], rows: int, longest: int) -> None:
+    """Say what the largest memory takes before anything is read; none grows beyond a document."""
+    capacity = min(max(capacities, default=0), longest)
+    needed, available = memory_bytes(model, rows, capacity), measure_available()
+    if needed > available:
+        raise ResourceError(
+            f"memories of {capacity:,} entries in {rows} rows need {needed / 2**30:,.1f} GiB and "
+            f"{available / 2**30:,.1f} GiB are free; lower the rows or the capacity"
+        )
+
+
+def _check_same_tokenizer(mine: Tokenizer, other: Tokenizer, run: Path, against: Path) -> None:
+    if mine.fingerprint != other.fingerprint:
+        raise TokenizerError(
+            f"{run} and {against} have different tokenizers, so their tokens cannot be compared; "
+            "evaluate each alone and compare bits per byte"
+        )
+
+
+def _read_documents(
+    data: DataConfig, use: Use, tokenizer: Tokenizer, num_documents: int, max_tokens: int
+) -> tuple[tuple[str, ...], list[TokenizedDocument]]:
+    splits = load_splits(data)
+    chosen: list[Document] = (
+        [*splits.train, *splits.validation, *splits.test] if use == "all" else getattr(splits, use)
+    )
+    if not chosen:
+        raise CorpusError(
+            f"no document of {data.corpus!r} is held out for {use}: set data.{use} or "
+            "data.held_out_share in the recipe, or read another corpus"
+        )
+    chosen = chosen[: num_documents or None]
+    documents = tokenize_documents(chosen, tokenizer, max_tokens=data.max_document_tokens)
+    num_tokens = sum(len(document.tokens) for document in documents)
+    read = f"evaluated on {use}: {len(documents)} documents of {num_tokens:,} tokens"
+    if max_tokens:
+        read += f", the first {max_tokens:,} of each"
+    return (*splits.describe(), read), documents

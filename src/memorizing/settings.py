@@ -1,0 +1,149 @@
+"""From plain values, as TOML and the command line hold them, to frozen dataclasses.
+
+Nothing here knows a setting by its name: the dataclasses of `config.py` describe themselves by
+type hints: `bool`, `int`, `float`, `str`, `Literal`, `tuple[item, ...]` and nested dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from memorizing.errors import ConfigError
+
+
+def require(condition: bool, name: str, seen: object, allowed: str) -> None:
+    """Raise a `ConfigError` with the value seen and what is allowed, unless the condition holds."""
+    if not condition:
+        raise ConfigError(f"{name} is {seen!r}; allowed: {allowed}")
+
+
+def check_types(table: Any, name: str) -> None:
+    """Refuse fields of a dataclass that do not have their declared type, or are not finite.
+
+    Args:
+        table: a dataclass instance.
+        name: its name in messages, such as `model`.
+
+    Raises:
+        ConfigError: for the first field that does not fit.
+    """
+    for key, hint in read_hints(type(table)).items():
+        value = getattr(table, key)
+        if not _is_of_type(hint, value):
+            raise ConfigError(f"{name}.{key} is {value!r}; allowed: {_describe_type(hint)}")
+
+
+@functools.cache
+def read_hints(cls: type) -> dict[str, Any]:
+    """Field name -> type, for a dataclass."""
+    return typing.get_type_hints(cls)
+
+
+def _is_of_type(hint: Any, value: Any) -> bool:
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        return isinstance(value, tuple) and all(_is_of_type(item, element) for element in value)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint
+
+
+def _describe_type(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return "a list, each item " + _describe_type(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(hint))
+    return {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a finite number",
+        str: "a text, in quotes in a TOML file",
+    }.get(hint, f"a {hint.__name__}")
+
+
+def build_dataclass(cls: Any, values: Any, prefix: str = "") -> Any:
+    """Build a dataclass from nested dictionaries.
+
+    Lists become tuples, and whole numbers floats, where the field is declared so.
+
+    Args:
+        cls: the dataclass; it validates itself at construction.
+        values: field name -> value; what is left out has the field's default.
+        prefix: name of the table with a dot, for messages; empty at the top.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), or a value the dataclass refuses.
+    """
+    hints = read_hints(cls)
+    if not isinstance(values, dict):
+        table = prefix.removesuffix(".")
+        raise ConfigError(
+            f"{table} is {values!r}; it is a table: write [{table}] with settings below"
+        )
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            known = [prefix + name for name in hints]
+            raise ConfigError(describe_unknown("key", f"{prefix}{key}", known))
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            arguments[key] = build_dataclass(hint, value, f"{prefix}{key}.")
+        else:
+            arguments[key] = _convert(hint, value)
+    return cls(**arguments)
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """Convert between spellings of one value only; `check_types` refuses what then does not fit."""
+    if get_origin(hint) is tuple:
+        item = get_args(hint)[0]
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+            value = value if item is str else [parse_value(part) for part in value]
+        elif not isinstance(value, (list, tuple)):
+            value = [value]
+        return tuple(_convert(item, element) for element in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    return value
+
+
+def parse_value(text: str) -> Any:
+    """A value written as in TOML; text that is not TOML is taken as a string without quotes."""
+    try:
+        values = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return values["value"] if len(values) == 1 else text.strip()
+
+
+def format_value(value: Any) -> str:
+    """A boolean, number, string or list of them as TOML."""
+    # JSON and TOML write these alike, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def list_keys(cls: Any, prefix: str = "") -> Iterator[str]:
+    """Every setting of a dataclass, nested ones as `table.key`."""
+    for key, hint in read_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from list_keys(hint, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def describe_unknown(what: str, seen: str, known: Sequence[str]) -> str:
+    """Say what was not known, and the nearest known name, or all of them where none is near."""
+    near = difflib.get_close_matches(seen, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
+    return f"unknown {what} {seen!r}; {hint}"

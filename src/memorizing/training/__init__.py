@@ -1,0 +1,36 @@
+"""Training: optimizers and schedules, the loop, checkpoints, run folders."""
+
+from memorizing.training.checkpoint import LoadedModel, load_model, save_model
+from memorizing.training.checkpoints import find_checkpoint, list_checkpoints
+from memorizing.training.metrics_log import read_metrics
+from memorizing.training.precision import Precision, choose_precision
+from memorizing.training.progress import Display, LineDisplay, SilentDisplay, make_display
+from memorizing.training.resources import check_resources, estimate_needs, measure_available
+from memorizing.training.run_folder import read_run_config
+from memorizing.training.train import TokenizedCorpus, prepare_corpus, train
+from memorizing.training.trainer import StepMetrics, Trainer, TrainingResult
+
+__all__ = [
+    "Display",
+    "LineDisplay",
+    "LoadedModel",
+    "Precision",
+    "SilentDisplay",
+    "StepMetrics",
+    "TokenizedCorpus",
+    "Trainer",
+    "TrainingResult",
+    "check_resources",
+    "choose_precision",
+    "estimate_needs",
+    "find_checkpoint",
+    "list_checkpoints",
+    "load_model",
+    "make_display",
+    "measure_available",
+    "prepare_corpus",
+    "read_metrics",
+    "read_run_config",
+    "save_model",
+    "train",
+]

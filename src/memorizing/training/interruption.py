@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM as a wish to stop after the present step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether a signal asked to stop, and which."""
+
+    def __init__(self) -> None:
+        """Nothing asked for yet."""
+        self.signal_name = ""
+
+    def __bool__(self) -> bool:
+        """Whether to stop."""
+        return bool(self.signal_name)
+
+
+@contextmanager
+def catch_stop_signals() -> Iterator[StopRequest]:
+    """Within this context the first SIGINT or SIGTERM only sets the request.
+
+    The second acts as it did before, and the handlers that were there come back at the end.
+    Outside the main thread Python allows no handlers: nothing is caught.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            # A handler that was not installed from Python reads as None: it cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal_name = signal.Signals(number).name
+        restore()
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()

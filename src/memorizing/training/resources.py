@@ -1,0 +1,136 @@
+"""How much memory training will need, and whether the machine has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from memorizing.config import ModelConfig, TrainingConfig
+from memorizing.errors import ResourceError
+from memorizing.memory import memory_bytes
+
+_STATE_PER_WEIGHT = {"adafactor": 4, "adamw": 8, "muon": 8}
+"""Bytes of optimizer state per weight: one or two fp32 moments (Muon is rounded up)."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """An estimate of what training takes at its peak, in bytes."""
+
+    weights: int
+    """Weights, gradients and optimizer state."""
+    activations: int
+    """What the backward pass of one accumulation part keeps, roughly."""
+    memories: int
+    """The external memories, full."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.activations + self.memories
+
+
+def estimate_needs(
+    model: ModelConfig, training: TrainingConfig, num_weights: int, bytes_per_value: int = 4
+) -> Needs:
+    """Estimate the bytes that training takes.
+
+    Args:
+        model: the model's shape.
+        training: batch, accumulation, optimizer.
+        num_weights: parameters of the model.
+        bytes_per_value: of activations: 4 for fp32, 2 for bf16.
+    """
+    weights = num_weights * (8 + _STATE_PER_WEIGHT[training.optimizer])
+    inner = model.num_heads * model.head_dim
+    tokens = training.rows // training.accumulation * model.segment_len
+    num_keys = model.segment_len + (model.window if model.xl_cache else 0)
+    scores = tokens * model.num_heads * num_keys
+    # Residual stream and norms, queries to output in raw and normalized form, both sides of the
+    # ReLU, softmax weights; the backward pass of one layer has some tensors like these again.
+    layer = tokens * (5 * model.model_dim + 10 * inner + 3 * model.ffn_dim) + scores
+    num_kept = 1 if training.gradient_checkpointing else model.num_layers
+    activations = layer * num_kept + 2 * scores + tokens * model.model_dim * model.num_layers
+    if model.has_memory:
+        # Retrieved keys and values in the memory's dtype and in that of the products.
+        retrieved = tokens * inner * model.num_neighbors * 4
+        activations += len(model.memory_layers) * retrieved
+    activations += tokens * model.vocab_size * 2  # logits and their gradient
+    return Needs(
+        weights, activations * bytes_per_value, memory_bytes(model, training.rows, model.capacity)
+    )
+
+
+def check_resources(
+    needs: Needs, model: ModelConfig, training: TrainingConfig, available: int
+) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        ResourceError: with what is needed, for which capacity and batch, what there is, and what to
+            lower.
+    """
+    if needs.total <= available:
+        return
+    lower = ["training.rows", "model.capacity"] if model.has_memory else ["training.rows"]
+    if needs.activations > needs.memories and training.accumulation < training.rows:
+        lower.insert(0, "the part of a batch done at once (raise training.accumulation)")
+    raise ResourceError(
+        f"training needs about {_gib(needs.total)} and {_gib(available)} are free: "
+        f"{_gib(needs.weights)} for weights, gradients and optimizer, {_gib(needs.activations)} "
+        f"for activations, {_gib(needs.memories)} for memories of capacity {model.capacity:,} in "
+        f"{training.rows} rows; lower {', or '.join(lower)}"
+    )
+
+
+def measure_available(device: torch.device | str = "cpu") -> int:
+    """Bytes free on the GPU, or on the machine and under the limits of this process's group."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = psutil.virtual_memory().available
+    limits = [
+        limit
+        for folder in _find_control_groups()
+        if (limit := _read_control_group(folder)) is not None
+    ]
+    return min([available, *limits])
+
+
+def _find_control_groups() -> list[Path]:
+    """Folders of this process's control group (version 2) and those above; none elsewhere."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    names = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    return [
+        folder
+        for name in names
+        for folder in (root / name, *(root / name).parents)
+        if folder.is_relative_to(root)
+    ]
+
+
+def _read_control_group(folder: Path) -> int | None:
+    """Bytes left under a group's limit, droppable file cache included; None without a limit."""
+    try:
+        limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
+        if limit == "max":
+            return None
+        used = int((folder / "memory.current").read_text(encoding="utf-8"))
+        stat = dict(
+            line.split()
+            for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines()
+        )
+        return max(0, int(limit) - used + int(stat["inactive_file"]))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.1f} GiB"

@@ -1,0 +1,129 @@
+"""The histories of all rows of a batch, in the parts that are computed one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from memorizing.data import SegmentBatch
+from memorizing.errors import CheckpointError, StateError
+from memorizing.loss import sum_nats
+from memorizing.model import MemorizingTransformer, ModelState
+
+
+class Rows:
+    """One `ModelState` per accumulation part; part i holds the rows from i * rows / parts on.
+
+    `read` computes a step's gradient, `commit` makes it part of the history. A step that is read
+    and never committed leaves the history usable: what `read` resets in place are rows that start a
+    document, and it resets them again.
+    """
+
+    def __init__(self, model: MemorizingTransformer, num_rows: int, num_parts: int = 1) -> None:
+        """Start with empty histories, on the device of the weights.
+
+        Args:
+            model: made for; its `compute_dtype` must not change afterwards.
+            num_rows: rows of the whole batch.
+            num_parts: divides num_rows.
+        """
+        self._part_len = num_rows // num_parts
+        self._states = [model.init_state(self._part_len) for _ in range(num_parts)]
+        self._next: list[ModelState] = []
+
+    def read(self, model: MemorizingTransformer, batch: SegmentBatch, memory_open: Tensor) -> float:
+        """Forward and backward over a segment of every row; gradients add to the parameters'.
+
+        The loss is summed nats / target tokens of the whole batch, so that parts do not change it.
+
+        Args:
+            model: read with.
+            batch: the next segment of every row.
+            memory_open: (rows,) bool.
+
+        Returns:
+            Summed nats.
+        """
+        device = model.embedding.weight.device
+        num_targets = max(batch.num_targets, 1)
+        nats, self._next = 0.0, []
+        for part, state in enumerate(self._states):
+            rows = slice(part * self._part_len, (part + 1) * self._part_len)
+            valid = batch.valid[rows]
+            output = model(
+                batch.tokens[rows].to(device),
+                state.start_documents(batch.doc_start[rows]),
+                valid=None if bool(valid.all()) else valid.to(device),
+                memory_open=memory_open[rows],
+            )
+            part_nats = sum_nats(output.logits, batch.targets[rows].to(device), valid.to(device))
+            (part_nats / num_targets).backward()
+            nats += part_nats.item()
+            self._next.append(output.state)
+        return nats
+
+    def commit(self) -> None:
+        """Go on from the segment that was read last: its entries become retrievable."""
+        self._states = [state.commit() for state in self._next]
+        self._next = []
+
+    def measure_fill(self) -> dict[int, float]:
+        """Per memory layer, entries held / entries that all rows could hold."""
+        sizes = [
+            {layer: memory.size for layer, memory in state.memories.items()}
+            for state in self._states
+        ]
+        capacity = {layer: memory.capacity for layer, memory in self._states[0].memories.items()}
+        return {
+            layer: float(torch.cat([s[layer] for s in sizes]).double().mean()) / c
+            for layer, c in capacity.items()
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All histories as `row.<row of the batch>.<name>`, by reference where they can be."""
+        return {
+            f"row.{part * self._part_len + row}.{name}": tensor[row]
+            for part, state in enumerate(self._states)
+            for name, tensor in state.state_dict().items()
+            for row in range(self._part_len)
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave with the same number of parts. In place.
+
+        Raises:
+            CheckpointError: the histories are of another model, capacity or number of rows.
+        """
+        by_row: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            _, row, name = key.split(".", 2)
+            by_row.setdefault(int(row), {})[name] = tensor
+        num_rows = len(self._states) * self._part_len
+        if sorted(by_row) != list(range(num_rows)):
+            raise CheckpointError(
+                f"the checkpoint holds {len(by_row)} rows and this run has {num_rows}; resume with "
+                "the same training.rows"
+            )
+        self._states = [
+            self._load_part(
+                state, [by_row[part * self._part_len + row] for row in range(self._part_len)]
+            )
+            for part, state in enumerate(self._states)
+        ]
+
+    @staticmethod
+    def _load_part(state: ModelState, rows: list[dict[str, Tensor]]) -> ModelState:
+        device = state.xl_caches[0].keys.device
+        try:
+            whole = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            on_cpu = ("position", "num_appended")
+            return state.load_state_dict(
+                {n: t if n.rpartition(".")[2] in on_cpu else t.to(device) for n, t in whole.items()}
+            )
+        except (KeyError, RuntimeError, StateError) as error:
+            raise CheckpointError(
+                f"the checkpoint's caches and memories do not fit this run: {error}; resume with "
+                "its settings"
+            ) from error

@@ -1,0 +1,104 @@
+"""Orders that follow from names, and text from bytes."""
+
+from pathlib import PurePosixPath
+
+import pytest
+
+from memorizing.data.order import shuffle_names, shuffle_tree
+from memorizing.data.text import ReadLog, concatenate_files, decode_text, find_files, make_document
+from memorizing.errors import ResourceError
+from memorizing.files import write_atomically
+
+TREE = [
+    PurePosixPath(p)
+    for p in (
+        "a.py",
+        "b.py",
+        "core/x.py",
+        "core/y.py",
+        "core/deep/p.py",
+        "core/deep/q.py",
+        "tools/m.py",
+        "tools/n.py",
+    )
+]
+
+
+def test_a_tree_order_keeps_every_subdirectory_together():
+    for seed in range(7):
+        order = [str(p) for p in shuffle_tree(TREE, seed)]
+        assert sorted(order) == sorted(map(str, TREE))
+        for folder in ("core/", "core/deep/", "tools/"):
+            places = [i for i, name in enumerate(order) if name.startswith(folder)]
+            assert places == list(range(places[0], places[0] + len(places)))
+
+
+def test_a_tree_order_follows_the_seed_and_not_the_order_given():
+    assert shuffle_tree(reversed(TREE), 3) == shuffle_tree(TREE, 3)
+    assert len({tuple(shuffle_tree(TREE, seed)) for seed in range(11)}) > 5
+
+
+def test_a_new_name_leaves_the_order_of_the_others():
+    names = [f"n{i}" for i in range(23)]
+    with_new = shuffle_names([*names, "new"], 5)
+    assert [n for n in with_new if n != "new"] == shuffle_names(names, 5)
+    assert shuffle_names(names, 5) != shuffle_names(names, 6)
+
+
+def test_bytes_that_are_not_utf8_are_replaced_counted_and_still_paid_for():
+    log = ReadLog()
+    document = make_document("latin", "café".encode("latin-1"), log)
+    assert document is not None
+    assert (document.text, document.num_bytes, log.num_replaced) == ("caf\ufffd", 4, 1)
+    assert decode_text("plain \u00e9".encode(), log) == "plain \u00e9"
+    assert log.num_replaced == 1
+
+
+def test_a_document_of_white_space_is_skipped_by_name():
+    log = ReadLog()
+    assert make_document("blank", b" \n\t\n", log) is None
+    assert log.skipped == ["blank: no text"]
+
+
+def test_joined_files_follow_their_path_and_count_raw_bytes(tmp_path):
+    (tmp_path / "one.py").write_bytes(b"x = 1")
+    (tmp_path / "empty.py").write_bytes(b"\n")
+    (tmp_path / "two.py").write_bytes(b"y = '\xff'\n")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\0\0")
+    log = ReadLog()
+    files = [
+        (PurePosixPath("pkg") / n, tmp_path / n)
+        for n in ("one.py", "empty.py", "image.png", "two.py", "gone.py")
+    ]
+    document = concatenate_files("pkg", files, log)
+    assert document is not None
+    assert document.text == "# pkg/one.py\nx = 1\n# pkg/two.py\ny = '\ufffd'\n"
+    assert document.num_bytes == len(document.text.encode()) - 2
+    assert log.num_replaced == 1
+    assert log.skipped[0] == "pkg/image.png in pkg: binary"
+    assert log.skipped[1].startswith("pkg/gone.py in pkg: cannot be read")
+
+
+def test_line_ends_are_kept_as_they_are(tmp_path):
+    (tmp_path / "dos.py").write_bytes(b"a\r\nb\r\n")
+    document = concatenate_files("d", [(PurePosixPath("dos.py"), tmp_path / "dos.py")], ReadLog())
+    assert document is not None
+    assert document.text == "# dos.py\na\r\nb\r\n"
+
+
+def test_hidden_files_and_byte_code_are_not_found(tmp_path):
+    for name in (".git/config", "__pycache__/a.pyc", "src/a.py", ".hidden", "left/b.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = find_files(tmp_path, ReadLog(), ignored_folders=["left"])
+    assert found == [PurePosixPath("src/a.py")]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ResourceError, match="choose another folder"):
+        write_atomically(tmp_path / "file" / "inner.bin", b"x")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(ResourceError):
+        write_atomically(tmp_path / "taken", b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken"]

@@ -1,0 +1,133 @@
+"""The ring against a deque, through wrap-arounds and resets of single rows."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from memorizing.errors import StateError
+from memorizing.memory import Memory
+
+ROWS, HEADS, DIM = 3, 2, 5
+
+
+class RingAgainstDeque(RuleBasedStateMachine):
+    """Eviction is first in, first out at any capacity and any length of segments."""
+
+    @initialize(capacity=st.integers(1, 13))
+    def start(self, capacity: int) -> None:
+        self.memory = Memory(ROWS, HEADS, capacity, DIM, torch.float32)
+        self.deques: list[deque[float]] = [deque(maxlen=capacity) for _ in range(ROWS)]
+        self.next_entry = 0
+
+    @rule(length=st.integers(0, 31), data=st.data())
+    def append(self, length: int, data: st.DataObject) -> None:
+        mask = data.draw(st.lists(st.booleans(), min_size=ROWS * length, max_size=ROWS * length))
+        valid = torch.tensor(mask, dtype=torch.bool).view(ROWS, length)
+        entries = (
+            torch.arange(self.next_entry, self.next_entry + ROWS * length)
+            .float()
+            .view(ROWS, length)
+        )
+        self.next_entry += ROWS * length
+        keys = entries.view(ROWS, 1, length, 1).expand(ROWS, HEADS, length, DIM)
+        self.memory.append(keys, keys + 0.5, valid)
+        for row in range(ROWS):
+            self.deques[row].extend(entries[row, valid[row]].tolist())
+
+    @rule(rows=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS))
+    def reset(self, rows: list[bool]) -> None:
+        self.memory.reset(torch.tensor(rows))
+        for row, chosen in enumerate(rows):
+            if chosen:
+                self.deques[row].clear()
+
+    @invariant()
+    def ring_holds_what_the_deque_holds(self) -> None:
+        if not hasattr(self, "memory"):
+            return
+        for row, expected in enumerate(self.deques):
+            size = int(self.memory.size[row])
+            assert size == len(expected)
+            slots = torch.arange(size)
+            positions = self.memory.compute_positions(
+                slots.view(1, 1, 1, -1).expand(ROWS, 1, 1, -1)
+            )[row, 0, 0]
+            in_order = positions.argsort()
+            for head in range(HEADS):
+                keys, values = (
+                    self.memory.keys[row, head, :size, 0],
+                    self.memory.values[row, head, :size, 0],
+                )
+                assert keys[in_order].tolist() == list(expected)
+                assert torch.equal(values, keys + 0.5)
+            newest = int(self.memory.num_appended[row]) - 1
+            assert positions.sort().values.tolist() == list(range(newest - size + 1, newest + 1))
+
+
+RingAgainstDeque.TestCase.settings = settings(
+    max_examples=60, stateful_step_count=20, deadline=None
+)
+test_the_ring_is_first_in_first_out = RingAgainstDeque.TestCase
+
+
+@pytest.mark.parametrize("capacity", [4, 5, 6, 59, 60, 61])
+def test_each_entry_is_found_again_with_its_own_value(capacity: int) -> None:
+    torch.manual_seed(0)
+    memory = Memory(2, 3, capacity, 7, torch.float32)
+    keys = torch.nn.functional.normalize(torch.randn(2, 3, 60, 7), dim=-1)
+    values = torch.randn(2, 3, 60, 7)
+    for start in range(0, 60, 13):
+        memory.append(keys[:, :, start : start + 13], values[:, :, start : start + 13])
+    kept = slice(max(0, 60 - capacity), 60)
+    found = memory.retrieve(keys[:, :, kept], 1)
+    torch.testing.assert_close(found.keys.squeeze(3), keys[:, :, kept])
+    torch.testing.assert_close(found.values.squeeze(3), values[:, :, kept])
+    positions = memory.compute_positions(found.neighbors.slots)
+    assert torch.equal(positions[0, 0, :, 0], torch.arange(60)[kept])
+
+
+def test_resetting_one_row_leaves_the_others() -> None:
+    memory = Memory(3, 2, 11, 5, torch.float32)
+    entries = torch.randn(3, 2, 7, 5)
+    memory.append(entries, entries)
+    memory.reset(torch.tensor([False, True, False]))
+    assert memory.size.tolist() == [7, 0, 7]
+    assert torch.equal(memory.keys[2, :, :7], entries[2])
+    found = memory.retrieve(torch.randn(3, 2, 1, 5), 3)
+    assert found.neighbors.valid.flatten(1).any(1).tolist() == [True, False, True]
+
+
+def test_stored_entries_take_no_gradient_and_are_not_the_callers_tensors() -> None:
+    memory = Memory(1, 1, 7, 3, torch.float32)
+    keys = torch.randn(1, 1, 4, 3, requires_grad=True)
+    memory.append(keys, keys)
+    stored = memory.keys.clone()
+    assert not memory.keys.requires_grad
+    with torch.no_grad():
+        keys.zero_()
+    assert torch.equal(memory.keys, stored)
+    assert not memory.retrieve(torch.randn(1, 1, 2, 3, requires_grad=True), 2).keys.requires_grad
+
+
+def test_an_entry_of_another_shape_is_refused() -> None:
+    memory = Memory(2, 3, 7, 5)
+    with pytest.raises(StateError, match="rows, heads, n, head_dim"):
+        memory.append(torch.zeros(2, 1, 4, 5), torch.zeros(2, 1, 4, 5))
+
+
+def test_a_restored_memory_continues_as_the_saved_one() -> None:
+    torch.manual_seed(0)
+    first, second = Memory(2, 1, 7, 3), Memory(2, 1, 7, 3)
+    entries = torch.randn(2, 1, 10, 3)
+    first.append(entries, entries)
+    second.load_state_dict({name: t.clone() for name, t in first.state_dict().items()})
+    for memory in (first, second):
+        memory.append(entries[:, :, :4], entries[:, :, :4])
+    assert torch.equal(first.keys, second.keys)
+    assert first.num_appended.tolist() == second.num_appended.tolist() == [14, 14]

@@ -1,0 +1,51 @@
+"""The hand-written backward against autograd through the plain formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from memorizing.model.local_attention import attend_locally
+
+
+def attend_plainly(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, hidden: list[int]
+) -> tuple[Tensor, Tensor]:
+    scores = q @ k.transpose(-1, -2) + bias
+    columns = torch.arange(k.shape[2])
+    mask = columns < torch.tensor(hidden).view(-1, 1, 1, 1)
+    scores = scores.masked_fill(mask, -math.inf)
+    return torch.softmax(scores, -1) @ v, torch.logsumexp(scores, -1)
+
+
+@pytest.mark.parametrize("bias_has_rows", [False, True])
+def test_values_and_gradients_equal_the_plain_formula(bias_has_rows: bool) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(3, 2, 5, 7, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(3, 2, 11, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    bias = torch.randn(*((3,) if bias_has_rows else ()), 2, 5, 11, dtype=torch.float64)
+    causal = torch.arange(11) - 6 > torch.arange(5).unsqueeze(1)
+    bias = bias.masked_fill(causal, -math.inf).requires_grad_()
+    hidden = [0, 4, 6]
+    out_weight, sum_weight = torch.randn(3, 2, 5, 7), torch.randn(3, 2, 5)
+    results = []
+    for output, log_sum in (
+        attend_locally(q, k, v, bias, hidden, need_log_sum=True),
+        attend_plainly(q, k, v, bias, hidden),
+    ):
+        total = (output * out_weight).sum() + (log_sum * sum_weight).sum()
+        results.append((output, log_sum, *torch.autograd.grad(total, [q, k, v, bias])))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torch.nan_to_num(theirs))
+
+
+def test_without_the_log_sum_the_output_is_the_same() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 2, 3, 5), torch.randn(1, 2, 3, 5), torch.randn(1, 2, 3, 5)
+    with_sum, _ = attend_locally(q, k, v, torch.zeros(2, 3, 3), [0], need_log_sum=True)
+    without, log_sum = attend_locally(q, k, v, torch.zeros(2, 3, 3), [0])
+    assert torch.equal(with_sum, without)
+    assert log_sum is None

@@ -1,0 +1,94 @@
+"""Tiny models and documents. Sizes are distinct primes, so that a mixed-up dimension shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from memorizing.config import ModelConfig, TrainingConfig
+from memorizing.data import SegmentLoader, TokenizedDocument
+from memorizing.model import MemorizingTransformer
+from memorizing.training import Trainer
+
+LENGTHS = (67, 17, 29, 73, 5, 41, 53, 61, 3)
+SEGMENT_LEN = 11
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def model_config() -> ModelConfig:
+    return ModelConfig(
+        vocab_size=31,
+        num_layers=3,
+        model_dim=13,
+        num_heads=2,
+        head_dim=7,
+        ffn_dim=37,
+        segment_len=SEGMENT_LEN,
+        window=SEGMENT_LEN,
+        memory_layers=(1,),
+        capacity=23,
+        num_neighbors=5,
+        smear_keys=True,
+    )
+
+
+@pytest.fixture
+def training_config() -> TrainingConfig:
+    return TrainingConfig(
+        steps=7, rows=6, warmup_steps=3, learning_rate=3e-3, log_every=2, precision="fp32"
+    )
+
+
+@pytest.fixture
+def documents() -> list[TokenizedDocument]:
+    rng = np.random.default_rng(0)
+    return [
+        TokenizedDocument(f"document {i}", rng.integers(1, 31, n).astype(np.int32), 2 * n)
+        for i, n in enumerate(LENGTHS)
+    ]
+
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make_trainer(
+    model_config: ModelConfig,
+    training_config: TrainingConfig,
+    documents: list[TokenizedDocument],
+) -> MakeTrainer:
+    """A trainer of a fresh model; keywords change the settings, `run_dir` etc. go to it."""
+
+    def make(
+        *,
+        model: dict[str, Any] | None = None,
+        run_dir: Path | None = None,
+        on_step: Any = None,
+        validation: Any = (),
+        **training: Any,
+    ) -> Trainer:
+        config = replace(training_config, **training)
+        torch.manual_seed(config.seed)
+        network = MemorizingTransformer(replace(model_config, **(model or {})))
+        loader = SegmentLoader(
+            documents, config.rows, SEGMENT_LEN, start_token=0, seed=config.seed, repeat=True
+        )
+        return Trainer(
+            network, loader, config, run_dir=run_dir, on_step=on_step, validation=validation
+        )
+
+    return make

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memorizing.errors import ResourceError
+from memorizing.training import read_metrics
+from memorizing.training.metrics_log import MISSING_TENSORBOARD, MetricsLog
+
+
+def test_every_line_is_read_back(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write(2, {"train": {"nats_per_token": 1.25, "gate": {"1": [0.5, 0.25]}}})
+    log.write(3, {"validation": {"perplexity": 7.0}})
+    log.close()
+    assert read_metrics(log.path) == [
+        {"step": 2, "train": {"nats_per_token": 1.25, "gate": {"1": [0.5, 0.25]}}},
+        {"step": 3, "validation": {"perplexity": 7.0}},
+    ]
+
+
+def test_a_resumed_log_forgets_later_steps_and_a_half_written_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for step in (1, 2, 3, 5):
+        log.write(step, {"train": {"tokens": step}})
+    log.close()
+    with path.open("a") as file:
+        file.write('{"step": 7, "tra')
+    log = MetricsLog(path, step=3)
+    log.write(4, {"train": {"tokens": 4}})
+    log.close()
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3, 4]
+
+
+def test_a_new_log_starts_empty_whatever_was_there(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    log = MetricsLog(tmp_path / "metrics.jsonl", step=0)
+    log.close()
+    assert read_metrics(log.path) == []
+
+
+def test_nested_numbers_become_scalars_in_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    log.write(11, {"train": {"nats_per_token": 1.25, "gate": {"1": [0.5, 0.25]}, "note": "x"}})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = {"train/nats_per_token": 1.25, "train/gate/1/0": 0.5, "train/gate/1/1": 0.25}
+    assert set(events.Tags()["scalars"]) == set(tags)
+    for tag, value in tags.items():
+        [scalar] = events.Scalars(tag)
+        assert (scalar.step, scalar.value) == (11, value)
+
+
+def test_without_tensorboard_the_log_is_written_and_the_lack_is_said(tmp_path: Path) -> None:
+    # In a process of its own, in which the import fails as it does where it is not installed.
+    code = (
+        "import sys; sys.modules['tensorboard'] = None\n"
+        "from pathlib import Path\n"
+        "from memorizing.training.metrics_log import MetricsLog\n"
+        f"log = MetricsLog(Path({str(tmp_path / 'm.jsonl')!r}), Path({str(tmp_path / 'tb')!r}))\n"
+        "log.write(1, {'train': {'tokens': 3}}); log.close(); print(log.message)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == MISSING_TENSORBOARD
+    assert read_metrics(tmp_path / "m.jsonl") == [{"step": 1, "train": {"tokens": 3}}]
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.close()
+    with Path("/dev/full").open("ab", buffering=0) as log._file:
+        with pytest.raises(ResourceError, match="no space left"):
+            log.write(1, {"train": {"tokens": 3}})
+        log.close()  # does not fail again

@@ -1,0 +1,215 @@
+"""From a configuration, as the command line does it."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from memorizing.config import Config, DataConfig, ModelConfig, TokenizerConfig, TrainingConfig
+from memorizing.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    ResourceError,
+    RunFolderError,
+)
+from memorizing.training import list_checkpoints, load_model, read_metrics, read_run_config, train
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMORIZING_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_config: ModelConfig) -> Config:
+    rng = random.Random(0)
+    words = [f"word{i}" for i in range(43)]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for index in range(7):
+        text = " ".join(rng.choice(words) for _ in range(60 + 31 * index))
+        (folder / f"text{index}.txt").write_text(text)
+    return Config(
+        name="tiny",
+        model=replace(model_config, vocab_size=307),
+        tokenizer=TokenizerConfig(vocab_size=307),
+        data=DataConfig(corpus=f"files:{folder}", validation=("text3*",)),
+        training=TrainingConfig(
+            steps=6, rows=4, accumulation=2, evaluate_every=3, evaluate_tokens=101,
+            log_every=1, checkpoint_every=2, precision="fp32", memory_closed_share=0.3,
+        ),
+    )  # fmt: skip
+
+
+def compare_checkpoints(first: Path, second: Path) -> None:
+    for file in ("model.safetensors", "optimizer.safetensors", "state.safetensors"):
+        ours, theirs = load_file(first / file), load_file(second / file)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_run_leaves_a_folder_that_says_everything_about_it(
+    config: Config, tmp_path: Path
+) -> None:
+    result = train(config, tmp_path / "run", progress=False)
+    run = tmp_path / "run"
+    assert (result.steps, result.interrupted, result.run_dir) == (6, False, run)
+    assert {path.name for path in run.iterdir()} >= {
+        "config.toml", "run.json", "metrics.jsonl", "log.txt", "tokenizer.json", "checkpoints",
+    }  # fmt: skip
+    model, model_config, tokenizer = load_model(run)
+    assert tokenizer is not None
+    assert model_config.vocab_size == tokenizer.vocab_size == model.embedding.num_embeddings
+    assert read_run_config(run).training == config.training
+    lines = read_metrics(run / "metrics.jsonl")
+    steps = [line["step"] for line in lines if "train" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if "validation" in line] == [3, 6]
+    assert lines[-1]["validation"]["nats_per_token"] == result.validation_nats
+    train_line = next(line["train"] for line in reversed(lines) if "train" in line)
+    assert train_line["tokens"] == result.tokens
+    assert len(train_line["gate"]["1"]) == 2
+    assert 0 < train_line["memory_fill"]["1"] <= 1
+    log = (run / "log.txt").read_text()
+    assert "precision fp32" in log
+    assert "training tokens in 6 documents" in log
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    config: Config, tmp_path: Path
+) -> None:
+    other = replace(config, training=replace(config.training, seed=1))
+    nats = []
+    for name, each in (("a", config), ("b", config), ("c", other)):
+        train(each, tmp_path / name, progress=False)
+        lines = read_metrics(tmp_path / name / "metrics.jsonl")
+        nats.append([line["train"]["nats_per_token"] for line in lines if "train" in line])
+    assert nats[0] == nats[1]
+    assert nats[0] != nats[2]
+
+
+SCRIPT = """
+import sys, tomllib, torch
+from pathlib import Path
+from memorizing.config import Config
+from memorizing.training import train
+torch.set_num_threads(1)
+config = Config.from_dict(tomllib.loads(Path(sys.argv[1]).read_text()))
+result = train(config, sys.argv[2])
+print("interrupted", result.interrupted, flush=True)
+"""
+
+
+def test_a_process_that_gets_sigterm_saves_exits_cleanly_and_resumes(
+    config: Config, tmp_path: Path
+) -> None:
+    # Long enough that the signal comes in the middle; the run that never stops is cut to the same.
+    long = replace(config, training=replace(config.training, steps=100_000, schedule="constant"))
+    (tmp_path / "config.toml").write_text(long.to_toml())
+    (tmp_path / "script.py").write_text(SCRIPT)
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", tmp_path / "config.toml", run],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "interrupted True" in output
+    step = int(list_checkpoints(run)[-1].name[5:])
+    assert f"SIGTERM: stopped after step {step}" in errors
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name[0] == "."] == []
+
+    last = replace(long, training=replace(long.training, steps=step + 3))
+    resumed = train(last, run, resume=True, progress=False)
+    assert resumed.steps == step + 3
+    straight = train(last, tmp_path / "straight", progress=False)
+    assert resumed.tokens == straight.tokens
+    compare_checkpoints(list_checkpoints(run)[-1], list_checkpoints(tmp_path / "straight")[-1])
+    sessions = json.loads((run / "run.json").read_text())["sessions"]
+    assert len(sessions) == 2
+    assert f"resumed from step-{step:06d}" in (run / "log.txt").read_text()
+
+
+def test_a_finished_run_that_is_resumed_takes_no_step(config: Config, tmp_path: Path) -> None:
+    first = train(config, tmp_path / "run", progress=False)
+    again = train(config, tmp_path / "run", resume=True, progress=False)
+    assert (again.steps, again.tokens) == (first.steps, first.tokens)
+
+
+def test_a_run_without_a_checkpoint_starts_again(config: Config, tmp_path: Path) -> None:
+    train(config, tmp_path / "run", progress=False)
+    for checkpoint in list_checkpoints(tmp_path / "run"):
+        for path in checkpoint.iterdir():
+            path.unlink()
+        checkpoint.rmdir()
+    result = train(config, tmp_path / "run", resume=True, progress=False)
+    assert result.steps == 6
+    assert "no checkpoint yet" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_an_existing_run_is_refused_before_anything_is_read(config: Config, tmp_path: Path) -> None:
+    train(config, tmp_path / "run", progress=False)
+    unreadable = replace(config, data=DataConfig(corpus="files:/nowhere"))
+    with pytest.raises(RunFolderError, match="holds a run already"):
+        train(unreadable, tmp_path / "run", progress=False)
+    train(config, tmp_path / "run", progress=False, overwrite=True)
+
+
+def test_a_corpus_that_cannot_be_read_leaves_no_folder(config: Config, tmp_path: Path) -> None:
+    unreadable = replace(config, data=DataConfig(corpus=f"files:{tmp_path / 'nowhere'}"))
+    with pytest.raises(CorpusError):
+        train(unreadable, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_memory_is_refused_before_training_starts(
+    config: Config, tmp_path: Path
+) -> None:
+    model = replace(config.model, capacity=2**44)
+    with pytest.raises(ResourceError, match=r"capacity 17,592,186,044,416 in 4 rows"):
+        train(replace(config, model=model), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_without_held_out_documents_is_refused(config: Config, tmp_path: Path) -> None:
+    data = replace(config.data, validation=())
+    with pytest.raises(ConfigError, match=r"data\.validation"):
+        train(replace(config, data=data), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_corpus_has_changed_is_not_resumed(config: Config, tmp_path: Path) -> None:
+    train(config, tmp_path / "run", progress=False)
+    (tmp_path / "texts" / "text1.txt").write_text("something else entirely")
+    with pytest.raises(CheckpointError, match="documents"):
+        train(config, tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_run_whose_last_checkpoint_is_truncated_is_not_resumed(
+    config: Config, tmp_path: Path
+) -> None:
+    train(config, tmp_path / "run", progress=False)
+    state = list_checkpoints(tmp_path / "run")[-1] / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"state\.safetensors is truncated"):
+        train(config, tmp_path / "run", resume=True, progress=False)

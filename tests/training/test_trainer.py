@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from memorizing.data import TokenizedDocument
+from memorizing.errors import CheckpointError, NonFiniteLossError
+from memorizing.training import StepMetrics, Trainer, load_model, read_metrics
+from memorizing.training.checkpoints import list_checkpoints, locate_checkpoint
+
+MakeTrainer = Callable[..., Trainer]
+
+EVERYTHING = {
+    "accumulation": 3,
+    "memory_closed_share": 0.4,
+    "weight_decay": 0.1,
+    "evaluate_every": 4,
+    "evaluate_tokens": 61,
+    "log_every": 3,
+    "checkpoint_every": 0,
+}
+TIMES = {"seconds", "tokens_per_s"}
+
+
+def kill_after(step: int, number: int) -> Callable[[StepMetrics], None]:
+    def on_step(metrics: StepMetrics) -> None:
+        if metrics.step == step:
+            os.kill(os.getpid(), number)
+
+    return on_step
+
+
+def drop_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: drop_times(part) for key, part in value.items() if key not in TIMES}
+    return [drop_times(part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "stop"),
+    [
+        ("adamw", "fp32", 5),
+        ("adamw", "bf16", 3),
+        ("adamw", "fp32", 4),
+        ("adafactor", "fp32", 1),
+        ("muon", "fp32", 5),
+    ],
+)
+def test_a_resumed_run_is_bit_for_bit_the_run_that_never_stopped(
+    make_trainer: MakeTrainer,
+    documents: list[TokenizedDocument],
+    tmp_path: Path,
+    optimizer: str,
+    precision: str,
+    stop: int,
+) -> None:
+    settings: dict[str, Any] = {
+        "model": {"dropout": 0.2},
+        "optimizer": optimizer,
+        "precision": precision,
+        "validation": documents[:2],
+        **EVERYTHING,
+    }
+    whole = make_trainer(run_dir=tmp_path / "whole", **settings).run()
+    assert not whole.interrupted
+    stopped = make_trainer(
+        run_dir=tmp_path / "parts", on_step=kill_after(stop, signal.SIGINT), **settings
+    ).run()
+    assert (stopped.interrupted, stopped.steps) == (True, stop)
+    torch.manual_seed(97)  # whatever the second process did before
+    second = make_trainer(run_dir=tmp_path / "parts", **settings)
+    with torch.no_grad():
+        for parameter in second.model.parameters():
+            parameter.zero_()
+    second.load(locate_checkpoint(tmp_path / "parts", stop))
+    resumed = second.run()
+    assert (resumed.steps, resumed.tokens) == (7, whole.tokens)
+    assert resumed.train_nats == whole.train_nats
+    assert resumed.validation_nats == whole.validation_nats
+
+    folders = [locate_checkpoint(tmp_path / name, 7) for name in ("whole", "parts")]
+    for file in ("model.safetensors", "optimizer.safetensors", "state.safetensors"):
+        ours, theirs = (load_file(folder / file) for folder in folders)
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), name
+    ours, theirs = (
+        drop_times(json.loads((folder / "trainer.json").read_text())) for folder in folders
+    )
+    for values in (ours, theirs):
+        assert values["counters"]["window"].pop("steps") == 0
+    assert ours == theirs
+    logs = [drop_times(read_metrics(tmp_path / n / "metrics.jsonl")) for n in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    assert [line["step"] for line in logs[0]] == [3, 4, 6, 7, 7]
+
+
+def test_the_run_above_is_interrupted_in_the_middle_of_documents_with_entries_in_memory(
+    make_trainer: MakeTrainer, documents: list[TokenizedDocument], tmp_path: Path
+) -> None:
+    trainer = make_trainer(run_dir=tmp_path, **EVERYTHING)
+    trainer.run(until=5)
+    left = [
+        len(documents[index].tokens) - position
+        for index, position in trainer.loader.state_dict()["rows"]
+    ]
+    assert min(left) > 0
+    state = load_file(locate_checkpoint(tmp_path, 5) / "state.safetensors")
+    entries = [int(state[f"row.{row}.memories.1.num_appended"]) for row in range(6)]
+    assert max(entries) > 23 > min(entries)  # one memory has evicted, one is young
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(make_trainer: MakeTrainer) -> None:
+    trainers = [make_trainer(accumulation=parts) for parts in (1, 2, 3, 6)]
+    results = [trainer.run(until=4) for trainer in trainers]
+    assert len({result.tokens for result in results}) == 1
+    for trainer, result in zip(trainers[1:], results[1:], strict=True):
+        assert result.train_nats == pytest.approx(results[0].train_nats, rel=1e-6)
+        for ours, theirs in zip(
+            trainer.model.parameters(), trainers[0].model.parameters(), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_counts_every_target_token_once(
+    make_trainer: MakeTrainer, documents: list[TokenizedDocument]
+) -> None:
+    seen: list[StepMetrics] = []
+    trainer = make_trainer(on_step=seen.append, steps=5)
+    result = trainer.run()
+    assert [metrics.step for metrics in seen] == [1, 2, 3, 4, 5]
+    assert result.tokens == sum(metrics.num_targets for metrics in seen)
+    nats = sum(metrics.nats for metrics in seen)
+    assert result.train_nats == pytest.approx(nats / result.tokens, rel=1e-12)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_state_before_it_saved(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(run_dir=tmp_path)
+    trainer.run(until=2)
+    trainer.run(until=3)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    with torch.no_grad():
+        trainer.model.final_norm.gain.fill_(1e38)  # finite, but the logits overflow
+    before["final_norm.gain"] = trainer.model.final_norm.gain.detach().clone()
+    trainer._saved_step = -1
+    with pytest.raises(NonFiniteLossError, match=r"at step 4 the loss is (nan|inf).*step-000003"):
+        trainer.run()
+    after = dict(trainer.model.named_parameters())
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    saved = load_model(tmp_path).model
+    assert all(torch.equal(p, before[name]) for name, p in saved.named_parameters())
+
+
+def test_the_state_saved_before_a_bad_step_takes_that_step_when_its_cause_is_gone(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    settings = {"accumulation": 2, "memory_closed_share": 0.4, "model": {"dropout": 0.2}}
+    good = make_trainer(run_dir=tmp_path / "good", **settings)
+    good.run()
+    bad = make_trainer(run_dir=tmp_path / "bad", checkpoint_every=100, **settings)
+    gain = bad.model.final_norm.gain
+
+    def spoil(metrics: StepMetrics) -> None:
+        if metrics.step == 4:
+            bad.kept = gain.detach().clone()  # type: ignore[attr-defined]
+            with torch.no_grad():
+                gain.fill_(1e38)
+
+    bad._on_step = spoil
+    with pytest.raises(NonFiniteLossError):
+        bad.run()
+    resumed = make_trainer(run_dir=tmp_path / "bad", **settings)
+    resumed.load(locate_checkpoint(tmp_path / "bad", 4))
+    with torch.no_grad():
+        resumed.model.final_norm.gain.copy_(bad.kept)  # type: ignore[attr-defined]
+    resumed.run()
+    for ours, theirs in zip(good.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(run_dir=tmp_path)
+    trainer.run(until=2)
+    with torch.no_grad():
+        trainer.model.embedding.weight[3, 5] = float("inf")
+    with pytest.raises(NonFiniteLossError, match="step 3"):
+        trainer.run()
+    trainer._saved_step = -1
+    with pytest.raises(NonFiniteLossError, match="nothing was saved"):
+        trainer.save()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002"]
+    assert all(bool(torch.isfinite(p).all()) for p in load_model(tmp_path).model.parameters())
+
+
+def test_a_rate_far_too_high_stops_before_the_model_is_broken(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        run_dir=tmp_path, steps=50, learning_rate=1e30, clip_norm=0.0, checkpoint_every=1
+    )
+    with pytest.raises(NonFiniteLossError, match=r"training\.learning_rate"):
+        trainer.run()
+    assert all(bool(torch.isfinite(p).all()) for p in load_model(tmp_path).model.parameters())
+
+
+def test_sigterm_finishes_the_step_and_saves(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    trainer = make_trainer(run_dir=tmp_path, on_step=kill_after(3, signal.SIGTERM))
+    result = trainer.run()
+    assert (result.interrupted, result.steps) == (True, 3)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000003"]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_second_interrupt_is_not_held_back(make_trainer: MakeTrainer) -> None:
+    def twice(metrics: StepMetrics) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(on_step=twice).run()
+
+
+def test_the_latest_checkpoints_and_the_best_are_kept(
+    make_trainer: MakeTrainer, documents: list[TokenizedDocument], tmp_path: Path
+) -> None:
+    trainer = make_trainer(
+        run_dir=tmp_path,
+        steps=6,
+        evaluate_every=1,
+        checkpoint_every=1,
+        keep_checkpoints=2,
+        validation=documents[:3],
+    )
+    trainer.run(until=2)
+    best = trainer._validator.best_step
+    trainer._validator.best_nats = 0.0  # nothing later is better
+    trainer.run()
+    kept = [path.name for path in list_checkpoints(tmp_path)]
+    assert kept == [f"step-{step:06d}" for step in (best, 5, 6)]
+    assert load_model(tmp_path, which="best").config == trainer.model.config
+
+
+def test_a_closed_memory_is_still_written_and_changes_nothing(make_trainer: MakeTrainer) -> None:
+    closed = make_trainer(memory_start_step=7)
+    without = make_trainer(model={"capacity": 0})
+    closed.run()
+    without.run()
+    fills = closed._rows.measure_fill()
+    assert fills[1] > 0.3
+    theirs = dict(without.model.named_parameters())
+    for name, ours in closed.model.named_parameters():
+        assert torch.equal(ours, theirs[name]), name
+
+
+def test_a_memory_that_opens_changes_the_next_step(make_trainer: MakeTrainer) -> None:
+    closed, opened = make_trainer(memory_start_step=7), make_trainer(memory_start_step=4)
+    nats: list[list[float]] = [[], []]
+    for trainer, seen in zip((closed, opened), nats, strict=True):
+        trainer._on_step = lambda metrics, seen=seen: seen.append(metrics.nats)
+        trainer.run()
+    # Steps 1 to 4 are the cache-only phase; the model reads its memory from step 5 on.
+    assert nats[0][:4] == nats[1][:4]
+    assert nats[0][4] != nats[1][4]
+
+
+def test_the_share_of_closed_rows_is_drawn_per_row(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(memory_closed_share=0.3, seed=3)
+    draws = torch.stack([trainer._draw_open_rows() for _ in range(500)])
+    assert draws.double().mean().item() == pytest.approx(0.7, abs=0.03)
+    assert 0 < sum(len(set(row)) == 2 for row in draws.tolist()) < 500
+
+
+def test_the_models_compute_dtype_follows_the_precision(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(precision="bf16")
+    assert trainer.model.compute_dtype == torch.bfloat16
+    assert trainer.run(until=1).train_nats == pytest.approx(3.5, abs=1.0)
+
+
+def test_gradient_checkpointing_changes_no_weight(make_trainer: MakeTrainer) -> None:
+    plain, saving = make_trainer(), make_trainer(gradient_checkpointing=True)
+    for trainer in (plain, saving):
+        trainer.run(until=4)
+    for ours, theirs in zip(plain.model.parameters(), saving.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_of_another_precision_is_refused(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    make_trainer(run_dir=tmp_path).run(until=1)
+    with pytest.raises(CheckpointError, match=r"training\.precision = 'fp32'"):
+        make_trainer(precision="bf16").load(locate_checkpoint(tmp_path, 1))
+
+
+def test_training_ends_with_documents_that_are_read_once(
+    make_trainer: MakeTrainer, documents: list[TokenizedDocument]
+) -> None:
+    trainer = make_trainer(steps=100)
+    trainer.loader.repeat = False
+    result = trainer.run()
+    assert result.tokens == sum(len(document.tokens) for document in documents)
+    assert result.steps == trainer.loader.count_batches()
+    assert not result.interrupted
+
+
+def test_an_evaluation_leaves_training_as_it_was(
+    make_trainer: MakeTrainer, documents: list[TokenizedDocument]
+) -> None:
+    settings = {"model": {"dropout": 0.2}, "memory_closed_share": 0.4}
+    plain = make_trainer(**settings)
+    assert plain.run().validation_nats is None
+    evaluated = make_trainer(evaluate_every=2, validation=documents[:3], **settings)
+    assert evaluated.run().validation_nats == pytest.approx(3.5, abs=1.0)
+    for ours, theirs in zip(plain.model.parameters(), evaluated.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
