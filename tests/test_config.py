@@ -88,6 +88,7 @@ def test_the_papers_recipes_are_the_papers(recipe, num_layers, memory_layer, sha
     assert (model.segment_len, model.window, model.xl_cache) == (512, 512, True)
     assert (model.memory_layers, model.capacity, model.num_neighbors) == ((memory_layer,), 8192, 32)
     assert (model.combine, model.smear_keys, model.normalize_qk) == ("gate", False, True)
+    assert not model.induction_init
     assert (model.gate_bias_init, model.num_buckets, model.max_distance) == (0.0, 32, 128)
     assert (model.dropout, model.memory_dtype) == (0.05, "bfloat16")
     assert (training.optimizer, training.learning_rate) == ("adafactor", 1.0)
@@ -134,6 +135,7 @@ def test_the_first_and_the_last_layer_may_have_memory(layer):
         ("model.dropout=1", "from 0 up to, not including, 1"),
         ("model.max_distance=16", "more than num_buckets / 2 = 16"),
         ("model.combine=gat", "'gate' or 'joint'"),
+        ("model.induction_init=true", "or true with model.smear_keys = true"),
         ("tokenizer.vocab_size=299", "300 or more"),
         ("tokenizer.kind=pretrained", "a name or path with kind = 'pretrained'"),
         ("tokenizer.path=gpt2", "empty otherwise"),

@@ -66,8 +66,8 @@ class ModelConfig:
     gate_bias_init: float = 0.0
     """Start of the gate's logit: 0 mixes memory and local attention half and half."""
     induction_init: bool = False
-    """Memory layers start as induction heads, so that they find and copy what followed the like of
-    the present token before they have learned anything. Holds with `capacity` 0 too."""
+    """Memory layers start as induction heads: what they retrieve for a token is what followed the
+    likes of it, before they have learned anything. Holds with `capacity` 0 too."""
     num_buckets: int = 32
     """T5 relative position bias: entries of a layer's table per head."""
     max_distance: int = 128

@@ -103,8 +103,8 @@ def test_a_document_without_text_and_bytes_that_are_not_utf8_are_said(
     words = (*settings, "--set", f"data.corpus=files:{folder}")
     outcome = run("train", "tiny", "--run", tmp_path / "run", *words)
     assert outcome.status == 0
-    assert "1 files held bytes that are not UTF-8; they were replaced" in outcome.out
-    assert "left out 1: blank.txt" in outcome.out
+    assert "1 files held bytes that are not UTF-8; they were replaced" in outcome.err
+    assert "left out 1: blank.txt" in outcome.err
 
 
 def test_a_run_folder_that_exists_is_left_alone(refuse, copied, settings):
@@ -210,6 +210,9 @@ def test_runs_with_different_tokenizers_are_not_compared(refuse, run, trained, s
         (("benchmark",), "Missing command"),
         (("train", "tiny", "--rnu", "x"), "--run"),
         (("demo", "--seed", "-1"), "--seed"),
+        (("demo", "--steps-factor", "0"), "--steps-factor is 0.0; allowed: above 0"),
+        (("demo", "--steps-factor", "nan"), "--steps-factor is nan"),
+        (("demo", "--steps-factor", "many"), "--steps-factor"),
     ],
 )
 def test_a_word_that_cannot_be_right_is_refused(words, expected, refuse, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -329,6 +331,29 @@ def test_the_papers_sizes_have_the_papers_parameters(name: str, billions: float)
     with torch.device("meta"):
         model = MemorizingTransformer(config)
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+def test_an_untrained_induction_head_retrieves_what_followed_the_like_token() -> None:
+    torch.manual_seed(0)
+    config = replace(SMALL, num_layers=1, memory_layers=(0,), induction_init=True, capacity=64)
+    model = MemorizingTransformer(config)
+    # Three segments of different tokens; the fourth has some of them again.
+    tokens = torch.tensor([[*range(21), 2, 19, 7, 11, 5, 9, 16]])
+    _, state = read(model, tokens[:, :21])
+    found = model(tokens[:, 21:], state, return_retrievals=True).retrievals[0]
+    expected = torch.tensor([3, 20, 8, 12, 6, 10, 17])
+    nearest = found.positions[0, :, :, 0]
+    assert (nearest == expected).float().mean() > 0.9
+
+    plain = MemorizingTransformer(replace(config, induction_init=False))
+    _, state = read(plain, tokens[:, :21])
+    found = plain(tokens[:, 21:], state, return_retrievals=True).retrievals[0]
+    assert (found.positions[0, :, :, 0] == expected).float().mean() < 0.3
+
+
+def test_an_induction_head_needs_smeared_keys() -> None:
+    with pytest.raises(ConfigError, match="smear_keys = true"):
+        replace(SMALL, smear_keys=False, induction_init=True)
 
 
 def test_a_model_that_was_evaluated_can_be_trained() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memorizing.cli.output import JsonOption, prepare_file, write_result
+from memorizing.cli.output import INTERRUPTED_STATUS, JsonOption, prepare_file, write_result
+from memorizing.errors import ConfigError
+
+MAX_STEPS_FACTOR = 1000
 
 EXAMPLES = """\b
 examples:
@@ -21,14 +25,25 @@ def run(
         int, typer.Option(min=0, help="Initial weights and order of the documents.")
     ] = 0,
     steps_factor: Annotated[
-        float, typer.Option(min=0.0, help="Train this many times as long.")
+        float, typer.Option(metavar="FACTOR", help="Train this many times as long.")
     ] = 1.0,
+    run_dir: Annotated[
+        Path, typer.Option("--run", metavar="DIR", help="Folder that it writes, and replaces.")
+    ] = Path("runs/demo"),
     json_file: JsonOption = None,
 ) -> None:
-    """Train two small models, with memory and without, and compare them on unseen source code."""
+    """Train two small models, with memory and without, and compare them on unseen source code.
+
+    The folder also holds the result as result.json. Ctrl-C ends it with status 130.
+    """
+    if not 0.0 < steps_factor < MAX_STEPS_FACTOR:
+        allowed = f"above 0 and below {MAX_STEPS_FACTOR:,}; 1 is the demo as it is"
+        raise ConfigError(f"--steps-factor is {steps_factor}; allowed: {allowed}")
     prepare_file(json_file)
 
     from memorizing.demo import run_demo
 
-    result = run_demo(seed=seed, steps_factor=steps_factor)
+    result = run_demo(seed=seed, steps_factor=steps_factor, run_dir=run_dir)
+    if not result:
+        raise typer.Exit(INTERRUPTED_STATUS)
     write_result(json_file, result)

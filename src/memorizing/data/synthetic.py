@@ -1,9 +1,9 @@
 """Dictionary look-up: records, then questions about them that only a memory can answer.
 
 The task of Tworkowski et al. 2023 (Focused Transformer, section 5.2). A record is
-`<k> k1 k2 k3 k4 <v> v1 v2 v3 v4`, a question the same with `<q>` in the place of `<k>`. A document is
-records, then one block of questions about keys of the same document. Only the four value tokens of
-questions count.
+`<k> k1 k2 k3 k4 <v> v1 v2 v3 v4`, a question the same with `<q>` in the place of `<k>`. A document
+is records, then one block of questions about keys of the same document. Only the four value tokens
+of questions count.
 
 Shapes: D documents, L tokens of a document, Q questions of a document.
 """
@@ -33,8 +33,8 @@ BLOCK_LEN = 256
 class LookUpBatch:
     """Documents of one length side by side. `tokens[d, i]` predicts `targets[d, i]`.
 
-    The first input is the start token, so every token of a document is a target once. All tokens are
-    real: `valid` is for the loss and not for the model, which reads and remembers everything.
+    The first input is the start token, so every token of a document is a target once. All tokens
+    are real: `valid` is for the loss and not for the model, which reads and remembers everything.
     """
 
     tokens: Tensor
@@ -42,14 +42,14 @@ class LookUpBatch:
     targets: Tensor
     """(D, L) int64."""
     valid: Tensor
-    """(D, L) bool: the target is a value token of a question. Each row has 4 Q of them, in the order
-    of the questions: `x[valid].view(D, Q, 4)` is x by question."""
+    """(D, L) bool: the target is a value token of a question. Each row has 4 Q of them, in the
+    order of the questions: `x[valid].view(D, Q, 4)` is x by question."""
     is_first: Tensor
-    """(D, Q) bool: no earlier question of the document asks for this key. The others can be answered
-    from the block of questions itself, without any memory."""
+    """(D, Q) bool: no earlier question of the document asks for this key. The others can be
+    answered from the block of questions itself, without any memory."""
 
     def iterate_segments(self, segment_len: int) -> Iterator[LookUpBatch]:
-        """The documents in pieces of `segment_len` tokens; every piece carries all of `is_first`."""
+        """The documents in pieces of `segment_len` tokens; each carries all of `is_first`."""
         pieces = (
             part.split(segment_len, dim=1) for part in (self.tokens, self.targets, self.valid)
         )
@@ -83,8 +83,8 @@ def make_look_up_batch(
     num_questions = count_questions(block_len)
     if not len(seeds) or num_questions < 1 or not 1 <= num_records <= NUM_KEYS:
         raise ValueError(
-            f"{len(seeds)} seeds, block_len {block_len} and num_records {num_records}; there must be "
-            f"1 seed or more, blocks of {RECORD_LEN} tokens or more and 1 to {NUM_KEYS} records"
+            f"{len(seeds)} seeds, block_len {block_len} and num_records {num_records}; there must "
+            f"be 1 seed or more, blocks of {RECORD_LEN} tokens or more and 1 to {NUM_KEYS} records"
         )
     made = [_make_document(seed, num_records, block_len) for seed in seeds]
     targets = torch.from_numpy(np.stack([document for document, _ in made]))
@@ -97,7 +97,7 @@ def make_look_up_batch(
 
 
 def _make_document(seed: int, num_records: int, block_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens (L,) int64 of a document, and (Q,) bool of which questions are their key's first."""
+    """The tokens (L,) int64 of a document, and `is_first` (Q,) bool."""
     rng = np.random.default_rng(seed)
     codes = rng.choice(NUM_KEYS, num_records, replace=False)
     keys = codes[:, None] // NUM_SYMBOLS ** np.arange(KEY_LEN) % NUM_SYMBOLS + FIRST_SYMBOL

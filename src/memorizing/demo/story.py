@@ -115,9 +115,9 @@ def conclude(
     change = differences[largest].perplexity_change
     if not differences[largest].excludes_zero:
         verdict = (
-            f"With its largest memory the model differs by {change:+.1%} in perplexity from the one "
-            f"with the cache only, but the 95% interval ({low:+.1%} to {high:+.1%}) includes zero: "
-            "this run does not show that memory helps."
+            f"With its largest memory the model differs by {change:+.1%} in perplexity from the "
+            f"one with the cache only, but the 95% interval ({low:+.1%} to {high:+.1%}) includes "
+            "zero: this run does not show that memory helps."
         )
     elif change > 0:
         verdict = (

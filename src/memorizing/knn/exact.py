@@ -32,6 +32,7 @@ def search_exact(
     *,
     newest_slots: Sequence[int] | None = None,
     num_hidden: Tensor | None = None,
+    key_rows: Sequence[int] | None = None,
 ) -> Neighbors:
     """Find the entries with the largest inner products, per row and head (paper, section 3.1).
 
@@ -43,12 +44,13 @@ def search_exact(
     Args:
         queries: (B, H, T, D). No gradient flows through the search.
         keys: (B, H, N, D). In row b, slots 0 to sizes[b] - 1 hold entries.
-        sizes: entries per row, 0 to N.
+        sizes: entries per row of `keys`, 0 to N.
         num_neighbors: k.
         newest_slots: per row the slot written last (the ring continues backwards from there); by
             default the entries were written in the order of their slots.
         num_hidden: (B, T) int: how many of the newest entries each query must not see; by default
             none.
+        key_rows: per row of queries, the row of `keys` that it searches; by default its own.
 
     Returns:
         Neighbors, best first.
@@ -60,16 +62,17 @@ def search_exact(
     queries = queries.detach().to(keys.dtype)
     with torch.no_grad():
         for row in range(num_rows):
-            size = sizes[row]
+            source = row if key_rows is None else key_rows[row]
+            size = sizes[source]
             if size == 0:
                 continue
-            newest = size - 1 if newest_slots is None else newest_slots[row]
+            newest = size - 1 if newest_slots is None else newest_slots[source]
             hidden = None if num_hidden is None else num_hidden[row]
             k = min(num_neighbors, size)
             for heads, part in _iterate_tiles(num_heads, num_queries, size, keys.dtype.itemsize):
                 found = _search_tile(
                     queries[row, heads, part],
-                    keys[row, heads, :size],
+                    keys[source, heads, :size],
                     k,
                     newest,
                     None if hidden is None else hidden[part],

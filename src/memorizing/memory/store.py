@@ -122,23 +122,21 @@ class Memory:
             donor_rows: (B,): the row whose memory is read in the place of the own one (a control).
             value_seed: fetch values of random entries in the place of those found (a control).
         """
-        size, appended, keys = self.size, self.num_appended, self.keys
-        if donor_rows is not None:
-            size, appended, keys = size[donor_rows], appended[donor_rows], keys[donor_rows]
+        rows = torch.arange(self.num_rows) if donor_rows is None else donor_rows
         neighbors = search_exact(
             queries,
-            keys,
-            size.tolist(),
+            self.keys,
+            self.size.tolist(),
             num_neighbors,
-            newest_slots=((appended - 1) % self.capacity).tolist(),
+            newest_slots=((self.num_appended - 1) % self.capacity).tolist(),
             num_hidden=num_hidden,
+            key_rows=rows.tolist(),
         )
-        rows = torch.arange(self.num_rows) if donor_rows is None else donor_rows
         value_slots = neighbors.slots
         if value_seed is not None:
             generator = torch.Generator().manual_seed(value_seed)
             random = torch.rand(value_slots.shape, generator=generator)
-            value_slots = (random * size.view(-1, 1, 1, 1)).long().to(value_slots.device)
+            value_slots = (random * self.size[rows].view(-1, 1, 1, 1)).long().to(value_slots.device)
         return Retrieved(
             self._fetch(self.keys, neighbors.slots, rows),
             self._fetch(self.values, value_slots, rows),

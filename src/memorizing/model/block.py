@@ -94,23 +94,18 @@ class Attention(nn.Module):
         )
         self.has_memory = has_memory
 
-    def start_as_induction_heads(self, output_share: float) -> None:
+    def start_as_induction_heads(self) -> None:
         """Set the weights so that every head is an induction head (Olsson et al. 2022). In place.
 
-        Equal projections of queries and keys let a token find tokens like it, by a random
+        Equal projections of queries and keys let a token find tokens like it: by a random
         projection of what it is and what came before it. A key smeared towards the token before
-        makes the token found the one *after* the like one. An output projection that is the
-        transpose of that of the values adds what was found to the residual stream, where the tied
-        embedding turns it into the logit of that token.
-
-        Args:
-            output_share: factor of the output projection.
+        makes the entry that is found the one *after* the like token, whose value says what comes
+        next. Only the start is set: projections and smears are learned apart.
         """
         assert self.smear is not None
         with torch.no_grad():
             self.key.weight.copy_(self.query.weight)
             self.smear.fill_(_INDUCTION_SMEAR)
-            self.output.weight.copy_(self.value.weight.T * output_share)
 
     def forward(
         self,

@@ -85,7 +85,7 @@ class MemorizingTransformer(nn.Module):
                 block.attention.output.weight.mul_(quiet)
                 block.feed_forward.contract.weight.mul_(quiet)
             if self.config.induction_init and block.attention.has_memory:
-                block.attention.start_as_induction_heads(quiet)
+                block.attention.start_as_induction_heads()
 
     def init_state(
         self, num_rows: int, capacity: int | None = None, device: torch.device | str | None = None
