@@ -81,17 +81,16 @@ class Attention(nn.Module):
         self.position_bias = PositionBias(
             config.num_heads, config.num_buckets, config.max_distance, config.window
         )
-        start = config.scale_init or math.sqrt(config.head_dim)
-        self.scale = (
-            nn.Parameter(torch.full((config.num_heads,), start)) if config.normalize_qk else None
+
+        def make_per_head(wanted: bool, start: float) -> nn.Parameter | None:
+            return nn.Parameter(torch.full((config.num_heads,), float(start))) if wanted else None
+
+        self.scale = make_per_head(
+            config.normalize_qk, config.scale_init or math.sqrt(config.head_dim)
         )
-        self.smear = nn.Parameter(torch.zeros(config.num_heads)) if config.smear_keys else None
+        self.smear = make_per_head(config.smear_keys, 0.0)
         by_gate = has_memory and config.combine == "gate"
-        self.gate_bias = (
-            nn.Parameter(torch.full((config.num_heads,), config.gate_bias_init))
-            if by_gate
-            else None
-        )
+        self.gate_bias = make_per_head(by_gate, config.gate_bias_init)
         self.has_memory = has_memory
 
     def start_as_induction_heads(self) -> None:
