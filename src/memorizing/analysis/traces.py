@@ -81,13 +81,24 @@ def trace_document(
     targets = torch.from_numpy(document.tokens.astype(np.int64)).to(device)
     inputs = torch.cat([targets.new_tensor([start_token]), targets[:-1]])
     wanted = {position // segment_len for position in positions}
+    # What a single memory layer stores comes from the layers below it; what it retrieved reaches
+    # later tokens through the local contexts of the layers above, no further than all windows
+    # together. Only there the memory is read. (A second layer would store what the first retrieved.)
+    reach = -(-model.config.num_layers * model.config.window // segment_len)
+    is_read = {segment - back for segment in wanted for back in range(reach + 1)}
+    always = len(model.config.memory_layers) > 1
     gates = {layer: gate.cpu() for layer, gate in model.gates().items()}
     traces = {}
     with evaluation_mode(model):
         state = model.init_state(1, capacity, device)
         for segment in range(max(wanted, default=-1) + 1):
             begin, end = segment * segment_len, min((segment + 1) * segment_len, num_tokens)
-            output = model(inputs[None, begin:end], state, return_retrievals=segment in wanted)
+            output = model(
+                inputs[None, begin:end],
+                state,
+                memory_open=always or segment in is_read,
+                return_retrievals=segment in wanted,
+            )
             state = output.state.commit()
             if segment not in wanted:
                 continue

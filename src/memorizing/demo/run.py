@@ -179,9 +179,9 @@ def _evaluate(
     def report(done_runs: int, runs: int, done: int, total: int) -> None:
         facts = {"reading": "cache only" if done_runs == 0 else "with memory, and the controls"}
         share = (done_runs + runs * done / max(1, total)) / num_runs
-        display.update(round(1000 * share), facts)
+        display.update(int(100 * share), facts)
 
-    display.start(0, 1000)
+    display.start(0, 100, unit="percent")
     cache_only = evaluate_documents(
         models["cache_only"],
         test,

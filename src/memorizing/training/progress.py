@@ -55,8 +55,8 @@ class Display(ABC):
     def _show(self, message: str) -> None: ...
 
     @abstractmethod
-    def start(self, step: int, total: int) -> None:
-        """Begin to show progress from one step to another."""
+    def start(self, step: int, total: int, unit: str = "step") -> None:
+        """Begin to show progress from one step to another, whatever a step is."""
 
     @abstractmethod
     def update(self, step: int, facts: Mapping[str, str]) -> None:
@@ -74,7 +74,7 @@ class SilentDisplay(Display):
     def _show(self, message: str) -> None:
         pass
 
-    def start(self, step: int, total: int) -> None:
+    def start(self, step: int, total: int, unit: str = "step") -> None:
         """Nothing."""
 
     def update(self, step: int, facts: Mapping[str, str]) -> None:
@@ -93,15 +93,16 @@ class LineDisplay(Display):
         super().__init__()
         self._interval_s = interval_s
         self._shown_s = -float("inf")
-        self._total = 0
+        self._total, self._unit = 0, "step"
         self._clock = _Clock(0, 0)
 
     def _show(self, message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
-    def start(self, step: int, total: int) -> None:
+    def start(self, step: int, total: int, unit: str = "step") -> None:
         """Begin."""
-        self._total = total
+        self._total, self._unit = total, unit
+        self._shown_s = -float("inf")
         self._clock = _Clock(step, total)
 
     def update(self, step: int, facts: Mapping[str, str]) -> None:
@@ -110,7 +111,8 @@ class LineDisplay(Display):
         if now - self._shown_s < self._interval_s and step != self._total:
             return
         self._shown_s = now
-        self._show(f"step {step}/{self._total}, {_join(facts)}, {self._clock.tell_left(step)} left")
+        left = self._clock.tell_left(step)
+        self._show(f"{self._unit} {step}/{self._total}, {_join(facts)}, {left} left")
 
     def stop(self) -> None:
         """Nothing to close."""
@@ -137,7 +139,7 @@ class BarDisplay(Display):
         # Names of files and documents may hold brackets: no markup.
         self._progress.console.print(message, markup=False, highlight=False)
 
-    def start(self, step: int, total: int) -> None:
+    def start(self, step: int, total: int, unit: str = "step") -> None:
         """Draw the bar."""
         self._clock = _Clock(step, total)
         self._progress.update(self._task, total=total, completed=step, visible=True)

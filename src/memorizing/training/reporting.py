@@ -101,10 +101,14 @@ class Reporter:
         }
         if fills := self._rows.measure_fill().values():
             facts["memory"] = f"{sum(fills) / len(fills):.0%}"
-        if gates := self._model.gates().values():
+        if gates := self._read_gates().values():
             values = torch.cat(list(gates))
             facts["gates"] = f"{values.min().item():.2f}-{values.max().item():.2f}"
         self.display.update(metrics.step, facts)
+
+    def _read_gates(self) -> dict[int, torch.Tensor]:
+        """Gates of a model that reads a memory: without one they say nothing."""
+        return self._model.gates() if self._model.config.has_memory else {}
 
     def make_evaluation_progress(self, step: int) -> Progress:
         """What an evaluation after a step calls to move the progress display."""
@@ -130,7 +134,7 @@ class Reporter:
                 "grad_norm": window.grad_norm / window.steps,
                 "rate": self._optimizer.rates(),
                 "memory_fill": {str(k): v for k, v in self._rows.measure_fill().items()},
-                "gate": {str(k): gate.tolist() for k, gate in self._model.gates().items()},
+                "gate": {str(k): gate.tolist() for k, gate in self._read_gates().items()},
             },
         )
 
