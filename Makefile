@@ -36,7 +36,7 @@ format: $(TEST_VENV)/.installed ## format the code and mend what ruff can mend
 
 clean: ## remove environments, caches and builds; runs/ stays
 	rm -rf $(DEMO_VENV) $(TEST_VENV) build dist .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks experiments examples -name __pycache__ -prune -exec rm -rf {} +
+	find src tests experiments examples -name __pycache__ -prune -exec rm -rf {} +
 
 $(DEMO_VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,$(DEMO_VENV),$(DEMO_EXTRAS))

@@ -83,7 +83,7 @@ def trace_document(
     wanted = {position // segment_len for position in positions}
     # What a single memory layer stores comes from the layers below it; what it retrieved reaches
     # later tokens through the local contexts of the layers above, no further than all windows
-    # together. Only there the memory is read. (A second layer would store what the first retrieved.)
+    # together. Only there the memory is read. A second layer would store what the first retrieved.
     reach = -(-model.config.num_layers * model.config.window // segment_len)
     is_read = {segment - back for segment in wanted for back in range(reach + 1)}
     always = len(model.config.memory_layers) > 1
