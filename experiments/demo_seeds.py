@@ -46,7 +46,7 @@ def main() -> None:
 
 def collect(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """What is published of each seed."""
-    keys = ("perplexity", "bits_per_byte", "change", "interval", "training_tokens", "test_tokens")
+    keys = ("perplexity", "bits_per_byte", "change", "intervals", "by_model", "test_tokens")
     return {f"seed {seed}": {key: result[key] for key in keys} for seed, result in results.items()}
 
 
@@ -61,7 +61,7 @@ def show(results: dict[int, dict[str, Any]]) -> None:
         for result in results.values():
             cell = f"{result['perplexity'][name]:.3f}"
             if name in result["change"]:
-                low, high = result["interval"][name]
+                low, high = result["intervals"][name]
                 cell += f"  {result['change'][name]:+.1%} ({low:+.1%} to {high:+.1%})"
             cells.append(cell)
         table.add_row(name, *cells)

@@ -9,6 +9,7 @@ from memorizing.settings import (
     build_dataclass,
     check_types,
     describe_unknown,
+    find_nearest,
     format_value,
     list_keys,
     parse_value,
@@ -109,6 +110,14 @@ def test_a_formatted_value_is_read_back(value):
 def test_an_unknown_name_gets_the_nearest_or_else_all():
     assert describe_unknown("thing", "alpah", ["alpha", "beta"]).endswith("did you mean 'alpha'?")
     assert describe_unknown("thing", "zzz", ["alpha", "beta"]).endswith("known: alpha, beta")
+
+
+def test_the_nearest_name_is_found_in_any_case_and_a_long_list_is_cut():
+    assert find_nearest("ALPAH", ["Alpha", "beta"]) == "did you mean 'Alpha'?"
+    numbers = [str(number) for number in range(100, 113)]
+    assert find_nearest("zzz", numbers[:12]).endswith("110, 111")
+    assert find_nearest("zzz", numbers).endswith("110, 111, ...")
+    assert find_nearest("zzz", []) == "there is none"
 
 
 def test_a_frozen_setting_cannot_be_changed_after_it_was_checked():

@@ -7,7 +7,7 @@
     ├── CheckpointError          a checkpoint that is truncated, altered or of another model
     ├── RunFolderError           a run folder that exists, or is not one
     ├── StateError               (also RuntimeError) a model state used out of order
-    ├── IndexUnavailableError    (also ImportError) an optional search index that is not installed
+    ├── IndexUnavailableError    (also ImportError) an optional package that is not installed
     ├── ResourceError            (also OSError)     not enough memory or disk for what was asked
     └── NonFiniteLossError       (also ArithmeticError) the loss is NaN or infinite: stopped
 
@@ -44,7 +44,7 @@ class StateError(MemorizingError, RuntimeError):
 
 
 class IndexUnavailableError(MemorizingError, ImportError):
-    """An optional search index is not installed. The message holds the install command."""
+    """An optional package is not installed. The message holds the install command."""
 
 
 class ResourceError(MemorizingError, OSError):

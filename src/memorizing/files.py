@@ -13,6 +13,9 @@ from typing import Any
 
 from memorizing.errors import ResourceError
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of the system that mean: no space left."""
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary name next to `path`, sync, then rename; folders are made where missing.
@@ -30,11 +33,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        what = (
-            "no space left"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else error.strerror or str(error)
-        )
+        what = "no space left" if error.errno in FULL_DISK else error.strerror or str(error)
         raise ResourceError(
             f"cannot write {len(content):,} bytes to {str(path)!r}: {what}; free space or choose "
             "another folder"

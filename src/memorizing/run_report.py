@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from memorizing.config import Config, DataConfig, ModelConfig, check_capacity
 from memorizing.data import (
     Document,
@@ -21,6 +23,7 @@ from memorizing.evaluation import (
     Control,
     EvaluationResult,
     Progress,
+    check_capacities,
     compare_results,
     evaluate_capacities,
     evaluate_documents,
@@ -78,6 +81,7 @@ def report_run(
     run: Path,
     *,
     corpus: str | None = None,
+    text_column: str = "text",
     use: Use | None = None,
     capacities: Sequence[int] | None = None,
     controls: Sequence[Control] = (),
@@ -87,6 +91,7 @@ def report_run(
     rows: int | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "fp32",
     seed: int = 0,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> RunReport:
     """Evaluate the last checkpoint of a run, and of another one on the same tokens.
@@ -94,6 +99,7 @@ def report_run(
     Args:
         run: a run folder; with `corpus` also a checkpoint or model folder.
         corpus: as `DataConfig.corpus`; None is the run's own.
+        text_column: of `corpus`, as `DataConfig.text_column`.
         use: None is `validation` for the run's own corpus and `all` for another one.
         capacities: of the memory; None takes those of the run's configuration.
         controls: diagnostics at the largest capacity.
@@ -104,6 +110,7 @@ def report_run(
         rows: documents side by side; None takes the run's setting. Results do not depend on it.
         precision: of products and activations, see `TrainingConfig.precision`.
         seed: of the shuffled values and of the bootstrap.
+        device: where to evaluate; None is CUDA where there is a GPU, else the CPU.
         progress: called with the tokens read so far and in all, first of the other run.
 
     Raises:
@@ -114,22 +121,25 @@ def report_run(
         ResourceError: memories of this capacity do not fit into the machine.
     """
     start_s = time.monotonic()
-    loaded, tokenizer = _load(run, precision)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded, tokenizer = _load(run, precision, device)
     config = Config(model=loaded.config) if corpus else read_run_config(run)
     capacities = _choose_capacities(loaded, config) if capacities is None else capacities
     for capacity in capacities:
         check_capacity(capacity, loaded.config.num_neighbors)
     other = None
     if against is not None:
-        other, other_tokenizer = _load(against, precision)
+        other, other_tokenizer = _load(against, precision, device)
         _check_same_tokenizer(tokenizer, other_tokenizer, run, against)
-    data = config.data if corpus is None else DataConfig(corpus=corpus)
+    data = config.data if corpus is None else DataConfig(corpus=corpus, text_column=text_column)
     use = use or ("validation" if corpus is None else "all")
     rows = rows or config.evaluation.rows
     if max_tokens is None:
         max_tokens = config.evaluation.max_tokens_per_document
     description, documents = _read_documents(data, use, tokenizer, num_documents, max_tokens)
-    _check_memory(loaded.config, capacities, rows, max(len(d.tokens) for d in documents))
+    longest = max(len(document.tokens) for document in documents)
+    _check_memory(loaded.config, capacities, rows, longest, device)
+    check_capacities(loaded.model, documents, capacities, controls, rows)
     settings: dict[str, Any] = {
         "rows": rows,
         "max_tokens": max_tokens,
@@ -171,12 +181,14 @@ def report_run(
     )
 
 
-def _load(run: Path, precision: Literal["auto", "fp32", "bf16"]) -> tuple[LoadedModel, Tokenizer]:
-    loaded = load_model(run)
+def _load(
+    run: Path, precision: Literal["auto", "fp32", "bf16"], device: torch.device
+) -> tuple[LoadedModel, Tokenizer]:
+    loaded = load_model(run, device=device)
     if loaded.tokenizer is None:
         raise CheckpointError(f"{run} has no tokenizer: it was trained on token ids, not on text")
     shape = loaded.config
-    choice = choose_precision(precision, shape.model_dim, shape.ffn_dim)
+    choice = choose_precision(precision, shape.model_dim, shape.ffn_dim, device)
     loaded.model.compute_dtype = choice.dtype
     return loaded, loaded.tokenizer
 
@@ -185,13 +197,15 @@ def _choose_capacities(loaded: LoadedModel, config: Config) -> tuple[int, ...]:
     return config.evaluation.capacities if loaded.config.has_memory else (0,)
 
 
-def _check_memory(model: ModelConfig, capacities: Sequence[int], rows: int, longest: int) -> None:
+def _check_memory(
+    model: ModelConfig, capacities: Sequence[int], rows: int, longest: int, device: torch.device
+) -> None:
     """Say what the largest memory takes before anything is read; none grows beyond a document."""
     capacity = min(max(capacities, default=0), longest)
-    needed, available = memory_bytes(model, rows, capacity), measure_available()
+    needed, available = memory_bytes(model, rows, capacity), measure_available(device)
     if needed > available:
         raise ResourceError(
-            f"memories of {capacity:,} entries in {rows} rows need {needed / 2**30:,.1f} GiB and "
+            f"memories of {capacity:,} entries in {rows:,} rows need {needed / 2**30:,.1f} GiB and "
             f"{available / 2**30:,.1f} GiB are free; lower the rows or the capacity"
         )
 

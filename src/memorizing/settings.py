@@ -18,6 +18,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from memorizing.errors import ConfigError
 
+_NAMES_SHOWN = 12
+
 
 def require(condition: bool, name: str, seen: object, allowed: str) -> None:
     """Raise a `ConfigError` with the value seen and what is allowed, unless the condition holds."""
@@ -143,7 +145,19 @@ def list_keys(cls: Any, prefix: str = "") -> Iterator[str]:
 
 
 def describe_unknown(what: str, seen: str, known: Sequence[str]) -> str:
-    """Say what was not known, and the nearest known name, or all of them where none is near."""
-    near = difflib.get_close_matches(seen, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(known)
-    return f"unknown {what} {seen!r}; {hint}"
+    """Say what was not known, and the nearest known name, or some of them where none is near."""
+    return f"unknown {what} {seen!r}; {find_nearest(seen, known, count=1)}"
+
+
+def find_nearest(name: str, known: Sequence[str], count: int = 3) -> str:
+    """A hint for a name that is not known: the nearest known ones, or some of them."""
+    folded = {candidate.lower(): candidate for candidate in known}
+    near = [
+        folded[match]
+        for match in difflib.get_close_matches(name.lower(), list(folded), n=count, cutoff=0.5)
+    ]
+    if near:
+        return "did you mean " + " or ".join(repr(match) for match in near) + "?"
+    shown = ", ".join(known[:_NAMES_SHOWN])
+    more = ", ..." if len(known) > _NAMES_SHOWN else ""
+    return f"known: {shown}{more}" if known else "there is none"

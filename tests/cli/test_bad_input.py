@@ -9,7 +9,8 @@ import pytest
 
 from memorizing.cli import main
 from memorizing.cli.main import explain_failure
-from memorizing.errors import CorpusError
+from memorizing.errors import ConfigError, CorpusError
+from memorizing.run_report import report_run
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def copied(trained, tmp_path):
         ("tiny", "data.corpus=python:typr", "distribution 'typr' is not installed; did you mean"),
         ("tiny", "data.corpus=subpackages:typr", "package 'typr' is not installed"),
         ("tiny", "data.corpus=files:missing", "path 'missing' does not exist"),
-        ("tiny", "data.validation=nowhere", "names 'nowhere', which no document matches"),
+        ("tiny", "data.validation=nowhere", "or none (data.validation=)"),
         ("tiny", "model.capacity=10000000000", "training needs about"),
         ("tiny", "training.rows=10000000", "training needs about"),
     ],
@@ -113,6 +114,13 @@ def test_a_run_folder_that_exists_is_left_alone(refuse, copied, settings):
     for remedy in ("--resume", "--overwrite", "another folder"):
         assert remedy in line
     assert sorted(copied.rglob("*")) == before
+
+
+def test_a_run_folder_below_a_file_is_refused_before_the_work(run, texts, tmp_path, settings):
+    file = next(texts.iterdir())
+    outcome = run("train", "tiny", "--run", file / "deep" / "run", *settings)
+    assert outcome.status == 2
+    assert outcome.err == f"error: {file} is a file; give the run a folder\n"
 
 
 def test_a_folder_that_is_not_a_run_is_not_overwritten(refuse, tmp_path, settings):
@@ -185,10 +193,24 @@ def test_a_checkpoint_of_another_kind_of_model_is_refused(refuse, tmp_path):
         (("--use", "tset"), "'tset' is not one of"),
         (("--against", "missing"), "holds no checkpoint"),
         (("--rows", "0"), "--rows"),
+        (("--capacity", "0", "--plot", "a.png"), "no memory to draw"),
     ],
 )
 def test_evaluation_refuses(words, expected, refuse, trained):
     assert expected in refuse("evaluate", trained, *words)
+
+
+def test_controls_that_cannot_be_are_refused_before_anything_is_read(trained):
+    read = []
+    with pytest.raises(ConfigError, match="needs at least two documents, and there is one"):
+        report_run(
+            trained,
+            controls=["other_document"],
+            against=trained,
+            num_documents=1,
+            progress=lambda *counts: read.append(counts),
+        )
+    assert not read
 
 
 def test_runs_with_different_tokenizers_are_not_compared(refuse, run, trained, settings, tmp_path):

@@ -1,9 +1,13 @@
 import json
 import math
+import shlex
+import shutil
 
 import pytest
 
 import memorizing
+from memorizing.cli.train import describe_resuming
+from memorizing.config import load_config
 
 
 def test_training_says_what_it_did_and_where(run, settings, tmp_path):
@@ -36,6 +40,15 @@ def test_resuming_a_finished_run_with_more_steps_goes_on(run, settings, tmp_path
     outcome = run(*words, "--set", "training.steps=5", "--resume")
     assert outcome.status == 0
     assert "trained after 5 steps" in outcome.out
+
+
+def test_the_command_that_is_shown_after_ctrl_c_resumes_the_run(run, trained, settings, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "a folder")
+    command = shlex.split(describe_resuming("tiny", folder, settings[1::2]))
+    outcome = run(*command[1:])
+    assert outcome.status == 0
+    assert "resumed from step-000003" in outcome.err
+    assert "another setting" not in outcome.err
 
 
 def test_overwriting_replaces_the_run(run, settings, tmp_path):
@@ -89,6 +102,14 @@ def test_another_corpus_is_read_whole_or_in_part(run, trained, texts, tmp_path):
     assert "the first 41 of each" in outcome.out
 
 
+def test_another_corpus_can_have_its_text_in_any_column(run, trained, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"body": f"{n} rows " * 17}) + "\n" for n in range(3)))
+    words = ("evaluate", trained, "--capacity", "0", "--corpus", f"jsonl:{path}")
+    assert run(*words).status == 2
+    assert run(*words, "--text-column", "body").status == 0
+
+
 def test_a_checkpoint_can_be_evaluated_on_a_corpus(run, trained, texts):
     checkpoint = trained / "checkpoints" / "step-000003"
     assert run("evaluate", checkpoint, "--corpus", f"files:{texts}", "--capacity", "0").status == 0
@@ -119,6 +140,14 @@ def test_info_describes_what_there_is(run, what, expected, tmp_path):
     assert outcome.status == 0
     assert expected in outcome.out
     assert json.loads(path.read_text())
+
+
+def test_info_describes_a_recipe_file_whatever_its_ending(run, tmp_path):
+    path = tmp_path / "mine.recipe"
+    path.write_text(load_config("tiny").replace(["model.ffn_dim=67"]).to_toml())
+    outcome = run("info", path)
+    assert outcome.status == 0
+    assert "67" in outcome.out
 
 
 def test_info_describes_a_run(run, trained, tmp_path):

@@ -52,6 +52,11 @@ def test_missing_entries_are_invalid_and_stale_slots_are_never_found() -> None:
     assert not torch.isnan(found.scores).any()
 
 
+def test_no_query_finds_nothing() -> None:
+    queries, keys = make(2, 3, 0, 31, 7, torch.bfloat16)
+    assert search_exact(queries, keys, [31, 4], 5).slots.shape == (2, 3, 0, 5)
+
+
 def test_equal_scores_are_ordered_newest_first() -> None:
     queries = torch.ones(1, 1, 1, 2)
     keys = torch.ones(1, 1, 7, 2)

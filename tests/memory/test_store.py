@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from memorizing.errors import StateError
+from memorizing.errors import ConfigError, StateError
 from memorizing.memory import Memory
 
 ROWS, HEADS, DIM = 3, 2, 5
@@ -117,8 +117,39 @@ def test_stored_entries_take_no_gradient_and_are_not_the_callers_tensors() -> No
 
 def test_an_entry_of_another_shape_is_refused() -> None:
     memory = Memory(2, 3, 7, 5)
-    with pytest.raises(StateError, match="rows, heads, n, head_dim"):
-        memory.append(torch.zeros(2, 1, 4, 5), torch.zeros(2, 1, 4, 5))
+    for shape in ((2, 1, 4, 5), (2, 3, 4, 1), (2, 3, 5)):
+        with pytest.raises(StateError, match="rows, heads, n, head_dim"):
+            memory.append(torch.zeros(shape), torch.zeros(shape))
+    entries = torch.zeros(2, 3, 4, 5)
+    with pytest.raises(StateError, match="by a mask"):
+        memory.append(entries, entries, torch.ones(2, 3, dtype=torch.bool))
+    assert memory.size.tolist() == [0, 0]
+
+
+def test_a_memory_without_slots_is_refused() -> None:
+    with pytest.raises(ConfigError, match="1 or more"):
+        Memory(2, 3, 0, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_entry_comes_back_rounded_once_to_the_dtype_of_the_memory(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    memory = Memory(1, 2, 7, 5, dtype)
+    keys, values = torch.nn.functional.normalize(torch.randn(2, 1, 2, 11, 5), dim=-1)
+    memory.append(keys, values)
+    found = memory.retrieve(keys[:, :, 4:], 1)
+    assert torch.equal(found.keys.squeeze(3), keys[:, :, 4:].to(dtype))
+    assert torch.equal(found.values.squeeze(3), values[:, :, 4:].to(dtype))
+
+
+def test_a_memory_of_another_dtype_is_not_loaded_by_halves() -> None:
+    memory, other = Memory(1, 1, 7, 3), Memory(1, 1, 7, 3)
+    entries = torch.randn(1, 1, 5, 3)
+    other.append(entries, entries)
+    tensors = other.state_dict() | {"values": other.values.float()}
+    with pytest.raises(StateError, match="memory values is"):
+        memory.load_state_dict(tensors)
+    assert not memory.keys.any()
 
 
 def test_a_restored_memory_continues_as_the_saved_one() -> None:

@@ -150,10 +150,19 @@ def test_any_chunking_gives_the_same_logits(
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("xl_cache", [True, False])
-def test_padding_changes_nothing(side: str, xl_cache: bool) -> None:
-    model = make_model(xl_cache=xl_cache)
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"xl_cache": False},
+        {"combine": "joint", "window": 11, "memory_layers": (0, 2)},
+        {"smear_keys": False, "window": 3, "capacity": 5},
+    ],
+)
+def test_padding_changes_nothing(side: str, kind: dict[str, object]) -> None:
+    model = make_model(**kind)
+    memory_layer = model.config.memory_layers[0]
     tokens = make_tokens(3, 19)
     expected, _ = read(model, tokens)
     state = model.init_state(3)
@@ -168,7 +177,8 @@ def test_padding_changes_nothing(side: str, xl_cache: bool) -> None:
         call = torch.full((3, 5), 28)
         valid = torch.zeros(3, 5, dtype=torch.bool)
         for row, take in enumerate(takes):
-            place = slice(5 - take, 5) if side == "left" else slice(0, take)
+            first = {"left": 5 - take, "right": 0, "both": (5 - take) // 2}[side]
+            place = slice(first, first + take)
             call[row, place] = tokens[row, done[row] : done[row] + take]
             valid[row, place] = True
             done[row] += take
@@ -179,7 +189,7 @@ def test_padding_changes_nothing(side: str, xl_cache: bool) -> None:
     assert done == [19, 19, 19]
     for row in range(3):
         torch.testing.assert_close(torch.cat(collected[row]), expected[row], rtol=1e-5, atol=1e-5)
-    assert state.memories[1].num_appended.tolist() == [14, 14, 14]
+    assert state.memories[memory_layer].num_appended.tolist() == [14, 14, 14]
 
 
 def test_other_segment_lengths_give_the_same_logits_without_memory() -> None:

@@ -42,6 +42,14 @@ def test_values_and_gradients_equal_the_plain_formula(bias_has_rows: bool) -> No
         torch.testing.assert_close(ours, torch.nan_to_num(theirs))
 
 
+def test_a_second_derivative_is_refused() -> None:
+    q, k, v = (torch.randn(1, 2, 3, 5, requires_grad=True) for _ in range(3))
+    output, _ = attend_locally(q, k, v, torch.zeros(2, 3, 3), [0])
+    (first,) = torch.autograd.grad(output.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_without_the_log_sum_the_output_is_the_same() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 2, 3, 5), torch.randn(1, 2, 3, 5), torch.randn(1, 2, 3, 5)

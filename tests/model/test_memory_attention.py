@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from memorizing.knn import Neighbors
-from memorizing.memory import Retrieved
+from memorizing.memory import Memory, Retrieved
 from memorizing.model.memory_attention import attend_to_retrieved, combine_by_gate, combine_jointly
 
 
@@ -29,7 +30,41 @@ def test_one_query_by_hand() -> None:
     torch.testing.assert_close(log_sum.flatten(), torch.tensor([math.log(4.0)]))
 
 
-def test_missing_entries_weigh_exactly_zero_even_if_they_hold_nan() -> None:
+@pytest.mark.parametrize("num_neighbors", [11, 13])
+def test_finding_every_entry_equals_dense_attention_over_the_memory(num_neighbors: int) -> None:
+    torch.manual_seed(0)
+    memory = Memory(2, 3, 13, 5, torch.float32)
+    keys, values = torch.randn(2, 3, 11, 5), torch.randn(2, 3, 11, 5)
+    memory.append(keys, values)
+    queries = torch.randn(2, 3, 7, 5, requires_grad=True)
+    output, _, log_sum = attend_to_retrieved(queries, memory.retrieve(queries, num_neighbors))
+    scores = queries @ keys.transpose(-1, -2)
+    expected = torch.softmax(scores, -1) @ values
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(log_sum, torch.logsumexp(scores, -1))
+    weight = torch.randn_like(output)
+    ours, theirs = (
+        torch.autograd.grad((result * weight).sum(), queries)[0] for result in (output, expected)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("num_neighbors", [3, 11])
+def test_the_place_of_an_entry_in_the_ring_changes_nothing(num_neighbors: int) -> None:
+    torch.manual_seed(0)
+    entries, queries = torch.randn(1, 2, 11, 5), torch.randn(1, 2, 7, 5)
+    outputs = []
+    for num_before in (0, 4, 10):
+        memory = Memory(1, 2, 11, 5, torch.float32)
+        before = torch.randn(1, 2, num_before, 5)
+        memory.append(before, before)
+        memory.append(entries, entries)
+        outputs.append(attend_to_retrieved(queries, memory.retrieve(queries, num_neighbors))[0])
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0])
+
+
+def test_missing_entries_weigh_exactly_zero() -> None:
     torch.manual_seed(0)
     query = torch.randn(1, 1, 2, 3, requires_grad=True)
     keys, values = torch.randn(1, 1, 2, 5, 3), torch.randn(1, 1, 2, 5, 3)

@@ -30,8 +30,49 @@ KINDS = {
     "joint softmax, window of several segments": {"combine": "joint", "window": 11, "capacity": 31},
     "without smearing": {"smear_keys": False},
     "without normalization": {"normalize_qk": False},
-    "dropout of zero layers": {"num_layers": 2, "memory_layers": (1,)},
+    "memory in every layer": {"num_layers": 2, "memory_layers": (0, 1)},
+    "ring shorter than a segment": {"capacity": 5, "window": 11},
+    "ring of exactly a segment": {"capacity": 7, "combine": "joint", "window": 3},
+    "ring one longer than a segment": {"capacity": 8, "xl_cache": False, "window": 2},
+    "segments of one token": {"segment_len": 1, "window": 4, "capacity": 5},
+    "a window of one token": {"window": 1, "combine": "joint"},
+    "one segment": {"segment_len": 53, "window": 19, "memory_layers": (), "capacity": 0},
+    "joint softmax without normalization": {"combine": "joint", "normalize_qk": False},
+    "one bucket per half": {"num_buckets": 2, "max_distance": 2},
 }
+
+
+def test_frozen_weights_get_no_gradient_and_leave_the_others_theirs() -> None:
+    gradients = []
+    for frozen in (False, True):
+        model = make_model()
+        _, state = read(model, make_tokens(2, 14))
+        if frozen:
+            model.requires_grad_(False)
+            for parameter in model.memory_parameters():
+                parameter.requires_grad_()
+        model(make_tokens(2, 7, seed=2), state).logits.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.memory_parameters()])
+    assert model.embedding.weight.grad is None
+    for whole, alone in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, alone)
+
+
+def test_gradient_reaches_the_current_keys_and_never_a_stored_entry() -> None:
+    model = make_model(num_layers=1, memory_layers=(0,))
+    tokens = make_tokens(1, 14)
+    tokens[0, :7] %= 11
+    tokens[0, 7:] = 11 + tokens[0, 7:] % 17
+    _, state = read(model, tokens[:, :7])
+    # Not the logits: their product with the tied embedding reaches every token's vector.
+    seen = []
+    model.final_norm.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    model(tokens[:, 7:], state)
+    seen[0].square().sum().backward()
+    reached = model.embedding.weight.grad.abs().sum(1) > 0
+    assert reached[tokens[0, 7:]].all()
+    assert not reached[tokens[0, :7]].any()
+    assert model.blocks[0].attention.key.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,10 +115,11 @@ def test_gate_and_scale_and_query_of_a_memory_layer_get_gradients() -> None:
         assert parameter.grad.abs().max() > 0
 
 
-def test_gradient_checkpointing_changes_neither_logits_nor_gradients() -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_neither_logits_nor_gradients(dropout: float) -> None:
     gradients = []
     for enabled in (False, True):
-        model = make_model()
+        model = make_model(dropout=dropout)
         model.gradient_checkpointing = enabled
         tokens = make_tokens(2, 20)
         state = model.init_state(2)

@@ -20,7 +20,7 @@ def plot_capacities(
     *,
     baseline: EvaluationResult | None = None,
     baseline_name: str = "cache only",
-    title: str = "Perplexity on held-out documents",
+    title: str = "Perplexity against the size of the memory",
 ) -> Path:
     """Write a PNG: perplexity over capacity (log scale), controls and the baseline as lines.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from memorizing.config import ModelConfig, check_capacity
-from memorizing.errors import MemorizingError
+from memorizing.errors import ConfigError, MemorizingError
 from memorizing.loss import sum_nats
 from memorizing.memory import Memory
 from memorizing.model import MemorizingTransformer, ModelState
@@ -42,11 +42,11 @@ def benchmark_step(
     """Time training steps with full memories of several sizes against the step without memory.
 
     The XL cache is full in every timed step, and so are the memories: with random entries of the
-    right norm, as the search costs the same whatever it finds.
+    right norm, as the search costs the same whatever it finds. Seeds torch's global generator.
 
     Args:
         config: the model; one row of `segment_len` tokens is timed.
-        entries: capacities, each filled to the last slot.
+        entries: capacities of 1 or more, each filled to the last slot.
         num_pairs: interleaved repetitions after `num_warmup` untimed ones.
         num_warmup: repetitions that are not counted.
         precision: `bf16` or `fp32`.
@@ -58,11 +58,10 @@ def benchmark_step(
         the measurement.
 
     Raises:
-        ConfigError: a model without memory layers, or a capacity that cannot be.
+        ConfigError: a model without memory layers, a capacity that cannot be, or another precision.
         MemorizingError: the search of this machine gives wrong results: no speed is reported then.
     """
-    for capacity in entries:
-        check_capacity(capacity, config.num_neighbors)
+    _check_arguments(config, entries, num_pairs, precision)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     torch.manual_seed(0)
     model = MemorizingTransformer(replace(config, capacity=max(entries)))
@@ -93,6 +92,24 @@ def benchmark_step(
     }
 
 
+def _check_arguments(
+    config: ModelConfig, entries: Sequence[int], num_pairs: int, precision: str
+) -> None:
+    if not config.memory_layers:
+        raise ConfigError(
+            "the model has no memory layer to time; choose a recipe with model.memory_layers"
+        )
+    if not entries or min(entries) < 1 or num_pairs < 1:
+        raise ConfigError(
+            f"entries are {list(entries)} and num_pairs is {num_pairs}; give at least one capacity "
+            "above 0 (the step without memory is always timed) and at least one pair"
+        )
+    for capacity in entries:
+        check_capacity(capacity, config.num_neighbors)
+    if precision not in ("bf16", "fp32"):
+        raise ConfigError(f"precision is {precision!r}; allowed: 'bf16' and 'fp32'")
+
+
 def _run_step(model: MemorizingTransformer, state: ModelState, tokens: Tensor) -> ModelState:
     output = model(tokens[:, :-1], state)
     targets = tokens[:, 1:]
@@ -111,16 +128,18 @@ def _fill_state(model: MemorizingTransformer, tokens: Tensor, capacity: int) -> 
         # Enough segments to fill the cache; the memories are then filled by hand.
         for _ in range(-(-model.config.window // model.config.segment_len)):
             state = model(tokens, state).state.commit()
+    # The clock of a memory stands where its row stands: at the end of a segment.
+    num_entries = -(-capacity // state.segment_len) * state.segment_len
     for memory in state.memories.values():
-        _fill_memory(memory)
-    return state
+        _fill_memory(memory, num_entries)
+    return replace(state, position=state.position + num_entries)
 
 
-def _fill_memory(memory: Memory) -> None:
+def _fill_memory(memory: Memory, num_entries: int) -> None:
     chunk = 8192
-    num_rows, num_heads, capacity, head_dim = memory.keys.shape
-    for start in range(0, capacity, chunk):
-        shape = (num_rows, num_heads, min(chunk, capacity - start), head_dim)
+    num_rows, num_heads, _, head_dim = memory.keys.shape
+    for start in range(0, num_entries, chunk):
+        shape = (num_rows, num_heads, min(chunk, num_entries - start), head_dim)
         memory.append(normalize(torch.randn(shape)), torch.randn(shape))
 
 

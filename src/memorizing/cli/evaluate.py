@@ -15,7 +15,7 @@ from memorizing.cli.output import (
     show_progress,
     write_result,
 )
-from memorizing.errors import IndexUnavailableError
+from memorizing.errors import ConfigError, IndexUnavailableError
 
 EXAMPLES = """\b
 examples:
@@ -52,6 +52,9 @@ def run(
         str | None,
         typer.Option(metavar="KIND:WHERE", help="Read another corpus (`memorizing info corpora`)."),
     ] = None,
+    text_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Where jsonl: and parquet: corpora have the text.")
+    ] = "text",
     use: Annotated[
         Use | None,
         typer.Option(
@@ -103,6 +106,10 @@ def run(
     numbers = None if capacity is None else parse_numbers(capacity, "--capacity")
     prepare_file(json_file)
     if plot is not None:
+        if numbers is not None and not any(numbers):
+            raise ConfigError(
+                f"--plot with --capacity {capacity} has no memory to draw; give a capacity above 0"
+            )
         require_matplotlib()
     prepare_file(plot)
 
@@ -120,6 +127,7 @@ def run(
         report = report_run(
             run_dir,
             corpus=corpus,
+            text_column=text_column,
             use=use.value if use else None,
             capacities=numbers,
             controls=("off", "other_document", "shuffled") if controls else (),

@@ -82,7 +82,8 @@ def describe_recipe(recipe: str) -> dict[str, Any]:
     from memorizing.config import list_recipes, load_config
     from memorizing.settings import describe_unknown
 
-    if recipe not in list_recipes() and not recipe.endswith(".toml"):
+    is_file = recipe.endswith(".toml") or Path(recipe).is_file()
+    if not is_file and recipe not in list_recipes():
         known = [*TOPICS, *list_recipes()]
         raise ConfigError(describe_unknown("topic, recipe or run folder", recipe, known))
     config = load_config(recipe)

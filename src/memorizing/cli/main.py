@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -13,10 +12,9 @@ from memorizing import __version__
 from memorizing.cli import benchmark, demo, evaluate, info, train
 from memorizing.cli.output import INTERRUPTED_STATUS, say
 from memorizing.errors import MemorizingError
+from memorizing.files import FULL_DISK
 
 USAGE_STATUS = 2
-
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 app = typer.Typer(
     name="memorizing",
@@ -94,7 +92,7 @@ def explain_failure(error: Exception) -> str | None:
         context = getattr(error, "ctx", None)
         where = f" ({context.command_path} --help shows the usage)" if context else ""
         message = error.format_message().replace("Value error, ", "") + where
-    elif isinstance(error, OSError) and error.errno in _FULL_DISK:
+    elif isinstance(error, OSError) and error.errno in FULL_DISK:
         place = f" for {error.filename!r}" if error.filename else ""
         message = f"no space left on the disk{place}; free some, or choose another folder"
     elif isinstance(error, OSError) and error.filename and error.strerror:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,8 @@ EXAMPLES = """\b
 examples:
   memorizing train small --run runs/small
   memorizing train small --run runs/cache_only --set model.capacity=0
-  memorizing train small --run runs/mine --set data.corpus=files:texts --set training.steps=2000
+  memorizing train small --run runs/mine --set data.corpus=files:texts \\
+      --set data.validation= --set data.test= --set data.held_out_share=0.2
   memorizing train mine.toml --run runs/mine
   memorizing train small --run runs/small --resume
 """
@@ -70,8 +73,15 @@ def run(
     print(f"run folder: {run_dir}")
     write_result(json_file, {**dataclasses.asdict(result), "run_dir": str(run_dir)})
     if result.interrupted:
-        say(f"to go on: memorizing train {recipe} --run {run_dir} --resume")
+        say(f"to go on: {describe_resuming(recipe, run_dir, settings or [])}")
         raise typer.Exit(INTERRUPTED_STATUS)
+
+
+def describe_resuming(recipe: str, run_dir: Path, settings: Sequence[str]) -> str:
+    """The command that continues a run: with its settings, which a run resumes with."""
+    words = ["memorizing", "train", recipe, "--run", str(run_dir)]
+    words += [word for setting in settings for word in ("--set", setting)]
+    return shlex.join([*words, "--resume"])
 
 
 def describe_validation(nats: float | None) -> str:

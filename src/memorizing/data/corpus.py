@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from memorizing.data.batch import Document
 from memorizing.data.text import ReadLog
@@ -57,19 +56,6 @@ class Corpus:
                 f"{self.description} has no document with text ({reasons}); name another place "
                 "or corpus"
             )
-
-
-def find_nearest(name: str, known: Sequence[str], count: int = 3) -> str:
-    """A hint for a name that is not known: the nearest known ones, or some of them."""
-    folded = {candidate.lower(): candidate for candidate in known}
-    near = [
-        folded[match]
-        for match in difflib.get_close_matches(name.lower(), list(folded), n=count, cutoff=0.5)
-    ]
-    if near:
-        return "did you mean " + " or ".join(repr(match) for match in near) + "?"
-    shown = ", ".join(known[:12])
-    return f"known: {shown}{', ...' if len(known) > 12 else ''}" if known else "there is none"
 
 
 def summarize_error(error: Exception) -> str:

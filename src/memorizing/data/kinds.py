@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from memorizing.config import DataConfig
-from memorizing.data.corpus import Corpus, find_nearest
+from memorizing.data.corpus import Corpus
 from memorizing.data.folder_corpora import open_files, open_repositories
 from memorizing.data.python_corpora import open_distributions, open_subpackages
 from memorizing.data.table_corpora import open_jsonl, open_parquet
 from memorizing.errors import CorpusError
+from memorizing.settings import find_nearest
 
 
 @dataclass(frozen=True)

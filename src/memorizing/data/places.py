@@ -6,9 +6,9 @@ import glob
 import itertools
 from pathlib import Path
 
-from memorizing.data.corpus import find_nearest
 from memorizing.data.text import ReadLog, find_files
 from memorizing.errors import CorpusError
+from memorizing.settings import find_nearest
 
 
 def list_files(where: str, log: ReadLog, suffixes: tuple[str, ...] = ()) -> dict[str, Path]:

@@ -10,10 +10,11 @@ from pathlib import Path, PurePosixPath
 
 from memorizing.config import DataConfig
 from memorizing.data.batch import Document
-from memorizing.data.corpus import Corpus, find_nearest
+from memorizing.data.corpus import Corpus
 from memorizing.data.order import shuffle_tree
 from memorizing.data.text import ReadLog, concatenate_files, find_files
 from memorizing.errors import CorpusError
+from memorizing.settings import find_nearest
 
 STANDARD_LIBRARY = "stdlib"
 _NOT_STANDARD_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from memorizing.config import DataConfig
 from memorizing.data.batch import Document
-from memorizing.data.corpus import find_nearest
 from memorizing.data.kinds import load_corpus
 from memorizing.data.order import hash_name, shuffle_names
 from memorizing.errors import ConfigError, CorpusError
+from memorizing.settings import find_nearest
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _match(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str]:
         if not found:
             raise CorpusError(
                 f"{key} names {pattern!r}, which no document matches; "
-                f"{find_nearest(pattern, names)}"
+                f"{find_nearest(pattern, names)} Name documents of this corpus, or none ({key}=)"
             )
         matched |= found
     return matched

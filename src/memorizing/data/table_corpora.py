@@ -9,10 +9,11 @@ from typing import Any
 
 from memorizing.config import DataConfig
 from memorizing.data.batch import Document
-from memorizing.data.corpus import Corpus, find_nearest, summarize_error
+from memorizing.data.corpus import Corpus, summarize_error
 from memorizing.data.places import list_files
 from memorizing.data.text import ReadLog, encode_text, make_document
 from memorizing.errors import CorpusError
+from memorizing.settings import find_nearest
 
 NAME_COLUMNS = ("name", "id")
 """The first of these that a row has names its document; else that is `file:row`, from row 1."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,14 +28,17 @@ class Estimate:
 
 
 def estimate_duration(
-    config: Config, test: Sequence[TokenizedDocument], dtype: torch.dtype
+    config: Config,
+    test: Sequence[TokenizedDocument],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Estimate:
     """Time steps of both arms with full caches and memories, and count the steps to come.
 
     Leaves torch's global generator as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        model = MemorizingTransformer(config.model)
+        model = MemorizingTransformer(config.model).to(device)
     model.compute_dtype = dtype
     longest = max(len(document.tokens) for document in test)
     rows, eval_rows = config.training.rows, config.evaluation.rows
@@ -54,11 +57,14 @@ def estimate_duration(
 def _time_step(model: MemorizingTransformer, rows: int, capacity: int, train: bool = True) -> float:
     """Seconds of one step over a segment of every row, with a full memory."""
     config = model.config
-    tokens = torch.zeros(rows, config.segment_len, dtype=torch.int64)
+    device = model.embedding.weight.device
+    tokens = torch.zeros(rows, config.segment_len, dtype=torch.int64, device=device)
     state = model.init_state(rows, capacity)
+    # Full memories of rows that have read as much: what they hold does not matter for the time.
+    num_read = -(-capacity // config.segment_len) * config.segment_len
     for memory in state.memories.values():
-        # What it holds does not matter for the time.
-        memory.num_appended.fill_(capacity)
+        memory.num_appended.fill_(num_read)
+    state = replace(state, position=torch.full((rows,), num_read))
 
     def step(state: ModelState) -> ModelState:
         with torch.set_grad_enabled(train):
@@ -68,6 +74,8 @@ def _time_step(model: MemorizingTransformer, rows: int, capacity: int, train: bo
                     output.logits, tokens, torch.ones_like(tokens, dtype=torch.bool)
                 ).backward()
         model.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return output.state.commit()
 
     return _take_fastest(step, state)

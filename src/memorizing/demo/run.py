@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from memorizing.analysis import (
@@ -80,8 +81,9 @@ def run_demo(
 
     Returns:
         What `result.json` holds: `perplexity` and `bits_per_byte` (by `cache_only`, each capacity,
-        `off`, `other_document`, `shuffled`), `interval` (of the relative change of perplexity from
-        cache only, by capacity), `train_s`, `evaluate_s`, `tokens_per_s`, `examples` and the
+        `off`, `other_document`, `shuffled`); `change`, relative, of perplexity from cache only, and
+        its 95% `intervals`, by the same names; `interval`, that of the largest capacity; `train_s`,
+        `evaluate_s`, `tokens_per_s` (of training, both models), `by_model`, `examples` and the
         settings. Empty after Ctrl-C.
 
     Raises:
@@ -99,10 +101,11 @@ def run_demo(
     corpus = prepare_corpus(config, display)
     tokenizer = corpus.tokenizer
     test = tokenize_documents(corpus.test, tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(
-        config.training.precision, config.model.model_dim, config.model.ffn_dim
+        config.training.precision, config.model.model_dim, config.model.ffn_dim, device
     )
-    estimate = estimate_duration(config, test, precision.dtype)
+    estimate = estimate_duration(config, test, precision.dtype, device)
     console.print(story.announce(config, corpus, test, estimate))
 
     arms = {"cache_only": 0, "memory": config.model.capacity}
@@ -110,13 +113,14 @@ def run_demo(
     for number, (name, capacity) in enumerate(arms.items(), start=1):
         console.print(story.title_training(number, name))
         arm = replace(config, name=f"demo-{name}", model=replace(config.model, capacity=capacity))
-        trained[name] = train(arm, run_dir / name, corpus=corpus)
+        trained[name] = train(arm, run_dir / name, device=device, corpus=corpus)
         if trained[name].interrupted:
             console.print("Stopped. Run it again to start over; it will replace this folder.")
             return {}
 
     console.print(story.title_evaluation(test))
-    found = _evaluate(config, {name: run_dir / name for name in arms}, test, tokenizer, display)
+    run_dirs = {name: run_dir / name for name in arms}
+    found = _evaluate(config, run_dirs, device, precision.dtype, test, tokenizer, display)
     console.print(
         make_result_table(
             found.memory,
@@ -161,6 +165,8 @@ def _clear_folder(run_dir: Path) -> None:
 def _evaluate(
     config: Config,
     run_dirs: dict[str, Path],
+    device: torch.device,
+    dtype: torch.dtype,
     test: list[TokenizedDocument],
     tokenizer: Tokenizer,
     display: Display,
@@ -168,10 +174,8 @@ def _evaluate(
     start_s = time.monotonic()
     models: dict[str, MemorizingTransformer] = {}
     for name, path in run_dirs.items():
-        models[name] = load_model(path).model
-        models[name].compute_dtype = choose_precision(
-            config.training.precision, config.model.model_dim, config.model.ffn_dim
-        ).dtype
+        models[name] = load_model(path, device=device).model
+        models[name].compute_dtype = dtype
     settings = config.evaluation
     reader: dict[str, Any] = {"rows": settings.rows, "max_tokens": settings.max_tokens_per_document}
     num_runs = 1 + len(settings.capacities) + len(settings.controls)
@@ -220,20 +224,25 @@ def _collect(
     config: Config, seed: int, trained: dict[str, TrainingResult], found: _Evaluation
 ) -> dict[str, Any]:
     results = {"cache_only": found.cache_only, **found.memory}
+    intervals = {name: list(d.perplexity_interval) for name, d in found.differences.items()}
+    train_s = sum(result.seconds for result in trained.values())
     return {
         "perplexity": {name: result.perplexity for name, result in results.items()},
         "bits_per_byte": {name: result.bits_per_byte for name, result in results.items()},
-        "interval": {
-            name: list(difference.perplexity_interval)
-            for name, difference in found.differences.items()
-        },
-        "change": {
-            name: difference.perplexity_change for name, difference in found.differences.items()
-        },
-        "train_s": {name: result.seconds for name, result in trained.items()},
+        "change": {name: d.perplexity_change for name, d in found.differences.items()},
+        "interval": intervals[str(max(config.evaluation.capacities))],
+        "intervals": intervals,
+        "train_s": train_s,
         "evaluate_s": found.evaluate_s,
-        "tokens_per_s": {name: result.tokens / result.seconds for name, result in trained.items()},
-        "training_tokens": {name: result.tokens for name, result in trained.items()},
+        "tokens_per_s": sum(result.tokens for result in trained.values()) / train_s,
+        "by_model": {
+            name: {
+                "train_s": result.seconds,
+                "tokens": result.tokens,
+                "tokens_per_s": result.tokens / result.seconds,
+            }
+            for name, result in trained.items()
+        },
         "seed": seed,
         "test_documents": [document.name for document in found.cache_only.documents],
         "test_tokens": found.cache_only.tokens,

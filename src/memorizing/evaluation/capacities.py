@@ -43,13 +43,7 @@ def evaluate_capacities(
     Raises:
         ConfigError: as `evaluate_documents`; nothing to evaluate.
     """
-    if not capacities:
-        raise ConfigError("there is no capacity to evaluate; give one or more, such as 0,512,8192")
-    plan: dict[str, tuple[int, Control | None]] = {str(c): (c, None) for c in sorted(capacities)}
-    for control in controls:
-        plan[control] = (0 if control == "off" else max(capacities), control)
-    for capacity, control in plan.values():
-        check_evaluation(model, documents, capacity, rows, control)
+    plan = check_capacities(model, documents, capacities, controls, rows)
     longest = max(len(document.tokens) for document in documents)
     reachable = count_reachable(min(longest, max_tokens or longest), model)
     # Runs with equal settings give equal results.
@@ -76,6 +70,28 @@ def evaluate_capacities(
         name: replace(done[settings[name]], capacity=capacity, control=control)
         for name, (capacity, control) in plan.items()
     }
+
+
+def check_capacities(
+    model: MemorizingTransformer,
+    documents: Sequence[TokenizedDocument],
+    capacities: Sequence[int],
+    controls: Sequence[Control],
+    rows: int,
+) -> dict[str, tuple[int, Control | None]]:
+    """Refuse what `evaluate_capacities` cannot evaluate; else capacity and control by name.
+
+    Raises:
+        ConfigError: see `evaluate_capacities`.
+    """
+    if not capacities:
+        raise ConfigError("there is no capacity to evaluate; give one or more, such as 0,512,8192")
+    plan: dict[str, tuple[int, Control | None]] = {str(c): (c, None) for c in sorted(capacities)}
+    for control in controls:
+        plan[control] = (0 if control == "off" else max(capacities), control)
+    for capacity, control in plan.values():
+        check_evaluation(model, documents, capacity, rows, control)
+    return plan
 
 
 def _shift(progress: Progress, num_done: int, num_runs: int) -> Progress:

@@ -105,7 +105,10 @@ def check_evaluation(
     if control in ("other_document", "shuffled") and not capacity:
         raise ConfigError(f"control {control!r} needs a memory; give a capacity above 0")
     if control == "other_document" and len(documents) < 2:
-        raise ConfigError("control 'other_document' needs at least two documents; there is one")
+        raise ConfigError(
+            "control 'other_document' needs at least two documents, and there is one; give more, "
+            "or leave the controls out"
+        )
 
 
 def count_reachable(longest: int, model: MemorizingTransformer) -> int:

@@ -37,9 +37,10 @@ def search_exact(
     """Find the entries with the largest inner products, per row and head (paper, section 3.1).
 
     Scores are products in the dtype of `keys`, accumulated in fp32. With fp32 keys, equal scores
-    are ordered newest first. With bf16 or fp16 keys many scores are equal after rounding; which of
-    those that equal the k-th are returned is then left open, so that every returned score is at
-    least the k-th true score less one rounding.
+    are ordered newest first; that takes a full sort, far slower in a large memory. With bf16 or
+    fp16 keys many scores are equal after rounding; which of those that equal the k-th are returned
+    is then left open, so that every returned score is at least the k-th true score less one
+    rounding.
 
     Args:
         queries: (B, H, T, D). No gradient flows through the search.
@@ -64,7 +65,7 @@ def search_exact(
         for row in range(num_rows):
             source = row if key_rows is None else key_rows[row]
             size = sizes[source]
-            if size == 0:
+            if size == 0 or num_queries == 0:
                 continue
             newest = size - 1 if newest_slots is None else newest_slots[source]
             hidden = None if num_hidden is None else num_hidden[row]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memorizing.errors import StateError
+from memorizing.errors import ConfigError, StateError
 from memorizing.knn import Neighbors, search_exact
 
 
@@ -32,7 +32,7 @@ class Memory:
     every head, for keys and values alike: a slot id means the same everywhere, and the number of
     entries appended so far is the whole clock of a row. Appending costs O(segment) at any capacity.
 
-    `append` and `reset` change the memory in place; nothing else does.
+    `append`, `reset` and `load_state_dict` change the memory in place; nothing else does.
     """
 
     def __init__(
@@ -44,11 +44,22 @@ class Memory:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
     ) -> None:
-        """Make an empty memory. The system gives its pages as they are first written."""
+        """Make an empty memory. The system gives its pages as they are first written.
+
+        Raises:
+            ConfigError: a capacity below 1.
+        """
+        if capacity < 1:
+            raise ConfigError(
+                f"the capacity of a memory is {capacity}; allowed: 1 or more; no memory is to make "
+                "none"
+            )
         shape = (num_rows, num_heads, capacity, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
+        # Tensors made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            self.keys = torch.zeros(shape, dtype=dtype, device=device)
+            self.values = torch.zeros(shape, dtype=dtype, device=device)
+            self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
 
     @property
     def capacity(self) -> int:
@@ -73,12 +84,22 @@ class Memory:
                 memory.
             values: (B, H, n, D).
             valid: (B, n) bool: which of them are entries; None is all.
+
+        Raises:
+            StateError: keys, values or mask of another shape.
         """
-        if keys.shape != values.shape or keys.shape[:2] != self.keys.shape[:2]:
+        rows, heads, _, dim = self.keys.shape
+        num_new = keys.shape[2] if keys.dim() == 4 else 0
+        if keys.shape != values.shape or keys.shape != (rows, heads, num_new, dim):
             raise StateError(
                 f"cannot append keys {tuple(keys.shape)} and values {tuple(values.shape)} to a "
                 "memory of "
                 f"{tuple(self.keys.shape)}; both must be (rows, heads, n, head_dim)"
+            )
+        if valid is not None and valid.shape != (rows, num_new):
+            raise StateError(
+                f"cannot append {num_new} entries to {rows} rows by a mask of "
+                f"{tuple(valid.shape)}; it must be (rows, n)"
             )
         keys, values = keys.detach(), values.detach()
         with torch.no_grad():
@@ -122,7 +143,7 @@ class Memory:
             donor_rows: (B,): the row whose memory is read in the place of the own one (a control).
             value_seed: fetch values of random entries in the place of those found (a control).
         """
-        rows = torch.arange(self.num_rows) if donor_rows is None else donor_rows
+        rows = torch.arange(self.num_rows) if donor_rows is None else donor_rows.cpu()
         neighbors = search_exact(
             queries,
             self.keys,
@@ -154,15 +175,16 @@ class Memory:
 
     def compute_positions(self, slots: Tensor, rows: Tensor | None = None) -> Tensor:
         """Position in its document of the entry of every slot (B, H, T, k); `rows` are donors."""
-        appended = self.num_appended if rows is None else self.num_appended[rows]
+        appended = self.num_appended if rows is None else self.num_appended[rows.cpu()]
         newest = (appended - 1).to(slots.device).view(-1, 1, 1, 1)
         return newest - (newest - slots) % self.capacity
 
     def select_rows(self, rows: Tensor) -> Memory:
         """A memory of these rows only, as a copy. `rows` is an index tensor."""
         chosen = Memory.__new__(Memory)
-        chosen.keys, chosen.values = self.keys[rows], self.values[rows]
-        chosen.num_appended = self.num_appended[rows]
+        with torch.inference_mode(False):
+            chosen.keys, chosen.values = self.keys[rows], self.values[rows]
+            chosen.num_appended = self.num_appended[rows.cpu()]
         return chosen
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -170,7 +192,21 @@ class Memory:
         return {"keys": self.keys, "values": self.values, "num_appended": self.num_appended}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Copy what `state_dict` gave into this memory of the same shape. In place."""
+        """Copy what `state_dict` gave into this memory of the same shape. In place.
+
+        Raises:
+            StateError: tensors of another shape or dtype; nothing is changed then.
+        """
+        self.check_state_dict(tensors)
+        for name, mine in self.state_dict().items():
+            mine.copy_(tensors[name])
+
+    def check_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Refuse tensors that `load_state_dict` could not copy.
+
+        Raises:
+            StateError: tensors of another shape or dtype.
+        """
         for name, mine in self.state_dict().items():
             if tensors[name].shape != mine.shape or tensors[name].dtype != mine.dtype:
                 raise StateError(
@@ -178,4 +214,3 @@ class Memory:
                     f"expected {tuple(mine.shape)} "
                     f"{mine.dtype}; use the capacity, rows and model it was saved with"
                 )
-            mine.copy_(tensors[name])

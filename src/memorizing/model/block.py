@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, relu
 
 from memorizing.config import ModelConfig
+from memorizing.errors import StateError
 from memorizing.memory import Memory, Retrieved
 from memorizing.model.layout import Layout
 from memorizing.model.local_attention import attend_locally
@@ -32,6 +33,9 @@ class Reading:
     is_open: Tensor
     """(B,) bool on the CPU: rows that read it."""
     control: RetrievalControl | None
+    num_appended: Tensor
+    """(B,) int64 on the CPU: entries when the call began, a copy. Gradient checkpointing reads a
+    second time in the backward pass and must find the same memory."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,11 @@ class Attention(nn.Module):
 
     def _retrieve(self, queries: Tensor, layout: Layout, reading: Reading) -> Retrieved:
         config, control = self.config, reading.control
+        if not torch.equal(reading.memory.num_appended, reading.num_appended):
+            raise StateError(
+                "the memory was written between the forward pass and its repetition by gradient "
+                "checkpointing; call commit() and start_documents() after backward()"
+            )
         num_hidden = None
         if config.combine == "joint" and config.xl_cache:
             # One softmax must not count a token twice: leave out the entries that local attention

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memorizing.config import ModelConfig
-from memorizing.errors import StateError
+from memorizing.errors import ConfigError, StateError
 from memorizing.model.state import ModelState
 
 
@@ -20,6 +20,8 @@ class Layout:
     """C: columns of the cache, aligned on the right."""
     num_hidden_keys: tuple[int, ...]
     """Per row: the first columns of the cache, which hold nothing of this document (or segment)."""
+    valid: Tensor
+    """(B, T) bool on the CPU: tokens that are not padding."""
     num_new: Tensor
     """(B,) int64 on the CPU: valid tokens per row."""
     next_position: Tensor
@@ -45,16 +47,26 @@ class Layout:
         """Work out the geometry of a call, and refuse one that breaks the memory's clock.
 
         Raises:
+            ConfigError: no token at all, or a mask that is not one stretch of tokens per row.
             StateError: other rows than the state's, a crossed segment boundary, uncommitted
-            entries.
+            entries, a void state.
         """
+        if tokens.dim() != 2 or not tokens.numel():
+            raise ConfigError(
+                f"tokens are {tuple(tokens.shape)}; they must be (rows, tokens), at least one of "
+                "each; skip calls that read nothing"
+            )
         num_rows, num_tokens = tokens.shape
         if num_rows != state.num_rows:
             raise StateError(
                 f"tokens have {num_rows} rows and the state {state.num_rows}; make a state with "
                 f"init_state({num_rows})"
             )
-        mask = torch.ones(num_rows, num_tokens, dtype=torch.bool) if valid is None else valid.cpu()
+        mask = (
+            torch.ones(num_rows, num_tokens, dtype=torch.bool)
+            if valid is None
+            else _check_valid(valid.cpu(), tokens)
+        )
         num_new = mask.sum(1)
         state.check_step(num_new)
         num_cached = state.xl_caches[0].keys.shape[2]
@@ -94,6 +106,7 @@ class Layout:
         return cls(
             num_cached,
             tuple(hidden),
+            mask,
             num_new,
             next_position,
             kept,
@@ -108,7 +121,9 @@ class Layout:
         """The columns of (B, H, S, D) that the next call needs, detached."""
         keys = keys.detach()
         if self.columns is None:
-            return keys[:, :, keys.shape[2] - self.num_kept :]
+            kept = keys[:, :, keys.shape[2] - self.num_kept :]
+            # A view keeps all S columns in memory: copy it where that would be twice as many.
+            return kept.clone() if 2 * self.num_kept <= keys.shape[2] else kept
         chosen = self.columns[:, self.columns.shape[1] - self.num_kept :]
         return keys.gather(2, chosen[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
 
@@ -116,10 +131,26 @@ class Layout:
         """The last valid token's entry (B, H, D) of (B, H, T, D); `before` in a row without any."""
         keys = keys.detach()
         if self.columns is None:
-            return keys[:, :, -1]
+            return keys[:, :, -1].clone()  # a view would keep the keys of the whole call
         last = self.columns[:, -1] - self.num_cached
         chosen = keys[torch.arange(keys.shape[0], device=keys.device), :, last.clamp(min=0)]
         return torch.where((self.num_new > 0).to(keys.device).view(-1, 1, 1), chosen, before)
+
+
+def _check_valid(valid: Tensor, tokens: Tensor) -> Tensor:
+    """The mask itself, if it is one: padding stands on the left and right of a row's tokens."""
+    if valid.dtype != torch.bool or valid.shape != tokens.shape:
+        raise ConfigError(
+            f"valid is {tuple(valid.shape)} {valid.dtype}; it must be bool and as large as tokens, "
+            f"{tuple(tokens.shape)}"
+        )
+    num_stretches = valid[:, :1].sum(1) + (valid[:, 1:] & ~valid[:, :-1]).sum(1)
+    if bool((num_stretches > 1).any()):
+        row = int((num_stretches > 1).nonzero()[0])
+        raise ConfigError(
+            f"row {row} of valid has padding between its tokens; pad on the left or on the right"
+        )
+    return valid
 
 
 def _count_context(config: ModelConfig, position: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def attend_locally(
@@ -38,7 +39,7 @@ def attend_locally(
 
     Returns:
         (B, H, T, D), and (B, H, T) log-sum-exp of the scores or None. Both have gradients to all
-        four tensors.
+        four tensors, but no second derivatives: asking for them raises.
     """
     return _LocalAttention.apply(queries, keys, values, bias, tuple(num_hidden_keys), need_log_sum)
 
@@ -70,6 +71,7 @@ class _LocalAttention(torch.autograd.Function):
         return torch.matmul(probabilities, values), log_sum
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_output, grad_log_sum = grads
         queries, keys, values, probabilities = ctx.saved_tensors

@@ -13,6 +13,8 @@ from torch import Tensor
 from memorizing.errors import StateError
 from memorizing.memory import Memory
 
+_STAGED_NAMES = ("keys", "values", "valid")
+
 
 @dataclass(frozen=True)
 class Entries:
@@ -32,7 +34,7 @@ class Staged:
 
     entries: Entries
     valid: Tensor
-    """(B, n) bool."""
+    """(B, n) bool on the CPU."""
 
     def keep(self, rows: Tensor) -> Staged:
         """The entries of rows where the mask (B, 1) is True, less the columns that hold none."""
@@ -63,7 +65,7 @@ class ModelState:
 
     A forward pass returns a new state and leaves its own as it was. The memories are the exception
     that makes them cheap: `commit` and `start_documents` change them in place, so a state from
-    before is void after these calls.
+    before is void after these calls, and refused.
     """
 
     segment_len: int
@@ -92,11 +94,12 @@ class ModelState:
         return torch.zeros_like(self.position)
 
     def check_step(self, num_new: Tensor) -> None:
-        """Refuse a call over a segment boundary, or past entries that were not written.
+        """Refuse a call over a segment boundary, past unwritten entries, or from a void state.
 
         Raises:
             StateError: with the row, what it has and what to do.
         """
+        self._check_memories()
         offset = self.position % self.segment_len
         pending = self.count_pending()
         for row in range(self.num_rows):
@@ -115,20 +118,43 @@ class ModelState:
                     "call state = state.commit() after the backward pass of every segment"
                 )
 
+    def _check_memories(self) -> None:
+        """Refuse a state whose memories went on without it: each token is written or staged once.
+
+        Raises:
+            StateError: with the row, where it stands and what to do.
+        """
+        pending = self.count_pending()
+        for memory in self.memories.values():
+            wrong = memory.num_appended + pending != self.position
+            if bool(wrong.any()):
+                row = int(wrong.nonzero()[0])
+                raise StateError(
+                    f"row {row} of this state has read {int(self.position[row])} tokens, but its "
+                    f"memory has taken {int(memory.num_appended[row])} and "
+                    f"{int(pending[row])} are staged: commit(), start_documents() or "
+                    "load_state_dict() changed the memories since; go on from the state that the "
+                    "last of them returned"
+                )
+
     def commit(self) -> ModelState:
         """Write the staged entries of rows that stand at the end of a segment into their memories.
 
         Call it after the backward pass of a segment. Before the end of a segment it does nothing.
         Changes the memories in place.
+
+        Raises:
+            StateError: the entries are written already.
         """
         if not self.staged:
             return self
         at_boundary = (self.position % self.segment_len == 0) & (self.position > 0)
         if not bool(at_boundary.any()):
             return self
+        self._check_memories()
         staged = {}
+        rows = at_boundary.unsqueeze(1)
         for layer, waiting in self.staged.items():
-            rows = at_boundary.to(waiting.valid.device).unsqueeze(1)
             self.memories[layer].append(
                 waiting.entries.keys, waiting.entries.values, waiting.valid & rows
             )
@@ -138,16 +164,23 @@ class ModelState:
     def start_documents(self, doc_start: Tensor) -> ModelState:
         """Start a new document in the rows where the mask (B,) is True.
 
-        Resets these rows of the memories in place.
+        Resets these rows of the memories in place. What these rows have staged is dropped.
+
+        Raises:
+            StateError: not a mask over the rows.
         """
         doc_start = doc_start.cpu()
+        if doc_start.dtype != torch.bool or doc_start.shape != self.position.shape:
+            raise StateError(
+                f"doc_start is {tuple(doc_start.shape)} {doc_start.dtype}; it must be a bool per "
+                f"row: ({self.num_rows},)"
+            )
         if not bool(doc_start.any()):
             return self
         for memory in self.memories.values():
             memory.reset(doc_start)
         staged = {
-            layer: waiting.keep(~doc_start.to(waiting.valid.device).unsqueeze(1))
-            for layer, waiting in self.staged.items()
+            layer: waiting.keep(~doc_start.unsqueeze(1)) for layer, waiting in self.staged.items()
         }
         # What the caches hold needs no clearing: at position 0 none of it counts.
         position = self.position.masked_fill(doc_start, 0)
@@ -155,6 +188,7 @@ class ModelState:
 
     def select_rows(self, rows: Tensor) -> ModelState:
         """A state of these rows only (an index tensor), in that order, as a copy."""
+        rows = rows.cpu()
         return replace(
             self,
             position=self.position[rows],
@@ -189,39 +223,67 @@ class ModelState:
         """The state that `state_dict` described. Copies into the memories of this state in place.
 
         Raises:
-            StateError: the tensors are of another model, capacity or number of rows.
+            StateError: the tensors are of another model, precision, capacity or number of rows;
+                nothing is changed then.
         """
-        try:
-            position = tensors["position"]
-            if position.shape != self.position.shape:
-                raise StateError(
-                    f"the saved state has {len(position)} rows, this one {self.num_rows}; use the "
-                    "same number"
-                )
-            caches = tuple(
-                Entries(tensors[f"xl_caches.{layer}.keys"], tensors[f"xl_caches.{layer}.values"])
-                for layer in range(len(self.xl_caches))
-            )
-            previous = tuple(
-                tensors[f"previous_keys.{layer}"] for layer in range(len(self.previous_keys))
-            )
-            staged = {
-                layer: Staged(
-                    Entries(tensors[f"staged.{layer}.keys"], tensors[f"staged.{layer}.values"]),
-                    tensors[f"staged.{layer}.valid"],
-                )
-                for layer in self.memories
-                if f"staged.{layer}.keys" in tensors
-            }
-            for layer, memory in self.memories.items():
-                names = ("keys", "values", "num_appended")
-                memory.load_state_dict(
-                    {name: tensors[f"memories.{layer}.{name}"] for name in names}
-                )
-        except KeyError as error:
+        mine = self.state_dict()
+        staged_names = {
+            f"staged.{layer}.{name}" for layer in self.memories for name in _STAGED_NAMES
+        }
+        expected = mine.keys() - staged_names
+        if staged_names & tensors.keys():
+            expected |= staged_names
+        if different := sorted(expected ^ tensors.keys()):
             raise StateError(
-                f"the saved state has no tensor {error}; it belongs to another model"
-            ) from error
+                f"the saved state and this one differ in {different[0]} (and {len(different) - 1} "
+                "more tensors); it belongs to another model"
+            )
+        for name in sorted(expected):
+            if name not in staged_names:
+                _check_like(name, tensors[name], mine[name])
+            elif not name.endswith("valid"):
+                _check_like(name, tensors[name], self.xl_caches[0].keys)
+        memory_tensors = {
+            layer: {name: tensors[f"memories.{layer}.{name}"] for name in memory.state_dict()}
+            for layer, memory in self.memories.items()
+        }
+        for layer, memory in self.memories.items():
+            memory.check_state_dict(memory_tensors[layer])
+        for layer, memory in self.memories.items():
+            memory.load_state_dict(memory_tensors[layer])
+
+        device = self.xl_caches[0].keys.device
+
+        def take(prefix: str) -> Entries:
+            keys, values = (tensors[f"{prefix}.{name}"].to(device) for name in ("keys", "values"))
+            return Entries(keys, values)
+
         return replace(
-            self, position=position, xl_caches=caches, previous_keys=previous, staged=staged
+            self,
+            position=tensors["position"].cpu(),
+            xl_caches=tuple(take(f"xl_caches.{layer}") for layer in range(len(self.xl_caches))),
+            previous_keys=tuple(
+                tensors[f"previous_keys.{layer}"].to(device)
+                for layer in range(len(self.previous_keys))
+            ),
+            staged={
+                layer: Staged(take(f"staged.{layer}"), tensors[f"staged.{layer}.valid"].cpu())
+                for layer in self.memories
+                if staged_names & tensors.keys()
+            },
+        )
+
+
+def _check_like(name: str, saved: Tensor, own: Tensor) -> None:
+    """Refuse a saved tensor unlike the state's own; their numbers of cached tokens may differ."""
+    if name.startswith("memories."):
+        return  # a memory checks its own
+    shapes = [
+        (*t.shape[:2], *t.shape[3:]) if t.dim() == 4 else tuple(t.shape) for t in (saved, own)
+    ]
+    if shapes[0] != shapes[1] or saved.dtype != own.dtype:
+        raise StateError(
+            f"{name} of the saved state is {tuple(saved.shape)} {saved.dtype}, expected "
+            f"{tuple(own.shape)} {own.dtype}; use the number of rows, precision and model it was "
+            "saved with"
         )

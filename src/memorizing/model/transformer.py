@@ -22,7 +22,10 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What one memory layer retrieved in one call. B rows, H heads, T queries, k neighbors."""
+    """What one memory layer retrieved in one call. B rows, H heads, T queries, k neighbors.
+
+    Rows whose memory is closed, and padding, are searched for too; nothing reads what they found.
+    """
 
     slots: Tensor
     """(B, H, T, k) int64."""
@@ -144,8 +147,8 @@ class MemorizingTransformer(nn.Module):
         Args:
             tokens: (B, T) int64; no row may cross a boundary of segments.
             state: the history of these rows.
-            valid: (B, T) bool; False on padding, left or right, which is neither seen nor
-                remembered.
+            valid: (B, T) bool; False on padding, left or right of a row's tokens, which is neither
+                seen nor remembered.
             memory_open: (B,) bool or one for all: rows that do not read their memory now (they
                 still write).
             control: retrieval that is wrong on purpose.
@@ -153,8 +156,9 @@ class MemorizingTransformer(nn.Module):
 
         Raises:
             StateError: a crossed segment boundary, uncommitted entries, other rows than the
-                state's.
-            ConfigError: a token outside the vocabulary.
+                state's, a state that is void since its memories were written.
+            ConfigError: a token outside the vocabulary (not checked on CUDA), no token at all, or
+                padding between tokens.
         """
         self._check_tokens(tokens)
         layout = Layout.build(self.config, state, tokens, valid)
@@ -168,7 +172,9 @@ class MemorizingTransformer(nn.Module):
                 layout,
                 state.xl_caches[layer],
                 state.previous_keys[layer] if state.previous_keys else None,
-                None if memory is None else Reading(memory, is_open, control),
+                None
+                if memory is None
+                else Reading(memory, is_open, control, memory.num_appended.clone()),
             )
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, result = checkpoint(block, *arguments, use_reentrant=False)  # type: ignore[misc]
@@ -177,7 +183,7 @@ class MemorizingTransformer(nn.Module):
             results.append(result)
         weight = self.embedding.weight.to(x.dtype)
         logits = linear(self.final_norm(x) / math.sqrt(self.config.model_dim), weight)
-        next_state = self._advance(state, layout, results, valid)
+        next_state = self._advance(state, layout, results)
         retrievals = self._describe(state, results, control) if return_retrievals else None
         return ModelOutput(logits, next_state, retrievals)
 
@@ -192,22 +198,13 @@ class MemorizingTransformer(nn.Module):
                 )
 
     def _advance(
-        self,
-        state: ModelState,
-        layout: Layout,
-        results: list[AttentionResult],
-        valid: Tensor | None,
+        self, state: ModelState, layout: Layout, results: list[AttentionResult]
     ) -> ModelState:
         staged = {}
         for layer in state.memories:
             new = results[layer].staged
             assert new is not None
-            num_rows, _, num_tokens, _ = new.keys.shape
-            mask = (
-                torch.ones(num_rows, num_tokens, dtype=torch.bool, device=new.keys.device)
-                if valid is None
-                else valid
-            )
+            mask = layout.valid
             before = state.staged.get(layer)
             if before is not None:
                 new = Entries(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -15,10 +14,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from memorizing.errors import CheckpointError, ResourceError
+from memorizing.files import FULL_DISK
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 TEMPORARY = ".partial-"
 """Begins the name of a folder that is not finished."""
 
@@ -35,7 +34,7 @@ def explain_full_disk(what: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         # safetensors writes from Rust and reports the system's error as text.
         number = error.errno if isinstance(error, OSError) else None
-        if number in _FULL or any(f"os error {code})" in str(error) for code in _FULL):
+        if number in FULL_DISK or any(f"os error {code})" in str(error) for code in FULL_DISK):
             raise ResourceError(
                 f"no space left to write {what}; what was saved before is unharmed: free some "
                 "space and resume"
@@ -62,7 +61,7 @@ def write_folder(folder: Path, write: Callable[[Path], None], num_bytes: int = 0
     free = shutil.disk_usage(folder.parent).free
     if num_bytes > free:
         raise ResourceError(
-            f"{folder} needs {num_bytes / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free; "
+            f"{folder} needs {num_bytes / 2**20:,.1f} MiB and {free / 2**20:,.1f} MiB are free; "
             "what was saved before is unharmed: free some space and resume"
         )
     partial = folder.with_name(f"{TEMPORARY}{folder.name}")

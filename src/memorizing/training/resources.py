@@ -82,7 +82,7 @@ def check_resources(
         f"training needs about {_gib(needs.total)} and {_gib(available)} are free: "
         f"{_gib(needs.weights)} for weights, gradients and optimizer, {_gib(needs.activations)} "
         f"for activations, {_gib(needs.memories)} for memories of capacity {model.capacity:,} in "
-        f"{training.rows} rows; lower {', or '.join(lower)}"
+        f"{training.rows:,} rows; lower {', or '.join(lower)}"
     )
 
 

@@ -77,8 +77,9 @@ def check_run_folder(
     is_run = (run_dir / CONFIG_FILE).is_file()
     if resume and overwrite:
         raise RunFolderError("resume and overwrite exclude each other; give one of them")
-    if run_dir.exists() and not run_dir.is_dir():
-        raise RunFolderError(f"{run_dir} is a file; give the run a folder")
+    nearest = next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise RunFolderError(f"{nearest} is a file; give the run a folder")
     if resume:
         if not is_run:
             raise RunFolderError(
