@@ -40,6 +40,7 @@ def recipe(tmp_path: Path) -> Path:
         "model.capacity=64",
         f"training.steps={STEPS}",
         "training.rows=2",
+        "training.precision=fp32",
         "evaluation.capacities=[32, 128]",
     ]
     path = tmp_path / "recipe.toml"

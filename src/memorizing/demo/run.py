@@ -105,6 +105,8 @@ def run_demo(
     precision = choose_precision(
         config.training.precision, config.model.model_dim, config.model.ffn_dim, device
     )
+    # Probed once: both models must be trained alike.
+    config = config.replace([f"training.precision={precision.name}"])
     estimate = estimate_duration(config, test, precision.dtype, device)
     console.print(story.announce(config, corpus, test, estimate))
 
