@@ -126,7 +126,8 @@ class BarDisplay(Display):
         """Draw on a terminal."""
         super().__init__()
         self._progress = Progress(
-            BarColumn(bar_width=24),
+            # Narrow, so that the facts fit into 80 columns.
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
             console=console,
@@ -150,7 +151,7 @@ class BarDisplay(Display):
         self._progress.update(
             self._task,
             completed=step,
-            description=f"{_join(facts)}, {self._clock.tell_left(step)} left",
+            description=f"{self._clock.tell_left(step)} left\n{_join(facts)}",
         )
 
     def stop(self) -> None:
