@@ -51,8 +51,8 @@ class Memory:
         """
         if capacity < 1:
             raise ConfigError(
-                f"the capacity of a memory is {capacity}; allowed: 1 or more; no memory is to make "
-                "none"
+                f"the capacity of a memory is {capacity}; allowed: 1 or more; for no memory, give "
+                "init_state a capacity of 0"
             )
         shape = (num_rows, num_heads, capacity, head_dim)
         # Tensors made in inference mode could not be written to outside of it.
@@ -93,8 +93,7 @@ class Memory:
         if keys.shape != values.shape or keys.shape != (rows, heads, num_new, dim):
             raise StateError(
                 f"cannot append keys {tuple(keys.shape)} and values {tuple(values.shape)} to a "
-                "memory of "
-                f"{tuple(self.keys.shape)}; both must be (rows, heads, n, head_dim)"
+                f"memory of {tuple(self.keys.shape)}; both must be (rows, heads, n, head_dim)"
             )
         if valid is not None and valid.shape != (rows, num_new):
             raise StateError(
