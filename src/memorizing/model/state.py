@@ -90,7 +90,7 @@ class ModelState:
     def count_pending(self) -> Tensor:
         """(B,) int64 on the CPU: staged entries per row."""
         for staged in self.staged.values():
-            return staged.valid.sum(1).cpu()
+            return staged.valid.sum(1)
         return torch.zeros_like(self.position)
 
     def check_step(self, num_new: Tensor) -> None:
@@ -99,9 +99,9 @@ class ModelState:
         Raises:
             StateError: with the row, what it has and what to do.
         """
-        self._check_memories()
-        offset = self.position % self.segment_len
         pending = self.count_pending()
+        self._check_memories(pending)
+        offset = self.position % self.segment_len
         for row in range(self.num_rows):
             place, new = int(offset[row]), int(num_new[row])
             if place + new > self.segment_len:
@@ -118,13 +118,12 @@ class ModelState:
                     "call state = state.commit() after the backward pass of every segment"
                 )
 
-    def _check_memories(self) -> None:
+    def _check_memories(self, pending: Tensor) -> None:
         """Refuse a state whose memories went on without it: each token is written or staged once.
 
         Raises:
             StateError: with the row, where it stands and what to do.
         """
-        pending = self.count_pending()
         for memory in self.memories.values():
             wrong = memory.num_appended + pending != self.position
             if bool(wrong.any()):
@@ -151,7 +150,7 @@ class ModelState:
         at_boundary = (self.position % self.segment_len == 0) & (self.position > 0)
         if not bool(at_boundary.any()):
             return self
-        self._check_memories()
+        self._check_memories(self.count_pending())
         staged = {}
         rows = at_boundary.unsqueeze(1)
         for layer, waiting in self.staged.items():
