@@ -13,7 +13,7 @@ import memorizing
 
 PACKAGE = Path(memorizing.__file__).parent
 
-EVERYWHERE = {"config", "errors", "files", "settings"}
+EVERYWHERE = {"config", "errors", "files", "index_settings", "settings"}
 """Settings and exceptions, which every place may import."""
 
 DATA_TYPES = "data types"
@@ -27,7 +27,8 @@ ALL = {*CORE, "evaluation", "generation", "huggingface", "training", "analysis"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"errors"},
-    "config": {"errors", "settings"},
+    "index_settings": {"errors", "settings"},
+    "config": {"errors", "settings", "index_settings"},
     "files": {"errors"},
     "recipes": set(),
     "data": set(),
@@ -49,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Place -> places it may import, besides itself and EVERYWHERE."""
 
-NO_TORCH = ("errors", "settings", "config", "files", "recipes", "cli", "__main__")
+NO_TORCH = ("errors", "settings", "index_settings", "config", "files", "recipes", "cli", "__main__")
 """Places that `memorizing --help` passes through: nothing heavy at module level."""
 
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "numpy", "matplotlib", "tokenizers"}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memorizing.errors import ConfigError
+from memorizing.index_settings import parse_index
 from memorizing.settings import (
     build_dataclass,
     check_types,
@@ -74,6 +75,9 @@ class ModelConfig:
     """T5 relative position bias: distances from here on share the last bucket."""
     dropout: float = 0.0
     memory_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    index: str = "exact"
+    """What searches the memory: the name of an index and its options, as `memorizing info indexes`
+    lists them."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -106,6 +110,7 @@ class ModelConfig:
         )
         _require_share(self, "model", "dropout", below_one=True)
         _require_at_least(self, "model", 0, "scale_init")
+        parse_index(self.index)
 
     @property
     def has_memory(self) -> bool:

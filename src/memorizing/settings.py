@@ -46,7 +46,8 @@ def check_types(table: Any, name: str) -> None:
 @functools.cache
 def read_hints(cls: type) -> dict[str, Any]:
     """Field name -> type, for a dataclass."""
-    return typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _is_of_type(hint: Any, value: Any) -> bool:

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from memorizing.index_settings import ExactSettings
+from memorizing.knn.index import KeyIndex, StoredKeys
 from memorizing.knn.neighbors import Neighbors
 
 _TILE_BYTES = 16 * 2**20
@@ -32,7 +35,7 @@ def search_exact(
     *,
     newest_slots: Sequence[int] | None = None,
     num_hidden: Tensor | None = None,
-    key_rows: Sequence[int] | None = None,
+    key_rows: Sequence[int | None] | None = None,
 ) -> Neighbors:
     """Find the entries with the largest inner products, per row and head (paper, section 3.1).
 
@@ -51,7 +54,8 @@ def search_exact(
             default the entries were written in the order of their slots.
         num_hidden: (B, T) int: how many of the newest entries each query must not see; by default
             none.
-        key_rows: per row of queries, the row of `keys` that it searches; by default its own.
+        key_rows: per row of queries, the row of `keys` that it searches, or None for a row that
+            finds nothing; by default its own.
 
     Returns:
         Neighbors, best first.
@@ -64,8 +68,8 @@ def search_exact(
     with torch.no_grad():
         for row in range(num_rows):
             source = row if key_rows is None else key_rows[row]
-            size = sizes[source]
-            if size == 0 or num_queries == 0:
+            size = 0 if source is None else sizes[source]
+            if source is None or size == 0 or num_queries == 0:
                 continue
             newest = size - 1 if newest_slots is None else newest_slots[source]
             hidden = None if num_hidden is None else num_hidden[row]
@@ -161,3 +165,46 @@ def _hide_newest(scores: Tensor, size: int, newest: int, num_hidden: Tensor) -> 
     slots = (newest - ages) % size
     hide = ages < num_hidden.to(scores.device).unsqueeze(-1)
     scores[..., slots] = scores[..., slots].masked_fill(hide, -math.inf)
+
+
+class ExactIndex(KeyIndex):
+    """Exact search over the stored keys themselves."""
+
+    def __init__(self, settings: ExactSettings) -> None:
+        """Keep the settings."""
+        super().__init__(settings)
+
+    def search(
+        self,
+        queries: Tensor,
+        stored: StoredKeys,
+        num_neighbors: int,
+        *,
+        num_hidden: Tensor | None = None,
+        key_rows: Sequence[int | None] | None = None,
+    ) -> Neighbors:
+        """As `KeyIndex.search`."""
+        return search_exact(
+            queries,
+            stored.keys,
+            stored.sizes,
+            num_neighbors,
+            newest_slots=stored.newest_slots,
+            num_hidden=num_hidden,
+            key_rows=key_rows,
+        )
+
+    def append(self, stored: StoredKeys) -> None:
+        """Nothing: the keys are all it needs."""
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """Nothing."""
+
+    def seal(self, stored: StoredKeys) -> None:
+        """Nothing."""
+
+    def save(self, folder: Path) -> None:
+        """Nothing."""
+
+    def load(self, folder: Path, stored: StoredKeys) -> None:
+        """Nothing."""

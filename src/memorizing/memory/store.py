@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import ConfigError, StateError
-from memorizing.knn import Neighbors, search_exact
+from memorizing.index_settings import ExactSettings, IndexSettings
+from memorizing.knn import Neighbors, StoredKeys, make_index
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,22 @@ class Memory:
         head_dim: int,
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
+        index: IndexSettings | None = None,
     ) -> None:
         """Make an empty memory. The system gives its pages as they are first written.
 
+        Args:
+            num_rows: documents side by side.
+            num_heads: heads, each with its own entries.
+            capacity: entries that a row holds at most.
+            head_dim: length of a key.
+            dtype: of what is stored.
+            device: of what is stored.
+            index: what searches the keys; None is exact search.
+
         Raises:
             ConfigError: a capacity below 1.
+            IndexUnavailableError: the index needs a package that is not installed.
         """
         if capacity < 1:
             raise ConfigError(
@@ -60,6 +72,7 @@ class Memory:
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
             self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
+        self.index = make_index(ExactSettings() if index is None else index)
 
     @property
     def capacity(self) -> int:
@@ -75,6 +88,11 @@ class Memory:
     def size(self) -> Tensor:
         """(B,) int64 on the CPU: entries that each row holds now."""
         return self.num_appended.clamp(max=self.capacity)
+
+    @property
+    def stored_keys(self) -> StoredKeys:
+        """The keys as an index sees them, by reference."""
+        return StoredKeys(self.keys, tuple(self.num_appended.tolist()))
 
     def append(self, keys: Tensor, values: Tensor, valid: Tensor | None = None) -> None:
         """Write entries after the newest; the oldest give way. In place.
@@ -108,6 +126,7 @@ class Memory:
                     chosen = valid[row].nonzero().squeeze(-1)
                     new_keys, new_values = new_keys[:, chosen], new_values[:, chosen]
                 self._append_row(row, new_keys, new_values)
+            self.index.append(self.stored_keys)
 
     def _append_row(self, row: int, keys: Tensor, values: Tensor) -> None:
         num_new = keys.shape[1]
@@ -122,7 +141,13 @@ class Memory:
 
     def reset(self, rows: Tensor) -> None:
         """Forget the entries of the rows where the mask `rows` (B,) is True. In place, O(1)."""
-        self.num_appended[rows.cpu()] = 0
+        rows = rows.cpu()
+        self.num_appended[rows] = 0
+        self.index.reset(rows.nonzero().flatten().tolist())
+
+    def seal(self) -> None:
+        """Prepare the index for a memory that is only read from now on. May take minutes."""
+        self.index.seal(self.stored_keys)
 
     def retrieve(
         self,
@@ -132,6 +157,7 @@ class Memory:
         num_hidden: Tensor | None = None,
         donor_rows: Tensor | None = None,
         value_seed: int | None = None,
+        is_open: Tensor | None = None,
     ) -> Retrieved:
         """Find and fetch the nearest entries of every query (B, H, T, D).
 
@@ -141,16 +167,19 @@ class Memory:
             num_hidden: (B, T): how many of the newest entries a query must not see.
             donor_rows: (B,): the row whose memory is read in the place of the own one (a control).
             value_seed: fetch values of random entries in the place of those found (a control).
+            is_open: (B,) bool: rows that read; the others find nothing. None is all.
         """
         rows = torch.arange(self.num_rows) if donor_rows is None else donor_rows.cpu()
-        neighbors = search_exact(
+        is_open = torch.ones_like(rows, dtype=torch.bool) if is_open is None else is_open.cpu()
+        neighbors = self.index.search(
             queries,
-            self.keys,
-            self.size.tolist(),
+            self.stored_keys,
             num_neighbors,
-            newest_slots=((self.num_appended - 1) % self.capacity).tolist(),
             num_hidden=num_hidden,
-            key_rows=rows.tolist(),
+            key_rows=[
+                row if reads else None
+                for row, reads in zip(rows.tolist(), is_open.tolist(), strict=True)
+            ],
         )
         value_slots = neighbors.slots
         if value_seed is not None:
@@ -184,6 +213,8 @@ class Memory:
         with torch.inference_mode(False):
             chosen.keys, chosen.values = self.keys[rows], self.values[rows]
             chosen.num_appended = self.num_appended[rows.cpu()]
+        chosen.index = make_index(self.index.settings)
+        chosen.index.append(chosen.stored_keys)
         return chosen
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -199,6 +230,8 @@ class Memory:
         self.check_state_dict(tensors)
         for name, mine in self.state_dict().items():
             mine.copy_(tensors[name])
+        self.index.reset(range(self.num_rows))
+        self.index.append(self.stored_keys)
 
     def check_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Refuse tensors that `load_state_dict` could not copy.

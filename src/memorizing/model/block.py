@@ -151,7 +151,7 @@ class Attention(nn.Module):
         if reading is not None and bool(reading.is_open.any()):
             retrieved = self._retrieve(search_queries, layout, reading)
             memory, weights, memory_log_sum = attend_to_retrieved(scaled_queries, retrieved)
-            found = retrieved.neighbors.valid.any(-1) & reading.is_open.to(x.device).view(-1, 1, 1)
+            found = retrieved.neighbors.valid.any(-1)
             if self.gate_bias is not None:
                 local = combine_by_gate(local, memory, self.gate_bias, found)
             elif local_log_sum is not None:
@@ -207,6 +207,7 @@ class Attention(nn.Module):
             num_hidden=num_hidden,
             donor_rows=None if control is None else control.donor_rows,
             value_seed=control.seed if control is not None and shuffled else None,
+            is_open=reading.is_open,
         )
 
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from memorizing.config import ModelConfig, check_capacity
 from memorizing.errors import ConfigError
+from memorizing.index_settings import parse_index
 from memorizing.memory import Memory
 from memorizing.model.block import AttentionResult, Block, Norm, Reading
 from memorizing.model.layout import Layout
@@ -24,7 +25,8 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 class Retrieval:
     """What one memory layer retrieved in one call. B rows, H heads, T queries, k neighbors.
 
-    Rows whose memory is closed, and padding, are searched for too; nothing reads what they found.
+    Rows whose memory is closed find nothing. Padding is searched for too; nothing reads what it
+    finds.
     """
 
     slots: Tensor
@@ -91,7 +93,11 @@ class MemorizingTransformer(nn.Module):
                 block.attention.start_as_induction_heads()
 
     def init_state(
-        self, num_rows: int, capacity: int | None = None, device: torch.device | str | None = None
+        self,
+        num_rows: int,
+        capacity: int | None = None,
+        device: torch.device | str | None = None,
+        index: str | None = None,
     ) -> ModelState:
         """An empty history for `num_rows` documents side by side.
 
@@ -100,11 +106,15 @@ class MemorizingTransformer(nn.Module):
             capacity: entries per row of each memory; None takes the configuration's, 0 turns the
                 memory off.
             device: where caches and memories live; by default with the weights.
+            index: what searches the memories, as `parse_index` reads it; None takes the
+                configuration's.
 
         Raises:
-            ConfigError: a capacity between 1 and num_neighbors - 1.
+            ConfigError: a capacity between 1 and num_neighbors - 1, or an index that is not known.
+            IndexUnavailableError: the index needs a package that is not installed.
         """
         config = self.config
+        settings = parse_index(config.index if index is None else index)
         capacity = config.capacity if capacity is None else capacity
         check_capacity(capacity, config.num_neighbors)
         device = self.embedding.weight.device if device is None else torch.device(device)
@@ -123,7 +133,9 @@ class MemorizingTransformer(nn.Module):
             previous_keys=(first_key,) * (config.num_layers if config.smear_keys else 0),
             staged={},
             memories={
-                layer: Memory(num_rows, config.num_heads, capacity, config.head_dim, dtype, device)
+                layer: Memory(
+                    num_rows, config.num_heads, capacity, config.head_dim, dtype, device, settings
+                )
                 for layer in config.memory_layers
                 if capacity
             },

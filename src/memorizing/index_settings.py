@@ -1,0 +1,181 @@
+"""Which index searches a memory, as frozen dataclasses and as text. Nothing here imports torch.
+
+An index is written as its name, and options where they differ from their defaults:
+`exact`, `exact:rescore=true`, `faiss_hnsw:num_links=32,ef_search=128`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from memorizing.errors import ConfigError
+from memorizing.settings import (
+    build_dataclass,
+    check_types,
+    describe_unknown,
+    format_value,
+    parse_value,
+    require,
+)
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """What every index has: a name, and options that are checked at construction."""
+
+    name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Refuse options that cannot work."""
+        check_types(self, self.name)
+        self._check()
+
+    def _check(self) -> None:
+        """Every option so far is a count."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            require(
+                isinstance(value, bool) or value >= 1,
+                f"{self.name}.{field.name}",
+                value,
+                "1 or more",
+            )
+
+    def __str__(self) -> str:
+        """The text that `parse_index` reads."""
+        options = [
+            f"{field.name}={format_value(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return ":".join([self.name, *([",".join(options)] if options else [])])
+
+
+@dataclass(frozen=True)
+class ExactSettings(IndexSettings):
+    """Every key is scored; nothing is missed but by the rounding of the stored dtype."""
+
+    name: ClassVar[str] = "exact"
+    rescore: bool = False
+    """Score the candidates again in fp32, so that not even that rounding misses an entry."""
+
+
+@dataclass(frozen=True)
+class BucketSettings(IndexSettings):
+    """Every key is scored; the best few of each bucket are candidates (as on TPUs)."""
+
+    name: ClassVar[str] = "buckets"
+    num_buckets: int = 512
+    per_bucket: int = 1
+    """Survivors of each bucket: K'."""
+
+
+@dataclass(frozen=True)
+class Int8Settings(IndexSettings):
+    """Keys as 8-bit integers with a scale each; the best are scored again with the stored keys."""
+
+    name: ClassVar[str] = "int8"
+    oversample: int = 2
+    """Candidates scored again, as a multiple of k."""
+
+
+@dataclass(frozen=True)
+class SealedSettings(IndexSettings):
+    """Another library's index over sealed blocks; what is in no block is searched exactly."""
+
+    block_len: int = 16_384
+    """Entries of a block; a block is built when as many are waiting."""
+    oversample: int = 2
+    """Candidates taken from every block, as a multiple of k; they are scored again in fp32."""
+
+
+@dataclass(frozen=True)
+class FaissFlatSettings(SealedSettings):
+    """Faiss, brute force in fp32."""
+
+    name: ClassVar[str] = "faiss_flat"
+
+
+@dataclass(frozen=True)
+class FaissFp16Settings(SealedSettings):
+    """Faiss, brute force over keys stored in fp16."""
+
+    name: ClassVar[str] = "faiss_fp16"
+
+
+@dataclass(frozen=True)
+class FaissInt8Settings(SealedSettings):
+    """Faiss, brute force over keys stored in 8 bits a dimension."""
+
+    name: ClassVar[str] = "faiss_int8"
+
+
+@dataclass(frozen=True)
+class FaissIvfSettings(SealedSettings):
+    """Faiss, inverted lists: the keys of the `num_probes` nearest cells are scored."""
+
+    name: ClassVar[str] = "faiss_ivf"
+    num_lists: int = 256
+    num_probes: int = 16
+
+
+@dataclass(frozen=True)
+class FaissHnswSettings(SealedSettings):
+    """Faiss, a navigable graph. Slow to build, fast for few queries."""
+
+    name: ClassVar[str] = "faiss_hnsw"
+    num_links: int = 32
+    ef_construction: int = 40
+    ef_search: int = 64
+
+
+@dataclass(frozen=True)
+class ScannSettings(SealedSettings):
+    """ScaNN: a tree of partitions and anisotropic hashes (Linux, Python up to 3.13)."""
+
+    name: ClassVar[str] = "scann"
+    num_leaves: int = 256
+    leaves_to_search: int = 32
+
+
+_SETTINGS: dict[str, type[IndexSettings]] = {
+    settings.name: settings
+    for settings in (
+        ExactSettings,
+        BucketSettings,
+        Int8Settings,
+        FaissFlatSettings,
+        FaissFp16Settings,
+        FaissInt8Settings,
+        FaissIvfSettings,
+        FaissHnswSettings,
+        ScannSettings,
+    )
+}
+
+
+def list_indexes() -> list[str]:
+    """Names of all indexes, exact search first."""
+    return list(_SETTINGS)
+
+
+def parse_index(text: str) -> IndexSettings:
+    """Read `name` or `name:option=value,option=value`.
+
+    Raises:
+        ConfigError: an unknown name or option, or a value that is not allowed.
+    """
+    name, _, options = text.partition(":")
+    if name.strip() not in _SETTINGS:
+        raise ConfigError(describe_unknown("index", name.strip(), list_indexes()))
+    values: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"the index {text!r} has the option {option!r}; write name:option=value"
+            )
+        values[key.strip()] = parse_value(value)
+    return build_dataclass(_SETTINGS[name.strip()], values, f"{name.strip()}.")

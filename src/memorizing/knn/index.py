@@ -1,0 +1,114 @@
+"""What every index over the keys of a memory can do.
+
+Shapes: B rows, H heads, T queries, N slots, D head_dim, k neighbors.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from memorizing.index_settings import IndexSettings
+from memorizing.knn.neighbors import Neighbors
+
+
+@dataclass(frozen=True)
+class StoredKeys:
+    """The keys of one memory as they are now: a ring of slots per row, by reference.
+
+    Entry e of a row, counted from the start of its document, lies in slot e % N of every head; the
+    entries from `num_appended - size` on are there, older ones are overwritten.
+    """
+
+    keys: Tensor
+    """(B, H, N, D)."""
+    num_appended: tuple[int, ...]
+    """Per row, entries appended since it was reset."""
+
+    @property
+    def capacity(self) -> int:
+        """N: slots of a row."""
+        return self.keys.shape[2]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Per row, entries that are there now, 0 to N."""
+        return [min(count, self.capacity) for count in self.num_appended]
+
+    @property
+    def newest_slots(self) -> list[int]:
+        """Per row, the slot written last; the ring continues backwards from there."""
+        return [(count - 1) % self.capacity for count in self.num_appended]
+
+
+class KeyIndex(ABC):
+    """Finds the stored keys with the largest inner products with a query.
+
+    The memory owns keys and slots; an index keeps at most what makes its search faster (a graph,
+    codes) and is told of every change: `append` after entries were written, `reset` when rows were
+    emptied. Every score it returns is the true inner product of the query and the stored key.
+    """
+
+    def __init__(self, settings: IndexSettings) -> None:
+        """Keep the settings."""
+        self.settings = settings
+
+    @abstractmethod
+    def search(
+        self,
+        queries: Tensor,
+        stored: StoredKeys,
+        num_neighbors: int,
+        *,
+        num_hidden: Tensor | None = None,
+        key_rows: Sequence[int | None] | None = None,
+    ) -> Neighbors:
+        """Find the nearest entries, per row and head. Changes nothing.
+
+        Args:
+            queries: (B, H, T, D), finite. No gradient flows through the search.
+            stored: the keys, of which this index was told everything.
+            num_neighbors: k.
+            num_hidden: (B, T) int: how many of the newest entries each query must not see; by
+                default none.
+            key_rows: per row of queries, the row of keys that it searches, or None for a row that
+                is not searched and finds nothing; by default its own.
+
+        Returns:
+            Neighbors, best first, scores in the dtype of the keys.
+
+        Raises:
+            StateError: a query that is NaN or infinite.
+        """
+
+    @abstractmethod
+    def append(self, stored: StoredKeys) -> None:
+        """Take in what was written since the last call, in any row. Changes the index in place."""
+
+    @abstractmethod
+    def reset(self, rows: Sequence[int]) -> None:
+        """Forget what these rows held. Changes the index in place."""
+
+    @abstractmethod
+    def seal(self, stored: StoredKeys) -> None:
+        """Prepare for a memory that is only read from now on: leave nothing to search slowly.
+
+        May take minutes; appending afterwards is allowed. Changes the index in place.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what cannot be made again quickly from the keys into a folder, which may be new."""
+
+    @abstractmethod
+    def load(self, folder: Path, stored: StoredKeys) -> None:
+        """Take over what `save` wrote for the same keys. Changes the index in place.
+
+        Raises:
+            StateError: the folder holds no index, or one of other settings or keys; nothing is
+                changed then.
+        """
