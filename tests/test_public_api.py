@@ -141,7 +141,7 @@ def test_every_path_of_the_readmes_tree_exists():
 def test_the_examples_in_help_use_options_that_exist():
     from memorizing.cli import benchmark, demo, evaluate, info, train
 
-    for module in (benchmark, demo, evaluate, info, train):
+    for module in (*benchmark.VERBS.values(), demo, evaluate, info, train):
         lines = [line.strip() for line in module.EXAMPLES.splitlines() if "memorizing " in line]
         assert lines
         for line in lines:

@@ -7,6 +7,7 @@
     ├── CheckpointError          a checkpoint that is truncated, altered or of another model
     ├── RunFolderError           a run folder that exists, or is not one
     ├── StateError               (also RuntimeError) a model state used out of order
+    │   └── NonFiniteQueryError  (also ArithmeticError) a query of a memory is NaN or infinite
     ├── IndexUnavailableError    (also ImportError) an optional package that is not installed
     ├── ResourceError            (also OSError)     not enough memory or disk for what was asked
     └── NonFiniteLossError       (also ArithmeticError) the loss is NaN or infinite: stopped
@@ -41,6 +42,10 @@ class RunFolderError(MemorizingError):
 
 class StateError(MemorizingError, RuntimeError):
     """A model state is used out of order, such as crossing a segment boundary uncommitted."""
+
+
+class NonFiniteQueryError(StateError, ArithmeticError):
+    """A query of a memory is NaN or infinite: no key is nearest to it."""
 
 
 class IndexUnavailableError(MemorizingError, ImportError):

@@ -7,6 +7,7 @@ An index is written as its name, and options where they differ from their defaul
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,21 +27,29 @@ class IndexSettings:
     """What every index has: a name, and options that are checked at construction."""
 
     name: ClassVar[str] = ""
+    least: ClassVar[Mapping[str, int]] = {}
+    """Option -> its smallest value, where that is not 1. What is no switch is a count."""
+    not_above: ClassVar[Mapping[str, str]] = {}
+    """Option -> the option it must not exceed."""
 
     def __post_init__(self) -> None:
         """Refuse options that cannot work."""
         check_types(self, self.name)
-        self._check()
-
-    def _check(self) -> None:
-        """Every option so far is a count."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            least = self.least.get(field.name, 1)
             require(
-                isinstance(value, bool) or value >= 1,
+                isinstance(value, bool) or value >= least,
                 f"{self.name}.{field.name}",
                 value,
-                "1 or more",
+                f"{least} or more",
+            )
+        for option, limit in self.not_above.items():
+            require(
+                getattr(self, option) <= getattr(self, limit),
+                f"{self.name}.{option}",
+                getattr(self, option),
+                f"at most {limit}, {getattr(self, limit)}",
             )
 
     def __str__(self) -> str:
@@ -88,7 +97,7 @@ class SealedSettings(IndexSettings):
     block_len: int = 16_384
     """Entries of a block; a block is built when as many are waiting."""
     oversample: int = 2
-    """Candidates taken from every block, as a multiple of k; they are scored again in fp32."""
+    """Candidates taken from the blocks, as a multiple of k; they are scored again in fp32."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ class FaissFlatSettings(SealedSettings):
     """Faiss, brute force in fp32."""
 
     name: ClassVar[str] = "faiss_flat"
+    oversample: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,21 +124,30 @@ class FaissInt8Settings(SealedSettings):
 
 @dataclass(frozen=True)
 class FaissIvfSettings(SealedSettings):
-    """Faiss, inverted lists: the keys of the `num_probes` nearest cells are scored."""
+    """Faiss, inverted lists of fp16 keys: those of the `num_probes` nearest cells are scored."""
 
     name: ClassVar[str] = "faiss_ivf"
-    num_lists: int = 256
-    num_probes: int = 16
+    not_above: ClassVar[Mapping[str, str]] = {"num_probes": "num_lists"}
+    num_lists: int = 1024
+    """Cells of a block; fewer where they would hold less than 39 keys each on average."""
+    num_probes: int = 32
+    """Cells that are searched for a query."""
+    train_on_queries: bool = False
+    """Learn from queries (`SealedIndex.observe_queries`) which cells to search for a query."""
 
 
 @dataclass(frozen=True)
 class FaissHnswSettings(SealedSettings):
-    """Faiss, a navigable graph. Slow to build, fast for few queries."""
+    """Faiss, a navigable graph over fp16 keys. Slow to build, fast for few queries."""
 
     name: ClassVar[str] = "faiss_hnsw"
+    least: ClassVar[Mapping[str, int]] = {"num_links": 2}
     num_links: int = 32
+    """Links of a key in the upper layers of the graph, and half of those in the lowest (M)."""
     ef_construction: int = 40
-    ef_search: int = 64
+    """Candidates that are looked through to place a key."""
+    ef_search: int = 128
+    """Candidates that are looked through for a query; at least as many as are asked for."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +155,12 @@ class ScannSettings(SealedSettings):
     """ScaNN: a tree of partitions and anisotropic hashes (Linux, Python up to 3.13)."""
 
     name: ClassVar[str] = "scann"
-    num_leaves: int = 256
-    leaves_to_search: int = 32
+    not_above: ClassVar[Mapping[str, str]] = {"leaves_to_search": "num_leaves"}
+    oversample: int = 4
+    num_leaves: int = 1024
+    """Partitions of a block; fewer where they would hold less than 50 keys each on average."""
+    leaves_to_search: int = 128
+    """Partitions that are searched for a query."""
 
 
 _SETTINGS: dict[str, type[IndexSettings]] = {

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from memorizing.benchmark import benchmark_step
-from memorizing.benchmark.step import _check_search, _fill_state
+from memorizing.benchmark.checking import check_memory, check_state
+from memorizing.benchmark.filling import fill_memory, fill_state
+from memorizing.benchmark.step import benchmark_step
 from memorizing.config import ModelConfig
 from memorizing.errors import ConfigError, MemorizingError
+from memorizing.memory import Memory
 from memorizing.model import MemorizingTransformer
+from memorizing.model.block import normalize
 
 TINY = ModelConfig(
     vocab_size=29,
@@ -34,32 +37,47 @@ def test_every_memory_is_compared_with_the_step_without(precision: str) -> None:
     calls = []
     result = benchmark_step(
         TINY,
-        (19, 41),
+        (41, 19),
         num_pairs=3,
         num_warmup=1,
         precision=precision,
+        large_dim=31,
         on_progress=lambda done, total: calls.append((done, total)),
     )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     rows = result["rows"]
     assert [(row["name"], row["entries"]) for row in rows] == [
         ("no_memory", 0),
-        ("memory", 19),
         ("memory", 41),
+        ("memory", 19),
     ]
     for row in rows:
         assert row["compared_with"] == "no_memory"
-        assert row["seconds"] > 0
-        assert row["ratio"] > 0
+        assert min(row["seconds"], row["ratio"]) > 0
     assert (rows[0]["ratio"], rows[0]["added_s"]) == (1, 0)
+    for row in rows[1:]:
+        assert min(row["product_s"], row["append_s"], row["append_ratio"]) > 0
+        assert 0.9 <= row["recall"] <= 1
+    assert rows[2]["append_ratio"] == 1  # the fewest entries are what the others are compared with
     assert (result["precision"], result["num_pairs"], result["segment_len"]) == (precision, 3, 7)
+    assert {"processor", "threads", "versions", "commit"} <= set(result)
+
+
+def test_the_limit_is_the_flops_of_a_step_at_the_speed_of_the_large_product() -> None:
+    result = benchmark_step(TINY, (19,), num_pairs=1, num_warmup=1, large_dim=31)
+    limit = result["limit"]
+    speed = limit["product_tflops_per_s"] * 1e12
+    assert limit["limit_s"] == pytest.approx(limit["step_flops"] / speed)
+    # With one pair the medians are those of the pair itself.
+    expected = limit["limit_s"] / result["rows"][0]["seconds"]
+    assert limit["share_of_limit"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("capacity", [0, 3, 19])
 def test_timed_steps_find_the_cache_and_the_memory_full(capacity: int) -> None:
     model = MemorizingTransformer(TINY)
     tokens = torch.randint(29, (1, 7))
-    state = _fill_state(model, tokens, capacity)
+    state = fill_state(model, tokens, capacity)
     for _ in range(2):
         assert [cache.keys.shape[2] for cache in state.xl_caches] == [11, 11]
         assert [m.size.tolist() for m in state.memories.values()] == [[capacity]] * bool(capacity)
@@ -67,13 +85,43 @@ def test_timed_steps_find_the_cache_and_the_memory_full(capacity: int) -> None:
         state = model(tokens, state).state.commit()
 
 
+@pytest.mark.parametrize("num_entries", [12, 13, 14, 31])
+def test_given_keys_are_stored_in_their_order_and_repeated_over_heads(num_entries: int) -> None:
+    memory = Memory(1, 3, 13, 5, torch.float32)
+    keys = torch.randn(2, 13, 5)
+    fill_memory(memory, num_entries, keys)
+    for entry in range(max(0, num_entries - 13), num_entries):
+        stored = memory.keys[0, :, entry % 13]
+        assert torch.equal(stored, keys[[0, 1, 0], entry % 13])
+    assert memory.num_appended.tolist() == [num_entries]
+
+
 def test_no_speed_is_reported_for_a_search_that_misses_entries() -> None:
-    state = _fill_state(MemorizingTransformer(TINY), torch.randint(29, (1, 7)), 64)
-    _check_search([state], TINY)
+    torch.manual_seed(0)
+    state = fill_state(MemorizingTransformer(TINY), torch.randint(29, (1, 7)), 64)
+    assert check_state(state, TINY) > 0.9
     # The search now sees the first 31 slots only; the sort that checks it sees all.
     state.memories[1].num_appended.fill_(31)
     with pytest.raises(MemorizingError, match="no speed is reported"):
-        _check_search([state], TINY)
+        check_state(state, TINY)
+
+
+def test_recall_of_exact_search_among_fp32_keys_is_1() -> None:
+    memory = Memory(1, 3, 43, 5, torch.float32)
+    fill_memory(memory, 43)
+    assert check_memory(memory, normalize(torch.randn(3, 11, 5)), 7) == 1
+
+
+def test_peak_memory_is_that_of_other_processes_less_their_entries() -> None:
+    result = benchmark_step(TINY, (65_537,), num_pairs=1, num_peaks=1, large_dim=31)
+    without, full = result["rows"]
+    assert (without["entries_mib"], without["beyond_entries_mib"]) == (0, 0)
+    # Keys and values of 2 heads and 5 dimensions in bf16.
+    assert full["entries_mib"] == 2 * 65_537 * 2 * 5 * 2 / 2**20
+    expected = full["peak_mib"] - without["peak_mib"] - full["entries_mib"]
+    assert full["beyond_entries_mib"] == pytest.approx(expected)
+    assert full["peak_mib"] > without["peak_mib"] > full["entries_mib"]
+    assert full["peak_method"] in ("VmHWM", "ru_maxrss")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +133,7 @@ def test_no_speed_is_reported_for_a_search_that_misses_entries() -> None:
         ({}, {"entries": (0, 19)}, "at least one capacity"),
         ({}, {"num_pairs": 0}, "at least one pair"),
         ({}, {"precision": "fp16"}, "'bf16' and 'fp32'"),
+        ({}, {"index": "exactly"}, "did you mean 'exact'"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(

@@ -229,6 +229,16 @@ def test_runs_with_different_tokenizers_are_not_compared(refuse, run, trained, s
         (("benchmark", "step", "--entries", "many"), "--entries is 'many'"),
         (("trian", "tiny"), "Did you mean 'train'?"),
         (("train", "tiny"), "Missing option '--run'"),
+        (("benchmark", "search", "--entries", "31"), "at least the 32 neighbors"),
+        (("benchmark", "search", "--entries", "-1"), "--entries is '-1'"),
+        (("benchmark", "search", "--heads", "0"), "num_heads is 0; allowed: 1 or more"),
+        (("benchmark", "search", "--indexes", "exact;faiss_hnws"), "did you mean 'faiss_hnsw'?"),
+        (("benchmark", "search", "--indexes", "exact:rescoer=true"), "did you mean 'exact.rescore"),
+        (("benchmark", "search", "--indexes", ";"), "give at least one, and each once"),
+        (("benchmark", "search", "--recorded", "missing"), "memorizing benchmark record RUN"),
+        (("benchmark", "search", "--no-random"), "give a recording, or use random keys"),
+        (("benchmark", "record", "missing", "--out", "a"), "missing holds no checkpoint"),
+        (("benchmark", "record", "missing"), "Missing option '--out'"),
         (("benchmark",), "Missing command"),
         (("train", "tiny", "--rnu", "x"), "--run"),
         (("demo", "--seed", "-1"), "--seed"),
@@ -256,6 +266,14 @@ def test_a_plot_without_matplotlib_is_refused_before_the_work(
     line = refuse("evaluate", trained, "--plot", tmp_path / "a.png", "--json", tmp_path / "a.json")
     assert 'pip install "memorizing[plots]"' in line
     assert not (tmp_path / "a.json").exists()
+
+
+def test_recording_refuses_what_the_model_does_not_have(refuse, trained, tmp_path):
+    words = ("benchmark", "record", trained, "--out", tmp_path / "a.recorded")
+    assert "layer 0 has no memory" in refuse(*words, "--layer", "0")
+    assert "at least num_neighbors = 8" in refuse(*words, "--entries", "7")
+    assert "record fewer entries" in refuse(*words, "--entries", "100000")
+    assert not (tmp_path / "a.recorded").exists()
 
 
 def test_a_message_of_several_lines_becomes_one():

@@ -6,10 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from memorizing.knn import exact as exact_module
 from memorizing.knn import search_exact
 
 
@@ -87,20 +84,3 @@ def test_the_newest_entries_can_be_hidden_from_each_query(dtype: torch.dtype) ->
             valid = found.valid[row, :, query]
             assert (age[:, query][valid] >= num_hidden[row, query]).all()
             assert valid.sum(-1).eq(min(3, 211 - int(num_hidden[row, query]))).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(size=st.integers(1, 700), k=st.integers(1, 40), tile=st.sampled_from([64, 4096, 2**24]))
-def test_two_stages_find_what_one_sort_finds(size: int, k: int, tile: int) -> None:
-    queries, keys = make(1, 2, 3, size, 5, torch.bfloat16, seed=size)
-    before, exact_module._TILE_BYTES = exact_module._TILE_BYTES, tile
-    try:
-        found = search_exact(queries, keys, [size], k)
-    finally:
-        exact_module._TILE_BYTES = before
-    kept = min(k, size)
-    scores = torch.matmul(queries, keys.transpose(-1, -2))
-    assert torch.equal(
-        found.scores[..., :kept], scores.sort(-1, descending=True).values[..., :kept]
-    )
-    assert torch.equal(scores.gather(-1, found.slots[..., :kept]), found.scores[..., :kept])

@@ -86,8 +86,8 @@ def test_each_entry_is_found_again_with_its_own_value(capacity: int) -> None:
         memory.append(keys[:, :, start : start + 13], values[:, :, start : start + 13])
     kept = slice(max(0, 60 - capacity), 60)
     found = memory.retrieve(keys[:, :, kept], 1)
-    torch.testing.assert_close(found.keys.squeeze(3), keys[:, :, kept])
-    torch.testing.assert_close(found.values.squeeze(3), values[:, :, kept])
+    torch.testing.assert_close(found.fetch_keys().squeeze(3), keys[:, :, kept])
+    torch.testing.assert_close(found.fetch_values().squeeze(3), values[:, :, kept])
     positions = memory.compute_positions(found.neighbors.slots)
     assert torch.equal(positions[0, 0, :, 0], torch.arange(60)[kept])
 
@@ -112,7 +112,8 @@ def test_stored_entries_take_no_gradient_and_are_not_the_callers_tensors() -> No
     with torch.no_grad():
         keys.zero_()
     assert torch.equal(memory.keys, stored)
-    assert not memory.retrieve(torch.randn(1, 1, 2, 3, requires_grad=True), 2).keys.requires_grad
+    found = memory.retrieve(torch.randn(1, 1, 2, 3, requires_grad=True), 2)
+    assert not found.fetch_keys().requires_grad
 
 
 def test_an_entry_of_another_shape_is_refused() -> None:
@@ -138,8 +139,8 @@ def test_an_entry_comes_back_rounded_once_to_the_dtype_of_the_memory(dtype: torc
     keys, values = torch.nn.functional.normalize(torch.randn(2, 1, 2, 11, 5), dim=-1)
     memory.append(keys, values)
     found = memory.retrieve(keys[:, :, 4:], 1)
-    assert torch.equal(found.keys.squeeze(3), keys[:, :, 4:].to(dtype))
-    assert torch.equal(found.values.squeeze(3), values[:, :, 4:].to(dtype))
+    assert torch.equal(found.fetch_keys().squeeze(3), keys[:, :, 4:].to(dtype))
+    assert torch.equal(found.fetch_values().squeeze(3), values[:, :, 4:].to(dtype))
 
 
 def test_a_memory_of_another_dtype_is_not_loaded_by_halves() -> None:

@@ -42,6 +42,49 @@ def test_values_and_gradients_equal_the_plain_formula(bias_has_rows: bool) -> No
         torch.testing.assert_close(ours, torch.nan_to_num(theirs))
 
 
+def expand_bias(block: Tensor, num_queries: int, num_keys: int) -> Tensor:
+    """The bias of all scores from that of a block, written out by place."""
+    block_len = block.shape[1]
+    context = block.shape[2] - block_len
+    rows = []
+    for query in range(num_queries):
+        first = query - query % block_len + num_keys - num_queries - context
+        row = torch.full((block.shape[0], num_keys), -math.inf, dtype=block.dtype)
+        for key in range(max(0, first), min(num_keys, first + block.shape[2])):
+            row[:, key] = block[:, query % block_len, key - first]
+        rows.append(row)
+    return torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize("num_frozen", [0, 5, 13])
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(11, 24), (11, 11), (3, 5), (2, 13), (7, 8)])
+def test_blocks_equal_the_plain_formula(num_queries: int, num_keys: int, num_frozen: int) -> None:
+    torch.manual_seed(0)
+    q = torch.randn(3, 2, num_queries, 7, dtype=torch.float64, requires_grad=True)
+    k, v = (
+        torch.randn(3, 2, num_keys, 7, dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
+    # Blocks of 3 queries, a window of 5: key `place` of query r has distance r + 6 - place.
+    distances = torch.arange(3).unsqueeze(1) + 6 - torch.arange(9)
+    block = torch.randn(2, 3, 9, dtype=torch.float64)
+    block = block.masked_fill((distances < 0) | (distances > 4), -math.inf).requires_grad_()
+    num_cached = num_keys - num_queries
+    hidden = [0, num_cached // 2, num_cached]
+    out_weight, sum_weight = torch.randn(3, 2, num_queries, 7), torch.randn(3, 2, num_queries)
+    results = []
+    bias = expand_bias(block, num_queries, num_keys)
+    for output, log_sum in (
+        attend_locally(q, k, v, block, hidden, num_frozen_keys=num_frozen, need_log_sum=True),
+        attend_plainly(q, k, v, bias, hidden),
+    ):
+        total = (output * out_weight).sum() + (log_sum * sum_weight).sum()
+        results.append([output, log_sum, *torch.autograd.grad(total, [q, k, v, block])])
+    for index in (3, 4):
+        results[1][index][:, :, :num_frozen] = 0
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torch.nan_to_num(theirs))
+
+
 def test_a_second_derivative_is_refused() -> None:
     q, k, v = (torch.randn(1, 2, 3, 5, requires_grad=True) for _ in range(3))
     output, _ = attend_locally(q, k, v, torch.zeros(2, 3, 3), [0])

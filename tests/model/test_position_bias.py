@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from memorizing.model.position_bias import PositionBias, compute_buckets
@@ -14,35 +15,45 @@ def test_buckets_are_those_of_t5() -> None:
     assert compute_buckets(distances, 32, 128).tolist() == expected
 
 
-def test_the_bias_of_a_distance_is_the_same_with_and_without_a_cache() -> None:
+def make_bias(window: int) -> PositionBias:
     torch.manual_seed(0)
-    bias = PositionBias(num_heads=3, num_buckets=6, max_distance=5, window=7)
+    bias = PositionBias(num_heads=3, num_buckets=6, max_distance=5, window=window).double()
     with torch.no_grad():
         bias.table.normal_()
-    whole = bias(11, 11, torch.float32)
-    # Five queries after six cached keys are the last five rows of the whole.
-    torch.testing.assert_close(bias(5, 11, torch.float32), whole[:, 6:])
+    return bias
+
+
+def measure_distances(num_queries: int, window: int) -> torch.Tensor:
+    """From query r of a block to the keys from `window` before its first query to its last."""
+    own = torch.arange(num_queries) + window
+    return own.unsqueeze(1) - torch.arange(window + num_queries)
 
 
 def test_keys_outside_the_causal_window_are_masked() -> None:
-    bias = PositionBias(num_heads=2, num_buckets=6, max_distance=5, window=3)(5, 7, torch.float32)
-    distances = torch.arange(2, 7).unsqueeze(1) - torch.arange(7)
+    bias = make_bias(window=3)(5, torch.float32)
+    distances = measure_distances(5, 3)
     assert torch.equal(torch.isinf(bias[0]), (distances < 0) | (distances >= 3))
 
 
-def test_toeplitz_and_looked_up_bias_agree_in_value_and_gradient() -> None:
-    torch.manual_seed(0)
-    bias = PositionBias(num_heads=3, num_buckets=6, max_distance=5, window=5).double()
-    with torch.no_grad():
-        bias.table.normal_()
-    for queries, keys in ((1, 1), (1, 4), (5, 5), (4, 11), (7, 3 + 7)):
-        distances = torch.arange(keys - queries, keys).unsqueeze(1) - torch.arange(keys)
-        fast = bias(queries, keys, torch.float64)
-        plain = bias.look_up(distances.unsqueeze(0), torch.float64)[0]
-        assert torch.equal(fast, plain)
-        weight = torch.randn_like(fast).masked_fill(torch.isinf(fast), 0)
-        gradients = []
-        for value in (fast, plain):
-            total = (value.masked_fill(torch.isinf(value), 0) * weight).sum()
-            gradients.append(torch.autograd.grad(total, bias.table)[0])
-        torch.testing.assert_close(*gradients)
+def test_the_longest_block_is_a_quarter_of_the_window_but_at_least_32_queries() -> None:
+    assert make_bias(window=7)(101, torch.float32).shape == (3, 32, 7 + 32)
+    assert make_bias(window=164)(101, torch.float32).shape == (3, 41, 164 + 41)
+    assert make_bias(window=164)(13, torch.float32).shape == (3, 13, 164 + 13)
+
+
+@pytest.mark.parametrize("num_queries", [1, 2, 7])
+@pytest.mark.parametrize("window", [1, 5, 11])
+def test_block_and_looked_up_bias_agree_in_value_and_gradient(
+    num_queries: int, window: int
+) -> None:
+    bias = make_bias(window)
+    fast = bias(num_queries, torch.float64)
+    distances = measure_distances(num_queries, window)
+    plain = bias.look_up(distances.unsqueeze(0), torch.float64)[0]
+    assert torch.equal(fast, plain)
+    weight = torch.randn_like(fast).masked_fill(torch.isinf(fast), 0)
+    gradients = []
+    for value in (fast, plain):
+        total = (value.masked_fill(torch.isinf(value), 0) * weight).sum()
+        gradients.append(torch.autograd.grad(total, bias.table)[0])
+    torch.testing.assert_close(*gradients)

@@ -1,34 +1,36 @@
 """What memory adds to a training step.
 
 A step is forward, loss, backward and commit of one row of one segment, the optimizer left out. The
-steps with and without memory are interleaved, so that a change of the machine's speed meets both,
-and the median of the pairwise ratios is reported.
+steps with and without memory, the bare products of the search and a large product are interleaved,
+so that a change of the machine's speed meets all of them, and medians over pairs are reported.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from memorizing.config import ModelConfig, check_capacity
-from memorizing.errors import ConfigError, MemorizingError
-from memorizing.loss import sum_nats
+from memorizing.benchmark.arguments import DTYPES, check_arguments
+from memorizing.benchmark.checking import check_state
+from memorizing.benchmark.filling import fill_state, run_step
+from memorizing.benchmark.limit import count_step_flops, make_large_product
+from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.peak_memory import Peak, measure_peak
+from memorizing.benchmark.search_bases import make_product
+from memorizing.benchmark.timing import Timings, time_interleaved
+from memorizing.config import ModelConfig
+from memorizing.index_settings import parse_index
 from memorizing.memory import Memory
 from memorizing.model import MemorizingTransformer, ModelState
 from memorizing.model.block import normalize
+from memorizing.model.state import Entries, Staged
 
-
-@dataclass(frozen=True)
-class _Arm:
-    name: str
-    entries: int
-    seconds: list[float]
+_NUM_APPENDS = 100
 
 
 def benchmark_step(
@@ -37,137 +39,181 @@ def benchmark_step(
     num_pairs: int = 20,
     num_warmup: int = 3,
     precision: str = "bf16",
+    *,
+    index: str = "exact",
+    num_peaks: int = 0,
+    large_dim: int = 4096,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time training steps with full memories of several sizes against the step without memory.
 
-    The XL cache is full in every timed step, and so are the memories: with random entries of the
-    right norm, as the search costs the same whatever it finds. Seeds torch's global generator.
+    The XL cache is full in every timed step, and so are the memories: with random entries of
+    length 1. Exact search takes the same time whatever it finds. Seeds torch's global generator.
 
     Args:
         config: the model; one row of `segment_len` tokens is timed.
         entries: capacities of 1 or more, each filled to the last slot.
         num_pairs: interleaved repetitions after `num_warmup` untimed ones.
         num_warmup: repetitions that are not counted.
-        precision: `bf16` or `fp32`.
+        precision: `bf16` or `fp32`, of activations and matrix products.
+        index: what searches the memories, as `parse_index` reads it.
+        num_peaks: also measure what a step holds at its peak, in as many fresh processes for each
+            size, and take the median: they differ by some tens of MiB. 0 does not.
+        large_dim: rows and columns of the large products behind the arithmetic limit.
         on_progress: called with repetitions done and in all.
 
     Returns:
-        `rows`, each with `name`, `entries`, `seconds` (median), `compared_with`, `ratio` (median of
-        the pairwise ratios) and `added_s` (median of the pairwise differences), and the settings of
-        the measurement.
+        `rows`, first without memory, then one for each of `entries`, each with `name`, `entries`,
+        `seconds` (median), `compared_with`, `ratio` (median of the pairwise ratios) and `added_s`
+        (median of the pairwise differences). Rows with memory also have `recall` (on random
+        queries); `product_s` (the bare bf16 products of queries and keys, of all heads and memory
+        layers, into a reused buffer); `append_s` (committing one segment) and `append_ratio` (to
+        the same with the fewest entries). Where asked for, all rows have `peak_mib` (most that was
+        resident), `entries_mib` and `beyond_entries_mib` (the peak less that of the step without
+        memory, less the entries).
+        `limit` has the step's model FLOPs, the speed of large products in the step's precision,
+        their quotient `limit_s`, and `share_of_limit`, which the step without memory reaches.
+        Then the machine and the settings of the measurement.
 
     Raises:
-        ConfigError: a model without memory layers, a capacity that cannot be, or another precision.
+        ConfigError: a model without memory layers, a capacity that cannot be, another precision,
+            or an index that is not known.
+        IndexUnavailableError: the index needs a package that is not installed.
         MemorizingError: the search of this machine gives wrong results: no speed is reported then.
     """
-    _check_arguments(config, entries, num_pairs, precision)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    sizes = [0, *dict.fromkeys(entries)]
+    check_arguments(config, entries, num_pairs, precision)
+    parse_index(index)
+    peaks = _measure_peaks(config, sizes, precision, index, num_peaks) if num_peaks else {}
     torch.manual_seed(0)
     model = MemorizingTransformer(replace(config, capacity=max(entries)))
-    model.compute_dtype = dtype
+    model.compute_dtype = DTYPES[precision]
     tokens = torch.randint(config.vocab_size, (1, config.segment_len + 1))
-    sizes = [0, *entries]
-    states = [_fill_state(model, tokens[:, :-1], capacity) for capacity in sizes]
-    _check_search(states, config)
-    arms = [_Arm("memory" if capacity else "no_memory", capacity, []) for capacity in sizes]
-    total = num_warmup + num_pairs
-    for repetition in range(total):
-        for index, arm in enumerate(arms):
-            start = time.perf_counter()
-            states[index] = _run_step(model, states[index], tokens)
-            if repetition >= num_warmup:
-                arm.seconds.append(time.perf_counter() - start)
-            model.zero_grad(set_to_none=True)
-        if on_progress is not None:
-            on_progress(repetition + 1, total)
+    states = {size: fill_state(model, tokens[:, :-1], size, index) for size in sizes}
+    recalls = {size: check_state(states[size], config) for size in sizes[1:]}
+
+    def step(size: int) -> None:
+        states[size] = run_step(model, states[size], tokens)
+
+    large_product, large_flops = make_large_product(large_dim, model.compute_dtype)
+    functions: dict[str, Callable[[], object]] = {
+        **{_name("step", size): partial(step, size) for size in sizes},
+        **{_name("product", size): _make_products(states[size], config) for size in sizes[1:]},
+        "large_product": large_product,
+    }
+    timings = time_interleaved(
+        functions,
+        num_pairs,
+        num_warmup,
+        between=lambda: model.zero_grad(set_to_none=True),
+        on_progress=on_progress,
+    )
+    del functions
+    appends = _time_appends(states, sizes[1:], model.compute_dtype)
+    rows = [_describe(timings, size) | peaks.get(size, {}) for size in sizes]
+    for row, size in zip(rows[1:], sizes[1:], strict=True):
+        append = appends.compare(_name("append", size), _name("append", min(sizes[1:])))
+        row |= {
+            "recall": recalls[size],
+            "product_s": timings.compute_median(_name("product", size)),
+            "append_s": append["seconds"],
+            "append_ratio": append["ratio"],
+        }
     return {
         "benchmark": "step",
         "precision": precision,
+        "index": index,
         "num_pairs": num_pairs,
         "segment_len": config.segment_len,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "threads": torch.get_num_threads(),
-        "rows": [_describe(arm, arms[0]) for arm in arms],
+        **describe_machine(),
+        "limit": _describe_limit(timings, count_step_flops(config), large_flops),
+        "rows": rows,
     }
 
 
-def _check_arguments(
-    config: ModelConfig, entries: Sequence[int], num_pairs: int, precision: str
-) -> None:
-    if not config.memory_layers:
-        raise ConfigError(
-            "the model has no memory layer to time; choose a recipe with model.memory_layers"
-        )
-    if not entries or min(entries) < 1 or num_pairs < 1:
-        raise ConfigError(
-            f"entries are {list(entries)} and num_pairs is {num_pairs}; give at least one capacity "
-            "above 0 (the step without memory is always timed) and at least one pair"
-        )
-    for capacity in entries:
-        check_capacity(capacity, config.num_neighbors)
-    if precision not in ("bf16", "fp32"):
-        raise ConfigError(f"precision is {precision!r}; allowed: 'bf16' and 'fp32'")
+def _name(what: str, size: int) -> str:
+    return f"{what} {size}"
 
 
-def _run_step(model: MemorizingTransformer, state: ModelState, tokens: Tensor) -> ModelState:
-    output = model(tokens[:, :-1], state)
-    targets = tokens[:, 1:]
-    loss = (
-        sum_nats(output.logits, targets, torch.ones_like(targets, dtype=torch.bool))
-        / targets.numel()
-    )
-    loss.backward()
-    return output.state.commit()
+def _make_products(state: ModelState, config: ModelConfig) -> Callable[[], None]:
+    """The bare products of a step's searches, in bf16."""
+    queries = torch.randn(config.num_heads, config.segment_len, config.head_dim).bfloat16()
+    products = [
+        make_product(queries, memory.keys[0].bfloat16()) for memory in state.memories.values()
+    ]
+
+    def multiply() -> None:
+        for product in products:
+            product()
+
+    return multiply
 
 
-def _fill_state(model: MemorizingTransformer, tokens: Tensor, capacity: int) -> ModelState:
-    """A state whose cache and memories are full."""
-    state = model.init_state(1, capacity)
-    with torch.no_grad():
-        # Enough segments to fill the cache; the memories are then filled by hand.
-        for _ in range(-(-model.config.window // model.config.segment_len)):
-            state = model(tokens, state).state.commit()
-    # The clock of a memory stands where its row stands: at the end of a segment.
-    num_entries = -(-capacity // state.segment_len) * state.segment_len
-    for memory in state.memories.values():
-        _fill_memory(memory, num_entries)
-    return replace(state, position=state.position + num_entries)
+def _time_appends(states: dict[int, ModelState], sizes: list[int], dtype: torch.dtype) -> Timings:
+    """Time committing a segment to each memory. Changes the states in place."""
+
+    def stage(size: int) -> None:
+        state = states[size]
+        staged = {layer: _stage(memory, state, dtype) for layer, memory in state.memories.items()}
+        position = state.position + state.segment_len
+        states[size] = replace(state, position=position, staged=staged)
+
+    def commit(size: int) -> None:
+        states[size] = states[size].commit()
+
+    def stage_all() -> None:
+        for size in sizes:
+            if not states[size].staged:
+                stage(size)
+
+    stage_all()
+    functions = {_name("append", size): partial(commit, size) for size in sizes}
+    return time_interleaved(functions, _NUM_APPENDS, between=stage_all)
 
 
-def _fill_memory(memory: Memory, num_entries: int) -> None:
-    chunk = 8192
-    num_rows, num_heads, _, head_dim = memory.keys.shape
-    for start in range(0, num_entries, chunk):
-        shape = (num_rows, num_heads, min(chunk, num_entries - start), head_dim)
-        memory.append(normalize(torch.randn(shape)), torch.randn(shape))
+def _stage(memory: Memory, state: ModelState, dtype: torch.dtype) -> Staged:
+    shape = (1, memory.keys.shape[1], state.segment_len, memory.keys.shape[3])
+    entries = Entries(normalize(torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype))
+    return Staged(entries, torch.ones(1, state.segment_len, dtype=torch.bool))
 
 
-def _check_search(states: Sequence[ModelState], config: ModelConfig) -> None:
-    """Compare a sample of the search with a full sort in fp32."""
-    for state in states:
-        for memory in state.memories.values():
-            queries = normalize(torch.randn(1, config.num_heads, 4, config.head_dim))
-            found = memory.retrieve(queries, config.num_neighbors).neighbors
-            rounded = queries.to(memory.keys.dtype).float()
-            scores = torch.matmul(rounded, memory.keys[:1].float().transpose(-1, -2))
-            kth = scores.topk(config.num_neighbors, dim=-1).values[..., -1:]
-            rounding = torch.finfo(memory.keys.dtype).eps * kth.abs()
-            if not bool((scores.gather(-1, found.slots) >= kth - rounding - 1e-6).all()):
-                raise MemorizingError(
-                    f"the search among {memory.capacity} entries returned wrong neighbors on this "
-                    "machine, so no speed is "
-                    "reported; please open an issue with the output of `memorizing info machine`"
-                )
-
-
-def _describe(arm: _Arm, baseline: _Arm) -> dict[str, Any]:
-    pairs = list(zip(arm.seconds, baseline.seconds, strict=True))
+def _measure_peaks(
+    config: ModelConfig, sizes: list[int], precision: str, index: str, num_peaks: int
+) -> dict[int, dict[str, Any]]:
+    peaks: dict[int, Peak] = {}
+    for size in sizes:
+        found = [measure_peak(config, size, precision, index) for _ in range(num_peaks)]
+        peaks[size] = sorted(found, key=lambda peak: peak.peak_bytes)[num_peaks // 2]
+    base = peaks[0].peak_bytes
     return {
-        "name": arm.name,
-        "entries": arm.entries,
-        "seconds": statistics.median(arm.seconds),
-        "compared_with": baseline.name,
-        "ratio": statistics.median(own / base for own, base in pairs),
-        "added_s": statistics.median(own - base for own, base in pairs),
+        size: {
+            "beyond_entries_mib": (peak.peak_bytes - peak.entry_bytes - base) / 2**20,
+            "entries_mib": peak.entry_bytes / 2**20,
+            "peak_mib": peak.peak_bytes / 2**20,
+            "peak_method": peak.method,
+        }
+        for size, peak in peaks.items()
+    }
+
+
+def _describe(timings: Timings, size: int) -> dict[str, Any]:
+    row = timings.compare(_name("step", size), _name("step", 0))
+    return row | {
+        "name": "memory" if size else "no_memory",
+        "entries": size,
+        "compared_with": "no_memory",
+    }
+
+
+def _describe_limit(timings: Timings, step_flops: int, large_flops: int) -> dict[str, Any]:
+    pairs = timings.list_pairs("large_product", _name("step", 0))
+    product_s = timings.compute_median("large_product")
+    return {
+        "step_flops": step_flops,
+        "product_tflops_per_s": large_flops / product_s / 1e12,
+        "limit_s": step_flops / large_flops * product_s,
+        "share_of_limit": statistics.median(
+            step_flops / large_flops * product / step for product, step in pairs
+        ),
     }

@@ -16,23 +16,24 @@ examples:
   memorizing info recipes
   memorizing info paper_200m
   memorizing info runs/small
+  memorizing info indexes
   memorizing info machine --json machine.json
 """
 
-TOPICS = ("recipes", "corpora", "machine")
+TOPICS = ("recipes", "corpora", "indexes", "machine")
 
 
 def run(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[RUN|RECIPE|recipes|corpora|machine]",
-            help="Folder of a run, a recipe by name or file, or one of the three lists.",
+            metavar="[RUN|RECIPE|recipes|corpora|indexes|machine]",
+            help="Folder of a run, a recipe by name or file, or one of the four lists.",
         ),
     ] = "recipes",
     json_file: JsonOption = None,
 ) -> None:
-    """Describe a run, a recipe, what there is to train on, or this machine."""
+    """Describe a run, a recipe, what there is to train on or search with, or this machine."""
     prepare_file(json_file)
     values = describe(what)
     print_values(values)
@@ -50,6 +51,8 @@ def describe(what: str) -> dict[str, Any]:
         return describe_recipes()
     if what == "corpora":
         return describe_corpora()
+    if what == "indexes":
+        return describe_indexes()
     if what == "machine":
         from memorizing.training.run_folder import describe_machine
 
@@ -71,6 +74,36 @@ def describe_corpora() -> dict[str, Any]:
     from memorizing.data import CORPUS_KINDS
 
     return {kind.usage: kind.summary for kind in CORPUS_KINDS.values()}
+
+
+def describe_indexes() -> dict[str, Any]:
+    """What each index is, its options with their defaults, and whether it can be used here."""
+    import dataclasses
+    import inspect
+
+    from memorizing.errors import IndexUnavailableError
+    from memorizing.index_settings import list_indexes, parse_index
+    from memorizing.knn import make_index
+    from memorizing.settings import format_value
+
+    described = {}
+    for name in list_indexes():
+        settings = parse_index(name)
+        options = [
+            f"{field.name}={format_value(field.default)}" for field in dataclasses.fields(settings)
+        ]
+        try:
+            make_index(settings)
+            usable = "yes"
+        except IndexUnavailableError as error:
+            usable = str(error)
+        summary = inspect.getdoc(type(settings)) or ""
+        described[name] = {
+            "what": summary.partition("\n")[0],
+            "options": options,
+            "installed": usable,
+        }
+    return described
 
 
 def describe_recipe(recipe: str) -> dict[str, Any]:

@@ -1,8 +1,19 @@
 """Nearest keys: exact and approximate search behind one contract. Knows tensors, not models."""
 
 from memorizing.knn.exact import search_exact
-from memorizing.knn.index import KeyIndex, StoredKeys
+from memorizing.knn.index import KeyIndex, StoredKeys, check_queries
 from memorizing.knn.making import make_index
 from memorizing.knn.neighbors import Neighbors
+from memorizing.knn.recall import recall_at_k
+from memorizing.knn.sealed import SealedIndex
 
-__all__ = ["KeyIndex", "Neighbors", "StoredKeys", "make_index", "search_exact"]
+__all__ = [
+    "KeyIndex",
+    "Neighbors",
+    "SealedIndex",
+    "StoredKeys",
+    "check_queries",
+    "make_index",
+    "recall_at_k",
+    "search_exact",
+]

@@ -5,6 +5,7 @@ Shapes: B rows, H heads, T queries, N slots, D head_dim, k neighbors.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from memorizing.errors import NonFiniteQueryError
 from memorizing.index_settings import IndexSettings
 from memorizing.knn.neighbors import Neighbors
 
@@ -43,6 +45,26 @@ class StoredKeys:
     def newest_slots(self) -> list[int]:
         """Per row, the slot written last; the ring continues backwards from there."""
         return [(count - 1) % self.capacity for count in self.num_appended]
+
+
+def check_queries(queries: Tensor) -> None:
+    """Refuse queries (B, H, T, D) that are NaN or infinite: no key is nearest to them.
+
+    Raises:
+        NonFiniteQueryError: with the row and head of the first of them.
+    """
+    if queries.numel() == 0:
+        return
+    # One pass without a temporary; a NaN makes both of them NaN.
+    least, most = queries.detach().aminmax()
+    if math.isfinite(float(least)) and math.isfinite(float(most)):
+        return
+    row, head, query, _ = (~queries.detach().isfinite()).nonzero()[0].tolist()
+    raise NonFiniteQueryError(
+        f"query {query} of row {row}, head {head} is NaN or infinite in {queries.dtype}; only "
+        "finite queries have nearest keys: look for NaN in the weights or the input, or use a "
+        "dtype of wider range"
+    )
 
 
 class KeyIndex(ABC):
@@ -82,7 +104,7 @@ class KeyIndex(ABC):
             Neighbors, best first, scores in the dtype of the keys.
 
         Raises:
-            StateError: a query that is NaN or infinite.
+            NonFiniteQueryError: a query is NaN or infinite.
         """
 
     @abstractmethod

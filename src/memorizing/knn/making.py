@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from memorizing.errors import ConfigError
-from memorizing.index_settings import ExactSettings, IndexSettings
+from memorizing.index_settings import (
+    BucketSettings,
+    ExactSettings,
+    IndexSettings,
+    Int8Settings,
+    ScannSettings,
+    SealedSettings,
+)
+from memorizing.knn.buckets import BucketIndex
 from memorizing.knn.exact import ExactIndex
 from memorizing.knn.index import KeyIndex
+from memorizing.knn.int8 import Int8Index
+from memorizing.knn.sealed import SealedIndex
 
 
 def make_index(settings: IndexSettings) -> KeyIndex:
@@ -16,4 +26,16 @@ def make_index(settings: IndexSettings) -> KeyIndex:
     """
     if isinstance(settings, ExactSettings):
         return ExactIndex(settings)
+    if isinstance(settings, BucketSettings):
+        return BucketIndex(settings)
+    if isinstance(settings, Int8Settings):
+        return Int8Index(settings)
+    if isinstance(settings, ScannSettings):
+        from memorizing.knn.scann_blocks import ScannLibrary
+
+        return SealedIndex(settings, ScannLibrary(settings))
+    if isinstance(settings, SealedSettings):
+        from memorizing.knn.faiss_blocks import FaissLibrary
+
+        return SealedIndex(settings, FaissLibrary(settings))
     raise ConfigError(f"no index is made for {settings}")

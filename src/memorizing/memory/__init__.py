@@ -1,7 +1,8 @@
 """The store of one layer: rows, heads, ring of slots; append, retrieve, reset."""
 
 from memorizing.config import ModelConfig
-from memorizing.memory.store import Memory, Retrieved
+from memorizing.memory.retrieved import Retrieved
+from memorizing.memory.store import Memory
 
 __all__ = ["Memory", "Retrieved", "memory_bytes"]
 

@@ -5,25 +5,13 @@ Shapes: B rows, H heads, T queries, D head_dim, k neighbors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from memorizing.errors import ConfigError, StateError
 from memorizing.index_settings import ExactSettings, IndexSettings
 from memorizing.knn import Neighbors, StoredKeys, make_index
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """What a search found, and the entries themselves. No gradient flows into them."""
-
-    keys: Tensor
-    """(B, H, T, k, D) in the dtype of the memory."""
-    values: Tensor
-    """(B, H, T, k, D)."""
-    neighbors: Neighbors
+from memorizing.memory.retrieved import Retrieved
 
 
 class Memory:
@@ -159,20 +147,28 @@ class Memory:
         value_seed: int | None = None,
         is_open: Tensor | None = None,
     ) -> Retrieved:
-        """Find and fetch the nearest entries of every query (B, H, T, D).
+        """Find the nearest entries of every query (B, H * G, T, D).
 
         Args:
-            queries: compared with stored keys by inner product.
+            queries: compared with stored keys by inner product. With G above 1, every G heads that
+                are neighbors share the entries of one head of the memory (grouped queries).
             num_neighbors: k.
             num_hidden: (B, T): how many of the newest entries a query must not see.
             donor_rows: (B,): the row whose memory is read in the place of the own one (a control).
-            value_seed: fetch values of random entries in the place of those found (a control).
+            value_seed: give values of random entries in the place of those found (a control).
             is_open: (B,) bool: rows that read; the others find nothing. None is all.
+
+        Raises:
+            StateError: queries of other rows or heads, NaN or infinite.
         """
+        num_groups = self._count_groups(queries)
         rows = torch.arange(self.num_rows) if donor_rows is None else donor_rows.cpu()
         is_open = torch.ones_like(rows, dtype=torch.bool) if is_open is None else is_open.cpu()
-        neighbors = self.index.search(
-            queries,
+        if num_hidden is not None:
+            num_hidden = num_hidden.repeat(1, num_groups)
+        found = self.index.search(
+            # The queries of a group are further queries of the head that they share.
+            queries.unflatten(1, (-1, num_groups)).flatten(2, 3),
             self.stored_keys,
             num_neighbors,
             num_hidden=num_hidden,
@@ -181,25 +177,45 @@ class Memory:
                 for row, reads in zip(rows.tolist(), is_open.tolist(), strict=True)
             ],
         )
-        value_slots = neighbors.slots
+        value_slots = found.slots
         if value_seed is not None:
             generator = torch.Generator().manual_seed(value_seed)
             random = torch.rand(value_slots.shape, generator=generator)
             value_slots = (random * self.size[rows].view(-1, 1, 1, 1)).long().to(value_slots.device)
+        shape = (*queries.shape[:3], num_neighbors)
         return Retrieved(
-            self._fetch(self.keys, neighbors.slots, rows),
-            self._fetch(self.values, value_slots, rows),
-            neighbors,
+            Neighbors(*(part.view(shape) for part in (found.slots, found.scores, found.valid))),
+            self.keys.view(-1, self.keys.shape[3]),
+            self.values.view(-1, self.values.shape[3]),
+            self._find_lines(found.slots, rows).view(shape),
+            self._find_lines(value_slots, rows).view(shape),
+            self.num_appended,
+            self.num_appended.clone(),
         )
 
-    def _fetch(self, ring: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
-        num_rows, num_heads, capacity, head_dim = ring.shape
-        first = (
-            rows.to(slots.device).view(-1, 1) * num_heads
-            + torch.arange(num_heads, device=slots.device)
-        ) * capacity
-        flat = (slots + first.view(slots.shape[0], num_heads, 1, 1)).flatten()
-        return ring.view(-1, head_dim).index_select(0, flat).view(*slots.shape, head_dim)
+    def _count_groups(self, queries: Tensor) -> int:
+        """G, the heads of queries per head of the memory."""
+        num_rows, num_heads = self.keys.shape[:2]
+        if (
+            queries.dim() != 4
+            or queries.shape[0] != num_rows
+            or not queries.shape[1]
+            or queries.shape[1] % num_heads
+            or queries.shape[3] != self.keys.shape[3]
+        ):
+            raise StateError(
+                f"queries are {tuple(queries.shape)}; this memory has {num_rows} rows, {num_heads} "
+                f"heads and keys of {self.keys.shape[3]}, so they must be ({num_rows}, {num_heads} "
+                f"or a multiple, queries, {self.keys.shape[3]})"
+            )
+        return queries.shape[1] // num_heads
+
+    def _find_lines(self, slots: Tensor, rows: Tensor) -> Tensor:
+        """Lines of the entries in slots (B, H, T, k), if all rows and heads stood below another."""
+        num_heads, capacity = self.keys.shape[1:3]
+        heads = torch.arange(num_heads, device=slots.device)
+        first = (rows.to(slots.device).view(-1, 1) * num_heads + heads) * capacity
+        return slots + first.view(slots.shape[0], num_heads, 1, 1)
 
     def compute_positions(self, slots: Tensor, rows: Tensor | None = None) -> Tensor:
         """Position in its document of the entry of every slot (B, H, T, k); `rows` are donors."""

@@ -145,12 +145,15 @@ class Attention(nn.Module):
             values,
             self._compute_bias(layout, x),
             layout.num_hidden_keys if layout.distances is None else (),
+            num_frozen_keys=cache.keys.shape[2],
             need_log_sum=by_joint and reading is not None,
         )
         retrieved = weights = None
         if reading is not None and bool(reading.is_open.any()):
             retrieved = self._retrieve(search_queries, layout, reading)
-            memory, weights, memory_log_sum = attend_to_retrieved(scaled_queries, retrieved)
+            memory, weights, memory_log_sum = attend_to_retrieved(
+                scaled_queries, retrieved, self.scale
+            )
             found = retrieved.neighbors.valid.any(-1)
             if self.gate_bias is not None:
                 local = combine_by_gate(local, memory, self.gate_bias, found)
@@ -185,7 +188,7 @@ class Attention(nn.Module):
     def _compute_bias(self, layout: Layout, x: Tensor) -> Tensor:
         if layout.distances is not None:
             return self.position_bias.look_up(layout.distances, x.dtype)
-        return self.position_bias(x.shape[1], layout.num_cached + x.shape[1], x.dtype)
+        return self.position_bias(x.shape[1], x.dtype)
 
     def _retrieve(self, queries: Tensor, layout: Layout, reading: Reading) -> Retrieved:
         config, control = self.config, reading.control

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+_LEAST_BLOCK = 32
+"""Queries of a block, where a quarter of the window is less."""
+
 
 def compute_buckets(distances: Tensor, num_buckets: int, max_distance: int) -> Tensor:
     """Bucket of each distance query - key >= 0: T5's causal buckets.
@@ -43,17 +46,18 @@ class PositionBias(nn.Module):
         # index_select: its backward is a plain index_add, unlike that of a general gather.
         return self.table.index_select(1, self._buckets)
 
-    def forward(self, num_queries: int, num_keys: int, dtype: torch.dtype) -> Tensor:
-        """Bias (H, T, S) of the last T of S contiguous tokens; -inf outside the causal window."""
+    def forward(self, num_queries: int, dtype: torch.dtype) -> Tensor:
+        """Bias (H, R, W + R) of any block of R neighboring queries, for `attend_locally`.
+
+        R is at most `num_queries`. The keys are those from W before the block's first query to its
+        last, for a window of W; -inf outside the causal window.
+        """
+        block_len = min(num_queries, max(_LEAST_BLOCK, self.window // 4))
         by_distance = self._compute_by_distance()
-        heads = by_distance.shape[0]
-        # Entry v stands for distance num_keys - 1 - v, from the farthest key to (masked) keys in
-        # the future.
-        masked = by_distance.new_full((heads, 1), -math.inf)
-        far = masked.expand(heads, max(0, num_keys - self.window))
-        future = masked.expand(heads, num_queries - 1)
-        line = torch.cat([far, by_distance[:, : min(self.window, num_keys)].flip(1), future], dim=1)
-        return _ExpandDiagonals.apply(line.to(dtype), num_queries, num_keys)
+        masked = by_distance.new_full((by_distance.shape[0], block_len), -math.inf)
+        # From the farthest key of the last query to the (masked) future of the first.
+        line = torch.cat([masked, by_distance.flip(1), masked[:, :-1]], dim=1)
+        return _ExpandDiagonals.apply(line.to(dtype), block_len, self.window + block_len)
 
     def look_up(self, distances: Tensor, dtype: torch.dtype) -> Tensor:
         """Bias (B, H, T, S) for any distances (B, T, S); -inf outside 0 to window - 1."""

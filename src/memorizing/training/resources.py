@@ -47,7 +47,11 @@ def estimate_needs(
     weights = num_weights * (8 + _STATE_PER_WEIGHT[training.optimizer])
     inner = model.num_heads * model.head_dim
     tokens = training.rows // training.accumulation * model.segment_len
-    num_keys = model.segment_len + (model.window if model.xl_cache else 0)
+    # Blocks of queries, each with the keys in its window.
+    num_keys = min(
+        model.window + max(32, model.window // 4),
+        model.segment_len + (model.window if model.xl_cache else 0),
+    )
     scores = tokens * model.num_heads * num_keys
     # Residual stream and norms, queries to output in raw and normalized form, both sides of the
     # ReLU, softmax weights; the backward pass of one layer has some tensors like these again.
@@ -55,9 +59,10 @@ def estimate_needs(
     num_kept = 1 if training.gradient_checkpointing else model.num_layers
     activations = layer * num_kept + 2 * scores + tokens * model.model_dim * model.num_layers
     if model.has_memory:
-        # Retrieved keys and values in the memory's dtype and in that of the products.
-        retrieved = tokens * inner * model.num_neighbors * 4
-        activations += len(model.memory_layers) * retrieved
+        computes_in = "bfloat16" if bytes_per_value == 2 else "float32"
+        # Entries are read in place; in another dtype, keys and values are copied and converted.
+        per_neighbor = 8 * model.num_heads if model.memory_dtype == computes_in else 4 * inner
+        activations += len(model.memory_layers) * tokens * model.num_neighbors * per_neighbor
     activations += tokens * model.vocab_size * 2  # logits and their gradient
     return Needs(
         weights, activations * bytes_per_value, memory_bytes(model, training.rows, model.capacity)

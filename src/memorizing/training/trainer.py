@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from memorizing.config import TrainingConfig
 from memorizing.data import SegmentLoader, TokenizedDocument, Tokenizer
-from memorizing.errors import CheckpointError, NonFiniteLossError
+from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
 from memorizing.model import MemorizingTransformer
 from memorizing.training.checkpoint import (
     TrainingState,
@@ -159,8 +159,12 @@ class Trainer:
         except StopIteration:
             return None
         self.optimizer.zero_grad()
-        nats = self._rows.read(self.model, batch, self._draw_open_rows())
-        norm = self._clip()
+        try:
+            nats = self._rows.read(self.model, batch, self._draw_open_rows())
+            norm = self._clip()
+        except NonFiniteQueryError:
+            # What the search refuses would have made the loss NaN.
+            nats = norm = math.nan
         if not (math.isfinite(nats) and math.isfinite(norm)):
             self._stop_at_bad_step(nats, norm, before)
         self.optimizer.set_step(self.step + 1)

@@ -1,0 +1,44 @@
+"""On what something was measured: part of every report."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from memorizing.training import run_folder
+
+_SEARCH_PACKAGES = ("faiss-cpu", "scann", "usearch")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, threads, versions and commit, as plain values for JSON."""
+    machine = run_folder.describe_machine()
+    versions = {"memorizing": machine["memorizing"], "python": machine["python"]}
+    versions |= machine["packages"]
+    for name in _SEARCH_PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": machine["processor"],
+        "cores": machine["cores"],
+        "threads": machine["threads"],
+        "system": machine["system"],
+        "versions": versions,
+        "commit": machine["commit"],
+    }
+
+
+def summarize_machine(result: dict[str, Any]) -> str:
+    """One sentence of what `describe_machine` put into a result, for the line below a table."""
+    versions = result["versions"]
+    named = [
+        f"{name} {versions[name]}" for name in ("torch", *_SEARCH_PACKAGES) if name in versions
+    ]
+    commit, _, changes = (result["commit"] or "unknown").partition(" ")
+    return (
+        f"{result['processor']}, {result['cores']} cores, {result['threads']} threads; "
+        f"memorizing {versions['memorizing']}, {', '.join(named)}, Python {versions['python']}; "
+        f"commit {' '.join([commit[:12], changes]).strip()}"
+    )

@@ -1,0 +1,119 @@
+"""Approximate top k as on TPUs: the best few scores of every bucket are the candidates.
+
+Chern et al., "TPU-KNN: K Nearest Neighbor Search at Peak FLOP/s" (2022), for one survivor a bucket;
+Samaga et al., "A Faster Generalized Two-Stage Approximate Top-K" (2025), for K'. What is saved is
+the second look into the buckets, which accelerators find slow; on a CPU exact search is faster.
+
+Shapes: H heads, T queries, N slots, D head_dim, k neighbors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from memorizing.index_settings import BucketSettings
+from memorizing.knn.exact import search_rows
+from memorizing.knn.index import KeyIndex, StoredKeys
+from memorizing.knn.neighbors import Neighbors
+from memorizing.knn.plain import iterate_tiles, score_tile
+
+
+def expect_recall(size: int, k: int, num_buckets: int, per_bucket: int) -> float:
+    """Expected share of the true top k that survive, if they lie in random buckets.
+
+    X of the top k fall into a bucket of N / L slots, hypergeometrically; a bucket keeps K' of them:
+    1 - (L / k) * sum over r > K' of (r - K') P(X = r), for L buckets.
+    """
+    k = min(k, size)
+    num_buckets = min(num_buckets, size)
+    bucket_len = size // num_buckets
+    lost = sum(
+        (r - per_bucket) * math.comb(k, r) * math.comb(size - k, bucket_len - r)
+        for r in range(per_bucket + 1, min(k, bucket_len) + 1)
+        if bucket_len - r <= size - k
+    )
+    return 1 - num_buckets / k * (lost / math.comb(size, bucket_len))
+
+
+class BucketIndex(KeyIndex):
+    """Scores every key, and keeps the best `per_bucket` of each of `num_buckets` buckets.
+
+    Slot s is in bucket s mod L. There are more buckets than asked for where they could not yield k
+    candidates, and a memory of no more slots than candidates is searched exactly.
+    """
+
+    def __init__(self, settings: BucketSettings) -> None:
+        """Keep the settings."""
+        super().__init__(settings)
+        self.num_buckets, self.per_bucket = settings.num_buckets, settings.per_bucket
+
+    def search(
+        self,
+        queries: Tensor,
+        stored: StoredKeys,
+        num_neighbors: int,
+        *,
+        num_hidden: Tensor | None = None,
+        key_rows: Sequence[int | None] | None = None,
+    ) -> Neighbors:
+        """As `KeyIndex.search`; the recall to expect is `expect_recall`."""
+        return search_rows(self._search_row, queries, stored, num_neighbors, num_hidden, key_rows)
+
+    def _search_row(
+        self,
+        queries: Tensor,
+        stored: StoredKeys,
+        row: int,
+        k: int,
+        num_hidden: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        size, newest = stored.sizes[row], stored.newest_slots[row]
+        keys = stored.keys[row, :, :size]
+        num_heads, num_queries, _ = queries.shape
+        scores = keys.new_empty(num_heads, num_queries, k)
+        slots = torch.empty_like(scores, dtype=torch.int64)
+        for part, span in iterate_tiles(num_heads, num_queries, size, keys.dtype.itemsize):
+            hidden = None if num_hidden is None else num_hidden[span]
+            scores[part, span], slots[part, span] = self._search_tile(
+                queries[part, span], keys[part], k, newest, hidden
+            )
+        return scores, slots
+
+    def _search_tile(
+        self, queries: Tensor, keys: Tensor, k: int, newest: int, num_hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        num_buckets = max(self.num_buckets, -(-k // self.per_bucket))
+        bucket_len = -(-keys.shape[1] // num_buckets)
+        scores = score_tile(queries, keys, bucket_len * num_buckets, newest, num_hidden)
+        buckets = scores.view(*queries.shape[:2], bucket_len, num_buckets)
+        base = torch.arange(num_buckets, device=keys.device)
+        values, members = [], []
+        for survivor in range(min(self.per_bucket, bucket_len)):
+            if survivor:
+                buckets.scatter_(2, members[-1].unsqueeze(2), -math.inf)
+            best, member = buckets.max(2)
+            values.append(best)
+            members.append(member)
+        candidates = torch.cat([member * num_buckets + base for member in members], -1)
+        best, chosen = torch.cat(values, -1).topk(k, dim=-1)
+        return best, candidates.gather(-1, chosen)
+
+    def append(self, stored: StoredKeys) -> None:
+        """Nothing: the keys are all it needs."""
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """Nothing."""
+
+    def seal(self, stored: StoredKeys) -> None:
+        """Nothing."""
+
+    def save(self, folder: Path) -> None:
+        """Nothing."""
+
+    def load(self, folder: Path, stored: StoredKeys) -> None:
+        """Nothing."""

@@ -1,0 +1,132 @@
+"""The plain search: a matrix product and the top k in two stages, in operations any device has.
+
+The oracle of the faster search on CPUs (`packed.py`), and what runs on other devices.
+
+The scores of a query are split into `num_buckets` strided buckets: element j of bucket b stands at
+j * num_buckets + b, so that the maxima of all buckets are vertical SIMD operations over contiguous
+memory. The k buckets with the largest maxima are kept and the top k is taken among their members.
+This is exact: a bucket that holds one of the true top k has a maximum at least as large, and fewer
+than k buckets can exceed it.
+
+Shapes: H heads, T queries, N slots, D head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_TILE_BYTES = 16 * 2**20
+"""Scores of one tile of queries: small enough to stay in a shared cache between the product and
+the selection."""
+
+
+def search_plainly(
+    queries: Tensor, keys: Tensor, k: int, newest: int, num_hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Scores and slots, each (H, T, k), of queries (H, T, D) among keys (H, N, D); k <= N.
+
+    Equal scores of fp32 keys are ordered newest first: `newest` is the slot written last.
+    `num_hidden` (T,) counts the newest entries that a query must not see.
+    """
+    heads, num_queries, _ = queries.shape
+    scores = keys.new_empty(heads, num_queries, k)
+    slots = torch.empty_like(scores, dtype=torch.int64)
+    for part, span in iterate_tiles(heads, num_queries, keys.shape[1], keys.dtype.itemsize):
+        scores[part, span], slots[part, span] = _search_tile(
+            queries[part, span],
+            keys[part],
+            k,
+            newest,
+            None if num_hidden is None else num_hidden[span],
+        )
+    return scores, slots
+
+
+def iterate_tiles(
+    num_heads: int, num_queries: int, size: int, item_bytes: int
+) -> Iterator[tuple[slice, slice]]:
+    """Split heads x queries into tiles whose scores fit `_TILE_BYTES`."""
+    num_together = max(1, _TILE_BYTES // (size * item_bytes))
+    if num_together >= num_queries:
+        step = num_together // num_queries
+        for head in range(0, num_heads, step):
+            yield slice(head, head + step), slice(None)
+    else:
+        for head in range(num_heads):
+            for start in range(0, num_queries, num_together):
+                yield slice(head, head + 1), slice(start, start + num_together)
+
+
+def _search_tile(
+    queries: Tensor, keys: Tensor, k: int, newest: int, num_hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    size = keys.shape[1]
+    bucket_len = _choose_bucket_len(size, k)
+    num_buckets = -(-size // bucket_len)
+    scores = score_tile(queries, keys, num_buckets * bucket_len, newest, num_hidden)
+    if keys.dtype == torch.float32:
+        return sort_newest_first(scores[..., :size], k, newest)
+    return _select_two_stage(scores, k, bucket_len, num_buckets)
+
+
+def score_tile(
+    queries: Tensor, keys: Tensor, width: int, newest: int, num_hidden: Tensor | None
+) -> Tensor:
+    """Scores (H, T, width) of queries and keys; -inf beyond the N keys and where hidden."""
+    num_heads, num_queries, _ = queries.shape
+    size = keys.shape[1]
+    scores = queries.new_empty(num_heads, num_queries, width)
+    if width > size:
+        scores[..., size:] = -math.inf
+        for head in range(num_heads):
+            torch.mm(queries[head], keys[head].T, out=scores[head, :, :size])
+    else:
+        torch.bmm(queries, keys.transpose(1, 2), out=scores)
+    if num_hidden is not None:
+        _hide_newest(scores, size, newest, num_hidden)
+    return scores
+
+
+def _choose_bucket_len(size: int, k: int) -> int:
+    """About sqrt(N / k): as many buckets to look through as members of the k that are kept."""
+    if size <= 4 * k:
+        return 1
+    return 2 ** max(0, round(math.log2(math.sqrt(size / k))))
+
+
+def _select_two_stage(
+    scores: Tensor, k: int, bucket_len: int, num_buckets: int
+) -> tuple[Tensor, Tensor]:
+    if bucket_len == 1:
+        best, slots = scores.topk(k, dim=-1)
+        return best, slots
+    heads, queries, _ = scores.shape
+    maxima = scores.view(heads, queries, bucket_len, num_buckets).amax(2)
+    buckets = maxima.topk(k, dim=-1, sorted=False).indices
+    offsets = torch.arange(bucket_len, device=scores.device) * num_buckets
+    members = (buckets.unsqueeze(-1) + offsets).flatten(-2)
+    best, chosen = scores.gather(-1, members).topk(k, dim=-1)
+    return best, members.gather(-1, chosen)
+
+
+def sort_newest_first(scores: Tensor, k: int, newest: int) -> tuple[Tensor, Tensor]:
+    """Top k of scores (..., N), equal ones newest first: a stable sort in the order of age."""
+    size = scores.shape[-1]
+    by_age = (newest - torch.arange(size, device=scores.device)) % size
+    best, chosen = scores[..., by_age].sort(dim=-1, descending=True, stable=True)
+    return best[..., :k], by_age[chosen[..., :k]]
+
+
+def _hide_newest(scores: Tensor, size: int, newest: int, num_hidden: Tensor) -> None:
+    """Set the scores of the newest `num_hidden[t]` entries to -inf for query t, in place."""
+    most = min(int(num_hidden.max()), size)
+    if most == 0:
+        return
+    ages = torch.arange(most, device=scores.device)
+    slots = (newest - ages) % size
+    hide = ages < num_hidden.to(scores.device).unsqueeze(-1)
+    scores[..., slots] = scores[..., slots].masked_fill(hide, -math.inf)

@@ -1,0 +1,110 @@
+"""The fast search against the plain one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from memorizing.knn import packed
+from memorizing.knn.packed import can_pack, search_packed
+from memorizing.knn.plain import search_plainly
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def draw(
+    heads: int, queries: int, slots: int, dim: int, dtype: torch.dtype, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(heads, queries, dim, generator=generator).to(dtype)
+    return q, torch.randn(heads, slots, dim, generator=generator).to(dtype)
+
+
+def compare(queries: Tensor, keys: Tensor, k: int, newest: int, hidden: Tensor | None) -> None:
+    """Same scores; slots of these scores, each once; for fp32 the same slots."""
+    scores, slots = search_packed(queries, keys, k, newest, hidden)
+    expected, expected_slots = search_plainly(queries, keys, k, newest, hidden)
+    found = scores > -math.inf
+    if keys.dtype == torch.float32:
+        torch.testing.assert_close(scores, expected)
+        assert torch.equal(slots[found], expected_slots[found])
+    else:
+        # One product may round otherwise than the other, where it lies between two numbers.
+        rounding = torch.finfo(keys.dtype).eps
+        torch.testing.assert_close(scores, expected, rtol=rounding, atol=1e-4)
+    true = (queries.float() @ keys.float().transpose(-1, -2)).gather(-1, slots.where(found, 0))
+    rounding = torch.finfo(keys.dtype).eps if keys.dtype != torch.float32 else 1e-5
+    torch.testing.assert_close(scores.float()[found], true[found], rtol=rounding, atol=1e-4)
+    apart = slots.where(found, -1 - torch.arange(k)).sort(-1).values
+    assert (apart.diff() > 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hides", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 541, 1031, 4099, 33_013])
+def test_it_finds_what_the_plain_search_finds(dtype: torch.dtype, hides: bool, size: int) -> None:
+    queries, keys = draw(2, 19, size, 11, dtype)
+    hidden = torch.arange(19) * min(size, 40) // 19 if hides else None
+    compare(queries, keys, min(7, size), size // 3, hidden)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.integers(1, 2000),
+    k=st.integers(1, 40),
+    num_queries=st.integers(1, 37),
+    tile=st.sampled_from([64, 4096, 2**21]),
+    workspace=st.sampled_from([4096, 2**17, 2**27]),
+    num_top=st.sampled_from([1, 16, 256]),
+)
+def test_the_sizes_of_tiles_and_levels_change_nothing(
+    size: int, k: int, num_queries: int, tile: int, workspace: int, num_top: int
+) -> None:
+    queries, keys = draw(2, num_queries, size, 5, torch.bfloat16, seed=size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "_TILE_BYTES", tile)
+        patch.setattr(packed, "_WORKSPACE_BYTES", workspace)
+        patch.setattr(packed, "_NUM_TOP", num_top)
+        compare(queries, keys, min(k, size), size - 1, None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5])
+def test_scores_of_both_signs_are_ordered(dtype: torch.dtype, share: float) -> None:
+    queries, keys = draw(2, 19, 4099, 11, dtype)
+    # All products are negative, but for a share of the keys.
+    queries, keys = queries.abs(), -keys.abs()
+    positive = torch.rand(4099, generator=torch.Generator().manual_seed(1)) < share
+    keys[:, positive] *= -1
+    compare(queries, keys, 13, 4098, None)
+
+
+def test_equal_scores_of_fp32_keys_are_ordered_newest_first_across_buckets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randint(-1, 2, (2, 19, 3), generator=generator).float()
+    keys = torch.randint(-1, 2, (2, 3001, 3), generator=generator).float()
+    scores, slots = search_packed(queries, keys, 17, 1009, None)
+    expected, expected_slots = search_plainly(queries, keys, 17, 1009, None)
+    assert torch.equal(scores, expected)
+    assert torch.equal(slots, expected_slots)
+
+
+def test_more_neighbors_than_fit_the_packing_are_searched_plainly() -> None:
+    keys = torch.zeros(1, 1, 5, 3)
+    assert can_pack(2048, keys)
+    assert not can_pack(2049, keys)
+    assert not can_pack(3, keys.double())
+
+
+def test_the_workspace_is_kept_and_stays_within_its_bounds() -> None:
+    queries, keys = draw(2, 64, 8209, 11, torch.bfloat16)
+    search_packed(queries, keys, 7, 8208, None)
+    first = packed._local.workspace.data_ptr()
+    search_packed(queries, keys, 7, 8208, None)
+    assert packed._local.workspace.data_ptr() == first
+    assert packed._local.workspace.numel() <= packed._WORKSPACE_BYTES
