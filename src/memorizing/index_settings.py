@@ -30,7 +30,7 @@ class IndexSettings:
     least: ClassVar[Mapping[str, int]] = {}
     """Option -> its smallest value, where that is not 1. What is no switch is a count."""
     not_above: ClassVar[Mapping[str, str]] = {}
-    """Option -> the option it must not exceed."""
+    """Option -> the option it must not exceed, where that is not 0."""
 
     def __post_init__(self) -> None:
         """Refuse options that cannot work."""
@@ -46,7 +46,7 @@ class IndexSettings:
             )
         for option, limit in self.not_above.items():
             require(
-                getattr(self, option) <= getattr(self, limit),
+                not getattr(self, limit) or getattr(self, option) <= getattr(self, limit),
                 f"{self.name}.{option}",
                 getattr(self, option),
                 f"at most {limit}, {getattr(self, limit)}",
@@ -128,8 +128,10 @@ class FaissIvfSettings(SealedSettings):
 
     name: ClassVar[str] = "faiss_ivf"
     not_above: ClassVar[Mapping[str, str]] = {"num_probes": "num_lists"}
-    num_lists: int = 1024
-    """Cells of a block; fewer where they would hold less than 39 keys each on average."""
+    least: ClassVar[Mapping[str, int]] = {"num_lists": 0}
+    num_lists: int = 0
+    """Cells of a block; 0 is 4 times the square root of its keys. There are fewer where they would
+    hold less than 39 keys each on average."""
     num_probes: int = 32
     """Cells that are searched for a query."""
     train_on_queries: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from memorizing.evaluation import (
     evaluate_capacities,
     evaluate_documents,
 )
+from memorizing.index_settings import parse_index
+from memorizing.knn import make_index
 from memorizing.memory import memory_bytes
 from memorizing.metrics import Difference
 from memorizing.training import (
@@ -58,6 +61,8 @@ class RunReport:
     differences: dict[str, Difference]
     """Of each result from the baseline; empty without one."""
     precision: str
+    index: str
+    """What searched the memories."""
     evaluate_s: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +72,7 @@ class RunReport:
             "corpus": list(self.corpus),
             "use": self.use,
             "precision": self.precision,
+            "index": self.index,
             "evaluate_s": self.evaluate_s,
             "perplexity": {name: result.perplexity for name, result in self.results.items()},
             "bits_per_byte": {name: result.bits_per_byte for name, result in self.results.items()},
@@ -90,6 +96,7 @@ def report_run(
     max_tokens: int | None = None,
     rows: int | None = None,
     precision: Literal["auto", "fp32", "bf16"] = "fp32",
+    index: str | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
@@ -109,6 +116,7 @@ def report_run(
             configuration says.
         rows: documents side by side; None takes the run's setting. Results do not depend on it.
         precision: of products and activations, see `TrainingConfig.precision`.
+        index: what searches the memories of `run`, as `parse_index` reads it; None takes its own.
         seed: of the shuffled values and of the bootstrap.
         device: where to evaluate; None is CUDA where there is a GPU, else the CPU.
         progress: called with the tokens read so far and in all, first of the other run.
@@ -117,12 +125,16 @@ def report_run(
         RunFolderError, CheckpointError: a folder is not a run, or its checkpoint cannot be used.
         CorpusError: an unknown corpus, or no document is held out for this use.
         TokenizerError: the other run has another tokenizer.
-        ConfigError: a capacity that the model cannot have.
+        ConfigError: a capacity that the model cannot have, or an index that is not known.
+        IndexUnavailableError: the index needs a package that is not installed.
         ResourceError: memories of this capacity do not fit into the machine.
     """
     start_s = time.monotonic()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded, tokenizer = _load(run, precision, device)
+    if index is not None:
+        loaded.model.config = dataclasses.replace(loaded.config, index=index)
+    make_index(parse_index(loaded.model.config.index))  # a missing package is said before the work
     config = Config(model=loaded.config) if corpus else read_run_config(run)
     capacities = _choose_capacities(loaded, config) if capacities is None else capacities
     for capacity in capacities:
@@ -177,6 +189,7 @@ def report_run(
         baseline=baseline,
         differences=differences,
         precision=str(loaded.model.compute_dtype).removeprefix("torch."),
+        index=loaded.model.config.index,
         evaluate_s=time.monotonic() - start_s,
     )
 

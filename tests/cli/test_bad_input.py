@@ -193,6 +193,8 @@ def test_a_checkpoint_of_another_kind_of_model_is_refused(refuse, tmp_path):
         (("--use", "tset"), "'tset' is not one of"),
         (("--against", "missing"), "holds no checkpoint"),
         (("--rows", "0"), "--rows"),
+        (("--index", "faiss_hsnw"), "did you mean 'faiss_hnsw'?"),
+        (("--index", "int8:oversample=0"), "int8.oversample is 0; allowed: 1 or more"),
         (("--capacity", "0", "--plot", "a.png"), "no memory to draw"),
     ],
 )

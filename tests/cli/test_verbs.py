@@ -125,6 +125,20 @@ def test_evaluation_does_not_depend_on_the_rows(run, trained, tmp_path):
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+def test_a_run_can_be_evaluated_with_another_index(run, trained, tmp_path):
+    perplexity = {}
+    for index in ("exact", "int8", "buckets:num_buckets=8"):
+        path = tmp_path / f"{index[:4]}.json"
+        words = ("--capacity", "131", "--index", index, "--json", path)
+        assert run("evaluate", trained, *words).status == 0
+        values = json.loads(path.read_text())
+        assert values["index"] == index
+        perplexity[index] = values["perplexity"]["131"]
+    assert perplexity["int8"] == pytest.approx(perplexity["exact"], rel=1e-3)
+    # Eight survivors of eight buckets are far from the eight nearest.
+    assert perplexity["buckets:num_buckets=8"] != pytest.approx(perplexity["exact"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("what", "expected"),
     [

@@ -23,6 +23,7 @@ examples:
   memorizing evaluate runs/small --controls --against runs/cache_only
   memorizing evaluate runs/small --use test --json test.json --plot test.png
   memorizing evaluate runs/small --corpus files:books --max-tokens 100000
+  memorizing evaluate runs/small --capacity 65536 --index faiss_hnsw
 """
 
 
@@ -93,6 +94,13 @@ def run(
     precision: Annotated[
         Precision, typer.Option(help="auto asks a short probe of this machine.")
     ] = Precision.FP32,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INDEX",
+            help="What searches the memory (`memorizing info indexes`). Default: as in the recipe.",
+        ),
+    ] = None,
     json_file: JsonOption = None,
     plot: Annotated[
         Path | None,
@@ -136,6 +144,7 @@ def run(
             max_tokens=max_tokens,
             rows=rows,
             precision=precision.value,
+            index=index,
             progress=progress,
         )
     console = Console()

@@ -12,6 +12,7 @@ Shapes: B rows, H heads, T queries, N slots, D head_dim, C candidates, k neighbo
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,7 @@ class SealedIndex(KeyIndex):
         self._sealed_until: dict[int, int] = {}
         self._oldest: dict[int, int] = {}
         self._queries = QuerySample()
+        self._threads = ThreadPoolExecutor(torch.get_num_threads(), "memorizing-search")
 
     def append(self, stored: StoredKeys) -> None:
         """As `KeyIndex.append`.
@@ -290,22 +292,29 @@ class SealedIndex(KeyIndex):
                 asked_of.append((block, min(num_asked, len(block.entries))))
         if not asked_of:
             return torch.empty((*queries.shape[:2], 0), dtype=torch.int64)
-        best = []
-        for head, asked in enumerate(queries.float().cpu().numpy()):
+        limits = visible_until.unsqueeze(-1)
+
+        def search_head(head: int, asked: np.ndarray) -> Tensor:
             entries, scores = [], []
             for block, num_candidates in asked_of:
                 numbers, found = block.heads[head].search(asked, num_candidates)
                 entry = torch.from_numpy(numbers) + block.entries.start
-                wrong = torch.from_numpy(numbers < 0) | (entry >= visible_until.unsqueeze(-1))
-                wrong |= entry < oldest
+                wrong = torch.from_numpy(numbers < 0) | (entry >= limits) | (entry < oldest)
                 entries.append(entry.masked_fill_(wrong, -1))
                 scores.append(torch.from_numpy(found).masked_fill_(wrong, -torch.inf))
             candidates = torch.cat(entries, -1)
-            if candidates.shape[-1] > num_wanted:
-                kept = torch.cat(scores, -1).topk(num_wanted, dim=-1, sorted=False).indices
-                candidates = candidates.gather(-1, kept)
-            best.append(candidates)
-        return torch.stack(best)
+            if candidates.shape[-1] <= num_wanted:
+                return candidates
+            kept = torch.cat(scores, -1).topk(num_wanted, dim=-1, sorted=False).indices
+            return candidates.gather(-1, kept)
+
+        asked = queries.float().cpu().numpy()
+        # The libraries share queries among their threads; a single one keeps only one busy.
+        if queries.shape[1] < torch.get_num_threads():
+            best = self._threads.map(search_head, range(len(asked)), asked)
+        else:
+            best = map(search_head, range(len(asked)), asked)
+        return torch.stack(list(best))
 
 
 def _search_stretch(
