@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from memorizing.errors import StateError
+from memorizing.errors import NonFiniteQueryError, StateError
 from memorizing.index_settings import list_indexes, parse_index
 from memorizing.knn import Neighbors, make_index, recall_at_k
 from tests.knn.ring import Ring, draw_keys
@@ -33,13 +33,13 @@ SHAPE = (ROWS, HEADS, CAPACITY, DIM)
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=INDEXES)
+@pytest.fixture(params=[*INDEXES, "exact:rescore=true"])
 def index(request: pytest.FixtureRequest) -> str:
     """The text of an index, skipped where its package is not installed."""
     package = request.param.partition("_")[0]
     if package in ("faiss", "scann") and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    return INDEXES[request.param][0]
+    return request.param if ":" in request.param else INDEXES[request.param][0]
 
 
 def draw_queries(seed: int = 1, num_queries: int = QUERIES, clusters: int = 0) -> torch.Tensor:
@@ -130,6 +130,29 @@ def test_a_query_that_is_not_finite_is_refused(index: str, wrong: float, size: i
         ring.search(queries, K)
 
 
+def test_a_query_that_overflows_the_dtype_of_the_keys_is_refused(index: str) -> None:
+    ring = fill(index, 281, torch.float16)
+    with pytest.raises(NonFiniteQueryError, match="torch.float16"):
+        ring.search(draw_queries() * 1e6, K)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_key_that_is_not_finite_is_refused_or_never_returned(
+    index: str, dtype: torch.dtype
+) -> None:
+    ring = Ring(index, SHAPE, dtype)
+    keys = draw_keys(ROWS, HEADS, 211, DIM)
+    keys[1, 2, 97, 3] = torch.nan
+    try:
+        ring.append(keys)
+    except StateError:
+        return
+    found = ring.index.search(draw_queries(), ring.stored, K)
+    assert not found.scores.isnan().any()
+    assert (found.valid == (found.scores > -torch.inf)).all()
+    assert (found.slots[~found.valid] == 0).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_ring_agrees_with_a_deque_through_three_wraps(index: str, dtype: torch.dtype) -> None:
     ring = Ring(index, SHAPE, dtype)
@@ -204,7 +227,16 @@ def test_a_sealed_memory_can_be_appended_to(index: str) -> None:
 def test_two_threads_find_what_one_finds(index: str) -> None:
     ring = fill(index, 401)
     queries = [draw_queries(seed) for seed in range(8)]
+    before = torch.get_num_threads()
+    # More threads than queries: libraries then search heads side by side.
+    torch.set_num_threads(QUERIES + 1)
+    try:
+        wide = [ring.index.search(asked, ring.stored, K) for asked in queries]
+    finally:
+        torch.set_num_threads(before)
     alone = [ring.index.search(asked, ring.stored, K) for asked in queries]
+    for mine, other in zip(wide, alone, strict=True):
+        assert torch.equal(mine.slots, other.slots)
     with ThreadPoolExecutor(2) as pool:
         together = pool.map(lambda asked: ring.index.search(asked, ring.stored, K), queries * 2)
         for mine, other in zip(together, alone * 2, strict=True):

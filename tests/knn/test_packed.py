@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from memorizing.knn import packed
 from memorizing.knn.packed import can_pack, search_packed
-from memorizing.knn.plain import search_plainly
+from memorizing.knn.plain import search_plainly, sort_newest_first
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -101,10 +102,42 @@ def test_more_neighbors_than_fit_the_packing_are_searched_plainly() -> None:
     assert not can_pack(3, keys.double())
 
 
-def test_the_workspace_is_kept_and_stays_within_its_bounds() -> None:
-    queries, keys = draw(2, 64, 8209, 11, torch.bfloat16)
-    search_packed(queries, keys, 7, 8208, None)
+def test_the_workspace_is_kept_and_stays_within_its_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packed, "_local", threading.local())
+    monkeypatch.setattr(packed, "_WORKSPACE_BYTES", 2**19)
+    # All scores of a head would be 1.03 MB.
+    queries, keys = draw(2, 64, 8192, 11, torch.bfloat16)
+    search_packed(queries, keys, 7, 8191, None)
     first = packed._local.workspace.data_ptr()
-    search_packed(queries, keys, 7, 8208, None)
+    assert 2**18 < packed._local.workspace.numel() <= 2**19
+    search_packed(queries, keys, 7, 8191, None)
     assert packed._local.workspace.data_ptr() == first
-    assert packed._local.workspace.numel() <= packed._WORKSPACE_BYTES
+
+
+@pytest.mark.parametrize("num_queries", [1, 19])
+def test_fp32_scores_are_sorted_in_full_only_for_ties(
+    num_queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sorted_shapes = []
+
+    def sort(scores: Tensor, k: int, newest: int) -> tuple[Tensor, Tensor]:
+        sorted_shapes.append(tuple(scores.shape))
+        return sort_newest_first(scores, k, newest)
+
+    monkeypatch.setattr(packed, "sort_newest_first", sort)
+    queries, keys = draw(2, num_queries, 4099, 11, torch.float32)
+    search_packed(queries, keys, 7, 4098, None)
+    assert not sorted_shapes
+    keys[0] = keys[0, :1]
+    search_packed(queries, keys, 7, 4098, None)
+    assert sum(shape[0] for shape in sorted_shapes) >= num_queries
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    # Products that underflow keep the sign of their factors.
+    queries = torch.full((1, 1, 1), 1e-30)
+    keys = torch.tensor([[[1e-30], [-1e-30], [-1e-30]]])
+    _, slots = search_packed(queries, keys, 3, 2, None)
+    assert slots.flatten().tolist() == [2, 1, 0]

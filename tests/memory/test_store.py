@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import deque
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from memorizing.errors import ConfigError, StateError
+from memorizing.index_settings import parse_index
+from memorizing.knn import make_index
 from memorizing.memory import Memory
 
 ROWS, HEADS, DIM = 3, 2, 5
@@ -125,6 +129,56 @@ def test_an_entry_of_another_shape_is_refused() -> None:
     with pytest.raises(StateError, match="by a mask"):
         memory.append(entries, entries, torch.ones(2, 3, dtype=torch.bool))
     assert memory.size.tolist() == [0, 0]
+
+
+def test_only_a_mask_over_the_rows_resets() -> None:
+    memory = Memory(2, 3, 7, 5)
+    for rows in (torch.tensor([1]), torch.tensor([1, 0]), torch.tensor([True, False, True])):
+        with pytest.raises(StateError, match="a bool per row"):
+            memory.reset(rows)
+
+
+@pytest.mark.parametrize("index", ["int8", "faiss_flat:block_len=13", "buckets"])
+def test_every_change_of_a_memory_reaches_its_index(index: str) -> None:
+    torch.manual_seed(0)
+    if index.startswith("faiss"):
+        pytest.importorskip("faiss")
+    settings = parse_index(index)
+    queries = torch.randn(2, 3, 5, 11)
+    entries = torch.randn(2, 3, 4, 59, 11)
+
+    def compare(memory: Memory) -> None:
+        """With a memory that was made in one go of the same entries, and searched exactly."""
+        exact = make_index(parse_index("exact:rescore=true"))
+        found = memory.retrieve(queries[: memory.num_rows], 7).neighbors
+        expected = exact.search(queries[: memory.num_rows], memory.stored_keys, 7)
+        torch.testing.assert_close(found.scores, expected.scores)
+
+    memory = Memory(2, 3, 41, 11, torch.float32, index=settings)
+    memory.append(entries[:, :, 0], entries[:, :, 0])
+    compare(memory)
+    memory.reset(torch.tensor([False, True]))
+    memory.append(entries[:, :, 1, :17], entries[:, :, 1, :17])
+    compare(memory)
+    memory.seal()
+    compare(memory)
+    compare(memory.select_rows(torch.tensor([1, 0])))
+    compare(copy.deepcopy(memory))
+    compare(pickle.loads(pickle.dumps(memory)))
+    other = Memory(2, 3, 41, 11, torch.float32, index=settings)
+    other.append(entries[:, :, 2], entries[:, :, 2])
+    other.load_state_dict(memory.state_dict())
+    compare(other)
+
+
+def test_what_is_not_finite_in_a_document_is_gone_with_it() -> None:
+    memory = Memory(1, 2, 5, 3, torch.float32)
+    memory.append(torch.full((1, 2, 5, 3), torch.inf), torch.full((1, 2, 5, 3), torch.nan))
+    memory.reset(torch.tensor([True]))
+    found = memory.retrieve(torch.randn(1, 2, 4, 3), 2)
+    assert not found.neighbors.valid.any()
+    assert found.fetch_keys().isfinite().all()
+    assert found.fetch_values().isfinite().all()
 
 
 def test_a_memory_without_slots_is_refused() -> None:

@@ -88,6 +88,7 @@ def benchmark_search(
         `rows`, each with `name`, `data` (`random` or `recorded`), `entries`, `seconds` (median),
         `compared_with`, `ratio` (median of the pairwise ratios of seconds), `num_pairs`, `recall`
         (of the k nearest by fp32 products of the stored keys; None for `product`),
+        `expected_recall` (by the formula, for `buckets`; else None),
         `queries_per_second`, `settings` and `build_s`; `unavailable`: what was left out, and why;
         and the machine and shapes.
 
@@ -255,6 +256,7 @@ def _describe(
         "ratio": row["ratio"],
         "num_pairs": row["num_pairs"],
         "recall": method.recall,
+        "expected_recall": method.expected_recall,
         "queries_per_second": num_heads * num_queries / row["seconds"],
         "settings": method.settings,
         "build_s": method.build_s,

@@ -14,8 +14,14 @@ from torch import Tensor
 from memorizing.benchmark.search_bases import make_faiss_knn, make_topk
 from memorizing.benchmark.verification import Truth, check_exact, check_neighbors
 from memorizing.errors import ConfigError, IndexUnavailableError
-from memorizing.index_settings import ExactSettings, FaissIvfSettings, IndexSettings
+from memorizing.index_settings import (
+    BucketSettings,
+    ExactSettings,
+    FaissIvfSettings,
+    IndexSettings,
+)
 from memorizing.knn import Neighbors, StoredKeys, make_index
+from memorizing.knn.buckets import expect_recall
 from memorizing.knn.sealed import SealedIndex
 
 
@@ -28,6 +34,8 @@ class Method:
     recall: float | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     build_s: float | None = None
+    expected_recall: float | None = None
+    """By the formula of approximate top k, where the index has one."""
 
 
 def prepare_index(settings: IndexSettings, truth: Truth, other_queries: Tensor) -> Method:
@@ -71,7 +79,12 @@ def prepare_index(settings: IndexSettings, truth: Truth, other_queries: Tensor) 
         check_exact(name, found.slots[0], truth, dtype)
     recall = truth.measure_recall(found.slots[0], found.valid[0])
     described = {"index": settings.name, **dataclasses.asdict(settings)}
-    return Method(name, search, recall, described, build_s)
+    expected = None
+    if isinstance(settings, BucketSettings):
+        expected = expect_recall(
+            truth.keys.shape[1], truth.num_neighbors, settings.num_buckets, settings.per_bucket
+        )
+    return Method(name, search, recall, described, build_s, expected)
 
 
 def make_bases(truth: Truth, unavailable: dict[str, str]) -> list[Method]:

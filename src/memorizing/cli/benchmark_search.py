@@ -139,6 +139,12 @@ def print_rows(result: dict[str, Any]) -> None:
         for row in rows:
             if row["compared_with"] != "product":
                 console.print(describe_ratio(row), highlight=False)
+            if row["expected_recall"] is not None:
+                console.print(
+                    f"{row['name']}: recall of {row['expected_recall']:.4f} expected by the "
+                    f"formula for random buckets, {row['recall']:.4f} measured",
+                    highlight=False,
+                )
         console.print()
     for name, reason in result["unavailable"].items():
         console.print(f"not compared with {name}: {reason}", markup=False, highlight=False)

@@ -26,18 +26,26 @@ from memorizing.knn.plain import iterate_tiles, score_tile
 def expect_recall(size: int, k: int, num_buckets: int, per_bucket: int) -> float:
     """Expected share of the true top k that survive, if they lie in random buckets.
 
-    X of the top k fall into a bucket of N / L slots, hypergeometrically; a bucket keeps K' of them:
-    1 - (L / k) * sum over r > K' of (r - K') P(X = r), for L buckets.
+    X of the top k fall into a bucket of n slots, hypergeometrically; a bucket keeps K' of them:
+    1 - (1 / k) * sum over buckets, and over r > K', of (r - K') P(X = r).
     """
     k = min(k, size)
-    num_buckets = min(num_buckets, size)
-    bucket_len = size // num_buckets
-    lost = sum(
-        (r - per_bucket) * math.comb(k, r) * math.comb(size - k, bucket_len - r)
-        for r in range(per_bucket + 1, min(k, bucket_len) + 1)
-        if bucket_len - r <= size - k
-    )
-    return 1 - num_buckets / k * (lost / math.comb(size, bucket_len))
+    num_buckets = _count_buckets(k, num_buckets, per_bucket)
+    short_len, num_long = divmod(size, num_buckets)
+    lost = 0.0
+    for length, count in ((short_len, num_buckets - num_long), (short_len + 1, num_long)):
+        ways = sum(
+            (r - per_bucket) * math.comb(k, r) * math.comb(size - k, length - r)
+            for r in range(per_bucket + 1, min(k, length) + 1)
+        )
+        if count:
+            lost += count * (ways / math.comb(size, length))
+    return 1 - lost / k
+
+
+def _count_buckets(k: int, num_buckets: int, per_bucket: int) -> int:
+    """As many as asked for, but enough for k survivors."""
+    return max(num_buckets, -(-k // per_bucket))
 
 
 class BucketIndex(KeyIndex):
@@ -87,7 +95,7 @@ class BucketIndex(KeyIndex):
     def _search_tile(
         self, queries: Tensor, keys: Tensor, k: int, newest: int, num_hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        num_buckets = max(self.num_buckets, -(-k // self.per_bucket))
+        num_buckets = _count_buckets(k, self.num_buckets, self.per_bucket)
         bucket_len = -(-keys.shape[1] // num_buckets)
         scores = score_tile(queries, keys, bucket_len * num_buckets, newest, num_hidden)
         buckets = scores.view(*queries.shape[:2], bucket_len, num_buckets)

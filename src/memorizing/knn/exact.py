@@ -33,7 +33,7 @@ def search_exact(
     """Find the entries with the largest inner products, per row and head (paper, section 3.1).
 
     Scores are products in the dtype of `keys`, accumulated in fp32. With fp32 keys, equal scores
-    are ordered newest first; that takes a full sort, far slower in a large memory. With bf16 or
+    are ordered newest first; where entries tie with the k-th, that takes a full sort. With bf16 or
     fp16 keys many scores are equal after rounding; which of those that equal the k-th are returned
     is then left open, so that every returned score is at least the k-th true score less one
     rounding.
@@ -90,8 +90,8 @@ def search_rows(
     keys = stored.keys
     slots = torch.zeros(shape, dtype=torch.int64, device=keys.device)
     scores = torch.full(shape, -math.inf, dtype=keys.dtype, device=keys.device)
-    check_queries(queries)
     queries = queries.detach().to(keys.dtype)
+    check_queries(queries)
     with torch.no_grad():
         for row in range(num_rows):
             source = row if key_rows is None else key_rows[row]
@@ -103,15 +103,16 @@ def search_rows(
                 queries[row], stored, source, k, hidden
             )
     valid = scores > -math.inf
-    return Neighbors(slots.masked_fill_(~valid, 0), scores, valid)
+    # A key that is NaN may take the place of a neighbor; it is not returned.
+    return Neighbors(slots.masked_fill_(~valid, 0), scores.masked_fill_(~valid, -math.inf), valid)
 
 
 class ExactIndex(KeyIndex):
     """Exact search over the stored keys themselves.
 
     Scores have the rounding of the stored dtype, and so has the choice of the k-th. With `rescore`,
-    every entry whose score is not below the k-th before that rounding is a candidate, scored again
-    in fp32; the choice is then exact.
+    every entry whose rounded score is not below the rounded k-th is a candidate, scored again in
+    fp32; the choice is then exact. Where many keys are equal, all of them are candidates.
     """
 
     def __init__(self, settings: ExactSettings) -> None:
@@ -165,7 +166,9 @@ def _search_rescored(
         num_candidates = min(2 * num_candidates, size)
         scores, slots = search_heads(queries, keys, num_candidates, newest, hidden)
         # Rounding keeps the order, so none of the true top k is below the k-th after rounding.
-        if num_candidates == size or bool((scores[..., -1] < scores[..., k - 1]).all()):
+        last = scores[..., -1]
+        # Where the last is -inf, everything that the query sees is a candidate.
+        if num_candidates == size or bool(((last < scores[..., k - 1]) | last.isneginf()).all()):
             break
     candidates = slots.masked_fill(scores == -math.inf, -1)
     best, exact_scores = merge_candidates(queries, stored, row, candidates, k)

@@ -27,7 +27,7 @@ class StoredKeys:
     """
 
     keys: Tensor
-    """(B, H, N, D)."""
+    """(B, H, N, D), contiguous."""
     num_appended: tuple[int, ...]
     """Per row, entries appended since it was reset."""
 

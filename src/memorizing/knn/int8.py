@@ -17,7 +17,7 @@ from memorizing.index_settings import Int8Settings
 from memorizing.knn.exact import search_rows
 from memorizing.knn.index import KeyIndex, StoredKeys
 from memorizing.knn.neighbors import Neighbors
-from memorizing.knn.packed import ScoreTile, can_pack, select_packed
+from memorizing.knn.packed import MOST_NEIGHBORS, ScoreTile, select_packed
 from memorizing.knn.rescoring import merge_candidates
 
 
@@ -76,7 +76,11 @@ class Int8Index(KeyIndex):
         num_hidden: Tensor | None = None,
         key_rows: Sequence[int | None] | None = None,
     ) -> Neighbors:
-        """As `KeyIndex.search`."""
+        """As `KeyIndex.search`.
+
+        Raises:
+            ConfigError: `oversample` times k is more than can be ranked.
+        """
         return search_rows(self._search_row, queries, stored, num_neighbors, num_hidden, key_rows)
 
     def _search_row(
@@ -84,10 +88,10 @@ class Int8Index(KeyIndex):
     ) -> tuple[Tensor, Tensor]:
         size = stored.sizes[row]
         num_candidates = min(self.oversample * k, size)
-        if not can_pack(num_candidates, stored.keys):
+        if num_candidates > MOST_NEIGHBORS:
             raise ConfigError(
-                f"the index int8 ranks {num_candidates} candidates; it can rank up to 2,048: lower "
-                "num_neighbors or int8.oversample"
+                f"the index int8 ranks {num_candidates:,} candidates; it can rank up to "
+                f"{MOST_NEIGHBORS:,}: lower num_neighbors or int8.oversample"
             )
         assert self._codes is not None
         assert self._scales is not None

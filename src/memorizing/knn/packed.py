@@ -32,7 +32,10 @@ _TILE_BYTES = 2 * 2**20
 """Scores of one tile of keys, per thread: about what a core's own cache holds."""
 
 _WORKSPACE_BYTES = 128 * 2**20
-"""All scores of the queries that are searched together; kept from call to call, in each thread."""
+"""Scores of the queries that are searched together, unless 16 queries have more; kept from call to
+call, in each thread. Queries are split by this limit, and heads are put together by the next one:
+at 65,536 keys in bf16 one head of 512 queries goes at a time, at 8,192 two heads, at 262,144 half
+of a head's queries."""
 
 _SHARED_BYTES = 16 * 2**20
 """Scores of several heads are searched together up to what a shared cache holds."""
@@ -40,7 +43,7 @@ _SHARED_BYTES = 16 * 2**20
 _NUM_TOP = 256
 """Maxima that are left on the highest level, or 4 k."""
 
-_MOST_NEIGHBORS = 2048
+MOST_NEIGHBORS = 2048
 """With larger k, places of candidates might not fit their 16 bits."""
 
 _LEAST_QUERIES = 16
@@ -57,7 +60,7 @@ def can_pack(k: int, keys: Tensor) -> bool:
     return (
         keys.device.type == "cpu"
         and keys.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        and k <= _MOST_NEIGHBORS
+        and k <= MOST_NEIGHBORS
     )
 
 
@@ -67,9 +70,11 @@ def search_packed(
     """As `search_plainly`, where `can_pack` allows it."""
     num_queries = queries.shape[1]
     missing = max(0, _LEAST_QUERIES - num_queries)
-    queries = torch.nn.functional.pad(queries, (0, 0, 0, missing))
-    if num_hidden is not None:
-        num_hidden = torch.nn.functional.pad(num_hidden, (0, missing))
+    if missing:
+        # Copies, not zeros: all keys tie for a zero query, and ties of fp32 are sorted in full.
+        queries = torch.cat([queries, queries[:, -1:].expand(-1, missing, -1)], 1)
+        if num_hidden is not None:
+            num_hidden = torch.cat([num_hidden, num_hidden[-1:].expand(missing)])
 
     def score(heads: slice, span: slice) -> ScoreTile:
         lines, columns = keys[heads], queries[heads, span].transpose(1, 2)
@@ -172,6 +177,9 @@ class _Search:
         for head, start, stop in self._iterate_tiles():
             end = min(stop, self.size)
             score_tile(head, start, end, self.scores[head, start:end])
+            if self.dtype == torch.float32:
+                # -0.0 becomes 0.0: they are equal, but their bits are not.
+                self.scores[head, start:end] += 0.0
             if num_hidden is not None:
                 self._hide(head, start, end, num_hidden)
             self._reduce_tile(head, start, stop)

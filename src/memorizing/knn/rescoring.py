@@ -40,7 +40,7 @@ def merge_candidates(
     step = max(1, _TILE_BYTES // (4 * max(1, num_candidates) * queries.shape[2]))
     for start in range(0, len(wanted) if kept else 0, step):
         part = slice(start, start + step)
-        picked = keys.view(-1, keys.shape[-1]).index_select(0, places[part].flatten()).float()
+        picked = keys.flatten(0, 1).index_select(0, places[part].flatten()).float()
         picked = picked.view(-1, num_candidates, keys.shape[-1])
         found = torch.bmm(picked, asked[part].float().unsqueeze(-1)).squeeze(-1)
         found = found.masked_fill(wanted[part] < 0, -torch.inf)

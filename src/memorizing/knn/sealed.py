@@ -78,14 +78,17 @@ class SealedIndex(KeyIndex):
         Raises:
             StateError: a key that is NaN or infinite is due to be put into a block.
         """
-        for row, living in enumerate(list_living(stored)):
+        all_living = list_living(stored)
+        # All rows first: the build of a block may be refused.
+        for row, living in enumerate(all_living):
             self._oldest[row] = living.start
-            blocks = [
+            self._blocks[row] = [
                 block
                 for block in self._blocks.get(row, [])
                 if living.start - block.entries.start <= len(block.entries) // 2
             ]
-            self._blocks[row] = blocks
+        for row, living in enumerate(all_living):
+            blocks = self._blocks[row]
             plan = plan_blocks(
                 living,
                 [block.entries for block in blocks],
@@ -118,6 +121,7 @@ class SealedIndex(KeyIndex):
             blocks = self._blocks.get(row, [])
             if not living or [block.entries for block in blocks] == [living]:
                 continue
+            self._oldest[row] = living.start
             self._blocks[row] = [self._build(stored, row, living)]
             self._sealed_until[row] = living.stop
 
@@ -235,7 +239,8 @@ class SealedIndex(KeyIndex):
                 wrong = entries[int(np.nonzero(~np.isfinite(keys).all(1))[0][0])]
                 raise StateError(
                     f"the key of entry {wrong} of row {row}, head {head} is NaN or infinite; only "
-                    "finite keys can be indexed: look for NaN in the weights or the input"
+                    "finite keys can be indexed: look for NaN in the weights or the input, and "
+                    "reset the row (start_documents), whose entries are written but not sealed"
                 )
             heads.append(self._library.build(keys, self._queries.get(head)))
         return SealedBlock(entries, tuple(heads), hash_keys(stored, row, entries))
@@ -308,7 +313,7 @@ class SealedIndex(KeyIndex):
             kept = torch.cat(scores, -1).topk(num_wanted, dim=-1, sorted=False).indices
             return candidates.gather(-1, kept)
 
-        asked = queries.float().cpu().numpy()
+        asked = queries.float().cpu().contiguous().numpy()
         # The libraries share queries among their threads; a single one keeps only one busy.
         if queries.shape[1] < torch.get_num_threads():
             best = self._threads.map(search_head, range(len(asked)), asked)

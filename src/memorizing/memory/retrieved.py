@@ -30,10 +30,10 @@ class Retrieved:
     """(B, H, T, k) int64: where the found keys are."""
     value_lines: Tensor
     """(B, H, T, k) int64: other than `key_lines` where values are shuffled on purpose."""
-    num_appended: Tensor
-    """(B,) int64 on the CPU: the memory's own counter."""
-    num_appended_then: Tensor
-    """(B,) int64 on the CPU: its value when the search was made."""
+    num_changes: Tensor
+    """() int64 on the CPU: the memory's own counter of what was done to it."""
+    num_changes_then: Tensor
+    """() int64 on the CPU: its value when the search was made."""
 
     def fetch_keys(self) -> Tensor:
         """The keys (B, H, T, k, D), a copy in the dtype of the memory."""
@@ -51,9 +51,9 @@ class Retrieved:
         """Refuse to read entries that may not be those that were found.
 
         Raises:
-            StateError: the memory was written or reset since the search.
+            StateError: the memory was written, reset or loaded since the search.
         """
-        if not torch.equal(self.num_appended, self.num_appended_then):
+        if not torch.equal(self.num_changes, self.num_changes_then):
             raise StateError(
                 "the memory was written or reset between the forward pass and its backward pass, "
                 "which reads the retrieved entries again; call commit() and start_documents() "

@@ -5,6 +5,8 @@ Shapes: B rows, H heads, T queries, D head_dim, k neighbors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,8 @@ class Memory:
     every head, for keys and values alike: a slot id means the same everywhere, and the number of
     entries appended so far is the whole clock of a row. Appending costs O(segment) at any capacity.
 
-    `append`, `reset` and `load_state_dict` change the memory in place; nothing else does.
+    `append`, `reset` and `load_state_dict` change the memory in place, and count it in
+    `num_changes`; `seal` changes its index; nothing else changes anything.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Memory:
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
             self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
+            self.num_changes = torch.zeros((), dtype=torch.int64)
         self.index = make_index(ExactSettings() if index is None else index)
 
     @property
@@ -126,11 +130,25 @@ class Memory:
             ring[row, :, start : start + until_end] = new[:, :until_end].to(ring.dtype)
             ring[row, :, : new.shape[1] - until_end] = new[:, until_end:].to(ring.dtype)
         self.num_appended[row] += num_new
+        self.num_changes += 1
 
     def reset(self, rows: Tensor) -> None:
-        """Forget the entries of the rows where the mask `rows` (B,) is True. In place, O(1)."""
+        """Forget the entries of the rows where the mask `rows` (B,) is True. In place, O(1).
+
+        Raises:
+            StateError: not a mask over the rows.
+        """
         rows = rows.cpu()
+        if rows.dtype != torch.bool or rows.shape != self.num_appended.shape:
+            raise StateError(
+                f"the rows to reset are {tuple(rows.shape)} {rows.dtype}; give a bool per row: "
+                f"({self.num_rows},)"
+            )
         self.num_appended[rows] = 0
+        self.num_changes += 1
+        # What is missing is read from slot 0 and weighs 0, which does not hide infinite numbers.
+        for ring in (self.keys, self.values):
+            ring[rows.to(ring.device), :, 0] = 0
         self.index.reset(rows.nonzero().flatten().tolist())
 
     def seal(self) -> None:
@@ -189,8 +207,8 @@ class Memory:
             self.values.view(-1, self.values.shape[3]),
             self._find_lines(found.slots, rows).view(shape),
             self._find_lines(value_slots, rows).view(shape),
-            self.num_appended,
-            self.num_appended.clone(),
+            self.num_changes,
+            self.num_changes.clone(),
         )
 
     def _count_groups(self, queries: Tensor) -> int:
@@ -229,9 +247,20 @@ class Memory:
         with torch.inference_mode(False):
             chosen.keys, chosen.values = self.keys[rows], self.values[rows]
             chosen.num_appended = self.num_appended[rows.cpu()]
+            chosen.num_changes = torch.zeros((), dtype=torch.int64)
         chosen.index = make_index(self.index.settings)
         chosen.index.append(chosen.stored_keys)
         return chosen
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, without the index: it is made anew from the keys."""
+        return self.__dict__ | {"index": self.index.settings}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        """Take over what `__getstate__` gave, and make the index. May take minutes."""
+        self.__dict__.update(values)
+        self.index = make_index(values["index"])
+        self.index.append(self.stored_keys)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that is stored, by reference."""
@@ -246,6 +275,7 @@ class Memory:
         self.check_state_dict(tensors)
         for name, mine in self.state_dict().items():
             mine.copy_(tensors[name])
+        self.num_changes += 1
         self.index.reset(range(self.num_rows))
         self.index.append(self.stored_keys)
 

@@ -33,9 +33,9 @@ class Reading:
     is_open: Tensor
     """(B,) bool on the CPU: rows that read it."""
     control: RetrievalControl | None
-    num_appended: Tensor
-    """(B,) int64 on the CPU: entries when the call began, a copy. Gradient checkpointing reads a
-    second time in the backward pass and must find the same memory."""
+    num_changes: Tensor
+    """() int64 on the CPU: the memory's counter when the call began, a copy. Gradient checkpointing
+    reads a second time in the backward pass and must find the same memory."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Attention(nn.Module):
 
     def _retrieve(self, queries: Tensor, layout: Layout, reading: Reading) -> Retrieved:
         config, control = self.config, reading.control
-        if not torch.equal(reading.memory.num_appended, reading.num_appended):
+        if not torch.equal(reading.memory.num_changes, reading.num_changes):
             raise StateError(
                 "the memory was written between the forward pass and its repetition by gradient "
                 "checkpointing; call commit() and start_documents() after backward()"

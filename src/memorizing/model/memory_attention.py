@@ -33,9 +33,10 @@ def attend_to_retrieved(
     """
     if queries.device.type == "cpu" and queries.dtype == retrieved.stored_keys.dtype:
         # The search has scored these very queries in this dtype: the keys are not needed again.
-        scores = retrieved.neighbors.scores.float()
+        scores = retrieved.neighbors.scores
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         if scale is not None:
-            scores = scores * scale.detach().float().view(-1, 1, 1)
+            scores = scores * scale.detach().to(scores.dtype).view(-1, 1, 1)
         return _AttentionInPlace.apply(queries, scores, retrieved)
     return attend_to_copies(queries, retrieved)
 

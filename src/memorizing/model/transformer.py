@@ -186,7 +186,7 @@ class MemorizingTransformer(nn.Module):
                 state.previous_keys[layer] if state.previous_keys else None,
                 None
                 if memory is None
-                else Reading(memory, is_open, control, memory.num_appended.clone()),
+                else Reading(memory, is_open, control, memory.num_changes.clone()),
             )
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, result = checkpoint(block, *arguments, use_reentrant=False)  # type: ignore[misc]
