@@ -127,6 +127,7 @@ class FaissIvfSettings(SealedSettings):
     """Faiss, inverted lists of fp16 keys: those of the `num_probes` nearest cells are scored."""
 
     name: ClassVar[str] = "faiss_ivf"
+    oversample: int = 1
     not_above: ClassVar[Mapping[str, str]] = {"num_probes": "num_lists"}
     least: ClassVar[Mapping[str, int]] = {"num_lists": 0}
     num_lists: int = 0

@@ -47,7 +47,8 @@ MOST_NEIGHBORS = 2048
 """With larger k, places of candidates might not fit their 16 bits."""
 
 _LEAST_QUERIES = 16
-"""Fewer queries are filled up: shorter lines of scores would not be faster."""
+"""As many queries are searched together as there are, or at least so many: every part of them
+reads all keys."""
 
 _local = threading.local()
 
@@ -68,13 +69,6 @@ def search_packed(
     queries: Tensor, keys: Tensor, k: int, newest: int, num_hidden: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As `search_plainly`, where `can_pack` allows it."""
-    num_queries = queries.shape[1]
-    missing = max(0, _LEAST_QUERIES - num_queries)
-    if missing:
-        # Copies, not zeros: all keys tie for a zero query, and ties of fp32 are sorted in full.
-        queries = torch.cat([queries, queries[:, -1:].expand(-1, missing, -1)], 1)
-        if num_hidden is not None:
-            num_hidden = torch.cat([num_hidden, num_hidden[-1:].expand(missing)])
 
     def score(heads: slice, span: slice) -> ScoreTile:
         lines, columns = keys[heads], queries[heads, span].transpose(1, 2)
@@ -85,8 +79,7 @@ def search_packed(
         return score_tile
 
     shape = (queries.shape[0], queries.shape[1], keys.shape[1])
-    scores, slots = select_packed(score, shape, keys.dtype, k, newest, num_hidden)
-    return scores[:, :num_queries], slots[:, :num_queries]
+    return select_packed(score, shape, keys.dtype, k, newest, num_hidden)
 
 
 def select_packed(

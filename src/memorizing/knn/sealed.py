@@ -297,29 +297,24 @@ class SealedIndex(KeyIndex):
                 asked_of.append((block, min(num_asked, len(block.entries))))
         if not asked_of:
             return torch.empty((*queries.shape[:2], 0), dtype=torch.int64)
-        limits = visible_until.unsqueeze(-1)
-
-        def search_head(head: int, asked: np.ndarray) -> Tensor:
-            entries, scores = [], []
-            for block, num_candidates in asked_of:
-                numbers, found = block.heads[head].search(asked, num_candidates)
-                entry = torch.from_numpy(numbers) + block.entries.start
-                wrong = torch.from_numpy(numbers < 0) | (entry >= limits) | (entry < oldest)
-                entries.append(entry.masked_fill_(wrong, -1))
-                scores.append(torch.from_numpy(found).masked_fill_(wrong, -torch.inf))
-            candidates = torch.cat(entries, -1)
-            if candidates.shape[-1] <= num_wanted:
-                return candidates
-            kept = torch.cat(scores, -1).topk(num_wanted, dim=-1, sorted=False).indices
-            return candidates.gather(-1, kept)
-
         asked = queries.float().cpu().contiguous().numpy()
-        # The libraries share queries among their threads; a single one keeps only one busy.
-        if queries.shape[1] < torch.get_num_threads():
-            best = self._threads.map(search_head, range(len(asked)), asked)
-        else:
-            best = map(search_head, range(len(asked)), asked)
-        return torch.stack(list(best))
+        # Libraries share the queries of a head among threads; with few, heads go side by side.
+        run = self._threads.map if queries.shape[1] < torch.get_num_threads() else map
+        entries, scores = [], []
+        for block, num_candidates in asked_of:
+            found = run(lambda head, of, n=num_candidates: head.search(of, n), block.heads, asked)
+            numbers, values = (
+                torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True)
+            )
+            entry = numbers + block.entries.start
+            wrong = (numbers < 0) | (entry >= visible_until.unsqueeze(-1)) | (entry < oldest)
+            entries.append(entry.masked_fill_(wrong, -1))
+            scores.append(values.masked_fill_(wrong, -torch.inf))
+        candidates = torch.cat(entries, -1)
+        if candidates.shape[-1] <= num_wanted:
+            return candidates
+        kept = torch.cat(scores, -1).topk(num_wanted, dim=-1, sorted=False).indices
+        return candidates.gather(-1, kept)
 
 
 def _search_stretch(
