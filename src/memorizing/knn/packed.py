@@ -257,7 +257,7 @@ class _Search:
         return _sort_packed(bits, places)[..., -k:]
 
     def _split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of the k largest of k + 1, and the bits of the one left out."""
+        """Places of the k largest of k + 1, and the bits of the one left out (for ties in fp32)."""
         shift = 8 * self.bits_dtype.itemsize
         return packed[..., 1:] & ((1 << shift) - 1), packed[..., 0] >> shift
 

@@ -116,7 +116,9 @@ class _LocalAttention(torch.autograd.Function):
                 )
                 grad_values[:, :, first : columns.stop] += torch.matmul(of_values, grad_block)
             if grad_bias is not None:
-                over_rows = grad_scores if bias.dim() == 4 else grad_scores.sum(0)
+                over_rows = grad_scores
+                if bias.dim() == 3:
+                    over_rows = grad_scores.sum(0) if len(grad_scores) > 1 else grad_scores[0]
                 grad_bias[..., : grad_scores.shape[2], places] += over_rows
         return (
             grad_queries,
