@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +32,7 @@ TIMES = {"seconds", "tokens_per_s"}
 def kill_after(step: int, number: int) -> Callable[[StepMetrics], None]:
     def on_step(metrics: StepMetrics) -> None:
         if metrics.step == step:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     return on_step
 
@@ -226,8 +225,8 @@ def test_sigterm_finishes_the_step_and_saves(make_trainer: MakeTrainer, tmp_path
 
 def test_a_second_interrupt_is_not_held_back(make_trainer: MakeTrainer) -> None:
     def twice(metrics: StepMetrics) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         make_trainer(on_step=twice).run()
