@@ -2,9 +2,10 @@
 
 from memorizing.config import ModelConfig
 from memorizing.memory.retrieved import Retrieved
+from memorizing.memory.saving import open_memory_folder, save_memory
 from memorizing.memory.store import Memory
 
-__all__ = ["Memory", "Retrieved", "memory_bytes"]
+__all__ = ["Memory", "Retrieved", "memory_bytes", "open_memory_folder", "save_memory"]
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 

@@ -151,6 +151,16 @@ class Memory:
             ring[rows.to(ring.device), :, 0] = 0
         self.index.reset(rows.nonzero().flatten().tolist())
 
+    def set_index(self, index: IndexSettings) -> None:
+        """Search with another index from now on, made from the keys. In place; may take minutes.
+
+        Raises:
+            IndexUnavailableError: it needs a package that is not installed; nothing is changed.
+        """
+        made = make_index(index)
+        made.append(self.stored_keys)
+        self.index = made
+
     def seal(self) -> None:
         """Prepare the index for a memory that is only read from now on. May take minutes."""
         self.index.seal(self.stored_keys)
