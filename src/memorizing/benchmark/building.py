@@ -50,7 +50,7 @@ def build_index(settings: IndexSettings, stored: StoredKeys, queries: Tensor) ->
         if not queries.shape[1]:
             raise ConfigError(
                 f"{settings} is trained on queries that are not timed, and there are none; record "
-                "more queries"
+                "more queries, or search fewer"
             )
         index.observe_queries(queries.unsqueeze(0))
     index.append(stored)

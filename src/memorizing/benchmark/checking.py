@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from memorizing.benchmark.verification import check_exact, check_neighbors, compute_truth
+from memorizing.benchmark.verification import check_index, compute_truth
 from memorizing.config import ModelConfig
-from memorizing.index_settings import ExactSettings
 from memorizing.knn import Neighbors
 from memorizing.memory import Memory
 from memorizing.model import ModelState
@@ -49,7 +48,6 @@ def check_memory(memory: Memory, queries: Tensor, num_neighbors: int) -> float:
     """
     queries = queries.to(memory.keys.dtype)
     truth = compute_truth(queries, memory.keys[0], num_neighbors)
-    name = str(memory.index.settings)
     together = memory.index.search(queries.unsqueeze(0), memory.stored_keys, num_neighbors)
     apart = _join(
         [
@@ -57,12 +55,8 @@ def check_memory(memory: Memory, queries: Tensor, num_neighbors: int) -> float:
             for query in queries.split(1, dim=1)
         ]
     )
-    settings = memory.index.settings
     for found in (together, apart):
-        check_neighbors(name, found, truth)
-        if isinstance(settings, ExactSettings):
-            dtype = torch.float32 if settings.rescore else memory.keys.dtype
-            check_exact(name, found.slots[0], truth, dtype)
+        check_index(memory.index.settings, found, truth)
     return truth.measure_recall(apart.slots[0], apart.valid[0])
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor
 
+from memorizing.benchmark.delegating_index import DelegatingIndex
 from memorizing.knn import KeyIndex, Neighbors, StoredKeys
 
 
-class ReplayingIndex(KeyIndex):
+class ReplayingIndex(DelegatingIndex):
     """Passes everything on to another index, but the queries: those are replayed one by one.
 
     Graphs and lists are quicker or slower with the distribution of keys and queries, and a model
@@ -21,8 +21,7 @@ class ReplayingIndex(KeyIndex):
 
     def __init__(self, index: KeyIndex, queries: Tensor) -> None:
         """Take the index that answers, and queries (H, T, D), replayed in a circle."""
-        super().__init__(index.settings)
-        self.index = index
+        super().__init__(index)
         self.queries = queries
         self.num_replayed = 0
 
@@ -43,23 +42,3 @@ class ReplayingIndex(KeyIndex):
         return self.index.search(
             replayed, stored, num_neighbors, num_hidden=num_hidden, key_rows=key_rows
         )
-
-    def append(self, stored: StoredKeys) -> None:
-        """As `KeyIndex.append`."""
-        self.index.append(stored)
-
-    def reset(self, rows: Sequence[int]) -> None:
-        """As `KeyIndex.reset`."""
-        self.index.reset(rows)
-
-    def seal(self, stored: StoredKeys) -> None:
-        """As `KeyIndex.seal`."""
-        self.index.seal(stored)
-
-    def save(self, folder: Path) -> None:
-        """As `KeyIndex.save`."""
-        self.index.save(folder)
-
-    def load(self, folder: Path, stored: StoredKeys) -> None:
-        """As `KeyIndex.load`."""
-        self.index.load(folder, stored)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memorizing.benchmark.building import build_index
 from memorizing.benchmark.search_bases import make_faiss_knn, make_topk
-from memorizing.benchmark.verification import Truth, check_exact, check_neighbors
-from memorizing.errors import ConfigError, IndexUnavailableError
-from memorizing.index_settings import (
-    BucketSettings,
-    ExactSettings,
-    FaissIvfSettings,
-    IndexSettings,
-)
-from memorizing.knn import Neighbors, StoredKeys, make_index
+from memorizing.benchmark.verification import Truth, check_exact, check_index
+from memorizing.errors import IndexUnavailableError
+from memorizing.index_settings import BucketSettings, IndexSettings
+from memorizing.knn import Neighbors, StoredKeys
 from memorizing.knn.buckets import expect_recall
-from memorizing.knn.sealed import SealedIndex
 
 
 @dataclass(frozen=True)
@@ -54,29 +48,14 @@ def prepare_index(settings: IndexSettings, truth: Truth, other_queries: Tensor) 
     """
     name = str(settings)
     stored = StoredKeys(truth.keys.unsqueeze(0), (truth.keys.shape[1],))
-    start = time.perf_counter()
-    index = make_index(settings)
-    if isinstance(settings, FaissIvfSettings) and settings.train_on_queries:
-        assert isinstance(index, SealedIndex)
-        if not other_queries.shape[1]:
-            raise ConfigError(
-                f"{name} is trained on queries that are not timed, and the recording has none; "
-                "record more queries, or search fewer"
-            )
-        index.observe_queries(other_queries.unsqueeze(0))
-    index.append(stored)
-    index.seal(stored)
-    build_s = time.perf_counter() - start
+    built = build_index(settings, stored, other_queries)
     queries = truth.queries.unsqueeze(0)
 
     def search() -> Neighbors:
-        return index.search(queries, stored, truth.num_neighbors)
+        return built.index.search(queries, stored, truth.num_neighbors)
 
     found = search()
-    check_neighbors(name, found, truth)
-    if isinstance(settings, ExactSettings):
-        dtype = torch.float32 if settings.rescore else truth.keys.dtype
-        check_exact(name, found.slots[0], truth, dtype)
+    check_index(settings, found, truth)
     recall = truth.measure_recall(found.slots[0], found.valid[0])
     described = {"index": settings.name, **dataclasses.asdict(settings)}
     expected = None
@@ -84,7 +63,7 @@ def prepare_index(settings: IndexSettings, truth: Truth, other_queries: Tensor) 
         expected = expect_recall(
             truth.keys.shape[1], truth.num_neighbors, settings.num_buckets, settings.per_bucket
         )
-    return Method(name, search, recall, described, build_s, expected)
+    return Method(name, search, recall, described, built.seconds, expected)
 
 
 def make_bases(truth: Truth, unavailable: dict[str, str]) -> list[Method]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import MemorizingError
+from memorizing.index_settings import ExactSettings, IndexSettings
 from memorizing.knn import Neighbors
 from memorizing.knn.recall import is_nearest
 
@@ -104,6 +105,19 @@ def check_neighbors(name: str, found: Neighbors, truth: Truth) -> None:
     ordered = scores.masked_fill(~valid, -torch.inf)
     if bool((ordered[..., 1:] > ordered[..., :-1]).any()):
         raise _make_error(name, truth, "scores that are not sorted")
+
+
+def check_index(settings: IndexSettings, found: Neighbors, truth: Truth) -> None:
+    """Refuse wrong results of an index; of an exact one also such as miss a neighbor.
+
+    Raises:
+        MemorizingError: as `check_neighbors` and `check_exact`.
+    """
+    name = str(settings)
+    check_neighbors(name, found, truth)
+    if isinstance(settings, ExactSettings):
+        dtype = torch.float32 if settings.rescore else truth.keys.dtype
+        check_exact(name, found.slots[0], truth, dtype)
 
 
 def _check_unique(name: str, slots: Tensor, valid: Tensor, truth: Truth) -> None:

@@ -10,17 +10,14 @@ Shapes: H heads, T queries, N slots, D head_dim, k neighbors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from memorizing.index_settings import BucketSettings
-from memorizing.knn.exact import search_rows
-from memorizing.knn.index import KeyIndex, StoredKeys
-from memorizing.knn.neighbors import Neighbors
+from memorizing.knn.index import StoredKeys
 from memorizing.knn.plain import iterate_tiles, score_tile
+from memorizing.knn.rows import KeysOnlyIndex
 
 
 def expect_recall(size: int, k: int, num_buckets: int, per_bucket: int) -> float:
@@ -48,7 +45,7 @@ def _count_buckets(k: int, num_buckets: int, per_bucket: int) -> int:
     return max(num_buckets, -(-k // per_bucket))
 
 
-class BucketIndex(KeyIndex):
+class BucketIndex(KeysOnlyIndex):
     """Scores every key, and keeps the best `per_bucket` of each of `num_buckets` buckets.
 
     Slot s is in bucket s mod L. There are more buckets than asked for where they could not yield k
@@ -59,18 +56,6 @@ class BucketIndex(KeyIndex):
         """Keep the settings."""
         super().__init__(settings)
         self.num_buckets, self.per_bucket = settings.num_buckets, settings.per_bucket
-
-    def search(
-        self,
-        queries: Tensor,
-        stored: StoredKeys,
-        num_neighbors: int,
-        *,
-        num_hidden: Tensor | None = None,
-        key_rows: Sequence[int | None] | None = None,
-    ) -> Neighbors:
-        """As `KeyIndex.search`; the recall to expect is `expect_recall`."""
-        return search_rows(self._search_row, queries, stored, num_neighbors, num_hidden, key_rows)
 
     def _search_row(
         self,
@@ -110,18 +95,3 @@ class BucketIndex(KeyIndex):
         candidates = torch.cat([member * num_buckets + base for member in members], -1)
         best, chosen = torch.cat(values, -1).topk(k, dim=-1)
         return best, candidates.gather(-1, chosen)
-
-    def append(self, stored: StoredKeys) -> None:
-        """Nothing: the keys are all it needs."""
-
-    def reset(self, rows: Sequence[int]) -> None:
-        """Nothing."""
-
-    def seal(self, stored: StoredKeys) -> None:
-        """Nothing."""
-
-    def save(self, folder: Path) -> None:
-        """Nothing."""
-
-    def load(self, folder: Path, stored: StoredKeys) -> None:
-        """Nothing."""

@@ -6,18 +6,18 @@ Shapes: B rows, H heads, T queries, N slots, D head_dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from memorizing.index_settings import ExactSettings
-from memorizing.knn.index import KeyIndex, StoredKeys, check_queries
+from memorizing.knn.index import StoredKeys
 from memorizing.knn.neighbors import Neighbors
 from memorizing.knn.packed import can_pack, search_packed
 from memorizing.knn.plain import search_plainly
 from memorizing.knn.rescoring import merge_candidates
+from memorizing.knn.rows import KeysOnlyIndex, search_rows
 
 
 def search_exact(
@@ -72,42 +72,7 @@ def search_heads(
     return search(queries, keys, k, newest, num_hidden)
 
 
-SearchRow = Callable[[Tensor, StoredKeys, int, int, Tensor | None], tuple[Tensor, Tensor]]
-"""Queries (H, T, D), keys, a row of them, k, hidden (T,) -> scores and slots (H, T, k)."""
-
-
-def search_rows(
-    search: SearchRow,
-    queries: Tensor,
-    stored: StoredKeys,
-    num_neighbors: int,
-    num_hidden: Tensor | None,
-    key_rows: Sequence[int | None] | None,
-) -> Neighbors:
-    """Search row by row, as every index that scores all keys does; see `KeyIndex.search`."""
-    num_rows, num_heads, num_queries, _ = queries.shape
-    shape = (num_rows, num_heads, num_queries, num_neighbors)
-    keys = stored.keys
-    slots = torch.zeros(shape, dtype=torch.int64, device=keys.device)
-    scores = torch.full(shape, -math.inf, dtype=keys.dtype, device=keys.device)
-    queries = queries.detach().to(keys.dtype)
-    check_queries(queries)
-    with torch.no_grad():
-        for row in range(num_rows):
-            source = row if key_rows is None else key_rows[row]
-            k = 0 if source is None else min(num_neighbors, stored.sizes[source])
-            if source is None or k == 0 or num_queries == 0:
-                continue
-            hidden = None if num_hidden is None else num_hidden[row].to(keys.device)
-            scores[row, ..., :k], slots[row, ..., :k] = search(
-                queries[row], stored, source, k, hidden
-            )
-    valid = scores > -math.inf
-    # A key that is NaN may take the place of a neighbor; it is not returned.
-    return Neighbors(slots.masked_fill_(~valid, 0), scores.masked_fill_(~valid, -math.inf), valid)
-
-
-class ExactIndex(KeyIndex):
+class ExactIndex(KeysOnlyIndex):
     """Exact search over the stored keys themselves.
 
     Scores have the rounding of the stored dtype, and so has the choice of the k-th. With `rescore`,
@@ -120,40 +85,13 @@ class ExactIndex(KeyIndex):
         super().__init__(settings)
         self.rescore = settings.rescore
 
-    def search(
-        self,
-        queries: Tensor,
-        stored: StoredKeys,
-        num_neighbors: int,
-        *,
-        num_hidden: Tensor | None = None,
-        key_rows: Sequence[int | None] | None = None,
-    ) -> Neighbors:
-        """As `KeyIndex.search`."""
-        return search_rows(self._search_row, queries, stored, num_neighbors, num_hidden, key_rows)
-
     def _search_row(
-        self, queries: Tensor, stored: StoredKeys, row: int, k: int, hidden: Tensor | None
+        self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if self.rescore and stored.keys.dtype != torch.float32:
-            return _search_rescored(queries, stored, row, k, hidden)
+            return _search_rescored(queries, stored, row, k, num_hidden)
         keys = stored.keys[row, :, : stored.sizes[row]]
-        return search_heads(queries, keys, k, stored.newest_slots[row], hidden)
-
-    def append(self, stored: StoredKeys) -> None:
-        """Nothing: the keys are all it needs."""
-
-    def reset(self, rows: Sequence[int]) -> None:
-        """Nothing."""
-
-    def seal(self, stored: StoredKeys) -> None:
-        """Nothing."""
-
-    def save(self, folder: Path) -> None:
-        """Nothing."""
-
-    def load(self, folder: Path, stored: StoredKeys) -> None:
-        """Nothing."""
+        return search_heads(queries, keys, k, stored.newest_slots[row], num_hidden)
 
 
 def _search_rescored(

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from memorizing.errors import ConfigError
 from memorizing.index_settings import Int8Settings
-from memorizing.knn.exact import search_rows
-from memorizing.knn.index import KeyIndex, StoredKeys
-from memorizing.knn.neighbors import Neighbors
+from memorizing.knn.index import StoredKeys
 from memorizing.knn.packed import MOST_NEIGHBORS, ScoreTile, select_packed
 from memorizing.knn.rescoring import merge_candidates
+from memorizing.knn.rows import RowIndex
 
 
-class Int8Index(KeyIndex):
+class Int8Index(RowIndex):
     """Codes round(key / scale) with scale = max |key| / 127 of each key; queries alike.
 
     The products of codes, times the scale of the key, rank the candidates; `oversample` times k of
     them are scored again in fp32 with the stored keys. The codes are a copy beside these: D + 4
-    bytes an entry and head.
+    bytes an entry and head. `search` raises a ConfigError where `oversample` times k is more than
+    can be ranked.
     """
 
     def __init__(self, settings: Int8Settings) -> None:
@@ -66,22 +66,6 @@ class Int8Index(KeyIndex):
         for row in rows:
             if self._num_coded:
                 self._num_coded[row] = 0
-
-    def search(
-        self,
-        queries: Tensor,
-        stored: StoredKeys,
-        num_neighbors: int,
-        *,
-        num_hidden: Tensor | None = None,
-        key_rows: Sequence[int | None] | None = None,
-    ) -> Neighbors:
-        """As `KeyIndex.search`.
-
-        Raises:
-            ConfigError: `oversample` times k is more than can be ranked.
-        """
-        return search_rows(self._search_row, queries, stored, num_neighbors, num_hidden, key_rows)
 
     def _search_row(
         self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
