@@ -60,6 +60,9 @@ class ModelConfig:
     """How local and memory attention meet: a learned gate per head, or one softmax over both."""
     smear_keys: bool = False
     """Mix every key with the previous token's, by a learned share per head."""
+    conv_len: int = 0
+    """Mix queries and keys with those of the tokens before: a learned causal convolution over this
+    many tokens, with coefficients per channel (Primer, So et al. 2021). 0 is none."""
     normalize_qk: bool = True
     """L2-normalize queries and keys (Henry et al. 2020); otherwise scores / sqrt(head_dim)."""
     scale_init: float = 0.0
@@ -95,11 +98,23 @@ class ModelConfig:
         )
         require(len(set(layers)) == len(layers), "model.memory_layers", layers, "each layer once")
         require(
-            self.smear_keys or not self.induction_init,
+            self.conv_len == 0 or self.conv_len >= 2,
+            "model.conv_len",
+            self.conv_len,
+            "0 (no convolution), or 2 and more tokens, the present one included",
+        )
+        require(
+            not (self.smear_keys and self.conv_len),
+            "model.smear_keys",
+            self.smear_keys,
+            f"false with model.conv_len = {self.conv_len}, which mixes keys already",
+        )
+        require(
+            self.smear_keys or self.conv_len > 0 or not self.induction_init,
             "model.induction_init",
             self.induction_init,
-            "false, or true with model.smear_keys = true: an induction head looks for a token by "
-            "the key of the one after it",
+            "false, or true with model.smear_keys = true or model.conv_len: an induction head "
+            "looks for a token by the key of the one after it",
         )
         _require_at_least(self, "model", 2, "num_buckets")
         require(
@@ -180,9 +195,11 @@ class DataConfig:
     corpus: str = "python:stdlib"
     """A corpus, as in `memorizing info corpora`: `python:stdlib,torch`,
     `subpackages:transformers.models`, `files:PATH`, `repositories:PATH`, `jsonl:PATH`,
-    `parquet:PATH`."""
+    `parquet:PATH`, and the paper's: `pg19`, `c4`, `arxiv`, `github:PATH`, `isabelle:PATH`."""
+    max_documents: int = 0
+    """Reading stops after this many documents of the corpus; 0 reads them all."""
     folders_per_document: int = 1
-    """`subpackages:` and `repositories:`: how many folders are joined into one document."""
+    """`subpackages:`, `repositories:` and `github:`: how many folders are joined into one document."""
     text_column: str = "text"
     max_document_tokens: int = 0
     """Longer documents are cut into documents of at most this many tokens; 0 leaves them whole."""
@@ -204,7 +221,8 @@ class DataConfig:
         allowed = "a corpus such as 'python:stdlib' or 'files:PATH'"
         require(bool(self.corpus), "data.corpus", self.corpus, allowed)
         _require_at_least(self, "data", 1, "folders_per_document")
-        _require_at_least(self, "data", 0, "max_document_tokens", "min_document_tokens", "seed")
+        lengths = ("max_document_tokens", "min_document_tokens")
+        _require_at_least(self, "data", 0, *lengths, "max_documents", "seed")
         _require_share(self, "data", "held_out_share", below_one=True)
 
 
@@ -212,6 +230,9 @@ class DataConfig:
 class TrainingConfig:
     """How a model is trained."""
 
+    start_from: str = ""
+    """A run, checkpoint or model folder: training begins with its weights and tokenizer, such as to
+    finetune to a larger memory, or to give a memory to a model trained without."""
     steps: int = 1000
     rows: int = 8
     """Documents read side by side: the batch. A step reads rows x segment_len tokens."""
@@ -238,6 +259,14 @@ class TrainingConfig:
     """Before this step the memory is closed: a cache-only phase."""
     memory_closed_share: float = 0.0
     """Share of segments, drawn per row, whose memory is closed."""
+    crossbatch_segments: int = 0
+    """Crossbatch (FoT): a step reads this many segments more, and the memory layer sees the keys
+    and values of those before with gradient. 0 is the paper's objective."""
+    crossbatch_rows: int = 2
+    """Crossbatch: rows whose earlier segments a row sees: its own, and the others as negatives."""
+    crossbatch_share: float = 0.9
+    """Share of the steps, from the first, with crossbatch; those after have the paper's
+    objective."""
     seed: int = 0
     """Initialization, order of documents, dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -267,7 +296,16 @@ class TrainingConfig:
             self.accumulation,
             f"a divisor of training.rows = {self.rows}",
         )
-        _require_share(self, "training", "memory_closed_share", "final_share")
+        _require_at_least(self, "training", 0, "crossbatch_segments")
+        part = self.rows // self.accumulation
+        require(
+            1 <= self.crossbatch_rows <= part or not self.crossbatch_segments,
+            "training.crossbatch_rows",
+            self.crossbatch_rows,
+            f"from 1 to the rows that are read at once, {part}",
+        )
+        shares = ("memory_closed_share", "final_share", "crossbatch_share")
+        _require_share(self, "training", *shares)
 
 
 @dataclass(frozen=True)
@@ -310,6 +348,12 @@ class Config:
         """Check what concerns two tables at once."""
         for capacity in self.evaluation.capacities:
             check_capacity(capacity, self.model.num_neighbors, "evaluation.capacities")
+        require(
+            self.model.has_memory or not self.training.crossbatch_segments,
+            "training.crossbatch_segments",
+            self.training.crossbatch_segments,
+            "0 for a model without memory (model.capacity and model.memory_layers)",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, tuples as lists: what TOML and JSON hold."""

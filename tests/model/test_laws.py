@@ -131,12 +131,15 @@ def test_starting_a_document_in_one_row_leaves_the_others() -> None:
 
 @pytest.mark.parametrize("combine", ["gate", "joint"])
 @pytest.mark.parametrize("xl_cache", [True, False])
+@pytest.mark.parametrize("conv_len", [0, 4])
 @settings(max_examples=12, deadline=None)
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=40))
 def test_any_chunking_gives_the_same_logits(
-    combine: str, xl_cache: bool, lengths: list[int]
+    combine: str, xl_cache: bool, conv_len: int, lengths: list[int]
 ) -> None:
-    model = make_model(combine=combine, xl_cache=xl_cache)
+    model = make_model(
+        combine=combine, xl_cache=xl_cache, conv_len=conv_len, smear_keys=not conv_len
+    )
     tokens = make_tokens(1, 31)
     whole, _ = read(model, tokens)
     state = model.init_state(1)
@@ -158,6 +161,7 @@ def test_any_chunking_gives_the_same_logits(
         {"xl_cache": False},
         {"combine": "joint", "window": 11, "memory_layers": (0, 2)},
         {"smear_keys": False, "window": 3, "capacity": 5},
+        {"smear_keys": False, "conv_len": 4},
     ],
 )
 def test_padding_changes_nothing(side: str, kind: dict[str, object]) -> None:
@@ -343,9 +347,14 @@ def test_the_papers_sizes_have_the_papers_parameters(name: str, billions: float)
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.005)
 
 
-def test_an_untrained_induction_head_retrieves_what_followed_the_like_token() -> None:
+@pytest.mark.parametrize("mixing", [{}, {"smear_keys": False, "conv_len": 2}])
+def test_an_untrained_induction_head_retrieves_what_followed_the_like_token(
+    mixing: dict[str, object],
+) -> None:
     torch.manual_seed(0)
-    config = replace(SMALL, num_layers=1, memory_layers=(0,), induction_init=True, capacity=64)
+    config = replace(
+        SMALL, num_layers=1, memory_layers=(0,), induction_init=True, capacity=64, **mixing
+    )
     model = MemorizingTransformer(config)
     # Three segments of different tokens; the fourth has some of them again.
     tokens = torch.tensor([[*range(21), 2, 19, 7, 11, 5, 9, 16]])
@@ -361,9 +370,36 @@ def test_an_untrained_induction_head_retrieves_what_followed_the_like_token() ->
     assert (found.positions[0, :, :, 0] == expected).float().mean() < 0.3
 
 
+def test_a_longer_induction_head_tells_like_tokens_apart_by_what_precedes_them() -> None:
+    torch.manual_seed(0)
+    mixing = {"smear_keys": False, "conv_len": 4, "head_dim": 64, "model_dim": 64}
+    config = replace(
+        SMALL, num_layers=1, memory_layers=(0,), induction_init=True, capacity=64, **mixing
+    )
+    model = MemorizingTransformer(config)
+    # Token 5 follows 1 2 at one place and 3 4 at another; which entry is nearest must depend on it.
+    tokens = torch.tensor([[1, 2, 5, 20, 8, 9, 10, 3, 4, 5, 21, 11, 12, 13, 3, 4, 5, 1, 2, 5, 14]])
+    _, state = read(model, tokens[:, :14])
+    found = model(tokens[:, 14:], state, return_retrievals=True).retrievals[0]
+    assert found.positions[0, :, 2, 0].tolist() == [10, 10]
+    assert found.positions[0, :, 5, 0].tolist() == [3, 3]
+
+
 def test_an_induction_head_needs_smeared_keys() -> None:
     with pytest.raises(ConfigError, match="smear_keys = true"):
         replace(SMALL, smear_keys=False, induction_init=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"smear_keys": False, "conv_len": 1}, r"conv_len is 1.*2 and more"),
+        ({"conv_len": 3}, "mixes keys already"),
+    ],
+)
+def test_a_convolution_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(SMALL, **changes)
 
 
 def test_a_model_that_was_evaluated_can_be_trained() -> None:

@@ -120,6 +120,7 @@ def test_a_loaded_state_does_not_write_into_the_saved_tensors() -> None:
         {"memory_layers": ()},
         {"head_dim": 5},
         {"smear_keys": False},
+        {"smear_keys": False, "conv_len": 3},
         {"memory_dtype": "bfloat16"},
     ],
 )

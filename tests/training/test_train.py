@@ -213,3 +213,51 @@ def test_a_run_whose_last_checkpoint_is_truncated_is_not_resumed(
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"state\.safetensors is truncated"):
         train(config, tmp_path / "run", resume=True, progress=False)
+
+
+def test_a_run_starts_with_the_weights_and_tokenizer_of_another(
+    config: Config, tmp_path: Path
+) -> None:
+    plain = replace(config, model=replace(config.model, memory_layers=(), capacity=0))
+    train(plain, tmp_path / "plain", progress=False)
+    settings = ["training.learning_rate=1e-12", "training.gate_learning_rate=1e-12"]
+    later = config.replace([f"training.start_from={tmp_path / 'plain'}", "training.steps=1"])
+    result = train(later.replace(settings), tmp_path / "later", progress=False)
+    assert result.steps == 1
+    first, second = load_model(tmp_path / "plain"), load_model(tmp_path / "later")
+    theirs = first.model.state_dict()
+    for name, weight in second.model.state_dict().items():
+        if name.endswith("gate_bias"):  # what only a memory layer has keeps its start
+            torch.testing.assert_close(weight, torch.zeros_like(weight))
+        else:
+            torch.testing.assert_close(weight, theirs[name], atol=1e-6, rtol=1e-6)
+    assert second.tokenizer is not None
+    assert first.tokenizer is not None
+    assert second.tokenizer.fingerprint == first.tokenizer.fingerprint
+
+
+def test_a_run_that_was_started_from_another_resumes_without_it(
+    config: Config, tmp_path: Path
+) -> None:
+    train(config, tmp_path / "first", progress=False)
+    later = config.replace([f"training.start_from={tmp_path / 'first'}"])
+    train(later, tmp_path / "later", progress=False)
+    (tmp_path / "first").rename(tmp_path / "gone")
+    longer = later.replace(["training.steps=8"])
+    assert train(longer, tmp_path / "later", progress=False, resume=True).steps == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("model.model_dim=17", CheckpointError, "another model"),
+        ("training.start_from=nowhere", CheckpointError, "holds no checkpoint"),
+    ],
+)
+def test_weights_that_do_not_fit_are_not_started_from(
+    config: Config, tmp_path: Path, change: str, error: type[Exception], message: str
+) -> None:
+    train(config, tmp_path / "first", progress=False)
+    later = config.replace([f"training.start_from={tmp_path / 'first'}", change])
+    with pytest.raises(error, match=message):
+        train(later, tmp_path / "later", progress=False)

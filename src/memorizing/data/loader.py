@@ -83,6 +83,11 @@ class SegmentLoader(Iterator[SegmentBatch]):
         """The epoch, from 0, of the document that was taken last."""
         return self._epoch
 
+    @property
+    def starts_document(self) -> bool:
+        """Whether a row has read its document to the end: the next batch begins another there."""
+        return any(self._is_finished(row) for row in self._rows)
+
     def count_batches(self) -> int:
         """Steps that one reading takes with `repeat=False`, from its beginning."""
         ends = np.zeros(self.num_rows, dtype=np.int64)

@@ -1,6 +1,15 @@
 """The model: local attention, memory attention, gate, blocks, and the history they read."""
 
+from memorizing.model.exposure import Exposed, join_exposed
 from memorizing.model.state import ModelState, RetrievalControl
 from memorizing.model.transformer import MemorizingTransformer, ModelOutput, Retrieval
 
-__all__ = ["MemorizingTransformer", "ModelOutput", "ModelState", "Retrieval", "RetrievalControl"]
+__all__ = [
+    "Exposed",
+    "MemorizingTransformer",
+    "ModelOutput",
+    "ModelState",
+    "Retrieval",
+    "RetrievalControl",
+    "join_exposed",
+]

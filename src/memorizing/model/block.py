@@ -15,14 +15,24 @@ from torch.nn.functional import dropout, linear, relu
 from memorizing.config import ModelConfig
 from memorizing.errors import StateError
 from memorizing.memory import Memory, Retrieved
+from memorizing.model.exposure import Exposed, attend_to_exposed
 from memorizing.model.layout import Layout
 from memorizing.model.local_attention import attend_locally
 from memorizing.model.memory_attention import attend_to_retrieved, combine_by_gate, combine_jointly
+from memorizing.model.mixing import (
+    ShortConvolution,
+    extend_back,
+    keep_recent,
+    smear,
+    start_as_induction,
+)
 from memorizing.model.position_bias import PositionBias
 from memorizing.model.state import Entries, RetrievalControl
 
 _INDUCTION_SMEAR = -2.0
 """The logit of a token's share in its own key, 0.12: the key is mostly the previous token's."""
+_QUERY_TAPS, _KEY_TAPS = (1.0,), (0.5, 0.5)
+"""Where short convolutions start: queries as they are, keys half the previous token's."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class Reading:
     num_changes: Tensor
     """() int64 on the CPU: the memory's counter when the call began, a copy. Gradient checkpointing
     reads a second time in the backward pass and must find the same memory."""
+    exposed: Exposed | None = None
+    """Entries that are seen with gradient, beside the memory's."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +57,10 @@ class AttentionResult:
     output: Tensor
     """(B, T, d)."""
     cache: Entries
-    staged: Entries | None
-    """The new tokens' entries, in memory layers."""
-    previous_key: Tensor | None
+    live: Entries | None
+    """The new tokens' entries, in memory layers, with gradient."""
+    recent: Tensor | None
+    """(B, H, P, D): the last tokens' raw keys, or queries and keys, where they are mixed."""
     retrieved: Retrieved | None
     weights: Tensor | None
 
@@ -93,6 +106,12 @@ class Attention(nn.Module):
             config.normalize_qk, config.scale_init or math.sqrt(config.head_dim)
         )
         self.smear = make_per_head(config.smear_keys, 0.0)
+        self.mix_queries, self.mix_keys = (
+            ShortConvolution(config.conv_len, config.num_heads, config.head_dim, taps)
+            if config.conv_len
+            else None
+            for taps in (_QUERY_TAPS, _KEY_TAPS)
+        )
         by_gate = has_memory and config.combine == "gate"
         self.gate_bias = make_per_head(by_gate, config.gate_bias_init)
         self.has_memory = has_memory
@@ -101,21 +120,24 @@ class Attention(nn.Module):
         """Set the weights so that every head is an induction head (Olsson et al. 2022). In place.
 
         Equal projections of queries and keys let a token find tokens like it: by a random
-        projection of what it is and what came before it. A key smeared towards the token before
-        makes the entry that is found the one *after* the like token, whose value says what comes
-        next. Only the start is set: projections and smears are learned apart.
+        projection of what it is and what came before it. A key mixed with the token before makes
+        the entry that is found the one *after* the like token, whose value says what comes next; a
+        longer mixture compares several tokens. Only the start is set: queries and keys are learned
+        apart.
         """
-        assert self.smear is not None
         with torch.no_grad():
             self.key.weight.copy_(self.query.weight)
-            self.smear.fill_(_INDUCTION_SMEAR)
+            if self.smear is not None:
+                self.smear.fill_(_INDUCTION_SMEAR)
+        if self.mix_queries is not None and self.mix_keys is not None:
+            start_as_induction(self.mix_queries, self.mix_keys)
 
     def forward(
         self,
         x: Tensor,
         layout: Layout,
         cache: Entries,
-        previous_key: Tensor | None,
+        recent: Tensor | None,
         reading: Reading | None,
     ) -> AttentionResult:
         """Attend from the tokens x (B, T, d) to their local context and memory."""
@@ -126,10 +148,8 @@ class Attention(nn.Module):
             .transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
-        last_key = None
-        if self.smear is not None and previous_key is not None:
-            last_key = layout.keep_last(new_keys, previous_key)
-            new_keys = self._smear(new_keys, previous_key, layout)
+        if recent is not None:
+            queries, new_keys, recent = self._mix(queries, new_keys, recent, layout)
         if self.scale is None:
             search_queries = scaled_queries = queries / math.sqrt(config.head_dim)
         else:
@@ -150,59 +170,67 @@ class Attention(nn.Module):
         )
         retrieved = weights = None
         if reading is not None and bool(reading.is_open.any()):
-            retrieved = self._retrieve(search_queries, layout, reading)
+            num_hidden = self._count_hidden(layout)
+            retrieved = self._retrieve(search_queries, num_hidden, reading)
             memory, weights, memory_log_sum = attend_to_retrieved(
                 scaled_queries, retrieved, self.scale
             )
             found = retrieved.neighbors.valid.any(-1)
+            if reading.exposed is not None:
+                seen, seen_log_sum = attend_to_exposed(scaled_queries, reading.exposed, num_hidden)
+                memory = combine_jointly(seen, memory, seen_log_sum, memory_log_sum, found)
+                memory_log_sum = torch.logaddexp(memory_log_sum, seen_log_sum)
+                found = reading.is_open.to(x.device).view(-1, 1, 1).expand_as(found)
             if self.gate_bias is not None:
                 local = combine_by_gate(local, memory, self.gate_bias, found)
             elif local_log_sum is not None:
                 local = combine_jointly(local, memory, local_log_sum, memory_log_sum, found)
         output = _project(local.transpose(1, 2).flatten(2), self.output.weight)
-        staged = Entries(new_keys.detach(), new_values.detach()) if self.has_memory else None
+        live = Entries(new_keys, new_values) if self.has_memory else None
         kept = Entries(layout.keep(keys), layout.keep(values))
-        return AttentionResult(output, kept, staged, last_key, retrieved, weights)
+        return AttentionResult(output, kept, live, recent, retrieved, weights)
 
-    def _smear(self, keys: Tensor, previous_key: Tensor, layout: Layout) -> Tensor:
-        """k_t := s k_t + (1 - s) k_(t-1), s = sigmoid of one scalar per head (Olsson et al. 2022).
-
-        The first key of a document has no predecessor and stays as it is.
-        """
-        at_start = (layout.query_position[:, 0] == 0).to(keys.device).view(-1, 1, 1)
-        if layout.first_valid is None:
-            first = torch.where(at_start, keys[:, :, 0], previous_key)
-            previous = torch.cat([first.unsqueeze(2), keys[:, :, :-1]], 2)
-        else:
-            rows = torch.arange(keys.shape[0], device=keys.device)
-            first = torch.where(at_start, keys[rows, :, layout.first_valid], previous_key)
-            shifted = torch.cat([keys[:, :, :1], keys[:, :, :-1]], 2)
-            is_first = torch.arange(
-                keys.shape[2], device=keys.device
-            ) == layout.first_valid.unsqueeze(1)
-            previous = torch.where(is_first[:, None, :, None], first.unsqueeze(2), shifted)
-        assert self.smear is not None
-        share = torch.sigmoid(self.smear).to(keys.dtype).view(-1, 1, 1)
-        return torch.lerp(previous, keys, share)
+    def _mix(
+        self, queries: Tensor, keys: Tensor, recent: Tensor, layout: Layout
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mix queries and keys with those of the tokens before; also the next call's `recent`."""
+        if self.smear is not None:
+            kept = keep_recent(extend_back(keys, recent, layout), 1, layout)
+            return queries, smear(keys, recent, torch.sigmoid(self.smear), layout), kept
+        assert self.mix_queries is not None
+        assert self.mix_keys is not None
+        before = recent.chunk(2, dim=2)
+        num_before = before[0].shape[2]
+        extended = [extend_back(x, r, layout) for x, r in zip((queries, keys), before, strict=True)]
+        kept = torch.cat([keep_recent(x, num_before, layout) for x in extended], 2)
+        return self.mix_queries(extended[0]), self.mix_keys(extended[1]), kept
 
     def _compute_bias(self, layout: Layout, x: Tensor) -> Tensor:
         if layout.distances is not None:
             return self.position_bias.look_up(layout.distances, x.dtype)
         return self.position_bias(x.shape[1], x.dtype)
 
-    def _retrieve(self, queries: Tensor, layout: Layout, reading: Reading) -> Retrieved:
+    def _count_hidden(self, layout: Layout) -> Tensor | None:
+        """(B, T): newest tokens from before the segment that the memory must not show a query.
+
+        One softmax must not count a token twice: those that local attention sees are left out.
+        """
+        config = self.config
+        if config.combine != "joint" or not config.xl_cache:
+            return None
+        return (config.window - 1 - layout.query_position % config.segment_len).clamp(min=0)
+
+    def _retrieve(self, queries: Tensor, num_hidden: Tensor | None, reading: Reading) -> Retrieved:
         config, control = self.config, reading.control
         if not torch.equal(reading.memory.num_changes, reading.num_changes):
             raise StateError(
                 "the memory was written between the forward pass and its repetition by gradient "
                 "checkpointing; call commit() and start_documents() after backward()"
             )
-        num_hidden = None
-        if config.combine == "joint" and config.xl_cache:
-            # One softmax must not count a token twice: leave out the entries that local attention
-            # sees.
-            offset = layout.query_position % config.segment_len
-            num_hidden = (config.window - 1 - offset).clamp(min=0)
+        if num_hidden is not None and reading.exposed is not None:
+            # The newest tokens are exposed, and not in the memory yet.
+            num_exposed = reading.exposed.valid.sum(1, keepdim=True)
+            num_hidden = (num_hidden - num_exposed).clamp(min=0)
         shuffled = control is not None and control.shuffle_values
         return reading.memory.retrieve(
             queries,
@@ -250,11 +278,11 @@ class Block(nn.Module):
         x: Tensor,
         layout: Layout,
         cache: Entries,
-        previous_key: Tensor | None,
+        recent: Tensor | None,
         reading: Reading | None,
     ) -> tuple[Tensor, AttentionResult]:
         """The layer's output (B, T, d), and what the state keeps of its attention."""
-        result = self.attention(self.attention_norm(x), layout, cache, previous_key, reading)
+        result = self.attention(self.attention_norm(x), layout, cache, recent, reading)
         x = x + dropout(result.output, self.dropout, self.training)
         x = x + dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
         return x, result

@@ -42,9 +42,17 @@ class Layout:
 
     @classmethod
     def build(
-        cls, config: ModelConfig, state: ModelState, tokens: Tensor, valid: Tensor | None
+        cls,
+        config: ModelConfig,
+        state: ModelState,
+        tokens: Tensor,
+        valid: Tensor | None,
+        *,
+        may_wait: bool = False,
     ) -> Layout:
         """Work out the geometry of a call, and refuse one that breaks the memory's clock.
+
+        `may_wait`: the entries of earlier segments may be uncommitted.
 
         Raises:
             ConfigError: no token at all, or a mask that is not one stretch of tokens per row.
@@ -68,7 +76,7 @@ class Layout:
             else _check_valid(valid.cpu(), tokens)
         )
         num_new = mask.sum(1)
-        state.check_step(num_new)
+        state.check_step(num_new, may_wait=may_wait)
         num_cached = state.xl_caches[0].keys.shape[2]
         count = _count_context(config, state.position)
         next_position = state.position + num_new
@@ -126,15 +134,6 @@ class Layout:
             return kept.clone() if 2 * self.num_kept <= keys.shape[2] else kept
         chosen = self.columns[:, self.columns.shape[1] - self.num_kept :]
         return keys.gather(2, chosen[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3]))
-
-    def keep_last(self, keys: Tensor, before: Tensor) -> Tensor:
-        """The last valid token's entry (B, H, D) of (B, H, T, D); `before` in a row without any."""
-        keys = keys.detach()
-        if self.columns is None:
-            return keys[:, :, -1].clone()  # a view would keep the keys of the whole call
-        last = self.columns[:, -1] - self.num_cached
-        chosen = keys[torch.arange(keys.shape[0], device=keys.device), :, last.clamp(min=0)]
-        return torch.where((self.num_new > 0).to(keys.device).view(-1, 1, 1), chosen, before)
 
 
 def _check_valid(valid: Tensor, tokens: Tensor) -> Tensor:

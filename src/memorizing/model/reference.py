@@ -49,6 +49,9 @@ def _attend(attention: Attention, x: Tensor, config: ModelConfig, capacity: int)
     )
     if attention.smear is not None:
         k = _smear(k, torch.sigmoid(attention.smear), config.segment_len)
+    if attention.mix_queries is not None and attention.mix_keys is not None:
+        q = _convolve(q, attention.mix_queries.coefficients, config.segment_len)
+        k = _convolve(k, attention.mix_keys.coefficients, config.segment_len)
     if attention.scale is not None:
         q = q / q.norm(dim=-1, keepdim=True)
         k = k / k.norm(dim=-1, keepdim=True)
@@ -121,6 +124,19 @@ def _smear(k: Tensor, share: Tensor, segment_len: int) -> Tensor:
     for t in range(1, len(k)):
         before = k[t - 1].detach() if t % segment_len == 0 else k[t - 1]
         mixed.append(share.unsqueeze(-1) * k[t] + (1 - share.unsqueeze(-1)) * before)
+    return torch.stack(mixed)
+
+
+def _convolve(x: Tensor, coefficients: Tensor, segment_len: int) -> Tensor:
+    """Sum over taps j of c_j * x_(t-j), of x (n, H, D); before the document there is nothing."""
+    mixed = []
+    for t in range(len(x)):
+        start = t // segment_len * segment_len
+        parts = [
+            coefficients[j] * (x[t - j] if t - j >= start else x[t - j].detach())
+            for j in range(min(len(coefficients), t + 1))
+        ]
+        mixed.append(torch.stack(parts).sum(0))
     return torch.stack(mixed)
 
 

@@ -74,9 +74,9 @@ class ModelState:
     xl_caches: tuple[Entries, ...]
     """Per layer, the last tokens' keys and values, aligned on the right; how many count follows
     from `position`."""
-    previous_keys: tuple[Tensor, ...]
-    """Per layer, the last token's raw key (B, H, D), for smearing; empty where the model does not
-    smear."""
+    recent: tuple[Tensor, ...]
+    """Per layer, the last tokens' raw keys, or queries and keys (B, H, P, D), where the model mixes
+    them (`model/mixing.py`); else empty."""
     staged: dict[int, Staged]
     """Per memory layer, entries that wait for the end of their segment."""
     memories: dict[int, Memory]
@@ -93,8 +93,10 @@ class ModelState:
             return staged.valid.sum(1)
         return torch.zeros_like(self.position)
 
-    def check_step(self, num_new: Tensor) -> None:
+    def check_step(self, num_new: Tensor, *, may_wait: bool = False) -> None:
         """Refuse a call over a segment boundary, past unwritten entries, or from a void state.
+
+        `may_wait`: entries of earlier segments may be unwritten.
 
         Raises:
             StateError: with the row, what it has and what to do.
@@ -111,7 +113,7 @@ class ModelState:
                     f"segments of {self.segment_len}; split the call so that at most "
                     f"{self.segment_len - place} tokens follow"
                 )
-            if new and place == 0 and int(pending[row]):
+            if new and place == 0 and int(pending[row]) and not may_wait:
                 raise StateError(
                     f"row {row} starts a segment with {int(pending[row])} entries of the last one "
                     "uncommitted; "
@@ -192,7 +194,7 @@ class ModelState:
             self,
             position=self.position[rows],
             xl_caches=tuple(cache.select(rows) for cache in self.xl_caches),
-            previous_keys=tuple(key[rows] for key in self.previous_keys),
+            recent=tuple(part[rows] for part in self.recent),
             staged={
                 layer: Staged(waiting.entries.select(rows), waiting.valid[rows])
                 for layer, waiting in self.staged.items()
@@ -206,8 +208,8 @@ class ModelState:
         for layer, cache in enumerate(self.xl_caches):
             tensors[f"xl_caches.{layer}.keys"] = cache.keys
             tensors[f"xl_caches.{layer}.values"] = cache.values
-        for layer, key in enumerate(self.previous_keys):
-            tensors[f"previous_keys.{layer}"] = key
+        for layer, part in enumerate(self.recent):
+            tensors[f"recent.{layer}"] = part
         for layer, waiting in self.staged.items():
             tensors[f"staged.{layer}.keys"] = waiting.entries.keys
             tensors[f"staged.{layer}.values"] = waiting.entries.values
@@ -261,9 +263,8 @@ class ModelState:
             self,
             position=tensors["position"].cpu(),
             xl_caches=tuple(take(f"xl_caches.{layer}") for layer in range(len(self.xl_caches))),
-            previous_keys=tuple(
-                tensors[f"previous_keys.{layer}"].to(device)
-                for layer in range(len(self.previous_keys))
+            recent=tuple(
+                tensors[f"recent.{layer}"].to(device) for layer in range(len(self.recent))
             ),
             staged={
                 layer: Staged(take(f"staged.{layer}"), tensors[f"staged.{layer}.valid"].cpu())
@@ -277,8 +278,10 @@ def _check_like(name: str, saved: Tensor, own: Tensor) -> None:
     """Refuse a saved tensor unlike the state's own; their numbers of cached tokens may differ."""
     if name.startswith("memories."):
         return  # a memory checks its own
+    grows = not name.startswith("recent.")
     shapes = [
-        (*t.shape[:2], *t.shape[3:]) if t.dim() == 4 else tuple(t.shape) for t in (saved, own)
+        (*t.shape[:2], *t.shape[3:]) if t.dim() == 4 and grows else tuple(t.shape)
+        for t in (saved, own)
     ]
     if shapes[0] != shapes[1] or saved.dtype != own.dtype:
         raise StateError(

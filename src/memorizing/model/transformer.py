@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from memorizing.errors import ConfigError
 from memorizing.index_settings import parse_index
 from memorizing.memory import Memory
 from memorizing.model.block import AttentionResult, Block, Norm, Reading
+from memorizing.model.exposure import Exposed
 from memorizing.model.layout import Layout
 from memorizing.model.state import Entries, ModelState, RetrievalControl, Staged
 
@@ -48,6 +50,8 @@ class ModelOutput:
     state: ModelState
     retrievals: dict[int, Retrieval] | None = None
     """Per memory layer, where asked for."""
+    live: dict[int, Exposed] = field(default_factory=dict)
+    """Per memory layer, the entries of this call with their gradient, to expose to a later one."""
 
 
 class MemorizingTransformer(nn.Module):
@@ -122,15 +126,18 @@ class MemorizingTransformer(nn.Module):
         empty = Entries(
             *(torch.zeros(shape, dtype=self.compute_dtype, device=device) for _ in range(2))
         )
-        first_key = torch.zeros(
-            num_rows, config.num_heads, config.head_dim, dtype=self.compute_dtype, device=device
+        num_recent = 1 if config.smear_keys else 2 * max(config.conv_len - 1, 0)
+        recent = torch.zeros(
+            (num_rows, config.num_heads, num_recent, config.head_dim),
+            dtype=self.compute_dtype,
+            device=device,
         )
         dtype = _DTYPES[config.memory_dtype]
         return ModelState(
             segment_len=config.segment_len,
             position=torch.zeros(num_rows, dtype=torch.int64),
             xl_caches=(empty,) * config.num_layers,
-            previous_keys=(first_key,) * (config.num_layers if config.smear_keys else 0),
+            recent=(recent,) * (config.num_layers if num_recent else 0),
             staged={},
             memories={
                 layer: Memory(
@@ -150,6 +157,7 @@ class MemorizingTransformer(nn.Module):
         memory_open: Tensor | bool = True,
         control: RetrievalControl | None = None,
         return_retrievals: bool = False,
+        exposed: Mapping[int, Exposed] | None = None,
     ) -> ModelOutput:
         """Read tokens that follow what the state has read.
 
@@ -165,6 +173,9 @@ class MemorizingTransformer(nn.Module):
                 still write).
             control: retrieval that is wrong on purpose.
             return_retrievals: also return what was retrieved.
+            exposed: per memory layer, the entries that the state has staged, with their gradient:
+                queries see them beside what they retrieve, and the segment may begin before they
+                are committed (crossbatch).
 
         Raises:
             StateError: a crossed segment boundary, uncommitted entries, other rows than the
@@ -173,7 +184,8 @@ class MemorizingTransformer(nn.Module):
                 padding between tokens.
         """
         self._check_tokens(tokens)
-        layout = Layout.build(self.config, state, tokens, valid)
+        exposed = exposed or {}
+        layout = Layout.build(self.config, state, tokens, valid, may_wait=bool(exposed))
         is_open = torch.as_tensor(memory_open).cpu().expand(tokens.shape[0])
         x = embedding(tokens, self.embedding.weight).to(self.compute_dtype)
         results: list[AttentionResult] = []
@@ -183,10 +195,12 @@ class MemorizingTransformer(nn.Module):
                 x,
                 layout,
                 state.xl_caches[layer],
-                state.previous_keys[layer] if state.previous_keys else None,
+                state.recent[layer] if state.recent else None,
                 None
                 if memory is None
-                else Reading(memory, is_open, control, memory.num_changes.clone()),
+                else Reading(
+                    memory, is_open, control, memory.num_changes.clone(), exposed.get(layer)
+                ),
             )
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, result = checkpoint(block, *arguments, use_reentrant=False)  # type: ignore[misc]
@@ -197,7 +211,12 @@ class MemorizingTransformer(nn.Module):
         logits = linear(self.final_norm(x) / math.sqrt(self.config.model_dim), weight)
         next_state = self._advance(state, layout, results)
         retrievals = self._describe(state, results, control) if return_retrievals else None
-        return ModelOutput(logits, next_state, retrievals)
+        live = {
+            layer: Exposed(result.live.keys, result.live.values, layout.valid)
+            for layer, result in enumerate(results)
+            if result.live is not None and layer in state.memories
+        }
+        return ModelOutput(logits, next_state, retrievals, live)
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if tokens.numel() and not tokens.is_cuda:
@@ -214,8 +233,9 @@ class MemorizingTransformer(nn.Module):
     ) -> ModelState:
         staged = {}
         for layer in state.memories:
-            new = results[layer].staged
-            assert new is not None
+            live = results[layer].live
+            assert live is not None
+            new = Entries(live.keys.detach(), live.values.detach())
             mask = layout.valid
             before = state.staged.get(layer)
             if before is not None:
@@ -229,7 +249,7 @@ class MemorizingTransformer(nn.Module):
             segment_len=state.segment_len,
             position=layout.next_position,
             xl_caches=tuple(result.cache for result in results),
-            previous_keys=tuple(r.previous_key for r in results if r.previous_key is not None),
+            recent=tuple(r.recent for r in results if r.recent is not None),
             staged=staged,
             memories=state.memories,
         )

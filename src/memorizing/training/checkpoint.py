@@ -38,6 +38,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.safetensors"
 _MODEL_FILES = (CONFIG_FILE, MODEL_FILE)
 _TRAINING_FILES = (TRAINER_FILE, OPTIMIZER_FILE, STATE_FILE)
+GATE_SUFFIX = ".gate_bias"
 _SLACK_BYTES = 1 << 20
 
 
@@ -130,7 +131,11 @@ def load_model(
 
 
 def load_weights(
-    folder: Path, model: MemorizingTransformer, tokenizer: Tokenizer | None = None
+    folder: Path,
+    model: MemorizingTransformer,
+    tokenizer: Tokenizer | None = None,
+    *,
+    may_lack_memory: bool = False,
 ) -> None:
     """Copy the weights of a checkpoint into a model of the same configuration, in place.
 
@@ -138,6 +143,8 @@ def load_weights(
         folder: the checkpoint.
         model: gets the weights.
         tokenizer: of the run that loads them; None is not compared.
+        may_lack_memory: what only a memory layer has (gates) keeps its start where the checkpoint
+            has none: it is of a model without memory, or that combines in another way.
 
     Raises:
         CheckpointError: truncated, altered, or of another model or tokenizer.
@@ -151,6 +158,10 @@ def load_weights(
         )
     tensors = load_file(folder / MODEL_FILE)
     own = model.state_dict()
+    if may_lack_memory:
+        gates = {name for name in own.keys() | tensors.keys() if name.endswith(GATE_SUFFIX)}
+        tensors = {name: t for name, t in tensors.items() if name in own or name not in gates}
+        tensors |= {name: own[name] for name in gates & own.keys() if name not in tensors}
     for name in own.keys() | tensors.keys():
         mine = tuple(own[name].shape) if name in own else None
         theirs = tuple(tensors[name].shape) if name in tensors else None

@@ -46,7 +46,8 @@ def estimate_needs(
     """
     weights = num_weights * (8 + _STATE_PER_WEIGHT[training.optimizer])
     inner = model.num_heads * model.head_dim
-    tokens = training.rows // training.accumulation * model.segment_len
+    num_segments = 1 + training.crossbatch_segments
+    tokens = training.rows // training.accumulation * model.segment_len * num_segments
     # Blocks of queries, each with the keys in its window.
     num_keys = min(
         model.window + max(32, model.window // 4),
@@ -62,7 +63,10 @@ def estimate_needs(
         computes_in = "bfloat16" if bytes_per_value == 2 else "float32"
         # Entries are read in place; in another dtype, keys and values are copied and converted.
         per_neighbor = 8 * model.num_heads if model.memory_dtype == computes_in else 4 * inner
-        activations += len(model.memory_layers) * tokens * model.num_neighbors * per_neighbor
+        # Crossbatch: softmax weights over the segments before, half of them on average.
+        exposed = training.crossbatch_segments * model.segment_len * training.crossbatch_rows // 2
+        per_token = model.num_neighbors * per_neighbor + 4 * exposed * model.num_heads
+        activations += len(model.memory_layers) * tokens * per_token
     activations += tokens * model.vocab_size * 2  # logits and their gradient
     return Needs(
         weights, activations * bytes_per_value, memory_bytes(model, training.rows, model.capacity)

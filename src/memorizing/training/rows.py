@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from memorizing.data import SegmentBatch
 from memorizing.errors import CheckpointError, StateError
 from memorizing.loss import sum_nats
-from memorizing.model import MemorizingTransformer, ModelState
+from memorizing.model import Exposed, MemorizingTransformer, ModelState, join_exposed
 
 
 class Rows:
@@ -33,39 +33,64 @@ class Rows:
         self._states = [model.init_state(self._part_len) for _ in range(num_parts)]
         self._next: list[ModelState] = []
 
-    def read(self, model: MemorizingTransformer, batch: SegmentBatch, memory_open: Tensor) -> float:
+    def read(
+        self,
+        model: MemorizingTransformer,
+        batches: Sequence[SegmentBatch],
+        memory_open: Tensor,
+        num_exposed_rows: int = 1,
+    ) -> float:
         """Forward and backward over a segment of every row; gradients add to the parameters'.
 
-        The loss is summed nats / target tokens of the whole batch, so that parts do not change it.
+        With several segments, gradients flow between them: each memory layer sees the entries of
+        those before (crossbatch, `model/exposure.py`), which are not in the memory yet.
+
+        The loss is summed nats / target tokens of all batches, so that parts do not change it.
 
         Args:
             model: read with.
-            batch: the next segment of every row.
+            batches: the next segment of every row, or the next few; only in the first a document
+                may begin.
             memory_open: (rows,) bool.
+            num_exposed_rows: with several segments, rows whose entries each row sees.
 
         Returns:
             Summed nats.
         """
         device = model.embedding.weight.device
-        num_targets = max(batch.num_targets, 1)
-        nats, self._next = 0.0, []
+        num_targets = max(sum(batch.num_targets for batch in batches), 1)
+        total, self._next = 0.0, []
         for part, state in enumerate(self._states):
             rows = slice(part * self._part_len, (part + 1) * self._part_len)
-            valid = batch.valid[rows]
-            output = model(
-                batch.tokens[rows].to(device),
-                state.start_documents(batch.doc_start[rows]),
-                valid=None if bool(valid.all()) else valid.to(device),
-                memory_open=memory_open[rows],
-            )
-            part_nats = sum_nats(output.logits, batch.targets[rows].to(device), valid.to(device))
+            state = state.start_documents(batches[0].doc_start[rows])
+            live: list[Mapping[int, Exposed]] = []
+            nats: list[Tensor] = []
+            for batch in batches:
+                valid = batch.valid[rows]
+                exposed = {
+                    layer: join_exposed([segment[layer] for segment in live], num_exposed_rows)
+                    for layer in (live[0] if live else ())
+                }
+                output = model(
+                    batch.tokens[rows].to(device),
+                    state,
+                    valid=None if bool(valid.all()) else valid.to(device),
+                    memory_open=memory_open[rows],
+                    exposed=exposed,
+                )
+                nats.append(
+                    sum_nats(output.logits, batch.targets[rows].to(device), valid.to(device))
+                )
+                live.append(output.live)
+                state = output.state
+            part_nats = torch.stack(nats).sum()
             (part_nats / num_targets).backward()
-            nats += part_nats.item()
-            self._next.append(output.state)
-        return nats
+            total += part_nats.item()
+            self._next.append(state)
+        return total
 
     def commit(self) -> None:
-        """Go on from the segment that was read last: its entries become retrievable."""
+        """Go on from the segments that were read last: their entries become retrievable."""
         self._states = [state.commit() for state in self._next]
         self._next = []
 

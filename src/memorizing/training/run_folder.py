@@ -47,6 +47,7 @@ _MUST_STAY = (
     "training.optimizer",
     "training.precision",
     "training.seed",
+    "training.start_from",
 )
 """Settings that a run resumes with; the others may change, and the change is said."""
 _MEASURED = "model.vocab_size"

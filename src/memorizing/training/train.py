@@ -22,7 +22,8 @@ from memorizing.data import (
 )
 from memorizing.errors import CheckpointError, ConfigError
 from memorizing.model import MemorizingTransformer
-from memorizing.training.checkpoints import TRAINER_FILE, list_checkpoints
+from memorizing.training.checkpoint import load_weights
+from memorizing.training.checkpoints import TRAINER_FILE, find_checkpoint, list_checkpoints
 from memorizing.training.folder import read_json
 from memorizing.training.precision import Precision, choose_precision
 from memorizing.training.progress import Display, make_display
@@ -72,8 +73,10 @@ def train(
     checkpoints = list_checkpoints(run_dir) if resume else []
     precision = _settle_precision(config, checkpoints, device)
     _check_memory(config, precision, device)
+    origin = None if checkpoints else _find_origin(config)
     if corpus is None:
-        corpus = prepare_corpus(config, display, load_tokenizer(run_dir) if resume else None)
+        known = run_dir if resume else origin
+        corpus = prepare_corpus(config, display, load_tokenizer(known) if known else None)
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
     )
@@ -113,9 +116,19 @@ def train(
     if checkpoints:
         trainer.load(checkpoints[-1])
         display.say(f"resumed from {checkpoints[-1].name}")
-    elif resume:
-        display.say("the run has no checkpoint yet: it starts at the beginning")
+    else:
+        if resume:
+            display.say("the run has no checkpoint yet: it starts at the beginning")
+        if origin is not None:
+            load_weights(origin, model, corpus.tokenizer, may_lack_memory=True)
+            display.say(f"starts with the weights of {origin}")
     return trainer.run()
+
+
+def _find_origin(config: Config) -> Path | None:
+    """The checkpoint whose weights a run begins with."""
+    start_from = config.training.start_from
+    return find_checkpoint(Path(start_from)) if start_from else None
 
 
 @dataclass(frozen=True)

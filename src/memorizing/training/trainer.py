@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from memorizing.config import TrainingConfig
-from memorizing.data import SegmentLoader, TokenizedDocument, Tokenizer
+from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument, Tokenizer
 from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
 from memorizing.model import MemorizingTransformer
 from memorizing.training.checkpoint import (
@@ -155,12 +155,15 @@ class Trainer:
         start_s = time.perf_counter()
         before = self._capture_position()
         try:
-            batch = next(self.loader)
+            batches = self._next_segments()
         except StopIteration:
             return None
+        num_targets = sum(batch.num_targets for batch in batches)
         self.optimizer.zero_grad()
         try:
-            nats = self._rows.read(self.model, batch, self._draw_open_rows())
+            nats = self._rows.read(
+                self.model, batches, self._draw_open_rows(), self.config.crossbatch_rows
+            )
             norm = self._clip()
         except NonFiniteQueryError:
             # What the search refuses would have made the loss NaN.
@@ -171,8 +174,18 @@ class Trainer:
         self.optimizer.step()
         self._rows.commit()
         step_s = time.perf_counter() - start_s
-        self._counters.add(nats, batch.num_targets, norm, step_s)
-        return StepMetrics(self.step, nats, batch.num_targets, norm, step_s)
+        self._counters.add(nats, num_targets, norm, step_s)
+        return StepMetrics(self.step, nats, num_targets, norm, step_s)
+
+    def _next_segments(self) -> list[SegmentBatch]:
+        """The segments of a step: one, or in the phase of crossbatch several."""
+        config = self.config
+        in_phase = self.step < config.crossbatch_share * config.steps
+        num_segments = 1 + (config.crossbatch_segments if in_phase else 0)
+        batches = [next(self.loader)]
+        while len(batches) < num_segments and not self.loader.starts_document:
+            batches.append(next(self.loader))
+        return batches
 
     def _draw_open_rows(self) -> Tensor:
         """Which rows read their memory in this segment."""

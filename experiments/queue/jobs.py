@@ -1,0 +1,53 @@
+"""What the experiments consist of: jobs, each a training run and what is measured of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FAMILIES = ("proofs", "code", "math", "books", "web")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One reading of the held-out documents."""
+
+    capacity: int
+    control: str | None = None
+    index: str = "exact"
+    use: str = "test"
+    """Documents read: those held out for claims (`test`) or for choices (`validation`)."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in the result."""
+        parts = [str(self.capacity), self.control or "", self.index, self.use]
+        defaults = ["", "", "exact", "test"]
+        shown = [p for p, d in zip(parts, defaults, strict=True) if p and p != d]
+        return " ".join(shown)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: a recipe of a family with some settings changed, by one seed."""
+
+    experiment: str
+    """What it belongs to; a folder of results."""
+    arm: str
+    """What it is compared as."""
+    family: str
+    settings: tuple[str, ...]
+    """`table.key=value`, applied to the family's recipe in this order."""
+    evaluations: tuple[Evaluation, ...]
+    tier: int
+    seed: int = 0
+    start_from: str = ""
+    """Name of the job whose weights it begins with."""
+
+    @property
+    def name(self) -> str:
+        """Unique; the result's path."""
+        return f"{self.experiment}/{self.family}-{self.arm}-seed{self.seed}"
+
+    def count_tokens(self, steps: int, rows: int, segment_len: int) -> int:
+        """Training tokens, roughly: tails of documents are shorter."""
+        return steps * rows * segment_len

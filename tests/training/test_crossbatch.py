@@ -1,0 +1,100 @@
+"""Steps of several segments, with gradient between them."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from memorizing.config import Config, ModelConfig, TrainingConfig
+from memorizing.errors import ConfigError
+from memorizing.training import StepMetrics, Trainer
+
+from .conftest import LENGTHS, SEGMENT_LEN
+
+MakeTrainer = Callable[..., Trainer]
+CROSSBATCH = {"crossbatch_segments": 2, "crossbatch_rows": 3, "crossbatch_share": 0.5}
+
+
+def test_a_step_reads_several_segments_until_a_document_begins(make_trainer: MakeTrainer) -> None:
+    assert min(LENGTHS) < SEGMENT_LEN < max(LENGTHS)
+    loader = make_trainer(rows=1).loader
+    expected: list[int] = []
+    left = 0
+    for batch in itertools.islice(loader, 20):
+        if left == 0 or bool(batch.doc_start[0]):
+            expected.append(0)
+            left = 3
+        expected[-1] += batch.num_targets
+        left -= 1
+    targets: list[int] = []
+    make_trainer(
+        on_step=lambda step: targets.append(step.num_targets),
+        **{**CROSSBATCH, "rows": 1, "crossbatch_rows": 1, "crossbatch_share": 1.0},
+    ).run()
+    assert len(targets) == 7
+    assert targets == expected[:7]
+
+
+def test_the_last_steps_have_one_segment_each(make_trainer: MakeTrainer) -> None:
+    targets: list[int] = []
+    settings = {**CROSSBATCH, "rows": 1, "crossbatch_rows": 1}
+    make_trainer(on_step=lambda step: targets.append(step.num_targets), **settings).run()
+    assert max(targets[4:]) <= SEGMENT_LEN < max(targets[:4])
+
+
+def test_crossbatch_trains_keys_to_be_found_from_the_next_segment(
+    make_trainer: MakeTrainer,
+) -> None:
+    def train(**settings: object) -> list[torch.Tensor]:
+        trainer = make_trainer(steps=4, rows=2, model={"xl_cache": False}, **settings)
+        trainer.run()
+        return [p.detach().clone() for p in trainer.model.blocks[1].parameters()]
+
+    with_negatives = train(**{**CROSSBATCH, "crossbatch_share": 1.0, "crossbatch_rows": 2})
+    alone = train(**{**CROSSBATCH, "crossbatch_share": 1.0, "crossbatch_rows": 1})
+    plain = train()
+    for first, second in ((with_negatives, alone), (alone, plain)):
+        assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_run_with_crossbatch_resumes_bit_for_bit(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    def stop(metrics: StepMetrics) -> None:
+        if metrics.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    settings = {**CROSSBATCH, "rows": 4, "crossbatch_rows": 2, "accumulation": 2, "steps": 5}
+    whole = make_trainer(run_dir=tmp_path / "whole", **settings)
+    whole.run()
+    make_trainer(run_dir=tmp_path / "parts", on_step=stop, **settings).run()
+    second = make_trainer(run_dir=tmp_path / "parts", **settings)
+    second.load(tmp_path / "parts" / "checkpoints" / "step-000002")
+    second.run()
+    for ours, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("training", "model", "message"),
+    [
+        ({"crossbatch_rows": 5, "rows": 8, "accumulation": 2}, {}, "read at once, 4"),
+        ({"crossbatch_rows": 0}, {}, "crossbatch_rows is 0"),
+        ({"crossbatch_segments": -1}, {}, "crossbatch_segments is -1"),
+        ({"crossbatch_share": 1.5}, {}, "crossbatch_share is 1.5"),
+        ({}, {"capacity": 0}, "0 for a model without memory"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    training: dict[str, object], model: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(
+            model=ModelConfig(**{"memory_layers": (1,), "capacity": 8192, **model}),  # type: ignore[arg-type]
+            training=TrainingConfig(**{"crossbatch_segments": 1, **training}),  # type: ignore[arg-type]
+        )
