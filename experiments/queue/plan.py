@@ -64,9 +64,130 @@ def _plan_main() -> list[Job]:
     return jobs
 
 
+SHORT = "training.steps=490"
+"""2 million tokens."""
+LONG_CONTEXT = ("model.segment_len=2048", "model.window=2048", "training.rows=2")
+NO_CACHE = ("model.xl_cache=false",)
+
+
+def _with_capacity(capacity: int) -> tuple[str, ...]:
+    return (f"model.capacity={capacity}",)
+
+
+TABLE_4: dict[str, tuple[str, ...]] = {
+    "512": (*NO_CACHE, *NO_MEMORY),
+    "512-xl": NO_MEMORY,
+    "512-8192-xl": _with_capacity(8192),
+    "2048": (*LONG_CONTEXT, *NO_CACHE, *NO_MEMORY),
+    "2048-xl": (*LONG_CONTEXT, *NO_MEMORY),
+    "512-1536": (*NO_CACHE, *_with_capacity(1536)),
+    "512-8192": (*NO_CACHE, *_with_capacity(8192)),
+    "512-65536": (*NO_CACHE, *_with_capacity(LARGE)),
+    "512-65536-xl": _with_capacity(LARGE),
+    "2048-65536-xl": (*LONG_CONTEXT, *_with_capacity(LARGE)),
+}
+"""Arms by context, memory and cache, as in the paper's Table 4."""
+
+
 def _plan_table_4() -> list[Job]:
-    return []
+    """The paper's table on proofs, by our recipe and by the paper's."""
+    jobs = []
+    for recipe, settings in (("ours", ()), ("paper", PAPER)):
+        for arm, changes in TABLE_4.items():
+            capacity = _read_capacity(changes)
+            on = (*read_on(capacity), *(read_on(LARGE) if 0 < capacity < LARGE else ()))
+            changed = (SHORT, *settings, *changes)
+            jobs.append(Job("table4", f"{recipe}-{arm}", "proofs", changed, on, 2))
+    return jobs
+
+
+def _read_capacity(changes: tuple[str, ...]) -> int:
+    return next(int(c.partition("=")[2]) for c in changes if c.startswith("model.capacity="))
+
+
+QUICK = "training.steps=245"
+"""1 million tokens."""
+CHOICE = (Evaluation(8192, use="validation"),)
+NO_CHOICE = (Evaluation(0, use="validation"),)
+
+
+ABLATIONS: dict[str, tuple[str, ...]] = {
+    "ours": (),
+    "layer-0": ("model.memory_layers=[0]",),
+    "layer-1": ("model.memory_layers=[1]",),
+    "layer-3": ("model.memory_layers=[3]",),
+    "layers-1-2": ("model.memory_layers=[1,2]",),
+    "layers-2-3": ("model.memory_layers=[2,3]",),
+    "k-8": ("model.num_neighbors=8",),
+    "k-128": ("model.num_neighbors=128",),
+    "joint": ("model.combine=joint",),
+    "no-normalization": ("model.normalize_qk=false",),
+    "no-bias": ("model.memory_layer_bias=false",),
+    "no-induction": ("model.induction_init=false",),
+    "conv-2": ("model.conv_len=2",),
+    "conv-6": ("model.conv_len=6",),
+    "smear": ("model.conv_len=0", "model.smear_keys=true"),
+    "no-mixing": ("model.conv_len=0", "model.induction_init=false"),
+}
+"""What is changed of our recipe, one thing at a time."""
+
+SIZES: dict[str, tuple[str, ...]] = {
+    "small": ("model.num_layers=3", "model.model_dim=160", "model.num_heads=3",
+              "model.head_dim=64", "model.ffn_dim=640", "model.memory_layers=[1]"),
+    "medium": (),
+    "large": ("model.num_layers=6", "model.model_dim=384", "model.num_heads=6",
+              "model.ffn_dim=1536", "model.memory_layers=[4]"),
+}  # fmt: skip
+"""Models of three sizes, for the paper's Figure 1."""
+
+CROSSBATCH: dict[str, tuple[str, ...]] = {
+    "crossbatch-1": ("training.crossbatch_segments=1", "training.crossbatch_rows=1"),
+    "crossbatch-4": ("training.crossbatch_segments=1", "training.crossbatch_rows=4"),
+}
+"""Two segments a step and half the rows: as many tokens a step as without."""
 
 
 def _plan_rest() -> list[Job]:
-    return []
+    jobs = []
+    for arm, changes in ABLATIONS.items():
+        jobs.append(Job("ablations", arm, "proofs", (QUICK, *changes), CHOICE, 3))
+    jobs.append(Job("ablations", "cache", "proofs", (QUICK, *NO_MEMORY), NO_CHOICE, 3))
+    for arm, changes in CROSSBATCH.items():
+        changed = ("training.steps=490", "training.rows=4", *changes)
+        jobs.append(Job("crossbatch", arm, "proofs", changed, CHOICE, 3))
+    for size, changes in SIZES.items():
+        if size != "medium":  # table4 has it
+            on = (SHORT, *changes)
+            jobs.append(Job("sizes", f"{size}-memory", "proofs", on, read_on(8192, LARGE), 3))
+            off = (*on, *NO_MEMORY)
+            jobs.append(Job("sizes", f"{size}-cache", "proofs", off, read_off(), 3))
+    for window in (1024, 2048):
+        changed = (SHORT, f"model.window={window}", *NO_MEMORY)
+        jobs.append(Job("window", f"window-{window}", "proofs", changed, read_off(), 3))
+    return [*jobs, *_plan_finetuning()]
+
+
+def _plan_finetuning() -> list[Job]:
+    """Table 5: on to a larger memory. Figure 6: a model trained without memory gets one."""
+    rate = (
+        "training.steps=98",  # 4 to 7 percent of the training before
+        "training.learning_rate=0.005",
+        "training.embedding_learning_rate=0.005",
+        "training.vector_learning_rate=0.0025",
+        "training.warmup_steps=5",
+        "training.evaluate_every=14",
+    )
+    jobs = []
+    for capacity in (8192, LARGE):
+        changed = (*rate, *_with_capacity(capacity))
+        jobs.append(
+            Job("finetuning", f"memory-to-{capacity}", "proofs", changed, read_on(capacity), 3,
+                start_from="main/proofs-memory-seed0")
+        )  # fmt: skip
+    for arm, changes in (("cache-to-memory", ()), ("cache-to-cache", NO_MEMORY)):
+        on = read_on(8192, LARGE) if not changes else read_off()
+        jobs.append(
+            Job("finetuning", arm, "proofs", (*rate, *changes), on, 3,
+                start_from="main/proofs-cache-seed0")
+        )  # fmt: skip
+    return jobs

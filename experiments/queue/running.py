@@ -196,7 +196,12 @@ def _describe_curves(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         if "train" in line
     ]
     validation = [
-        {"tokens": tokens[line["step"]], **line["validation"]}
+        {
+            "tokens": tokens[line["step"]],
+            "nats_per_token": line["validation"]["nats_per_token"],
+            "capacity": line["validation"]["capacity"],
+            "validation_tokens": line["validation"]["tokens"],
+        }
         for line in metrics
         if "validation" in line
     ]

@@ -76,6 +76,8 @@ class ModelConfig:
     """T5 relative position bias: entries of a layer's table per head."""
     max_distance: int = 128
     """T5 relative position bias: distances from here on share the last bucket."""
+    memory_layer_bias: bool = True
+    """Whether memory layers have a position bias for their local attention, as the others have."""
     dropout: float = 0.0
     memory_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     index: str = "exact"

@@ -420,3 +420,14 @@ def test_memory_bytes_are_those_of_the_paper() -> None:
 def test_a_layer_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match="layers from 0 to 11"):
         ModelConfig(memory_layers=(12,))
+
+
+def test_memory_layers_without_a_bias_learn_none() -> None:
+    tables = {
+        name: parameter.requires_grad
+        for name, parameter in MemorizingTransformer(
+            replace(SMALL, memory_layer_bias=False)
+        ).named_parameters()
+        if name.endswith("table")
+    }
+    assert list(tables.values()) == [True, False, True]

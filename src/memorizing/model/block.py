@@ -98,6 +98,8 @@ class Attention(nn.Module):
         self.position_bias = PositionBias(
             config.num_heads, config.num_buckets, config.max_distance, config.window
         )
+        if has_memory and not config.memory_layer_bias:
+            self.position_bias.table.requires_grad_(False)  # it starts at 0
 
         def make_per_head(wanted: bool, start: float) -> nn.Parameter | None:
             return nn.Parameter(torch.full((config.num_heads,), float(start))) if wanted else None
