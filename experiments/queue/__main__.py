@@ -61,14 +61,20 @@ def show_status(words: list[str], runs: Path, results: Path) -> None:
 
 
 def work(words: list[str], runs: Path, results: Path) -> None:
-    """Do one job after another until none is left or a signal comes."""
+    """Do one job after another until none is left or a signal comes.
+
+    A job that fails is said and left out; the worker ends with status 1 then.
+    """
     from claims import claim
     from plan import find_jobs
     from running import run_job
 
+    from memorizing.errors import MemorizingError
+
+    failed: set[str] = set()
     while True:
         for job in find_jobs(words):
-            if (results / f"{job.name}.json").exists():
+            if job.name in failed or (results / f"{job.name}.json").exists():
                 continue
             if job.start_from and not (runs / job.start_from / "trained.json").exists():
                 continue
@@ -77,13 +83,19 @@ def work(words: list[str], runs: Path, results: Path) -> None:
                     continue
                 say(f"{job.name}: begins")
                 start_s = time.monotonic()
-                if not run_job(job, runs, results):
+                try:
+                    is_whole = run_job(job, runs, results)
+                except MemorizingError as error:
+                    say(f"{job.name}: failed: {error}")
+                    failed.add(job.name)
+                    break
+                if not is_whole:
                     say(f"{job.name}: stopped; the same command goes on")
                     sys.exit(130)
                 say(f"{job.name}: done in {(time.monotonic() - start_s) / 60:.1f} minutes")
                 break
         else:
-            return
+            sys.exit(1 if failed else 0)
 
 
 def start_workers(num_workers: int) -> None:
