@@ -69,10 +69,13 @@ class _SumNats(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         logits, targets, valid = ctx.saved_tensors
         result = torch.empty_like(logits)
+        is_whole = bool(valid.all())
         for part in _split(logits):
             probs = torch.softmax(logits[part], dim=-1, dtype=torch.float32)
             ones = probs.new_ones(1, 1).expand(len(probs), 1)
             probs.scatter_add_(-1, targets[part, None], -ones)
-            # A product with 0 would keep a NaN of the padding.
-            result[part] = probs.mul_(grad).masked_fill_(~valid[part, None], 0.0)
+            if not is_whole:
+                # A product with 0 would keep a NaN of the padding.
+                probs.masked_fill_(~valid[part, None], 0.0)
+            torch.mul(probs, grad, out=result[part])
         return result, None, None

@@ -72,7 +72,8 @@ class _ExpandDiagonals(torch.autograd.Function):
     @staticmethod
     def forward(ctx, line: Tensor, num_queries: int, num_keys: int) -> Tensor:
         ctx.shape = (line.shape[0], num_queries, num_keys)
-        return line.unfold(1, num_keys, 1).flip(1)
+        # Contiguous, because it is added to the scores of every row and block.
+        return line.unfold(1, num_keys, 1).flip(1).contiguous()
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
