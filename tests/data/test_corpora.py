@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from memorizing.config import DataConfig
 from memorizing.data import CORPUS_KINDS, Corpus, load_corpus
-from memorizing.errors import CorpusError
+from memorizing.errors import ConfigError, CorpusError
 
 
 def read(spec, **settings):
@@ -227,6 +227,8 @@ def test_a_truncated_parquet_file_is_named(tmp_path):
     [
         ("pyhton:stdlib", "unknown kind of corpus 'pyhton'; did you mean 'python'"),
         ("stdlib", "has no kind; write kind:where"),
+        ("files", "names nothing after 'files:'; write files:PATH"),
+        ("github", "names nothing after 'github:'; write github:PATH.*git clone"),
         ("files:", "names nothing after 'files:'; write files:PATH"),
         ("files:/surely/not/there", "does not exist"),
         ("repositories:/surely/not/there", "does not exist"),
@@ -252,6 +254,16 @@ def test_an_empty_corpus_is_refused(tmp_path):
         read(f"files:{tmp_path}")
 
 
+def test_reading_stops_after_so_many_documents(tmp_path):
+    write_tree(tmp_path, {f"{number}.txt": "x" for number in range(7)})
+    for limit, expected in ((0, 7), (1, 1), (6, 6), (7, 7), (8, 7)):
+        corpus, documents = read(f"files:{tmp_path}", max_documents=limit)
+        assert list(documents) == [f"{number}.txt" for number in range(expected)]
+    assert str(corpus) == f"files:{tmp_path}, 7 files, the first 8 documents"
+    with pytest.raises(ConfigError, match=r"data.max_documents is -1; allowed: 0 or more"):
+        DataConfig(max_documents=-1)
+
+
 def test_only_folders_can_be_joined(tmp_path):
     write_tree(tmp_path, {"a.txt": "x"})
     with pytest.raises(CorpusError, match="set it to 1"):
@@ -272,4 +284,9 @@ def test_a_corpus_prints_its_description_and_can_be_read_twice(tmp_path):
         "repositories",
         "jsonl",
         "parquet",
+        "pg19",
+        "c4",
+        "arxiv",
+        "github",
+        "isabelle",
     ]

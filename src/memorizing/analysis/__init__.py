@@ -1,5 +1,6 @@
 """What a memory is worth and where: tables, a plot, retrievals, and the tokens it helped most."""
 
+from memorizing.analysis.corpus_plot import plot_lengths
 from memorizing.analysis.examples import Example, Place, explain_helped_tokens
 from memorizing.analysis.helped import HelpedToken, find_helped_tokens
 from memorizing.analysis.plots import plot_capacities
@@ -19,6 +20,7 @@ __all__ = [
     "make_position_table",
     "make_result_table",
     "plot_capacities",
+    "plot_lengths",
     "render_examples",
     "trace_document",
 ]

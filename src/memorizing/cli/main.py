@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from memorizing import __version__
-from memorizing.cli import benchmark, demo, evaluate, info, train
+from memorizing.cli import benchmark, corpus, demo, evaluate, info, train
 from memorizing.cli.output import INTERRUPTED_STATUS, say
 from memorizing.errors import MemorizingError
 from memorizing.files import FULL_DISK
@@ -50,7 +50,8 @@ def _set_up(
     """Options of the program itself."""
 
 
-for name, verb in {"train": train, "evaluate": evaluate, "demo": demo, "info": info}.items():
+VERBS = {"train": train, "evaluate": evaluate, "demo": demo, "corpus": corpus, "info": info}
+for name, verb in VERBS.items():
     app.command(name, epilog=verb.EXAMPLES)(verb.run)
 app.add_typer(benchmark.app, name="benchmark")
 

@@ -5,6 +5,15 @@ from memorizing.data.corpus import Corpus
 from memorizing.data.kinds import CORPUS_KINDS, CorpusKind, load_corpus
 from memorizing.data.loader import SegmentLoader
 from memorizing.data.splits import Split, Splits, join_documents, load_splits, split_documents
+from memorizing.data.statistics import (
+    CorpusListing,
+    CorpusStatistics,
+    DocumentSize,
+    LengthBin,
+    choose_tokenizer,
+    list_documents,
+    measure_corpus,
+)
 from memorizing.data.tokenized import TokenizedDocument, cut_documents, tokenize_documents
 from memorizing.data.tokenizer import Tokenizer, load_tokenizer
 from memorizing.data.tokenizer_training import train_tokenizer
@@ -13,18 +22,25 @@ __all__ = [
     "CORPUS_KINDS",
     "Corpus",
     "CorpusKind",
+    "CorpusListing",
+    "CorpusStatistics",
     "Document",
+    "DocumentSize",
+    "LengthBin",
     "SegmentBatch",
     "SegmentLoader",
     "Split",
     "Splits",
     "TokenizedDocument",
     "Tokenizer",
+    "choose_tokenizer",
     "cut_documents",
     "join_documents",
+    "list_documents",
     "load_corpus",
     "load_splits",
     "load_tokenizer",
+    "measure_corpus",
     "split_documents",
     "tokenize_documents",
     "train_tokenizer",

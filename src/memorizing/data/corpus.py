@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterator
 
 from memorizing.data.batch import Document
 from memorizing.data.text import ReadLog
@@ -26,13 +28,31 @@ class Corpus:
 
     @property
     def skipped(self) -> list[str]:
-        """What the last reading left out and why, a line each; complete once it has ended."""
-        return self._log.skipped
+        """What the last reading left out and why, a line each; complete once it has ended.
+
+        What a rule leaves out, such as documents that are too short, is one line with its number.
+        """
+        counts = self._log.num_passed_over
+        return [*self._log.skipped, *(f"{count:,} {reason}" for reason, count in counts.items())]
 
     @property
     def num_replaced(self) -> int:
         """Files or rows of the last reading in which bytes that are not UTF-8 were replaced."""
         return self._log.num_replaced
+
+    def take(self, num_documents: int) -> Corpus:
+        """The same corpus, but reading stops after so many documents; 0 is all."""
+        if not num_documents:
+            return self
+
+        def read(log: ReadLog) -> Iterator[Document]:
+            with contextlib.closing(self._read_generator(log)) as documents:
+                yield from itertools.islice(documents, num_documents)
+
+        return Corpus(f"{self.description}, the first {num_documents:,} documents", read)
+
+    def _read_generator(self, log: ReadLog) -> Generator[Document, None, None]:
+        yield from self._read(log)
 
     def documents(self) -> Iterator[Document]:
         """Read the documents one by one. Starts `skipped` and `num_replaced` afresh.
@@ -51,7 +71,7 @@ class Corpus:
             names.add(document.name)
             yield document
         if not names:
-            reasons = "; ".join(log.skipped[:3]) or "nothing was found there"
+            reasons = "; ".join(self.skipped[:3]) or "nothing was found there"
             raise CorpusError(
                 f"{self.description} has no document with text ({reasons}); name another place "
                 "or corpus"

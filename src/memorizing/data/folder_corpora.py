@@ -32,8 +32,10 @@ def open_files(where: str, config: DataConfig) -> Corpus:
     return Corpus(f"files:{where}, {len(files)} files", read)
 
 
-def open_repositories(where: str, config: DataConfig) -> Corpus:
+def open_repositories(where: str, config: DataConfig, kind: str = "repositories") -> Corpus:
     """`repositories:PATH`: one document per subfolder, its text files joined in the paper's order.
+
+    `kind` is what the corpus calls itself.
 
     Raises:
         CorpusError: the path is not a folder, or has no subfolders.
@@ -49,4 +51,4 @@ def open_repositories(where: str, config: DataConfig) -> Corpus:
             if document is not None:
                 yield document
 
-    return Corpus(f"repositories:{where}, {len(folders)} folders", read)
+    return Corpus(f"{kind}:{where}, {len(folders)} folders", read)

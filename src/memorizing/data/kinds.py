@@ -6,8 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from memorizing.config import DataConfig
+from memorizing.data import sources
+from memorizing.data.arxiv_corpus import open_arxiv
+from memorizing.data.c4_corpus import open_c4
 from memorizing.data.corpus import Corpus
 from memorizing.data.folder_corpora import open_files, open_repositories
+from memorizing.data.github_corpus import open_github
+from memorizing.data.isabelle_corpus import open_isabelle
+from memorizing.data.pg19_corpus import open_pg19
 from memorizing.data.python_corpora import open_distributions, open_subpackages
 from memorizing.data.table_corpora import open_jsonl, open_parquet
 from memorizing.errors import CorpusError
@@ -23,6 +29,10 @@ class CorpusKind:
     open: Callable[[str, DataConfig], Corpus]
     has_folders: bool = False
     """Whether its documents are folders, which `folders_per_document` can join."""
+    default: str = ""
+    """The place that is meant where only the kind is written; empty: a place must be given."""
+    source: str = ""
+    """What to download, and how large it is."""
 
 
 CORPUS_KINDS: dict[str, CorpusKind] = {
@@ -56,11 +66,47 @@ CORPUS_KINDS: dict[str, CorpusKind] = {
         "rows of Parquet files, a document each, text in data.text_column",
         open_parquet,
     ),
+    "pg19": CorpusKind(
+        "pg19[:PATH]",
+        "PG-19, a document per book: from the hub, or as DeepMind publishes it",
+        open_pg19,
+        default="hub",
+        source=sources.PG19,
+    ),
+    "c4": CorpusKind(
+        "c4[:PATH]",
+        "C4(4K+), web pages of at least 4,096 tokens: from the hub, or files c4-train.*.json.gz",
+        open_c4,
+        default="hub",
+        source=sources.C4,
+    ),
+    "arxiv": CorpusKind(
+        "arxiv[:PATH]",
+        "LaTeX of papers on Mathematics: arXiv_src_*.tar with arXiv's metadata, or from the hub",
+        open_arxiv,
+        default="hub",
+        source=sources.ARXIV,
+    ),
+    "github": CorpusKind(
+        "github:PATH",
+        "repositories: checkouts, or rows of files (also hub:OWNER/NAME) brought together",
+        open_github,
+        has_folders=True,
+        source=sources.GITHUB,
+    ),
+    "isabelle": CorpusKind(
+        "isabelle:PATH",
+        "Isabelle theories in import order, a document per session directory: the AFP or src/HOL",
+        open_isabelle,
+        source=sources.ISABELLE,
+    ),
 }
 
 
 def load_corpus(config: DataConfig) -> Corpus:
     """The corpus that `config.corpus` names; nothing is read yet but the lists of names.
+
+    Reading stops after `config.max_documents`.
 
     Raises:
         CorpusError: unknown kind (with the nearest), or a place, package or column that does not
@@ -68,7 +114,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     """
     kind, separator, where = config.corpus.partition(":")
     kinds = list(CORPUS_KINDS)
-    if not separator:
+    if not separator and kind not in CORPUS_KINDS:
         raise CorpusError(
             f"corpus {config.corpus!r} has no kind; write kind:where with one of the kinds "
             f"{', '.join(kinds)}"
@@ -79,9 +125,11 @@ def load_corpus(config: DataConfig) -> Corpus:
             f"{', '.join(kinds)})"
         )
     entry = CORPUS_KINDS[kind]
+    where = where if separator else entry.default
     if not where:
+        source = f". {entry.source[:1].upper()}{entry.source[1:]}" if entry.source else ""
         raise CorpusError(
-            f"corpus {config.corpus!r} names nothing after '{kind}:'; write {entry.usage}"
+            f"corpus {config.corpus!r} names nothing after '{kind}:'; write {entry.usage}{source}"
         )
     if config.folders_per_document > 1 and not entry.has_folders:
         folders = " and ".join(
@@ -91,4 +139,4 @@ def load_corpus(config: DataConfig) -> Corpus:
             f"data.folders_per_document is {config.folders_per_document} with the corpus "
             f"{config.corpus!r}; only {folders} have folders to join: set it to 1"
         )
-    return entry.open(where, config)
+    return entry.open(where, config).take(config.max_documents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,10 +22,16 @@ class ReadLog:
     """One line per thing left out: its name and why."""
     num_replaced: int = 0
     """Files (or rows) in which bytes that are not UTF-8 were replaced by U+FFFD."""
+    num_passed_over: Counter[str] = field(default_factory=Counter)
+    """What was left out by rule, such as papers of another field: how many, by the reason."""
 
     def skip(self, name: str, reason: str) -> None:
         """Note that something was left out."""
         self.skipped.append(f"{name}: {reason}")
+
+    def pass_over(self, reason: str) -> None:
+        """Count something that a rule leaves out; there may be millions."""
+        self.num_passed_over[reason] += 1
 
 
 def decode_text(raw: bytes, log: ReadLog) -> str:
@@ -104,20 +111,39 @@ def concatenate_files(
 ) -> Document | None:
     """One document of many files in the order given, each after a line `# path/inside/it.py`.
 
-    The document's bytes are those of the files as they are on disk, plus the path lines and the
-    line ends added. Empty files are passed over. Returns None, noted in `log`, where no file has
-    text.
+    As `concatenate_texts`; files that are binary or cannot be read are noted in `log`.
+    """
+    contents = ((shown, read_bytes(path, f"{shown} in {name}", log)) for shown, path in files)
+    return concatenate_texts(name, contents, log)
+
+
+def concatenate_texts(
+    name: str,
+    files: Iterable[tuple[PurePosixPath | str, bytes | None]],
+    log: ReadLog,
+    header: str = "# {}\n",
+) -> Document | None:
+    """One document of many files in the order given, each after a line with its path.
+
+    The document's bytes are those of the files as they were read, plus the path lines and the line
+    ends added. Files that are empty or None are passed over. Returns None, noted in `log`, where no
+    file has text.
+
+    Args:
+        name: of the document.
+        files: path and content of each.
+        log: where bytes that are not UTF-8 are counted.
+        header: the line before a file, a comment of its language, with the path for `{}`.
     """
     texts: list[str] = []
     num_bytes = 0
-    for shown, path in files:
-        raw = read_bytes(path, f"{shown} in {name}", log)
+    for shown, raw in files:
         if not raw or raw.isspace():
             continue
-        header = encode_text(f"# {shown}\n")
+        line = encode_text(header.format(shown))
         end = "" if raw.endswith(b"\n") else "\n"
-        texts += [header.decode("utf-8", errors="replace"), decode_text(raw, log), end]
-        num_bytes += len(header) + len(raw) + len(end)
+        texts += [line.decode("utf-8", errors="replace"), decode_text(raw, log), end]
+        num_bytes += len(line) + len(raw) + len(end)
     if not texts:
         log.skip(name, "no text")
         return None

@@ -1,0 +1,202 @@
+"""What a corpus holds: how many documents, bytes and tokens, and how long the documents are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from memorizing.config import TokenizerConfig
+from memorizing.data.batch import Document
+from memorizing.data.corpus import Corpus
+from memorizing.data.tokenizer import Tokenizer
+from memorizing.data.tokenizer_training import train_tokenizer
+
+_BATCH_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class DocumentSize:
+    """A document by name, with its size."""
+
+    name: str
+    num_bytes: int
+    num_tokens: int | None = None
+    """None where it was not tokenized."""
+
+
+@dataclass(frozen=True)
+class LengthBin:
+    """Documents of at least `begin` and fewer than `end` tokens."""
+
+    begin: int
+    end: int
+    num_documents: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class CorpusListing:
+    """The first documents of a corpus."""
+
+    description: str
+    documents: tuple[DocumentSize, ...]
+    is_complete: bool
+    """Whether these are all."""
+    skipped: tuple[str, ...]
+    """What was left out until the last of them was read."""
+    num_replaced: int
+    """Files or rows with bytes that are not UTF-8."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CorpusStatistics:
+    """What `measure_corpus` found."""
+
+    description: str
+    tokenizer: str
+    """What the tokens are counted by."""
+    num_documents: int
+    num_bytes: int
+    num_tokens: int
+    median_tokens: int
+    """Half of the documents have this many tokens or fewer."""
+    histogram: tuple[LengthBin, ...]
+    """From the shortest document to the longest; each bin is twice as wide as the one before."""
+    longest: tuple[DocumentSize, ...]
+    shortest: tuple[DocumentSize, ...]
+    skipped: tuple[str, ...]
+    num_replaced: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, for JSON."""
+        return asdict(self)
+
+
+def list_documents(corpus: Corpus, count: int) -> CorpusListing:
+    """The first documents with their bytes; no more are read than asked for, but for one.
+
+    Raises:
+        CorpusError: as `Corpus.documents`.
+    """
+    sizes: list[DocumentSize] = []
+    is_complete = True
+    for document in corpus.documents():
+        if len(sizes) == count:
+            is_complete = False
+            break
+        sizes.append(DocumentSize(document.name, document.num_bytes))
+    return CorpusListing(
+        corpus.description, tuple(sizes), is_complete, tuple(corpus.skipped), corpus.num_replaced
+    )
+
+
+def choose_tokenizer(corpus: Corpus, config: TokenizerConfig) -> tuple[Tokenizer, str]:
+    """A tokenizer to count a corpus by, and a line that says which.
+
+    It is the existing one that `config` names, or is trained on the first documents of the corpus:
+    as many as have `config.sample_mib` of text. (Training a model instead takes its sample evenly
+    from all training documents, which it has in memory; here only the sample is.)
+
+    Raises:
+        CorpusError: as `Corpus.documents`.
+        TokenizerError: an existing tokenizer that is not there.
+    """
+    if config.kind == "pretrained":
+        tokenizer = train_tokenizer([], config)
+        return tokenizer, f"{config.path}, {tokenizer.vocab_size:,} ids"
+    sample: list[Document] = []
+    num_bytes = 0
+    for document in corpus.documents():
+        sample.append(document)
+        num_bytes += document.num_bytes
+        if num_bytes >= config.sample_mib * 2**20:
+            break
+    tokenizer = train_tokenizer(sample, config)
+    return tokenizer, (
+        f"{config.kind}, {tokenizer.vocab_size:,} ids, trained on the first {len(sample):,} "
+        f"documents ({num_bytes / 1e6:,.1f} MB)"
+    )
+
+
+def measure_corpus(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    tokenizer_name: str = "",
+    *,
+    num_extremes: int = 5,
+    progress: Callable[[int], None] | None = None,
+) -> CorpusStatistics:
+    """Read a corpus once and count it; no text is kept.
+
+    The histogram is that of the paper's appendix A: documents by length in tokens, on a logarithmic
+    axis.
+
+    Args:
+        corpus: what to read.
+        tokenizer: what to count by. Start tokens are not counted.
+        tokenizer_name: what the result calls it.
+        num_extremes: how many of the longest and shortest documents are named.
+        progress: called with the number of documents done so far.
+
+    Raises:
+        CorpusError: as `Corpus.documents`.
+    """
+    lengths: list[int] = []
+    sums: dict[int, list[int]] = {}
+    longest: list[DocumentSize] = []
+    shortest: list[DocumentSize] = []
+    num_bytes = 0
+    for batch in _batch(corpus.documents()):
+        encoded = tokenizer.encode_batch([document.text for document in batch])
+        for document, tokens in zip(batch, encoded, strict=True):
+            length = len(tokens)
+            lengths.append(length)
+            num_bytes += document.num_bytes
+            counts = sums.setdefault(length.bit_length(), [0, 0])
+            counts[0] += 1
+            counts[1] += length
+            size = DocumentSize(document.name, document.num_bytes, length)
+            longest = sorted([*longest, size], key=lambda s: -(s.num_tokens or 0))[:num_extremes]
+            shortest = sorted([*shortest, size], key=lambda s: s.num_tokens or 0)[:num_extremes]
+        if progress:
+            progress(len(lengths))
+    lengths.sort()
+    return CorpusStatistics(
+        description=corpus.description,
+        tokenizer=tokenizer_name or f"{tokenizer.vocab_size:,} ids",
+        num_documents=len(lengths),
+        num_bytes=num_bytes,
+        num_tokens=sum(lengths),
+        median_tokens=lengths[(len(lengths) - 1) // 2],
+        histogram=_make_histogram(sums),
+        longest=tuple(longest),
+        shortest=tuple(shortest),
+        skipped=tuple(corpus.skipped),
+        num_replaced=corpus.num_replaced,
+    )
+
+
+def _batch(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    num_bytes = 0
+    for document in documents:
+        batch.append(document)
+        num_bytes += document.num_bytes
+        if num_bytes >= _BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _make_histogram(sums: dict[int, list[int]]) -> tuple[LengthBin, ...]:
+    """Bins between powers of two, from their bit lengths; empty ones in between are kept."""
+    return tuple(
+        LengthBin(1 << bits >> 1, 1 << bits, *sums.get(bits, (0, 0)))
+        for bits in range(min(sums), max(sums) + 1)
+    )

@@ -1,0 +1,147 @@
+"""Repositories from rows that lie scattered, and from checkouts."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from memorizing.config import DataConfig
+from memorizing.data import load_corpus
+from memorizing.data.order import shuffle_tree
+from memorizing.errors import CorpusError
+
+FILES = {
+    ("ann/one", "src/a.py"): "A = 1\n",
+    ("bob/two", "README"): "two",
+    ("ann/one", "src/deep/b.py"): "B = 2\n",
+    ("ann/one", "setup.py"): "setup()\n",
+    ("bob/two", "lib/x.c"): "int x;\n",
+    ("ann/one", "src/deep/c.py"): "C = 3\n",
+}
+
+
+def read(where, **settings):
+    corpus = load_corpus(DataConfig(corpus=f"github:{where}", **settings))
+    return corpus, {document.name: document for document in corpus.documents()}
+
+
+def make_rows(**names):
+    columns = {"repo": "repo_name", "path": "path", "text": "content", **names}
+    return [
+        {columns["repo"]: repo, columns["path"]: path, columns["text"]: text, "size": len(text)}
+        for (repo, path), text in FILES.items()
+    ]
+
+
+def write_rows(folder, rows):
+    """Two Parquet files and a packed JSON lines file, a third of the rows each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    third = len(rows) // 3
+    parquet.write_table(pa.Table.from_pylist(rows[:third]), folder / "train-0.parquet")
+    parquet.write_table(pa.Table.from_pylist(rows[third : 2 * third]), folder / "train-1.parquet")
+    lines = "".join(json.dumps(row) + "\n" for row in rows[2 * third :])
+    (folder / "train-2.json.gz").write_bytes(gzip.compress(lines.encode()))
+    return folder
+
+
+def test_rows_of_a_repository_are_brought_together_in_the_order_of_checkouts(tmp_path):
+    for (repo, path), text in FILES.items():
+        file = tmp_path / "checkouts" / repo.replace("/", "+") / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    _, gathered = read(write_rows(tmp_path / "rows", make_rows()), seed=3)
+    assert list(gathered) == ["ann/one", "bob/two"]
+    paths = [PurePosixPath(path) for repo, path in FILES if repo == "ann/one"]
+    expected = "".join(
+        f"# {path}\n{FILES['ann/one', str(path)]}" for path in shuffle_tree(paths, "3/ann/one")
+    )
+    assert gathered["ann/one"].text == expected
+    assert gathered["ann/one"].num_bytes == len(expected.encode())
+    _, checked_out = read(tmp_path / "checkouts", seed=3)
+    assert {name: sorted(d.text.splitlines()) for name, d in checked_out.items()} == {
+        name.replace("/", "+"): sorted(d.text.splitlines()) for name, d in gathered.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"text": "code"},
+        {"repo": "repository_name"},
+        {"repo": "max_stars_repo_name", "path": "max_stars_repo_path"},
+        {"path": "file_path", "text": "text"},
+    ],
+)
+def test_the_columns_of_known_datasets_of_code_are_found(tmp_path, names):
+    _, documents = read(write_rows(tmp_path, make_rows(**names)))
+    assert list(documents) == ["ann/one", "bob/two"]
+
+
+def test_the_text_may_be_in_any_column(tmp_path):
+    folder = write_rows(tmp_path, make_rows(text="body"))
+    assert "A = 1" in read(folder, text_column="body")[1]["ann/one"].text
+    with pytest.raises(CorpusError, match=r"row 1 of 'train-0.parquet' has no column 'content'"):
+        read(folder)
+
+
+def test_rows_without_a_repository_are_refused(tmp_path):
+    folder = write_rows(tmp_path, [{"path": "a", "content": "x"}] * 3)
+    with pytest.raises(CorpusError, match=r"none of the columns repo_name, .*it has path, content"):
+        read(folder)
+
+
+def test_broken_files_and_rows_are_left_out_and_named(tmp_path):
+    rows = [*make_rows(), {"repo_name": "ann/one", "path": "x.bin", "content": "a\0b", "size": 3}]
+    folder = write_rows(tmp_path, rows)
+    (folder / "a-broken.parquet").write_bytes((folder / "train-0.parquet").read_bytes()[:-9])
+    packed = (folder / "train-2.json.gz").read_bytes()
+    (folder / "b-cut.json.gz").write_bytes(packed[: len(packed) // 2])
+    (folder / "c-lines.jsonl").write_text('{"repo_name": \n[1]\n\n' + json.dumps(rows[1]) + "\n")
+    corpus, documents = read(folder)
+    assert set(documents) == {"ann/one", "bob/two"}
+    skipped = "\n".join(corpus.skipped)
+    assert "a-broken.parquet: cannot be read after row 0" in skipped
+    assert "b-cut.json.gz: cannot be read after row 0" in skipped
+    assert "c-lines.jsonl:1: not a JSON object" in skipped
+    assert "c-lines.jsonl:2: not a JSON object" in skipped
+    assert "x.bin in ann/one: binary" in skipped
+    assert len(corpus.skipped) == 5
+
+
+def test_reading_stops_after_so_many_repositories(tmp_path):
+    _, documents = read(write_rows(tmp_path, make_rows()), max_documents=1)
+    assert list(documents) == ["ann/one"]
+
+
+def test_a_missing_folder_says_what_to_download_and_how_large_it_is(tmp_path):
+    for where in (tmp_path / "missing", tmp_path):
+        with pytest.raises(CorpusError, match=r"git clone --depth 1.*github-code-clean.*300 GB"):
+            read(where)
+    with pytest.raises(CorpusError, match="is no dataset of the hub; write OWNER/NAME"):
+        read("hub:nameless")
+
+
+def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path):
+    code = (
+        "import sys; from memorizing.config import DataConfig; "
+        "from memorizing.data import load_corpus; from memorizing.errors import CorpusError\n"
+        "for corpus in sys.argv[1:]:\n"
+        "    try: next(load_corpus(DataConfig(corpus=corpus)).documents())\n"
+        "    except CorpusError as error: print(error)"
+    )
+    # Nothing listens on the discard port.
+    nowhere = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    words = [sys.executable, "-c", code, "pg19", "c4", "arxiv", "github:hub:owner/name"]
+    done = subprocess.run(words, env=nowhere, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stderr
+    for line in lines:
+        assert "from the Hugging Face hub" in line
+        assert "connect to the network and try again, or use files on this machine" in line
+        assert " GB" in line
