@@ -16,6 +16,10 @@ class Evaluation:
     index: str = "exact"
     use: str = "test"
     """Documents read: those held out for claims (`test`) or for choices (`validation`)."""
+    documents: tuple[str, ...] = ()
+    """Only these; empty is all."""
+    max_tokens: int = 0
+    """Tokens read of each; 0 is what the recipe says."""
 
     @property
     def name(self) -> str:
@@ -42,12 +46,10 @@ class Job:
     seed: int = 0
     start_from: str = ""
     """Name of the job whose weights it begins with."""
+    trains: bool = True
+    """Otherwise the model of `start_from` is measured as it is."""
 
     @property
     def name(self) -> str:
         """Unique; the result's path."""
         return f"{self.experiment}/{self.family}-{self.arm}-seed{self.seed}"
-
-    def count_tokens(self, steps: int, rows: int, segment_len: int) -> int:
-        """Training tokens, roughly: tails of documents are shorter."""
-        return steps * rows * segment_len

@@ -43,7 +43,19 @@ CONTROLS = (
 
 def list_jobs() -> list[Job]:
     """Every job, first things first."""
-    return [*_plan_main(), *_plan_table_4(), *_plan_rest()]
+    return [
+        *_plan_main(),
+        *_plan_rates(),
+        *_plan_recipes(),
+        *_plan_table_4(),
+        *_plan_sizes_of_memory(),
+        *_plan_finetuning(),
+        *_plan_ablations(),
+        *_plan_crossbatch(),
+        *_plan_sizes_of_models(),
+        *_plan_windows(),
+        *_plan_staleness(),
+    ]
 
 
 def find_jobs(patterns: list[str]) -> list[Job]:
@@ -66,6 +78,8 @@ def _plan_main() -> list[Job]:
 
 SHORT = "training.steps=490"
 """2 million tokens."""
+PAPER_SHORT = "training.steps=560"
+"""As long as `SHORT` takes in our recipe, by `experiments/step_times.py`."""
 LONG_CONTEXT = ("model.segment_len=2048", "model.window=2048", "training.rows=2")
 NO_CACHE = ("model.xl_cache=false",)
 
@@ -134,11 +148,10 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 SIZES: dict[str, tuple[str, ...]] = {
     "small": ("model.num_layers=3", "model.model_dim=160", "model.num_heads=3",
               "model.head_dim=64", "model.ffn_dim=640", "model.memory_layers=[1]"),
-    "medium": (),
     "large": ("model.num_layers=6", "model.model_dim=384", "model.num_heads=6",
               "model.ffn_dim=1536", "model.memory_layers=[4]"),
 }  # fmt: skip
-"""Models of three sizes, for the paper's Figure 1."""
+"""Smaller and larger than the rest of the experiments, for the paper's Figure 1."""
 
 CROSSBATCH: dict[str, tuple[str, ...]] = {
     "crossbatch-1": ("training.crossbatch_segments=1", "training.crossbatch_rows=1"),
@@ -147,24 +160,97 @@ CROSSBATCH: dict[str, tuple[str, ...]] = {
 """Two segments a step and half the rows: as many tokens a step as without."""
 
 
-def _plan_rest() -> list[Job]:
+def _plan_ablations() -> list[Job]:
+    """One thing changed at a time."""
+    jobs = [
+        Job("ablations", arm, "proofs", (QUICK, *changes), CHOICE, 3)
+        for arm, changes in ABLATIONS.items()
+    ]
+    return [*jobs, Job("ablations", "cache", "proofs", (QUICK, *NO_MEMORY), NO_CHOICE, 3)]
+
+
+def _plan_crossbatch() -> list[Job]:
+    """FoT's training beside the paper's, as many tokens a step."""
+    return [
+        Job(
+            "crossbatch",
+            arm,
+            "proofs",
+            ("training.steps=490", "training.rows=4", *changes),
+            read_on(8192, LARGE),
+            3,
+        )
+        for arm, changes in CROSSBATCH.items()
+    ]
+
+
+def _plan_sizes_of_models() -> list[Job]:
+    """Figure 1; `table4` has the medium size."""
     jobs = []
-    for arm, changes in ABLATIONS.items():
-        jobs.append(Job("ablations", arm, "proofs", (QUICK, *changes), CHOICE, 3))
-    jobs.append(Job("ablations", "cache", "proofs", (QUICK, *NO_MEMORY), NO_CHOICE, 3))
-    for arm, changes in CROSSBATCH.items():
-        changed = ("training.steps=490", "training.rows=4", *changes)
-        jobs.append(Job("crossbatch", arm, "proofs", changed, CHOICE, 3))
     for size, changes in SIZES.items():
-        if size != "medium":  # table4 has it
-            on = (SHORT, *changes)
-            jobs.append(Job("sizes", f"{size}-memory", "proofs", on, read_on(8192, LARGE), 3))
-            off = (*on, *NO_MEMORY)
-            jobs.append(Job("sizes", f"{size}-cache", "proofs", off, read_off(), 3))
-    for window in (1024, 2048):
-        changed = (SHORT, f"model.window={window}", *NO_MEMORY)
-        jobs.append(Job("window", f"window-{window}", "proofs", changed, read_off(), 3))
-    return [*jobs, *_plan_finetuning()]
+        on = (SHORT, *changes)
+        off = (*on, *NO_MEMORY)
+        jobs.append(Job("sizes", f"{size}-memory", "proofs", on, read_on(8192, LARGE), 3))
+        jobs.append(Job("sizes", f"{size}-cache", "proofs", off, read_off(), 3))
+    return jobs
+
+
+def _plan_windows() -> list[Job]:
+    """A longer sliding window is the other way to spend the time."""
+    return [
+        Job(
+            "window",
+            f"window-{window}",
+            "proofs",
+            (SHORT, f"model.window={window}", *NO_MEMORY),
+            read_off(),
+            3,
+        )
+        for window in (1024, 2048)
+    ]
+
+
+def _plan_rates() -> list[Job]:
+    """The learning rate of both recipes, chosen on the validation documents of proofs."""
+    jobs = []
+    for rate in ("0.3", "1.0", "3.0"):
+        changed = (QUICK, *PAPER, f"training.learning_rate={rate}")
+        jobs.append(Job("rates", f"paper-{rate}", "proofs", changed, CHOICE, 2))
+    for rate in ("0.01", "0.02", "0.04"):
+        rates = (f"training.learning_rate={rate}", f"training.embedding_learning_rate={rate}")
+        jobs.append(Job("rates", f"ours-{rate}", "proofs", (QUICK, *rates), CHOICE, 2))
+    return jobs
+
+
+def _plan_recipes() -> list[Job]:
+    """Our recipe against the paper's, with memory, at equal time, three seeds on three families."""
+    jobs = []
+    for seed in (0, 1, 2):
+        for family in ("proofs", "code", "math"):
+            for recipe, settings in (("ours", (SHORT,)), ("paper", (*PAPER, PAPER_SHORT))):
+                on = read_on(8192, LARGE)
+                jobs.append(Job("recipes", recipe, family, settings, on, 2, seed))
+    return jobs
+
+
+def _plan_sizes_of_memory() -> list[Job]:
+    """Beyond 65,536 entries, on two test documents that are long enough."""
+    libraries = ("coq_iris.txt", "hol_Jordan.txt")
+    on = tuple(
+        Evaluation(capacity, documents=libraries, max_tokens=4 * LARGE)
+        for capacity in (8192, LARGE, 2 * LARGE, 4 * LARGE)
+    )
+    name = "main/proofs-memory-seed0"
+    return [Job("long", "memory", "proofs", (), on, 3, start_from=name, trains=False)]
+
+
+def _plan_staleness() -> list[Job]:
+    """Two models whose checkpoints `experiments/staleness.py` reads with."""
+    keep = (QUICK, "training.checkpoint_every=35", "training.keep_checkpoints=7")
+    return [
+        Job("staleness", "normalized", "proofs", keep, CHOICE, 3),
+        Job("staleness", "raw", "proofs", (*keep, "model.normalize_qk=false"), CHOICE, 3),
+    ]
 
 
 def _plan_finetuning() -> list[Job]:

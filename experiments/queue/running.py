@@ -14,7 +14,6 @@ from memorizing.benchmark.machine import describe_machine
 from memorizing.config import Config, load_config
 from memorizing.data import (
     TokenizedDocument,
-    Tokenizer,
     cut_documents,
     load_tokenizer,
     tokenize_documents,
@@ -51,7 +50,7 @@ def run_job(job: Job, runs: Path, results: Path) -> bool:
     config = load_job_config(job, runs)
     corpus = _prepare_corpus(job, config, runs)
     run_dir = runs / job.name
-    if not (run_dir / "trained.json").exists():
+    if job.trains and not (run_dir / "trained.json").exists():
         resume = (run_dir / "config.toml").exists()
         result = train(config, run_dir, resume=resume, corpus=corpus)
         if result.interrupted:
@@ -63,8 +62,11 @@ def run_job(job: Job, runs: Path, results: Path) -> bool:
             "train_nats": result.train_nats,
         }
         write_json(run_dir / "trained.json", trained)
-    measured = _measure(job, config, corpus, run_dir)
-    write_json(results / f"{job.name}.json", _describe(job, config, run_dir, measured))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    model_dir = run_dir if job.trains else runs / job.start_from
+    measured = _measure(job, config, corpus, model_dir, run_dir)
+    described = _describe(job, config, model_dir) | {"evaluations": measured}
+    write_json(results / f"{job.name}.json", described)
     return True
 
 
@@ -80,7 +82,7 @@ def _prepare_corpus(job: Job, config: Config, runs: Path) -> TokenizedCorpus:
 
 
 def _measure(
-    job: Job, config: Config, corpus: TokenizedCorpus, run_dir: Path
+    job: Job, config: Config, corpus: TokenizedCorpus, model_dir: Path, run_dir: Path
 ) -> dict[str, dict[str, Any]]:
     """Every evaluation by name; each is kept in the run folder as soon as it is done."""
     path = run_dir / "evaluations.json"
@@ -88,16 +90,13 @@ def _measure(
     missing = [evaluation for evaluation in job.evaluations if evaluation.name not in done]
     if not missing:
         return done
-    model = load_model(run_dir).model
+    model = load_model(model_dir).model
     model.compute_dtype = choose_precision(config.training.precision, 0, 0, "cpu").dtype
-    documents: dict[str, list[TokenizedDocument]] = {}
     for evaluation in missing:
-        if evaluation.use not in documents:
-            documents[evaluation.use] = cut_held_out(corpus, config, evaluation.use)
         model.config = replace(model.config, index=evaluation.index)
         result = evaluate_documents(
             model,
-            documents[evaluation.use],
+            take_beginnings(corpus, config, evaluation),
             corpus.tokenizer.start_token,
             capacity=evaluation.capacity,
             control=evaluation.control,  # type: ignore[arg-type]
@@ -108,22 +107,21 @@ def _measure(
     return done
 
 
-def cut_held_out(corpus: TokenizedCorpus, config: Config, use: str) -> list[TokenizedDocument]:
-    """The first tokens of every held-out document, with the bytes they stand for."""
-    length = config.evaluation.max_tokens_per_document
-    documents: list[TokenizedDocument] = (
+def take_beginnings(
+    corpus: TokenizedCorpus, config: Config, evaluation: Evaluation
+) -> list[TokenizedDocument]:
+    """The first tokens of the held-out documents, with the bytes they stand for."""
+    length = evaluation.max_tokens or config.evaluation.max_tokens_per_document
+    documents = (
         corpus.validation
-        if use == "validation"
+        if evaluation.use == "validation"
         else tokenize_documents(corpus.test, corpus.tokenizer)
     )
-    return take_beginnings(documents, corpus.tokenizer, length)
-
-
-def take_beginnings(
-    documents: list[TokenizedDocument], tokenizer: Tokenizer, length: int
-) -> list[TokenizedDocument]:
-    """At most `length` tokens from the beginning of every document; 0 takes them whole."""
-    return [cut_documents([document], tokenizer, length)[0] for document in documents]
+    return [
+        cut_documents([document], corpus.tokenizer, length)[0]
+        for document in documents
+        if not evaluation.documents or document.name in evaluation.documents
+    ]
 
 
 def describe_evaluation(result: EvaluationResult, evaluation: Evaluation) -> dict[str, Any]:
@@ -133,6 +131,7 @@ def describe_evaluation(result: EvaluationResult, evaluation: Evaluation) -> dic
         "control": evaluation.control,
         "index": evaluation.index,
         "use": evaluation.use,
+        "max_tokens": evaluation.max_tokens or None,
         "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte,
         "nats": result.nats,
@@ -160,12 +159,10 @@ def sum_blocks(token_nats: np.ndarray) -> list[float]:
     return [round(float(value), 2) for value in sums]
 
 
-def _describe(
-    job: Job, config: Config, run_dir: Path, evaluations: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    metrics = read_metrics(run_dir / "metrics.jsonl")
-    trained = json.loads((run_dir / "trained.json").read_text())
-    sessions = json.loads((run_dir / "run.json").read_text())["sessions"]
+def _describe(job: Job, config: Config, model_dir: Path) -> dict[str, Any]:
+    metrics = read_metrics(model_dir / "metrics.jsonl")
+    trained = json.loads((model_dir / "trained.json").read_text())
+    sessions = json.loads((model_dir / "run.json").read_text())["sessions"]
     return {
         "job": job.name,
         "experiment": job.experiment,
@@ -174,15 +171,12 @@ def _describe(
         "seed": job.seed,
         "settings": list(job.settings),
         "start_from": job.start_from or None,
+        "trains": job.trains,
         "command": f"python experiments/queue --run '{job.name}'",
         "commits": sorted({session["commit"] or "unknown" for session in sessions}),
         "machine": describe_machine(),
         "num_weights": sessions[-1]["num_weights"],
-        "training": {
-            **trained,
-            **_describe_curves(metrics),
-        },
-        "evaluations": evaluations,
+        "training": {**trained, **_describe_curves(metrics)},
         "config": config.to_dict(),
     }
 
