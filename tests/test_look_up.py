@@ -19,6 +19,7 @@ NUM_STEPS = 100
 
 @pytest.fixture(scope="module")
 def experiment() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(EXPERIMENT.parent))  # it imports modules beside it, as a script does
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("dictionary_lookup", EXPERIMENT)
@@ -30,6 +31,7 @@ def experiment() -> Iterator[ModuleType]:
         spec.loader.exec_module(module)
         yield module
     finally:
+        sys.path.remove(str(EXPERIMENT.parent))
         del sys.modules[spec.name]
         torch.set_num_threads(threads)
 
@@ -48,7 +50,7 @@ def test_a_tiny_model_learns_dictionary_look_up_with_memory_and_not_without(
         assert score.first > 0.9
         # The knowledge is in the entries, not in the weights.
         wrong = experiment.evaluate_model(
-            model, experiment.TRAINING_RECORDS, num_documents=32, other_document=True
+            model, experiment.TRAINING_RECORDS, num_documents=32, control="other_document"
         )
         assert wrong.first < 0.15
     else:

@@ -173,33 +173,82 @@ def compare_token_nats(
             f"tokens in {len(baseline_lens)} cannot be compared token by token; evaluate both on "
             "the same documents, with the same tokenizer"
         )
-    sums, counts = [], []
+    sums, baseline_sums, counts = [], [], []
     for mine, theirs in zip(nats, baseline, strict=True):
-        difference = mine.astype(np.float64) - theirs
-        starts = np.arange(0, len(difference), block_len)
+        starts = np.arange(0, len(mine), block_len)
         if len(starts):
-            sums.append(np.add.reduceat(difference, starts))
-            counts.append(np.diff(starts, append=len(difference)))
-    block_sums, block_tokens = np.concatenate(sums), np.concatenate(counts)
-    rng = np.random.default_rng(seed)
-    low, high = _bootstrap_mean(block_sums, block_tokens, num_resamples, rng)
-    num_tokens = int(block_tokens.sum())
-    return Difference(float(block_sums.sum()) / num_tokens, low, high, len(block_sums), num_tokens)
+            sums.append(np.add.reduceat(mine.astype(np.float64), starts))
+            baseline_sums.append(np.add.reduceat(theirs.astype(np.float64), starts))
+            counts.append(np.diff(starts, append=len(mine)))
+    return compare_block_nats(
+        np.concatenate(sums),
+        np.concatenate(baseline_sums),
+        np.concatenate(counts),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
 
 
-def _bootstrap_mean(
-    sums: NDArray[np.float64],
-    counts: NDArray[np.int64],
-    num_resamples: int,
-    rng: np.random.Generator,
+def compare_block_nats(
+    nats: NDArray[np.float64],
+    baseline: NDArray[np.float64],
+    tokens: NDArray[np.integer[Any]],
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """`compare_token_nats` where the sums over blocks are known and tokens no longer are.
+
+    Args:
+        nats: summed over each block, (blocks,). Of several runs: their mean, so that a block is
+            drawn in all of them.
+        baseline: the same blocks under the baseline.
+        tokens: of each block.
+        num_resamples: how often the blocks are drawn.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: other numbers of blocks in the three, or no token at all.
+    """
+    if not len(nats) == len(baseline) == len(tokens) or not tokens.sum():
+        raise ConfigError(
+            f"results of {len(nats):,} and {len(baseline):,} blocks with {int(tokens.sum()):,} "
+            f"tokens in {len(tokens):,} blocks cannot be compared; evaluate both on the same "
+            "documents, with the same tokenizer"
+        )
+    sums = nats - baseline
+    low, high = bootstrap_ratio(sums, tokens, num_resamples=num_resamples, seed=seed)
+    num_tokens = int(tokens.sum())
+    return Difference(float(sums.sum()) / num_tokens, low, high, len(sums), num_tokens)
+
+
+def bootstrap_ratio(
+    numerators: NDArray[np.float64],
+    denominators: NDArray[np.floating[Any]] | NDArray[np.integer[Any]],
+    *,
+    num_resamples: int = 10_000,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    num_blocks = len(sums)
+    """95% interval of sum(numerators) / sum(denominators), blocks drawn with replacement.
+
+    Args:
+        numerators: of each block, (blocks,).
+        denominators: of each block; sums over drawn blocks must not be 0.
+        num_resamples: how often the blocks are drawn.
+        seed: of the draws.
+
+    Returns:
+        Its ends; infinite with fewer than two blocks.
+    """
+    num_blocks = len(numerators)
     if num_blocks < 2:
         return -math.inf, math.inf
-    means = np.empty(num_resamples)
+    rng = np.random.default_rng(seed)
+    ratios = np.empty(num_resamples)
     step = max(1, _RESAMPLE_ELEMENTS // num_blocks)
     for start in range(0, num_resamples, step):
         draws = rng.integers(num_blocks, size=(min(step, num_resamples - start), num_blocks))
-        means[start : start + step] = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
+        drawn = numerators[draws].sum(axis=1) / denominators[draws].sum(axis=1)
+        ratios[start : start + step] = drawn
+    low, high = np.quantile(ratios, (0.025, 0.975))
     return float(low), float(high)

@@ -37,12 +37,14 @@ class QuestionStep:
     """What one step of `train_on_questions` gave."""
 
     step: int
+    num_taken: int
+    """Steps since training began, or went on."""
     nats: float
     """Mean over answer tokens."""
     whole: float
     """Share of first questions whose whole answer is right."""
     seconds: float
-    """Since training, or going on with it, began."""
+    """Time of these steps."""
 
 
 def build_gathering_model(config: ModelConfig, seed: int) -> MemorizingTransformer:
@@ -65,7 +67,7 @@ def build_gathering_model(config: ModelConfig, seed: int) -> MemorizingTransform
 def train_on_questions(
     model: MemorizingTransformer,
     config: TrainingConfig,
-    make_batch: Callable[[Sequence[int]], QuestionBatch],
+    make_batch: Callable[[int, Sequence[int]], QuestionBatch],
     *,
     keeps_documents: bool = False,
     folder: Path | None = None,
@@ -79,7 +81,7 @@ def train_on_questions(
     Args:
         model: its memory has the capacity of its configuration.
         config: steps, rows and rates; `checkpoint_every`.
-        make_batch: one document per seed.
+        make_batch: of a step, counted from 1, and seeds: one document per seed.
         keeps_documents: after a sixth of the steps the memory is not emptied any more: it holds the
             last documents beside the own one, as distractors, up to its capacity.
         folder: for `checkpoint`, while training, and `model`, when it is done. Where these are,
@@ -106,7 +108,7 @@ def train_on_questions(
     start_s = time.perf_counter()
     for step in range(first_step, config.steps + 1):
         first_seed = FIRST_TRAINING_SEED * (config.seed + 1) + step * config.rows
-        batch = make_batch(range(first_seed, first_seed + config.rows))
+        batch = make_batch(step, range(first_seed, first_seed + config.rows))
         blocks, questions = split_questions(batch, model.config.segment_len)
         if not keeps_documents or step <= config.steps // 6:
             state = state.start_documents(every_row)
@@ -123,7 +125,8 @@ def train_on_questions(
             right = (logits.argmax(-1) == questions.targets)[questions.valid]
             whole = right.view(*questions.is_first.shape, -1).all(-1)[questions.is_first]
             seconds = time.perf_counter() - start_s
-            on_step(QuestionStep(step, loss.item(), whole.float().mean().item(), seconds))
+            share = whole.float().mean().item()
+            on_step(QuestionStep(step, step - first_step + 1, loss.item(), share, seconds))
         if folder is not None and config.checkpoint_every and step % config.checkpoint_every == 0:
             tensors, numbers = optimizer.state_dict()
             trainer = {"step": step, "optimizer": numbers}
