@@ -1,0 +1,169 @@
+"""Synthetic tasks (`memorizing.data.synthetic`): trained on short documents, asked about long ones.
+
+    python experiments/synthetic.py --task needles --seeds 0,1,2 \
+        --json experiments/results/synthetic_needles.json
+
+Tasks: pairs, rewrite, needles (one needle is the passkey task), tracking, strings, distraction;
+`all` is one after another.
+Every arm of a task starts with the same weights and sees the same documents. Local context is the
+segment with the questions, so that answers are in the memory or nowhere; an arm without memory is
+therefore measured at one length. An answer counts when all of its tokens are right, which is what
+greedy decoding would give. What is done is kept in `--output` and not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from synthetic_tasks import TASKS, Arm, Cell, Task
+
+from memorizing.data.synthetic import QuestionBatch
+from memorizing.evaluation.answers import answer_questions, compute_wilson_interval
+from memorizing.files import write_json
+from memorizing.model import MemorizingTransformer
+from memorizing.training.questions import build_gathering_model
+
+
+def train_arm(task: Task, arm: Arm, seed: int, folder: Path | None) -> MemorizingTransformer:
+    """Train an arm, or take what is kept in the folder; an untrained one is as it starts."""
+    num_blocks = task.train.num_blocks * arm.num_kept if arm.has_memory else 0
+    if not arm.is_trained:
+        config = task.model.to_model(num_blocks * task.block_len, task.block_len)
+        return build_gathering_model(config, seed)
+    print(f"{task.name}, seed {seed}, {arm.name}: training, unless it is done", flush=True)
+    return task.model.train(
+        lambda step, seeds: task.make(seeds, task.choose_cell(step)),
+        seed,
+        num_blocks=num_blocks,
+        block_len=task.block_len,
+        keeps_documents=arm.num_kept > 1,
+        folder=folder,
+        num_reports=5,
+    )
+
+
+def measure(model: MemorizingTransformer, task: Task, cell: Cell, seed: int) -> dict[str, Any]:
+    """First answers about documents that no training and no other seed has seen."""
+    num_read = cell.num_documents_read * cell.num_blocks * task.block_len
+    rows = 4 if num_read <= 2**16 else 2
+    num_questions = cell.sizes.get("num_questions", 1)
+    num_documents = max(-(-task.least_asked // num_questions), min(64, 2**18 // num_read))
+    answers, is_first, groups = [], [], []
+    first_seed = seed * 1_000_000
+    for start in range(first_seed, first_seed + num_documents, rows):
+        batch = task.make(range(start, start + rows), cell)
+        others: list[QuestionBatch] = [
+            task.make(range(start + 1000 * other, start + 1000 * other + rows), cell)
+            for other in range(1, cell.num_documents_read)
+        ]
+        answers.append(answer_questions(model, batch, control=cell.control, others=others))
+        is_first.append(batch.is_first)
+        groups.append(batch.group)
+    first = torch.cat(is_first)
+    right, group = torch.cat([a.is_right for a in answers])[first], torch.cat(groups)[first]
+    whole = right.all(-1)
+    shares = [answer.own_share for answer in answers if answer.own_share is not None]
+
+    def score(chosen: torch.Tensor) -> dict[str, Any]:
+        num_right, num_asked = int(chosen.sum()), chosen.numel()
+        return {
+            "exact": num_right / num_asked,
+            "interval": compute_wilson_interval(num_right, num_asked),
+            "right": num_right,
+            "asked": num_asked,
+        }
+
+    result = score(whole) | {
+        "tokens_right": right.float().mean().item(),
+        "nats": torch.cat([a.nats for a in answers])[first].mean().item(),
+        "own_share": torch.cat(shares)[first].mean().item() if shares else None,
+    }
+    if len(group.unique()) > 1:
+        result["by_group"] = {str(g): score(whole[group == g]) for g in group.unique().tolist()}
+    return result
+
+
+def run_task(task: Task, seeds: list[int], output: Path) -> dict[str, Any]:
+    """Train and measure what is not there yet; the results of all seeds."""
+    settings = task.describe()
+    results: dict[str, Any] = {"task": task.name, "settings": settings, "seeds": {}}
+    for seed in seeds:
+        folder = output / task.name / f"seed-{seed}"
+        path = folder / "result.json"
+        found = {"settings": settings, "scores": {}}
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+        if found["settings"] != settings:
+            raise SystemExit(f"{path} is of other settings; remove it or choose another --output")
+        scores = found["scores"]
+        for arm in task.arms:
+            cells = [cell for cell in task.list_cells(arm) if f"{arm.name}/{cell}" not in scores]
+            if not cells:
+                continue
+            model = train_arm(task, arm, seed, folder / arm.name)
+            for cell in cells:
+                start_s = time.perf_counter()
+                score = measure(model, task, cell, seed)
+                scores[f"{arm.name}/{cell}"] = score | {"seconds": time.perf_counter() - start_s}
+                write_json(path, found)
+        results["seeds"][str(seed)] = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    return results
+
+
+def show(results: dict[str, Any]) -> None:
+    """A line for each arm and cell: exact answers of every seed, and of all with their interval."""
+    seeds = results["seeds"]
+    table = Table(title=f"{results['task']}: whole answers right (greedy, exact match)")
+    for name in ("arm", "what is read", *(f"seed {s}" for s in seeds), "all (95%)", "by group"):
+        table.add_column(name, justify="left" if name in ("arm", "what is read") else "right")
+    table.add_column("own share", justify="right")
+    for name in next(iter(seeds.values())):
+        scores = [scores[name] for scores in seeds.values()]
+        right, asked = (sum(score[key] for score in scores) for key in ("right", "asked"))
+        low, high = compute_wilson_interval(right, asked)
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for score in scores:
+            for group, part in score.get("by_group", {}).items():
+                groups.setdefault(group, []).append(part)
+        shares = [score["own_share"] for score in scores if score["own_share"] is not None]
+        table.add_row(
+            *name.split("/"),
+            *(f"{score['exact']:.1%}" for score in scores),
+            f"{right / asked:.1%} ({low:.1%} to {high:.1%})",
+            " ".join(
+                f"{sum(p['right'] for p in parts) / sum(p['asked'] for p in parts):.0%}"
+                for _, parts in sorted(groups.items())
+            ),
+            f"{sum(shares) / len(shares):.2f}" if shares else "",
+        )
+    Console(width=160).print(table)
+
+
+def main() -> None:
+    """Run what is asked for and not done yet."""
+    parser = argparse.ArgumentParser(description="Synthetic tasks with and without memory")
+    parser.add_argument("--task", choices=[*TASKS, "all"], required=True)
+    parser.add_argument("--seeds", default="0,1,2", help="initialization and documents")
+    parser.add_argument("--output", type=Path, default=Path("runs/synthetic"))
+    parser.add_argument("--json", type=Path, default=None, help="where all results go")
+    arguments = parser.parse_args()
+    names = list(TASKS) if arguments.task == "all" else [arguments.task]
+    everything = {}
+    for name in names:
+        everything[name] = run_task(
+            TASKS[name], [int(seed) for seed in arguments.seeds.split(",")], arguments.output
+        )
+        show(everything[name])
+        if arguments.json is not None:
+            write_json(arguments.json, everything if len(names) > 1 else everything[name])
+
+
+if __name__ == "__main__":
+    main()
