@@ -201,7 +201,7 @@ class DataConfig:
     max_documents: int = 0
     """Reading stops after this many documents of the corpus; 0 reads them all."""
     folders_per_document: int = 1
-    """`subpackages:`, `repositories:` and `github:`: how many folders are joined into one document."""
+    """`subpackages:`, `repositories:`, `github:`: how many folders are joined into one document."""
     text_column: str = "text"
     max_document_tokens: int = 0
     """Longer documents are cut into documents of at most this many tokens; 0 leaves them whole."""
