@@ -20,10 +20,13 @@ class SmallModel:
     rows: int = 8
     model_dim: int = 128
     head_dim: int = 32
-    scale_init: float = 8.0
-    gate_learning_rate: float = 0.02
-    """Of gates and scales. The scale is what tells one right entry from a million that are a little
-    alike; a rate of 0.02 lets it grow no further than from 8 to 12 in 400 steps."""
+    conv_len: int = 6
+    """Queries and keys compare the last tokens one by one: what is like a key of several tokens is
+    found before anything is learned."""
+    scale_init: float = 16.0
+    """The scale is what tells one right entry from a million that are a little alike."""
+    gate_learning_rate: float = 0.05
+    """Of gates and scales. A rate of 0.02 lets the scale grow by no more than 4 in 400 steps."""
 
     def to_model(self, capacity: int, block_len: int = BLOCK_LEN) -> ModelConfig:
         """Two layers: one to gather the tokens of a key, and one that finds the like of it.
@@ -43,7 +46,7 @@ class SmallModel:
             memory_layers=(1,),
             capacity=capacity,
             num_neighbors=32,
-            smear_keys=True,
+            conv_len=self.conv_len,
             induction_init=True,
             scale_init=self.scale_init,
             gate_bias_init=1.0,

@@ -72,7 +72,7 @@ class Task:
     arms: tuple[Arm, ...] = (Arm("memory"), WITHOUT)
     has_controls: bool = True
     block_len: int = 128
-    model: SmallModel = SmallModel(gate_learning_rate=0.05)
+    model: SmallModel = SmallModel(steps=200)
     least_asked: int = 128
     """Questions of a cell, all documents and one seed together."""
 

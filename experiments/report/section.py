@@ -1,0 +1,51 @@
+"""A part of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from formatting import format_tokens
+from results import Run
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page under one heading."""
+
+    title: str
+    parts: tuple[str, ...]
+    """Paragraphs, tables and pictures, in Markdown."""
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    """PNG files by the name that the parts show them by."""
+
+    def to_markdown(self) -> str:
+        """Heading and parts; empty parts are left out."""
+        return "\n\n".join([f"## {self.title}", *(part for part in self.parts if part)])
+
+
+def show_picture(name: str, what: str) -> str:
+    """Markdown of a picture that lies beside the page."""
+    return f"![{what}]({name})"
+
+
+def describe_sources(runs: Sequence[Run], command: str) -> str:
+    """How to repeat it, and from which commits, seeds and training tokens the numbers are."""
+    repeat = f"Repeat: `{command}`."
+    if not runs:
+        return f"**Not run yet.** {repeat}"
+    commits = sorted({shorten_commit(commit) for run in runs for commit in run.values["commits"]})
+    seeds = sorted({run.seed for run in runs})
+    tokens = sorted({format_tokens(run.tokens) for run in runs}, key=lambda text: float(text[:-1]))
+    trained = tokens[0] if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]}"
+    return (
+        f"{repeat} {len(runs)} {'run' if len(runs) == 1 else 'runs'}, "
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, {trained} "
+        f"training tokens; {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}."
+    )
+
+
+def shorten_commit(commit: str) -> str:
+    """Twelve digits, and what is said about changes."""
+    digits, _, rest = commit.partition(" ")
+    return f"{digits[:12]} {rest}".strip()

@@ -1,0 +1,52 @@
+"""The parts of the page, in their order."""
+
+from __future__ import annotations
+
+from results import Results
+
+from sections import (
+    ablations,
+    beyond,
+    capacities,
+    families,
+    finetuning,
+    learning,
+    repeating,
+    scale,
+    synthetic,
+    table4,
+    window,
+)
+
+_KNOWN = (families, capacities, learning, table4, finetuning, scale, ablations, window)
+"""Parts with runs of their own; each says by `covers` which runs it shows."""
+
+_INTRODUCTION = """\
+# Results
+
+Every table and plot on this page is made by `python experiments/report` from the JSON files in
+`experiments/results/`; none is written by hand. A file holds a run's settings, command, commit,
+seed and machine, and the nats of every block of 1,024 held-out tokens.
+
+How to read the numbers:
+
+- **Perplexity** is per token of our own vocabularies, so that only changes can be set beside the
+  paper's. Over several seeds it is exp of the mean of their nats per token.
+- **Change** is the relative change of perplexity on the same tokens: -5.0% is 5% lower, which is
+  better.
+- **(-6.0 to -4.0)** is the 95% interval of a change. Blocks of 4,096 neighboring tokens are drawn
+  with replacement 10,000 times, each in both models and all seeds at once. It covers what other
+  text of this kind would change, not what another seed would: where there are several seeds, each
+  is shown.
+- **The paper's numbers** are of other corpora, models of 200M weights or more, and 65 billion
+  training tokens; its datasets stand beside the nearest of our families."""
+
+
+def write_report(results: Results) -> tuple[str, dict[str, bytes]]:
+    """The page, and its pictures by file name."""
+    rest = [run for run in results.runs if not any(part.covers(run) for part in _KNOWN)]
+    sections = [part.write(results) for part in _KNOWN]
+    sections += [beyond.write(results, rest), synthetic.write(results), repeating.write(results)]
+    titled = [s.to_markdown().replace("## ", f"## {n}. ", 1) for n, s in enumerate(sections, 1)]
+    pictures = {name: png for section in sections for name, png in section.pictures.items()}
+    return "\n\n".join([_INTRODUCTION, *titled]) + "\n", pictures

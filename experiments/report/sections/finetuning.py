@@ -1,0 +1,193 @@
+"""Table 5 and Figure 6: on to a larger memory, and a memory for a model trained without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comparing import Share, compare, compute_share, measure
+from formatting import (
+    format_change,
+    format_number,
+    format_percent,
+    format_share,
+    make_table,
+)
+from paper import FINETUNED, GAP_CLOSED, PERPLEXITIES
+from pictures import MEMORY, PAPER, draw, start_figure
+from results import Results, Run, Seeds
+from section import Section, describe_sources, show_picture
+
+_PICTURE = "results_finetuning.png"
+_TO_LARGER = ("memory-to-8192", "memory-to-65536")
+_TO_MEMORY, _TO_CACHE = "cache-to-memory", "cache-to-cache"
+_CAPACITIES = (8192, 65_536)
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The share of the gap closed while a model without memory is trained on with one."""
+
+    tokens: list[int]
+    shares: list[float]
+    trained_tokens: int
+    """Before."""
+
+
+def covers(run: Run) -> bool:
+    """Whether this section shows a run."""
+    known = (*_TO_LARGER, _TO_MEMORY, _TO_CACHE)
+    return run.experiment == "finetuning" and run.family == "proofs" and run.arm in known
+
+
+def write(results: Results) -> Section:
+    """Both experiments."""
+    runs = [run for run in results.runs if covers(run)]
+    parts = [
+        "Models of section 1 (proofs, seed 0) are trained on for some steps at a lower rate: "
+        "the one with memory at 8,192 and at 65,536 entries (the paper's Table 5), the one "
+        "without memory with a new one (the paper's Figure 6) and, to compare, without.",
+        describe_sources(runs, "python experiments/queue --run finetuning/"),
+    ]
+    title = "Finetuning: a larger memory, and a memory for a model without"
+    if not runs:
+        return Section(title, tuple(parts))
+    parts += [*_write_larger(results), *_write_shares(results)]
+    closing = read_closing(results)
+    pictures = {}
+    if closing is not None:
+        pictures[_PICTURE] = _plot(closing)
+        parts.append(show_picture(_PICTURE, "Share of the gap closed against training"))
+    return Section(title, tuple(parts), pictures)
+
+
+def _write_larger(results: Results) -> list[str]:
+    before = results.find("main", "memory")
+    rows = []
+    for arm in _TO_LARGER:
+        capacity = arm.rpartition("-")[2]
+        after = results.find("finetuning", arm)
+        # Only the seed that was trained on is compared.
+        start: Seeds = {seed: before[seed] for seed in after if seed in before}
+        change = compare(after, capacity, start, capacity)
+        cells = (measure(start, capacity), measure(after, capacity))
+        rows.append((f"{int(capacity):,}", *map(format_number, cells), format_change(change)))
+    header = ("trained on with, and read with", "before", "after", "change (95%)")
+    trained = PERPLEXITIES[512, 8192, True][0]
+    reported = ", ".join(
+        f"{perplexity:.2f} ({format_percent(perplexity / trained - 1)}) at {capacity:,}"
+        for capacity, perplexity in FINETUNED.items()
+    )
+    return [
+        "**To a larger memory.** The row of 8,192 entries shows what training on alone gives.",
+        make_table(header, rows, num_text=0),
+        f"The paper (arXiv Math, 20K steps, perplexity {trained:.2f} with 8,192 entries before): "
+        f"{reported} entries; it reports no reading of the larger memory before.",
+    ]
+
+
+def _write_shares(results: Results) -> list[str]:
+    names = {
+        "cache": results.find("main", "cache"),
+        "memory": results.find("main", "memory"),
+        "more cache": results.find("finetuning", _TO_CACHE),
+        "now": results.find("finetuning", _TO_MEMORY),
+    }
+    rows = []
+    for capacity in _CAPACITIES:
+        shares = [
+            _share(results, ("main", "cache"), ("main", "memory"), capacity),
+            _share(
+                results,
+                ("finetuning", _TO_CACHE),
+                ("finetuning", f"memory-to-{capacity}"),
+                capacity,
+            ),
+        ]
+        now, memory = (measure(names[name], str(capacity)) for name in ("now", "memory"))
+        rows.append(
+            (
+                f"{capacity:,}",
+                format_number(now),
+                format_number(_first(names["memory"], str(capacity), memory)),
+                *map(format_share, shares),
+            )
+        )
+    cache = _first(names["cache"], "0", measure(names["cache"], "0"))
+    more = measure(names["more cache"], "0")
+    header = (
+        "entries", "now", "trained with memory", "share closed (95%)",
+        "share, all trained on (95%)",
+    )  # fmt: skip
+    return [
+        "**A memory for a model trained without.** Share of the gap closed = (cache alone - "
+        "now) / (cache alone - trained with memory), in nats of the test documents. The last "
+        "column takes for both ends the models that were trained on as long: what more training "
+        "gives without memory does not count there.",
+        make_table(header, rows, num_text=0),
+        f"The cache alone: {format_number(cache)} before, {format_number(more)} trained on "
+        "without memory.",
+    ]
+
+
+def _first(arm: Seeds, name: str, otherwise: float | None) -> float | None:
+    """Seed 0, from which finetuning starts."""
+    return measure({0: arm[0]}, name) if 0 in arm else otherwise
+
+
+def _share(
+    results: Results, start: tuple[str, str], end: tuple[str, str], capacity: int
+) -> Share | None:
+    found = [
+        _read(results.find(*start), "0"),
+        _read(results.find("finetuning", _TO_MEMORY), str(capacity)),
+        _read(results.find(*end), str(capacity)),
+    ]
+    return None if None in found else compute_share(*found)  # type: ignore[arg-type]
+
+
+def _read(arm: Seeds, name: str) -> dict | None:
+    return arm[0].evaluations.get(name) if 0 in arm else None
+
+
+def read_closing(results: Results) -> Closing | None:
+    """The share by validation documents, against training tokens; None where a run is missing."""
+    arms = [results.find("main", arm) for arm in ("cache", "memory")]
+    now = results.find("finetuning", _TO_MEMORY)
+    if not (now and all(0 in arm and arm[0].validation for arm in arms)):
+        return None
+    cache, memory = (arm[0].validation[-1] for arm in arms)
+    points = [
+        point
+        for point in now[0].validation
+        if point["validation_tokens"] == cache["validation_tokens"] == memory["validation_tokens"]
+    ]
+    gap = cache["nats_per_token"] - memory["nats_per_token"]
+    if not points or gap <= 0:
+        return None
+    shares = [(cache["nats_per_token"] - point["nats_per_token"]) / gap for point in points]
+    return Closing([point["tokens"] for point in points], shares, arms[0][0].tokens)
+
+
+@draw
+def _plot(closing: Closing):
+    figure, ((axes,),) = start_figure(6.4, 3.5)
+    percents = [100 * tokens / closing.trained_tokens for tokens in closing.tokens]
+    shares = [100 * share for share in closing.shares]
+    axes.plot(percents, shares, "o-", color=MEMORY, label="ours, proofs (validation)")
+    axes.axhline(100, color="#555555", linewidth=1, linestyle="--")
+    axes.annotate(
+        "trained with memory from the start", (0.0, 100), xycoords=("axes fraction", "data"),
+        xytext=(4, 3), textcoords="offset points", fontsize=8, color="#555555",
+    )  # fmt: skip
+    shown = [(x, 100 * y) for x, y in GAP_CLOSED if x <= max(*percents, 5.0) * 1.1]
+    axes.plot(
+        *zip(*shown, strict=True), "D", color=PAPER, markerfacecolor="white",
+        label="the paper, a model of 1B weights", linestyle="none",
+    )  # fmt: skip
+    axes.axhline(0, color="#555555", linewidth=1)
+    axes.set_xlim(left=0)
+    axes.set_ylim(min(-5, *shares) - 3, max(110, *shares) + 8)
+    axes.set_xlabel("tokens trained on with memory, % of the training before")
+    axes.set_ylabel("share of the gap closed, %")
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure

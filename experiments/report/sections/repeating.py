@@ -1,0 +1,85 @@
+"""How to repeat everything, on what it was run, and what was not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from formatting import format_tokens, make_table
+from results import Results, Run
+from section import Section, shorten_commit
+
+_COMMANDS = """\
+```sh
+python experiments/corpora/build.py    # fetches pinned packages and builds the five families
+python experiments/queue --run         # trains and evaluates what is not done; goes on after Ctrl-C
+python experiments/queue --status      # what is done
+python experiments/report              # this page
+```"""
+_PACKAGES = (
+    "python",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "faiss-cpu",
+    "scann",
+    "usearch",
+)
+
+
+def write(results: Results) -> Section:
+    """Commands, machines, hours, what is missing, and every run."""
+    missing = results.list_missing()
+    parts = [
+        "The parts of the queue can be run alone (`--run table4 proofs`: jobs whose name holds "
+        "one of the words). A run continues where it was interrupted, and its result is one "
+        "JSON file.",
+        _COMMANDS,
+    ]
+    if results.runs:
+        hours = sum(run.training_s for run in results.runs) / 3600
+        parts += [
+            f"Machine: {'; '.join(_list_machines(results.runs))}. Training took {hours:.1f} "
+            f"hours in all, summed over {len(results.runs)} runs of which several went on at "
+            "once; evaluation is not counted.",
+        ]
+    if missing:
+        names = "\n".join(f"- `{name}`" for name in missing)
+        parts.append(
+            _fold(f"{len(missing)} of {len(results.planned)} planned runs are not run", names)
+        )
+    else:
+        parts.append(f"All {len(results.planned)} planned runs are done.")
+    if results.runs:
+        parts.append(_fold("Every run", _make_table(results.runs)))
+    return Section("How to repeat it", tuple(parts))
+
+
+def _fold(title: str, content: str) -> str:
+    """What is shown on a click."""
+    return f"<details>\n<summary>{title}</summary>\n\n{content}\n\n</details>"
+
+
+def _list_machines(runs: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(_describe_machine(run.values["machine"]) for run in runs))
+
+
+def _describe_machine(machine: dict[str, Any]) -> str:
+    versions = machine["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in _PACKAGES if name in versions)
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return f"{machine['processor']}, {machine['cores']} cores, {threads} a run; {named}"
+
+
+def _make_table(runs: Sequence[Run]) -> str:
+    rows = []
+    for run in runs:
+        commits = sorted({shorten_commit(commit) for commit in run.values["commits"]})
+        minutes = f"{run.training_s / 60:.0f}"
+        weights = f"{run.num_weights / 1e6:.2f}M"
+        rows.append(
+            (f"`{run.name}`", ", ".join(commits), weights, format_tokens(run.tokens), minutes)
+        )
+    header = ("job", "commit", "weights", "training tokens", "minutes")
+    return make_table(header, rows, num_text=2)

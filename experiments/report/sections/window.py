@@ -1,0 +1,77 @@
+"""A longer sliding window as the other way to spend the compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comparing import compare, measure
+from formatting import format_change, format_number, make_table
+from results import Results, Run
+from section import Section, describe_sources
+
+_BASE = ("table4", "ours-512-xl", 0)
+_OTHERS: dict[tuple[str, str, int], str] = {
+    ("table4", "ours-512-8192-xl", 8192): "window 512, memory of 8,192",
+    ("table4", "ours-512-8192-xl", 65_536): "the same, read with 65,536",
+    ("table4", "ours-512-65536-xl", 65_536): "window 512, memory of 65,536",
+    ("table4", "ours-2048-xl", 0): "segment and window 2,048",
+}
+"""Experiment, arm and entries at evaluation."""
+_WITH_TIMES = "*Relative time* is a step's time, measured in turns (`step_times.json`)."
+_WITHOUT_TIMES = "Step times measured in turns (`step_times.json`) are not there yet."
+
+
+def covers(run: Run) -> bool:
+    """Whether this section shows a run (table 4 has the others)."""
+    is_window = run.arm.removeprefix("window-").isdigit()
+    return run.experiment == "window" and run.family == "proofs" and is_window
+
+
+def write(results: Results) -> Section:
+    """A line a model."""
+    arms = [arm for arm in results.list_arms("window") if arm.removeprefix("window-").isdigit()]
+    windows = {
+        ("window", arm, 0): f"window {int(arm.removeprefix('window-')):,}"
+        for arm in sorted(arms, key=lambda arm: int(arm.removeprefix("window-")))
+    }
+    places = {_BASE: "window 512, cache alone", **windows, **_OTHERS}
+    runs = [run for run in results.runs if covers(run)]
+    ratios = read_ratios(results)
+    parts = [
+        "Local attention over more tokens, without memory, beside memory with the short window "
+        "(proofs, as many training tokens each). Seconds are of training as the queue ran it, "
+        f"with other work on the same machine. {_WITH_TIMES if ratios else _WITHOUT_TIMES}",
+        describe_sources(runs, "python experiments/queue --run window/ table4/proofs-ours"),
+    ]
+    if not runs:
+        return Section("A longer window instead", tuple(parts))
+    base = results.find(*_BASE[:2])
+    rows = []
+    for (experiment, arm, capacity), name in places.items():
+        found = results.find(experiment, arm)
+        if not found:
+            continue
+        seconds = sum(run.training_s for run in found.values()) / len(found)
+        is_base = (experiment, arm, capacity) == _BASE
+        change = compare(found, str(capacity), base, "0")
+        ratio = ratios.get(f"{experiment}/{arm}", ratios.get(arm))
+        rows.append(
+            (
+                name,
+                format_number(measure(found, str(capacity))),
+                "0" if is_base else format_change(change),
+                f"{seconds:,.0f}",
+                "" if ratio is None else f"{ratio:.2f}",
+            )
+        )
+    header = ("model", "perplexity", "change (95%)", "training s", "relative time")
+    width = len(header) if ratios else len(header) - 1
+    parts.append(make_table(header[:width], [row[:width] for row in rows]))
+    return Section("A longer window instead", tuple(parts))
+
+
+def read_ratios(results: Results) -> dict[str, float]:
+    """Times of a step against the cache alone, by the name of an arm, from step_times.json."""
+    found: Any = results.others.get("step_times", [])
+    entries = found.get("rows", []) if isinstance(found, dict) else found
+    return {entry["name"]: entry["ratio"] for entry in entries}
