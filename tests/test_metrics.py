@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from memorizing.errors import ConfigError
-from memorizing.metrics import Difference, Totals, bucket_by_position, compare_token_nats
+from memorizing.metrics import (
+    Difference,
+    Totals,
+    bootstrap_ratio,
+    bucket_by_position,
+    compare_block_nats,
+    compare_token_nats,
+)
 
 
 def test_totals_of_two_texts_weigh_every_token_alike():
@@ -123,3 +130,25 @@ def test_an_interval_on_one_side_excludes_zero():
     assert Difference(-0.1, -0.2, -0.01, 7, 11).excludes_zero
     assert Difference(0.1, 0.01, 0.2, 7, 11).excludes_zero
     assert not Difference(0.1, -0.01, 0.2, 7, 11).excludes_zero
+
+
+def test_sums_of_blocks_are_compared_as_their_tokens():
+    rng = np.random.default_rng(7)
+    nats, baseline = [rng.normal(3, 1, 17), rng.normal(3, 1, 5)], [np.full(17, 3), np.full(5, 3.0)]
+    sums, theirs = (
+        np.concatenate([np.add.reduceat(part, np.arange(0, len(part), 7)) for part in parts])
+        for parts in (nats, baseline)
+    )
+    found = compare_block_nats(sums, theirs, np.array([7, 7, 3, 5]), seed=3)
+    assert found == compare_token_nats(nats, baseline, block_len=7, seed=3)
+
+
+def test_other_blocks_cannot_be_compared():
+    with pytest.raises(ConfigError, match="3 and 2 blocks with 6 tokens in 3"):
+        compare_block_nats(np.ones(3), np.ones(2), np.full(3, 2))
+
+
+def test_a_ratio_that_all_blocks_share_has_an_interval_of_no_width():
+    denominators = np.array([1.0, 5.0, 2.0])
+    assert bootstrap_ratio(denominators * 0.25, denominators) == (0.25, 0.25)
+    assert bootstrap_ratio(np.ones(1), np.ones(1)) == (-math.inf, math.inf)

@@ -155,8 +155,17 @@ SIZES: dict[str, tuple[str, ...]] = {
 """Smaller and larger than the rest of the experiments, for the paper's Figure 1."""
 
 CROSSBATCH: dict[str, tuple[str, ...]] = {
-    "crossbatch-1": ("training.crossbatch_segments=1", "training.crossbatch_rows=1"),
-    "crossbatch-4": ("training.crossbatch_segments=1", "training.crossbatch_rows=4"),
+    "ours": (),
+    "crossbatch-1": (
+        "training.rows=4",
+        "training.crossbatch_segments=1",
+        "training.crossbatch_rows=1",
+    ),
+    "crossbatch-4": (
+        "training.rows=4",
+        "training.crossbatch_segments=1",
+        "training.crossbatch_rows=4",
+    ),
 }
 """Two segments a step and half the rows: as many tokens a step as without."""
 
@@ -177,7 +186,7 @@ def _plan_crossbatch() -> list[Job]:
             "crossbatch",
             arm,
             "proofs",
-            (SHORT, "training.rows=4", *changes),
+            (SHORT, *changes),
             read_on(8192, LARGE),
             3,
         )
