@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from small_models import SmallModel
+from small_models import SHARPNESS, SmallModel, sharpen
 
 from memorizing.data.synthetic import (
     BLOCK_LEN,
@@ -119,17 +119,6 @@ def evaluate_model(
     )
 
 
-def sharpen(model: MemorizingTransformer, factor: float) -> MemorizingTransformer:
-    """A copy of the model whose memory layers compare `factor` times as sharply."""
-    copy = MemorizingTransformer(model.config)
-    weights = dict(model.state_dict())
-    for layer in model.config.memory_layers:
-        name = f"blocks.{layer}.attention.scale"
-        weights[name] = weights[name] * factor
-    copy.load_state_dict(weights)
-    return copy
-
-
 def _iterate_measurements(
     lengths: list[int], tokens: int, factors: list[float]
 ) -> Iterator[tuple[str, float, bool, int, int, int]]:
@@ -153,7 +142,8 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=None, help="also write the result here")
     parser.add_argument("--seeds", default="0,1,2", help="initialization and training documents")
     parser.add_argument("--lengths", default="512,2048,8192,32768,65536,131072,262144")
-    parser.add_argument("--factors", default="1", help="of the memory's scale at evaluation")
+    factors = f"1,{SHARPNESS:g}"
+    parser.add_argument("--factors", default=factors, help="of the memory's scale at evaluation")
     parser.add_argument(
         "--tokens", type=int, default=2**19, help="read per length, in 4 to 32 documents"
     )

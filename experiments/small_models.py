@@ -11,6 +11,11 @@ from memorizing.data.synthetic import BLOCK_LEN, VOCAB_SIZE, QuestionBatch
 from memorizing.model import MemorizingTransformer
 from memorizing.training.questions import QuestionStep, build_gathering_model, train_on_questions
 
+SHARPNESS = 3.0
+"""Far beyond the lengths of training, the memory's scale is multiplied by this. The scale is what
+tells one right entry from a million that are a little alike; training on short documents needs, and
+learns, a small one, and keys that are trained with a large one come out worse (`docs/log.md`)."""
+
 
 @dataclass(frozen=True)
 class SmallModel:
@@ -23,10 +28,9 @@ class SmallModel:
     conv_len: int = 6
     """Queries and keys compare the last tokens one by one: what is like a key of several tokens is
     found before anything is learned."""
-    scale_init: float = 16.0
-    """The scale is what tells one right entry from a million that are a little alike."""
+    scale_init: float = 8.0
     gate_learning_rate: float = 0.05
-    """Of gates and scales. A rate of 0.02 lets the scale grow by no more than 4 in 400 steps."""
+    """Of gates and scales."""
 
     def to_model(self, capacity: int, block_len: int = BLOCK_LEN) -> ModelConfig:
         """Two layers: one to gather the tokens of a key, and one that finds the like of it.
@@ -111,3 +115,14 @@ class SmallModel:
             on_step=report,
         )
         return model
+
+
+def sharpen(model: MemorizingTransformer, factor: float) -> MemorizingTransformer:
+    """A copy of the model whose memory layers compare `factor` times as sharply."""
+    copy = MemorizingTransformer(model.config)
+    weights = dict(model.state_dict())
+    for layer in model.config.memory_layers:
+        name = f"blocks.{layer}.attention.scale"
+        weights[name] = weights[name] * factor
+    copy.load_state_dict(weights)
+    return copy

@@ -7,7 +7,8 @@ Tasks: pairs, rewrite, needles (one needle is the passkey task), tracking, strin
 `all` is one after another.
 Every arm of a task starts with the same weights and sees the same documents. Local context is the
 segment with the questions, so that answers are in the memory or nowhere; an arm without memory is
-therefore measured at one length. An answer counts when all of its tokens are right, which is what
+therefore measured at one length. The memory is read with a sharper softmax than in training
+(`small_models.SHARPNESS`). An answer counts when all of its tokens are right, which is what
 greedy decoding would give. What is done is kept in `--output` and not done again.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from small_models import sharpen
 from synthetic_tasks import TASKS, Arm, Cell, Task
 
 from memorizing.data.synthetic import QuestionBatch
@@ -107,7 +109,7 @@ def run_task(task: Task, seeds: list[int], output: Path) -> dict[str, Any]:
             cells = [cell for cell in task.list_cells(arm) if f"{arm.name}/{cell}" not in scores]
             if not cells:
                 continue
-            model = train_arm(task, arm, seed, folder / arm.name)
+            model = sharpen(train_arm(task, arm, seed, folder / arm.name), task.sharpness)
             for cell in cells:
                 start_s = time.perf_counter()
                 score = measure(model, task, cell, seed)

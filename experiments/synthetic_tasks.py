@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from small_models import SmallModel
+from small_models import SHARPNESS, SmallModel
 
 from memorizing.data.synthetic import (
     QuestionBatch,
@@ -73,6 +73,8 @@ class Task:
     has_controls: bool = True
     block_len: int = 128
     model: SmallModel = SmallModel(steps=200)
+    sharpness: float = SHARPNESS
+    """By which the memory's scale is multiplied after training."""
     least_asked: int = 128
     """Questions of a cell, all documents and one seed together."""
 
@@ -175,6 +177,7 @@ _ALL = (
         tuple(Cell(4, _PAIRS, num_documents_read=d) for d in (1, 4, 16, 64, 256)),
         arms=(Arm("untrained", is_trained=False), Arm("alone"), Arm("negatives", num_kept=16)),
         has_controls=False,
+        sharpness=1.0,
     ),
 )
 
