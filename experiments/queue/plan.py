@@ -142,6 +142,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "conv-2": ("model.conv_len=2",),
     "conv-6": ("model.conv_len=6",),
     "smear": ("model.conv_len=0", "model.smear_keys=true"),
+    "closed-10": ("training.memory_closed_share=0.1",),
     "no-mixing": ("model.conv_len=0", "model.induction_init=false"),
 }
 """What is changed of our recipe, one thing at a time."""

@@ -219,9 +219,16 @@ def test_the_papers_changes_are_those_of_its_table(report, corpus, change):
     )
 
 
+def cut_part(page: str, title: str) -> str:
+    """The part of the page whose heading holds the words."""
+    parts = page.split("\n## ")
+    (found,) = (part for part in parts if title in part.partition("\n")[0])
+    return found
+
+
 def test_without_any_run_every_part_says_so(report, tmp_path):
     page = build(report, tmp_path)
-    assert page.count("**Not run yet.**") == 10
+    assert page.count("**Not run yet.**") == 13
     planned = report.results.load_results(tmp_path / "runs", tmp_path).planned
     assert f"{len(planned)} of {len(planned)} planned runs are not run" in page
     assert f"- `{planned[0]}`" in page
@@ -272,7 +279,7 @@ def test_table_4_compares_each_recipe_with_its_own_cache(report, tmp_path):
     page = build(report, tmp_path)
     rows = [
         [cell.strip(" *") for cell in line.strip("|").split("|")]
-        for line in page[page.index("## 4.") : page.index("## 5.")].splitlines()
+        for line in cut_part(page, "Table 4").splitlines()
         if line.startswith(("| 512 |", "| **512** |"))
     ]
     by_row = {tuple(row[:3]): row[3:] for row in reversed(rows)}
@@ -346,7 +353,7 @@ def test_ablations_are_sorted_within_their_groups(report, tmp_path):
         make_values("ablations/proofs-cache-seed0", {"0 validation": 6.0}),
     )
     page = build(report, tmp_path)
-    part = page[page.index("## 7.") : page.index("## 8.")]
+    part = cut_part(page, "Ablations")
     rows = [line.split("|") for line in part.splitlines() if line.startswith(("| `", "| ours"))]
     names = ["ours", "`cache`", "`layer-0`", "`k-128`", "`k-8`", "`surprise`"]
     assert [row[1].strip() for row in rows] == names
@@ -440,3 +447,47 @@ def test_labels_are_moved_apart_and_no_farther(report):
 
 def test_minus_zero_is_zero(report):
     assert report.formatting.format_percent(-0.0001) == "+0.0%"
+
+
+def test_recipes_are_compared_family_by_family(report, tmp_path):
+    save(
+        tmp_path,
+        make_values("recipes/proofs-ours-seed0", {"8192": 3.0, "65536": 2.9}),
+        make_values("recipes/proofs-paper-seed0", {"8192": 4.0, "65536": 3.9}, tokens=2_500_000),
+        make_values("recipes/code-ours-seed0", {"8192": 3.96, "65536": 2.9}),
+        make_values("recipes/code-paper-seed0", {"8192": 4.0, "65536": 3.9}),
+        make_values("rates/proofs-paper-1.0-seed0", {"8192 validation": 5.0}),
+    )
+    part = cut_part(build(report, tmp_path), "Our recipe against the paper's")
+    cells = find_line(part, "proofs | 8,192")
+    assert cells[2:5] == ["4.00", "3.00", "-25.0% (-25.0 to -25.0)"]
+    assert "at 8192 entries: proofs." in part
+    assert find_line(part, "`paper-1.0`") == ["`paper-1.0`", "5.00"]
+
+
+def test_approximate_search_and_stale_entries_are_shown(report, tmp_path):
+    difference = {"perplexity_change": -0.125}
+    rows = [
+        {"index": "no memory", "perplexity": 8.0},
+        {
+            "index": "exact",
+            "recall": 0.98,
+            "perplexity": 7.0,
+            "against_exact": {"perplexity_change": 0.0},
+            "against_no_memory": difference,
+        },
+    ]
+    values = {"capacity": 65_536, "tokens_per_document": 1024, "rows": rows}
+    pair = {"nats_per_token": 1.0, "perplexity": math.e, "key_cosine": 1.0, "key_norm_ratio": 1.0}
+    pairs = [
+        {**pair, "read_at": 20, "written_at": 20, "steps_old": 0},
+        {**pair, "read_at": 20, "written_at": 10, "steps_old": 10, "nats_per_token": 1.1},
+    ]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "approximate_search.json").write_text(json.dumps(values))
+    (tmp_path / "staleness.json").write_text(
+        json.dumps({"models": {"normalized": {"pairs": pairs}}})
+    )
+    part = cut_part(build(report, tmp_path), "Searching approximately")
+    assert find_line(part, "`exact`")[1:] == ["0.980", "7.00", "+0.00%", "-12.5%"]
+    assert find_line(part, "normalized | 20 | 10")[4] == "+10.5%"

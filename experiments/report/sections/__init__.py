@@ -11,14 +11,26 @@ from sections import (
     families,
     finetuning,
     learning,
+    recipes,
     repeating,
     scale,
+    search,
     synthetic,
     table4,
     window,
 )
 
-_KNOWN = (families, capacities, learning, table4, finetuning, scale, ablations, window)
+_KNOWN = (
+    families,
+    capacities,
+    learning,
+    recipes,
+    table4,
+    finetuning,
+    scale,
+    ablations,
+    window,
+)
 """Parts with runs of their own; each says by `covers` which runs it shows."""
 
 _INTRODUCTION = """\
@@ -46,7 +58,12 @@ def write_report(results: Results) -> tuple[str, dict[str, bytes]]:
     """The page, and its pictures by file name."""
     rest = [run for run in results.runs if not any(part.covers(run) for part in _KNOWN)]
     sections = [part.write(results) for part in _KNOWN]
-    sections += [beyond.write(results, rest), synthetic.write(results), repeating.write(results)]
+    sections += [
+        search.write(results),
+        beyond.write(results, rest),
+        synthetic.write(results),
+        repeating.write(results),
+    ]
     titled = [s.to_markdown().replace("## ", f"## {n}. ", 1) for n, s in enumerate(sections, 1)]
     pictures = {name: png for section in sections for name, png in section.pictures.items()}
     return "\n\n".join([_INTRODUCTION, *titled]) + "\n", pictures

@@ -19,8 +19,8 @@ _ABOUT = {
     "crossbatch": (
         "Crossbatch training (Focused Transformer): the memory layer also sees keys and values of "
         "earlier segments with gradient, and those of other rows as negatives; the last steps have "
-        "the paper's objective. Two segments a step and half the rows: as many tokens a step as "
-        "without."
+        "the paper's objective. Two segments a step and half the rows, as many tokens a step as "
+        "without, and as many steps as take the same time (`step_times.json`)."
     ),
 }
 """What an experiment is, by name."""
@@ -31,6 +31,8 @@ _ELSEWHERE = (("table4", "ours-512-8192-xl"), ("ablations", "ours"), ("main", "m
 _NOTHING = "nothing alike is run"
 _NEAR = 0.02
 """Training tokens that differ by less are equal."""
+_AT_EQUAL_TIME = ("crossbatch",)
+"""Experiments whose arms train for as long as one another, and so on other numbers of tokens."""
 
 
 def write(results: Results, runs: Sequence[Run]) -> Section:
@@ -91,7 +93,7 @@ def _format_seconds(arm: Seeds) -> str:
 
 
 def find_base(results: Results, run: Run, name: str) -> tuple[str, Seeds | None]:
-    """What an evaluation of a run is compared with: as many tokens trained on, the same read.
+    """What an evaluation of a run is compared with: the same read, as many tokens trained on.
 
     Returns:
         Its name and runs; None where there is nothing, and a dash where it is itself the base.
@@ -106,7 +108,9 @@ def find_base(results: Results, run: Run, name: str) -> tuple[str, Seeds | None]
             continue
         other = base[run.seed]
         is_same = have_same_documents(run.evaluations[name], other.evaluations[like])
-        if is_same and abs(other.tokens / run.tokens - 1) < _NEAR:
+        is_near = abs(other.tokens / run.tokens - 1) < _NEAR
+        is_timed = experiment == run.experiment and experiment in _AT_EQUAL_TIME
+        if is_same and (is_near or is_timed):
             return f"`{experiment}/{arm}`", base
     return "", None
 

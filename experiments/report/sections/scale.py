@@ -45,7 +45,7 @@ def write(results: Results) -> Section:
     runs = [run for arms in found.values() for arm in arms for run in arm.values()]
     parts = [
         "Three sizes of the same model on proofs, with as many training tokens each (the medium "
-        "size is the one of section 4): how many times more weights does a model without memory "
+        "size is that of Table 4): how many times more weights does a model without memory "
         "need to equal one with memory? Between two sizes nats are interpolated over the "
         "logarithm of the number of weights. Weights include the embedding.",
         describe_sources(runs, "python experiments/queue --run sizes/ table4/proofs-ours-512"),

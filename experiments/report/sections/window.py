@@ -39,7 +39,8 @@ def write(results: Results) -> Section:
     ratios = read_ratios(results)
     parts = [
         "Local attention over more tokens, without memory, beside memory with the short window "
-        "(proofs, as many training tokens each). Seconds are of training as the queue ran it, "
+        "(proofs; `window` arms have as many steps as take the time of the short window with "
+        "memory). Seconds are of training as the queue ran it, "
         f"with other work on the same machine. {_WITH_TIMES if ratios else _WITHOUT_TIMES}",
         describe_sources(runs, "python experiments/queue --run window/ table4/proofs-ours"),
     ]
