@@ -142,7 +142,7 @@ def main() -> None:
         )
     Console().print(table)
     values = {
-        "run": str(arguments.run),
+        "run": "/".join(arguments.run.parts[-2:]),
         "capacity": arguments.capacity,
         "tokens_per_document": arguments.tokens,
         "rows": rows,
