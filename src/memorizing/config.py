@@ -211,6 +211,9 @@ class DataConfig:
     """Names (shell patterns) of held-out documents for every choice made while developing."""
     test: tuple[str, ...] = ()
     """Names (shell patterns) of held-out documents on which each claim is measured once."""
+    exclude: tuple[str, ...] = ()
+    """Names (shell patterns) of documents that are not read at all, such as those that repeat text
+    that is held out."""
     held_out_share: float = 0.0
     """Where no names are given: this share of documents, by a stable hash of the name, is held out,
     half for validation and half for test."""

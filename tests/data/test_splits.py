@@ -85,3 +85,14 @@ def test_a_held_out_folder_never_shares_a_document_with_a_trained_one(tmp_path):
     assert splits.fingerprint == load_splits(config).fingerprint
     (tmp_path / "f7" / "b.txt").write_bytes(b"\xff!\n")
     assert splits.fingerprint != load_splits(config).fingerprint
+
+
+def test_excluded_documents_are_in_no_split(tmp_path):
+    for name in ("alpha", "beta", "gamma", "beta_copy"):
+        (tmp_path / f"{name}.txt").write_text(f"text of {name}")
+    config = DataConfig(corpus=f"files:{tmp_path}", test=("beta*",), exclude=("*_copy*",))
+    splits = load_splits(config)
+    assert [d.name for d in splits.train] == ["alpha.txt", "gamma.txt"]
+    assert [d.name for d in splits.test] == ["beta.txt"]
+    with pytest.raises(CorpusError, match=r"data.exclude names 'delta\*', which no document"):
+        load_splits(DataConfig(corpus=f"files:{tmp_path}", exclude=("delta*",)))

@@ -118,6 +118,14 @@ def test_hidden_entries_are_the_newest_own_ones() -> None:
     torch.testing.assert_close(output[..., 0].squeeze(1), torch.tensor(expected).double())
 
 
+def test_padding_is_not_counted_among_the_hidden_entries() -> None:
+    queries, keys = torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 5, 3)
+    values = torch.arange(5.0).view(1, 1, 5, 1).expand(1, 1, 5, 3)
+    valid = torch.tensor([[True, True, True, False, False]])
+    output, _ = attend_to_exposed(queries, Exposed(keys, values, valid), torch.tensor([[1]]))
+    torch.testing.assert_close(output[0, 0, 0, 0], torch.tensor(0.5))
+
+
 def test_a_closed_row_sees_nothing_exposed() -> None:
     torch.manual_seed(0)
     model = MemorizingTransformer(make_config())

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from memorizing.config import Config, ModelConfig, TrainingConfig
+from memorizing.data import SegmentBatch
 from memorizing.errors import ConfigError
+from memorizing.model import Exposed
 from memorizing.training import StepMetrics, Trainer
+from memorizing.training.rows import Rows
 
 from .conftest import LENGTHS, SEGMENT_LEN
 
@@ -47,19 +51,45 @@ def test_the_last_steps_have_one_segment_each(make_trainer: MakeTrainer) -> None
     assert max(targets[4:]) <= SEGMENT_LEN < max(targets[:4])
 
 
-def test_crossbatch_trains_keys_to_be_found_from_the_next_segment(
-    make_trainer: MakeTrainer,
-) -> None:
-    def train(**settings: object) -> list[torch.Tensor]:
-        trainer = make_trainer(steps=4, rows=2, model={"xl_cache": False}, **settings)
-        trainer.run()
-        return [p.detach().clone() for p in trainer.model.blocks[1].parameters()]
+def test_gradients_flow_between_all_segments_of_a_step(make_trainer: MakeTrainer) -> None:
+    """Against a plain reading: every segment is exposed to all that follow, in both rows."""
+    trainer = make_trainer(rows=2, model={"combine": "joint"})
+    model = trainer.model.double()
+    model.compute_dtype = torch.float64
+    batches = [
+        SegmentBatch(
+            *torch.randint(1, 31, (2, 2, SEGMENT_LEN), generator=torch.Generator().manual_seed(n)),
+            torch.ones(2, SEGMENT_LEN, dtype=torch.bool),
+            torch.full((2,), n == 0),
+            torch.arange(2),
+            torch.full((2,), n * SEGMENT_LEN),
+        )
+        for n in range(3)
+    ]
+    rows = Rows(model, 2)
+    nats = rows.read(model, batches, torch.ones(2, dtype=torch.bool), 2)
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    rows.commit()
+    assert rows.measure_fill()[1] > 0
 
-    with_negatives = train(**{**CROSSBATCH, "crossbatch_share": 1.0, "crossbatch_rows": 2})
-    alone = train(**{**CROSSBATCH, "crossbatch_share": 1.0, "crossbatch_rows": 1})
-    plain = train()
-    for first, second in ((with_negatives, alone), (alone, plain)):
-        assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    model.zero_grad()
+    state, live, total = model.init_state(2), [], torch.zeros((), dtype=torch.float64)
+    for batch in batches:
+        exposed = {}
+        if live:
+            keys, values = (torch.cat(parts, 2) for parts in zip(*live, strict=True))
+            exposed = {1: Exposed(keys, values, torch.ones(keys.shape[::2], dtype=bool), 2)}
+        output = model(batch.tokens, state, exposed=exposed)
+        live.append((output.live[1].keys, output.live[1].values))
+        state = output.state
+        total = total + cross_entropy(
+            output.logits.flatten(0, 1), batch.targets.flatten(), reduction="sum"
+        )
+    (total / (6 * SEGMENT_LEN)).backward()
+    assert nats == pytest.approx(total.item())
+    expected = [p.grad for p in model.parameters() if p.grad is not None]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)  # the loss is in fp32
 
 
 def test_a_run_with_crossbatch_resumes_bit_for_bit(

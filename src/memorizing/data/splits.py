@@ -79,11 +79,14 @@ def load_splits(config: DataConfig) -> Splits:
     shares a document with one that is trained on.
 
     Raises:
-        CorpusError: the corpus is unknown or empty, or a held-out pattern matches no name.
+        CorpusError: the corpus is unknown or empty, or a pattern of held-out or excluded documents
+            matches no name.
         ConfigError: documents are held out both by names and by share.
     """
     corpus = load_corpus(config)
     by_name = {document.name: document for document in corpus.documents()}
+    for name in _match(list(by_name), config.exclude, "data.exclude"):
+        del by_name[name]
     split = split_documents(list(by_name), config)
 
     def gather(names: Sequence[str]) -> list[Document]:

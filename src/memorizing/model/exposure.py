@@ -68,7 +68,8 @@ def attend_to_exposed(
     seen = torch.cat([exposed.valid.roll(-shift, 0) for shift in shifts], 1).to(device)
     mask = seen[:, None, None, :].expand(-1, 1, queries.shape[2], -1)
     if num_hidden is not None:
-        age = torch.arange(num_own, 0, -1, device=device)  # 1 is the newest
+        # 1 is the newest; padding is as old as what follows it, and masked already.
+        age = exposed.valid.flip(1).cumsum(1).flip(1).to(device).unsqueeze(1)
         own = age > num_hidden.to(device).unsqueeze(-1)
         mask = torch.cat([mask[..., :num_own] & own.unsqueeze(1), mask[..., num_own:]], -1)
     scores = torch.matmul(queries, keys.transpose(-1, -2))
