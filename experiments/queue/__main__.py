@@ -2,7 +2,8 @@
 
     python experiments/queue --status             # what is done, what is not
     python experiments/queue --run                # do the rest; after Ctrl-C the same goes on
-    python experiments/queue --run table4 proofs  # only jobs whose name holds one of the words
+    python experiments/queue --run table4 proofs  # only jobs whose name holds one of the words,
+                                                  # and those that they start from
 
 Every job trains in a folder of its own under --runs and writes one JSON file under --results.
 Several workers share the queue; each does a whole job with its share of the threads.
@@ -12,10 +13,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
+
+from jobs import Job
 
 HERE = Path(__file__).parent
 KEEP_FREED_MEMORY = {
@@ -38,54 +43,74 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE.parent / "results" / "runs")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    jobs = choose_jobs(arguments.words)
+    if not jobs:
+        parser.error(
+            f"no job's name holds {' or '.join(map(repr, arguments.words))}; --status without "
+            "words lists all"
+        )
     if arguments.status:
-        show_status(arguments.words, arguments.runs, arguments.results)
+        show_status(jobs, arguments.runs, arguments.results)
     elif arguments.worker:
-        work(arguments.words, arguments.runs, arguments.results)
+        try:
+            work(jobs, arguments.runs, arguments.results)
+        except KeyboardInterrupt:  # outside of training, which catches it to save
+            say("stopped; the same command goes on")
+            sys.exit(130)
     else:
         start_workers(arguments.workers)
 
 
-def show_status(words: list[str], runs: Path, results: Path) -> None:
-    """A line per job."""
+def choose_jobs(words: list[str]) -> list[Job]:
+    """Jobs whose name holds one of the words, and those that they start from, in their order."""
+    from plan import find_jobs, list_jobs
+
+    jobs = list_jobs()
+    chosen = {job.name for job in find_jobs(words)}
+    while starts := {j.start_from for j in jobs if j.name in chosen and j.start_from} - chosen:
+        chosen |= starts
+    return [job for job in jobs if job.name in chosen]
+
+
+def show_status(jobs: list[Job], runs: Path, results: Path) -> None:
+    """A line per job: tier, state, name, detail."""
     from claims import is_claimed
-    from plan import find_jobs
-    from rich.console import Console
-    from rich.table import Table
     from status import describe_progress
 
-    table = Table("tier", "job", "state", "detail")
     counts: dict[str, int] = {}
-    for job in find_jobs(words):
+    width = max(len(job.name) for job in jobs)
+    for job in jobs:
         claimed = is_claimed(runs / job.name)
         state, detail = describe_progress(job, runs, results, claimed)
         counts[state] = counts.get(state, 0) + 1
-        table.add_row(str(job.tier), job.name, state, detail)
-    console = Console()
-    console.print(table)
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+        print(f"{job.tier}  {state:8}  {job.name:{width}}  {detail}".rstrip())
+    print(", ".join(f"{count} {state}" for state, count in counts.items()))
 
 
-def work(words: list[str], runs: Path, results: Path) -> None:
+def work(jobs: list[Job], runs: Path, results: Path) -> None:
     """Do one job after another until none is left or a signal comes.
 
-    A job that fails is said and left out; the worker ends with status 1 then.
+    A job that fails is said and left out, and so are those that wait for it; the worker ends with
+    status 1 then. What waits for another worker's job is left to that worker.
     """
     from claims import claim
-    from plan import find_jobs
     from running import run_job
+    from status import can_be_started_from, is_done
 
     from memorizing.errors import MemorizingError
 
+    by_name = {job.name: job for job in jobs}
     failed: set[str] = set()
     while True:
-        for job in find_jobs(words):
-            if job.name in failed or (results / f"{job.name}.json").exists():
+        waiting = []
+        for job in jobs:
+            if job.name in failed or is_done(job, results):
                 continue
-            if job.start_from and not (runs / job.start_from / "trained.json").exists():
+            if job.start_from and not can_be_started_from(by_name[job.start_from], runs, results):
+                waiting.append(job)
                 continue
             with claim(runs / job.name) as is_mine:
-                if not is_mine or (results / f"{job.name}.json").exists():
+                if not is_mine or is_done(job, results):
                     continue
                 say(f"{job.name}: begins")
                 start_s = time.monotonic()
@@ -101,11 +126,36 @@ def work(words: list[str], runs: Path, results: Path) -> None:
                 say(f"{job.name}: done in {(time.monotonic() - start_s) / 60:.1f} minutes")
                 break
         else:
-            sys.exit(1 if failed else 0)
+            is_stuck = say_waiting(waiting, by_name, runs, results)
+            sys.exit(1 if failed or is_stuck else 0)
+
+
+def say_waiting(waiting: list[Job], by_name: dict[str, Job], runs: Path, results: Path) -> bool:
+    """Say what each job waits for; whether one waits for what nobody does."""
+    from claims import is_claimed
+    from status import is_done
+
+    is_stuck = False
+    for job in waiting:
+        start = by_name[job.start_from]
+        if is_claimed(runs / start.name):
+            say(f"{job.name}: waits for {start.name}, which another worker does")
+            continue
+        is_stuck = True
+        why = "which is not done"
+        if is_done(start, results):
+            path = results / f"{start.name}.json"
+            why = f"whose weights are not in {runs / start.name}; remove {path} to train it again"
+        say(f"{job.name}: not done: it waits for {start.name}, {why}")
+    return is_stuck
 
 
 def start_workers(num_workers: int) -> None:
-    """Run workers as processes with a share of the threads each; a signal goes to all of them."""
+    """Run workers as processes with a share of the threads each, and end with their worst status.
+
+    SIGINT and SIGTERM go to all of them, once: they are in sessions of their own, where Ctrl-C in
+    a terminal does not reach them, since a second signal stops them without saving.
+    """
     threads = max(1, (os.cpu_count() or 1) // num_workers)
     environment = {
         **os.environ,
@@ -114,12 +164,19 @@ def start_workers(num_workers: int) -> None:
         **KEEP_FREED_MEMORY,
     }
     command = [sys.executable, *sys.argv, "--worker"]
-    workers = [subprocess.Popen(command, env=environment) for _ in range(num_workers)]
-    try:
-        sys.exit(max(worker.wait() for worker in workers))
-    except KeyboardInterrupt:
-        # The terminal has sent the signal to the workers too: they save and end.
-        sys.exit(max(worker.wait() for worker in workers))
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for worker in workers:
+            worker.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
+    for _ in range(num_workers):
+        workers.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    codes = [worker.wait() for worker in workers]
+    # A worker that a signal killed has minus its number, which shells add to 128.
+    sys.exit(max(code if code >= 0 else 128 - code for code in codes))
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from memorizing.data import (
     load_tokenizer,
     tokenize_documents,
 )
+from memorizing.errors import ConfigError
 from memorizing.evaluation import EvaluationResult, evaluate_documents
 from memorizing.files import write_json
 from memorizing.metrics import POSITION_EDGES
@@ -30,10 +32,13 @@ from memorizing.training import (
     read_metrics,
     train,
 )
+from memorizing.training.run_folder import read_run_config, record
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 BLOCK_LEN = 1024
 """Nats are published as sums over blocks of so many tokens: enough for paired intervals."""
+MACHINE = describe_machine()
+"""Taken with the code: a commit that comes while a worker runs is not what it ran."""
 
 
 def load_job_config(job: Job, runs: Path) -> Config:
@@ -46,13 +51,20 @@ def load_job_config(job: Job, runs: Path) -> Config:
 
 
 def run_job(job: Job, runs: Path, results: Path) -> bool:
-    """Do what is missing of a job; False where it was interrupted."""
+    """Do what is missing of a job; False where it was interrupted.
+
+    Raises:
+        ConfigError: the run folder holds a training with other settings.
+    """
     config = load_job_config(job, runs)
-    corpus = _prepare_corpus(job, config, runs)
     run_dir = runs / job.name
+    model_dir = run_dir if job.trains else runs / job.start_from
+    check_settings(job, config, model_dir)
+    corpus = _prepare_corpus(job, config, runs)
     if job.trains and not (run_dir / "trained.json").exists():
         resume = (run_dir / "config.toml").exists()
         result = train(config, run_dir, resume=resume, corpus=corpus)
+        record(run_dir, {"commit": MACHINE["commit"]})
         if result.interrupted:
             return False
         trained = {
@@ -63,11 +75,43 @@ def run_job(job: Job, runs: Path, results: Path) -> bool:
         }
         write_json(run_dir / "trained.json", trained)
     run_dir.mkdir(parents=True, exist_ok=True)
-    model_dir = run_dir if job.trains else runs / job.start_from
     measured = _measure(job, config, corpus, model_dir, run_dir)
-    described = _describe(job, config, model_dir) | {"evaluations": measured}
+    described = _describe(job, model_dir) | {"evaluations": measured}
     write_json(results / f"{job.name}.json", described)
     return True
+
+
+def check_settings(job: Job, config: Config, model_dir: Path) -> None:
+    """Refuse a run folder whose training has other settings than the job now; none is fine.
+
+    Raises:
+        ConfigError: names the settings.
+    """
+    if not (model_dir / "config.toml").exists():
+        return
+    old, new = (_flatten(c.to_dict()) for c in (read_run_config(model_dir), config))
+    # The vocabulary is measured; the folder of all runs may have moved; a job that only measures
+    # has the settings of the one it measures, which started from nothing.
+    ignored = {"model.vocab_size"}
+    start = "training.start_from"
+    if not job.trains or (job.start_from and old[start].endswith(f"/{job.start_from}")):
+        ignored.add(start)
+    changed = [
+        f"{key} was {old[key]!r} and is {new[key]!r}"
+        for key in new
+        if new[key] != old[key] and key not in ignored
+    ]
+    if changed:
+        raise ConfigError(
+            f"{model_dir} holds a training with other settings than {job.name} has now: "
+            f"{'; '.join(changed)}; remove the folder to train again"
+        )
+
+
+def _flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as `table.key`; name and description are in no table."""
+    tables = {name: table for name, table in values.items() if isinstance(table, dict)}
+    return {f"{name}.{key}": v for name, table in tables.items() for key, v in table.items()}
 
 
 def _prepare_corpus(job: Job, config: Config, runs: Path) -> TokenizedCorpus:
@@ -84,12 +128,12 @@ def _prepare_corpus(job: Job, config: Config, runs: Path) -> TokenizedCorpus:
 def _measure(
     job: Job, config: Config, corpus: TokenizedCorpus, model_dir: Path, run_dir: Path
 ) -> dict[str, dict[str, Any]]:
-    """Every evaluation by name; each is kept in the run folder as soon as it is done."""
+    """Planned evaluations by name; each is kept in the run folder as soon as it is done."""
     path = run_dir / "evaluations.json"
     done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-    missing = [evaluation for evaluation in job.evaluations if evaluation.name not in done]
+    missing = [e for e in job.evaluations if not is_kept(e, done.get(e.name))]
     if not missing:
-        return done
+        return {evaluation.name: done[evaluation.name] for evaluation in job.evaluations}
     model = load_model(model_dir).model
     model.compute_dtype = choose_precision(config.training.precision, 0, 0, "cpu").dtype
     for evaluation in missing:
@@ -104,7 +148,27 @@ def _measure(
         )
         done[evaluation.name] = describe_evaluation(result, evaluation)
         write_json(path, done)
-    return done
+    return {evaluation.name: done[evaluation.name] for evaluation in job.evaluations}
+
+
+def is_kept(evaluation: Evaluation, kept: dict[str, Any] | None) -> bool:
+    """Whether what is kept under the name of an evaluation is of all of its settings."""
+    if kept is None:
+        return False
+    # Files of before these two were written hold readings of all documents, as long as usual.
+    found = {"max_tokens": None, "only_documents": [], **kept}
+    return all(found[key] == value for key, value in _describe_reading(evaluation).items())
+
+
+def _describe_reading(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "capacity": evaluation.capacity,
+        "control": evaluation.control,
+        "index": evaluation.index,
+        "use": evaluation.use,
+        "max_tokens": evaluation.max_tokens or None,
+        "only_documents": list(evaluation.documents),
+    }
 
 
 def take_beginnings(
@@ -127,11 +191,7 @@ def take_beginnings(
 def describe_evaluation(result: EvaluationResult, evaluation: Evaluation) -> dict[str, Any]:
     """Totals, by position, and nats in blocks, for JSON."""
     return {
-        "capacity": evaluation.capacity,
-        "control": evaluation.control,
-        "index": evaluation.index,
-        "use": evaluation.use,
-        "max_tokens": evaluation.max_tokens or None,
+        **_describe_reading(evaluation),
         "perplexity": result.perplexity,
         "bits_per_byte": result.bits_per_byte,
         "nats": result.nats,
@@ -159,7 +219,7 @@ def sum_blocks(token_nats: np.ndarray) -> list[float]:
     return [round(float(value), 2) for value in sums]
 
 
-def _describe(job: Job, config: Config, model_dir: Path) -> dict[str, Any]:
+def _describe(job: Job, model_dir: Path) -> dict[str, Any]:
     metrics = read_metrics(model_dir / "metrics.jsonl")
     trained = json.loads((model_dir / "trained.json").read_text())
     sessions = json.loads((model_dir / "run.json").read_text())["sessions"]
@@ -174,15 +234,19 @@ def _describe(job: Job, config: Config, model_dir: Path) -> dict[str, Any]:
         "trains": job.trains,
         "command": f"python experiments/queue --run '{job.name}'",
         "commits": sorted({session["commit"] or "unknown" for session in sessions}),
-        "machine": describe_machine(),
+        "evaluation_commit": MACHINE["commit"],
+        "machine": MACHINE,
         "num_weights": sessions[-1]["num_weights"],
         "training": {**trained, **_describe_curves(metrics)},
-        "config": config.to_dict(),
+        "config": read_run_config(model_dir).to_dict(),
     }
 
 
 def _describe_curves(metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """Nats per token against training tokens: while training, and of the validation documents."""
+    """Nats per token against training tokens, in training and of the validation documents; speed.
+
+    The speed is the median over the windows of the log: pauses and other work count little.
+    """
     tokens = {line["step"]: line["train"]["tokens"] for line in metrics if "train" in line}
     curve = [
         {"tokens": line["train"]["tokens"], "nats_per_token": line["train"]["nats_per_token"]}
@@ -200,7 +264,13 @@ def _describe_curves(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         if "validation" in line
     ]
     gates = next((m["train"]["gate"] for m in reversed(metrics) if "train" in m), {})
-    return {"curve": _thin(curve), "validation": validation, "gates": gates}
+    speeds = [line["train"]["tokens_per_s"] for line in metrics if "train" in line]
+    return {
+        "tokens_per_s": statistics.median(speeds) if speeds else None,
+        "curve": _thin(curve),
+        "validation": validation,
+        "gates": gates,
+    }
 
 
 def _thin(lines: list[dict[str, Any]], most: int = 100) -> list[dict[str, Any]]:

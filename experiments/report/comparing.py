@@ -1,15 +1,18 @@
-"""Comparing arms on the same tokens: over seeds, with intervals by block bootstrap.
+"""Comparing arms on the same tokens: over seeds, with intervals by two-level bootstrap.
 
-The files hold nats summed over blocks of 1,024 tokens. Four neighbors of a document are drawn
-together (4,096 tokens, as `memorizing evaluate` does), and a block is drawn in all seeds at once:
-an interval says what other text of this kind would change, and the spread over seeds stands
-beside it.
+The files hold nats summed over blocks of 1,024 tokens. Documents are drawn with replacement, and in
+each drawn document as many of its blocks of 4,096 tokens as it has: blocks of one document are
+alike, so that blocks alone would give too narrow intervals. What is drawn is drawn in both models
+and all seeds at once: an interval says what other documents of this kind would change, and the
+spread over seeds stands beside it. Of a single document only its blocks can be drawn.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,12 +20,13 @@ from numpy.typing import NDArray
 from results import Seeds
 
 from memorizing.errors import ConfigError
-from memorizing.metrics import Difference, bootstrap_ratio, compare_block_nats
+from memorizing.metrics import Difference
 
 BLOCK_LEN = 1024
 """Tokens of a block in the files."""
 BLOCKS_DRAWN = 4
 """Neighboring blocks that are drawn together."""
+NUM_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,17 @@ def compare(arm: Seeds, name: str, baseline: Seeds, baseline_name: str) -> Chang
                 f"{arm[seeds[0]].name} ({name}) and {baseline[seeds[0]].name} ({baseline_name}) "
                 "have read other documents; run both again on the same ones"
             )
-    tokens = read_blocks(mine[0])[1]
+    _, tokens, num_blocks = read_blocks(mine[0])
     ours = np.mean([read_blocks(evaluation)[0] for evaluation in mine], axis=0)
     base = np.mean([read_blocks(evaluation)[0] for evaluation in theirs], axis=0)
     by_seed = {
         seed: math.expm1((m["nats"] - t["nats"]) / m["tokens"])
         for seed, m, t in zip(seeds, mine, theirs, strict=True)
     }
-    return Change(compare_block_nats(ours, base, tokens), by_seed)
+    sums, num_tokens = ours - base, int(tokens.sum())
+    low, high = bootstrap(sums, tokens, num_blocks)
+    difference = Difference(float(sums.sum()) / num_tokens, low, high, len(sums), num_tokens)
+    return Change(difference, by_seed)
 
 
 def has(arm: Seeds, seed: int, name: str) -> bool:
@@ -90,8 +97,48 @@ def have_same_documents(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return described[0] == described[1]
 
 
-def read_blocks(evaluation: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Nats and tokens of the blocks that are drawn; none spans two documents.
+def bootstrap(
+    numerators: NDArray[np.float64], denominators: NDArray[Any], num_blocks: tuple[int, ...]
+) -> tuple[float, float]:
+    """95% interval of sum(numerators) / sum(denominators), documents and their blocks drawn.
+
+    Args:
+        numerators: of each block, document by document.
+        denominators: of each block.
+        num_blocks: of each document.
+
+    Returns:
+        Its ends; infinite with a single block.
+    """
+    if len(numerators) < 2:
+        return -math.inf, math.inf
+    counts = draw_blocks(num_blocks)
+    low, high = np.quantile((counts @ numerators) / (counts @ denominators), (0.025, 0.975))
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def draw_blocks(num_blocks: tuple[int, ...]) -> NDArray[np.float64]:
+    """How often each block is drawn, (`NUM_DRAWS`, blocks); the same for the same documents."""
+    rng = np.random.default_rng(0)
+    lens = np.array(num_blocks)
+    starts = np.cumsum(lens) - lens
+    documents = rng.integers(len(lens), size=(NUM_DRAWS, len(lens)))
+    drawn = lens[documents]  # blocks to draw in each drawn document
+    of_slot = np.repeat(documents.ravel(), drawn.ravel())
+    blocks = starts[of_slot] + rng.integers(lens[of_slot])
+    rows = np.repeat(np.arange(NUM_DRAWS), drawn.sum(axis=1))
+    total = int(lens.sum())
+    counts = np.bincount(rows * total + blocks, minlength=NUM_DRAWS * total)
+    return counts.reshape(NUM_DRAWS, total).astype(np.float64)
+
+
+def read_blocks(
+    evaluation: dict[str, Any],
+) -> tuple[NDArray[np.float64], NDArray[np.int64], tuple[int, ...]]:
+    """Nats and tokens of the blocks that are drawn, and how many each document has.
+
+    No block spans two documents; documents without a token are left out.
 
     Raises:
         ConfigError: a document has another number of blocks than its tokens make.
@@ -110,18 +157,28 @@ def read_blocks(evaluation: dict[str, Any]) -> tuple[NDArray[np.float64], NDArra
         nats.append(np.add.reduceat(sums, np.arange(0, len(sums), BLOCKS_DRAWN)))
         starts = np.arange(0, num_tokens, BLOCK_LEN * BLOCKS_DRAWN)
         tokens.append(np.diff(starts, append=num_tokens))
-    return np.concatenate(nats), np.concatenate(tokens)
+    return np.concatenate(nats), np.concatenate(tokens), tuple(map(len, nats))
 
 
-def measure(arm: Seeds, name: str, key: str = "perplexity") -> float | None:
+def find_shared_seeds(*columns: tuple[Seeds, str]) -> set[int]:
+    """Seeds that all columns of a table have, an arm's evaluation each; one not run is left out."""
+    found = [{seed for seed in arm if has(arm, seed, name)} for arm, name in columns]
+    return set.intersection(*(seeds for seeds in found if seeds)) if any(found) else set()
+
+
+def measure(
+    arm: Seeds, name: str, key: str = "perplexity", seeds: Collection[int] | None = None
+) -> float | None:
     """Perplexity (or bits per byte) over seeds, by the mean of their nats; None if not run.
 
     Args:
         arm: its runs by seed.
         name: of the evaluation.
         key: `perplexity` or `bits_per_byte`.
+        seeds: only these; default: all that have it.
     """
-    found = [run.evaluations[name] for run in arm.values() if name in run.evaluations]
+    chosen = arm if seeds is None else arm.keys() & seeds
+    found = [arm[seed].evaluations[name] for seed in chosen if has(arm, seed, name)]
     if not found:
         return None
     if key == "bits_per_byte":
@@ -143,6 +200,6 @@ def compute_share(start: dict[str, Any], now: dict[str, Any], end: dict[str, Any
     """
     if not (have_same_documents(start, now) and have_same_documents(start, end)):
         raise ConfigError("a share of a gap needs three evaluations of the same documents")
-    first, middle, last = (read_blocks(evaluation)[0] for evaluation in (start, now, end))
+    (first, _, num_blocks), (middle, *_), (last, *_) = map(read_blocks, (start, now, end))
     gone, gap = first - middle, first - last
-    return Share(float(gone.sum() / gap.sum()), bootstrap_ratio(gone, gap))
+    return Share(float(gone.sum() / gap.sum()), bootstrap(gone, gap, num_blocks))

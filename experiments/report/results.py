@@ -52,9 +52,19 @@ class Run:
         return self.values["training"]["tokens"]
 
     @property
-    def training_s(self) -> float:
-        """Seconds of training, validation included."""
-        return self.values["training"]["seconds"]
+    def tokens_per_s(self) -> float | None:
+        """Of training, median over the windows of its log; None in a file from before."""
+        return self.values["training"].get("tokens_per_s")
+
+    @property
+    def trains(self) -> bool:
+        """Otherwise it measures another run's model."""
+        return self.values.get("trains", True)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the matrices."""
+        return self.values["config"]["training"]["learning_rate"]
 
     @property
     def num_weights(self) -> int:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
+import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,8 +22,10 @@ import running  # noqa: E402
 from claims import claim, is_claimed  # noqa: E402
 from jobs import Evaluation, Job  # noqa: E402
 from plan import find_jobs, list_jobs  # noqa: E402
-from running import load_job_config, run_job  # noqa: E402
-from status import describe_progress  # noqa: E402
+from running import is_kept, load_job_config, run_job  # noqa: E402
+from status import describe_progress, is_done  # noqa: E402
+
+from memorizing.errors import ConfigError  # noqa: E402
 
 RECIPE = """
 [model]
@@ -77,6 +84,21 @@ def make_job(arm: str = "memory", **changes: object) -> Job:
     return Job("main", arm, "tiny", **{**values, **changes})  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def queue_main() -> ModuleType:
+    """What the command line runs."""
+    spec = importlib.util.spec_from_file_location("queue_main", QUEUE / "__main__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_result(results: Path, job: Job) -> dict:
+    return json.loads((results / f"{job.name}.json").read_text())
+
+
 def test_every_job_has_a_name_of_its_own_and_settings_that_exist() -> None:
     jobs = list_jobs()
     assert len({job.name for job in jobs}) == len(jobs)
@@ -95,11 +117,12 @@ def test_words_choose_jobs() -> None:
 
 
 def test_a_job_trains_measures_and_writes_what_repeats_it(
-    tiny_family: Path, tmp_path: Path
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job()
+    monkeypatch.setitem(running.MACHINE, "commit", "of the worker's code")
     assert run_job(job, tiny_family, tmp_path / "results")
-    result = json.loads((tmp_path / "results" / f"{job.name}.json").read_text())
+    result = read_result(tmp_path / "results", job)
     assert set(result["evaluations"]) == {"29", "29 other_document"}
     measured = result["evaluations"]["29"]
     assert [d["name"] for d in measured["documents"]] == ["test1.txt", "test2.txt"]
@@ -111,11 +134,71 @@ def test_a_job_trains_measures_and_writes_what_repeats_it(
         v["tokens"] for v in result["training"]["validation"]
     )
     assert result["training"]["validation"][-1]["tokens"] == result["training"]["tokens"]
-    assert (result["seed"], result["commits"], result["command"].split()[-1]) == (
-        0,
-        result["commits"],
-        f"'{job.name}'",
-    )
+    assert (result["seed"], result["command"].split()[-1]) == (0, f"'{job.name}'")
+    assert result["commits"] == [result["evaluation_commit"]] == ["of the worker's code"]
+    lines = (tiny_family / job.name / "metrics.jsonl").read_text().splitlines()
+    speeds = [v["train"]["tokens_per_s"] for v in map(json.loads, lines) if "train" in v]
+    assert len(speeds) == 4
+    assert result["training"]["tokens_per_s"] == statistics.median(speeds)
+
+
+def test_commits_are_those_of_all_sessions_of_training(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(evaluations=(Evaluation(3),))
+    monkeypatch.setitem(running.MACHINE, "commit", "first")
+    assert run_job(job, tiny_family, tmp_path / "results")
+    (tiny_family / job.name / "trained.json").unlink()
+    for commit in ("second", "third"):
+        monkeypatch.setitem(running.MACHINE, "commit", commit)
+        assert run_job(job, tiny_family, tmp_path / "results")
+    result = read_result(tmp_path / "results", job)
+    assert result["commits"] == ["first", "second"]
+    assert result["evaluation_commit"] == "third"
+
+
+def test_a_run_folder_of_other_settings_is_refused_by_name(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    assert run_job(make_job(evaluations=(Evaluation(3),)), tiny_family, results)
+    changed = make_job(evaluations=(Evaluation(3),), settings=("training.steps=5",))
+    assert not is_done(changed, results)
+    assert describe_progress(changed, tiny_family, results, False)[0] == "outdated"
+    with pytest.raises(ConfigError, match=r"training\.steps was 4 and is 5; remove the folder"):
+        run_job(changed, tiny_family, results)
+    shutil.rmtree(tiny_family / changed.name)
+    assert run_job(changed, tiny_family, results)
+    assert is_done(changed, results)
+    assert read_result(results, changed)["config"]["training"]["steps"] == 5
+
+
+def test_a_moved_folder_of_runs_is_no_other_setting(tiny_family: Path, tmp_path: Path) -> None:
+    first = make_job(evaluations=(Evaluation(3),))
+    tuned = make_job("tuned", start_from=first.name, evaluations=(Evaluation(3),))
+    for job in (first, tuned):
+        assert run_job(job, tiny_family, tmp_path / "results")
+    moved = tiny_family.rename(tmp_path / "moved")
+    assert run_job(tuned, moved, tmp_path / "results")
+
+
+def test_an_evaluation_of_other_settings_is_measured_again_and_an_unplanned_one_left_out(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    job = make_job(evaluations=(Evaluation(3), Evaluation(29)))
+    assert run_job(job, tiny_family, tmp_path / "results")
+    for changes in ({"documents": ("test2.txt",)}, {"max_tokens": 7}):
+        less = make_job(evaluations=(Evaluation(29, **changes),))
+        assert run_job(less, tiny_family, tmp_path / "results")
+        (measured,) = read_result(tmp_path / "results", less)["evaluations"].values()
+        expected = [d["tokens"] for d in measured["documents"]]
+        assert len(expected) == (1 if "documents" in changes else 2)
+        assert max(expected) <= changes.get("max_tokens", 61)
+    assert not is_kept(Evaluation(29), measured)
+    assert is_kept(Evaluation(29, max_tokens=7), measured)
+    # Files of before these were written are of all documents, as long as the recipe says.
+    del measured["only_documents"], measured["max_tokens"]
+    assert is_kept(Evaluation(29), measured)
 
 
 def test_a_finished_training_is_not_done_again_for_another_measurement(
@@ -175,6 +258,89 @@ def test_the_status_tells_how_far_a_job_is(tiny_family: Path, tmp_path: Path) ->
     assert detail.startswith("29: ")
     (results / f"{job.name}.json").unlink()
     assert describe_progress(job, tiny_family, results, True) == ("running", "2 of 2 evaluations")
+
+
+def test_a_name_is_whole_and_an_unknown_word_is_an_error(
+    queue_main: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    longest = max((job.name for job in list_jobs()), key=len)
+    places = ["--runs", str(tmp_path), "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["queue", "--status", *places])
+    queue_main.main()
+    assert f"  {longest}\n" in capsys.readouterr().out
+    for what in ("--status", "--run"):
+        monkeypatch.setattr(sys, "argv", ["queue", what, "no-such-word", *places])
+        with pytest.raises(SystemExit) as caught:
+            queue_main.main()
+        assert caught.value.code == 2
+        assert "no job's name holds 'no-such-word'" in capsys.readouterr().err
+
+
+def test_what_a_job_starts_from_is_done_too(queue_main: ModuleType) -> None:
+    names = [job.name for job in queue_main.choose_jobs(["long/"])]
+    assert names == ["main/proofs-memory-seed0", "long/proofs-memory-seed0"]
+
+
+def test_a_job_that_waits_for_lost_weights_says_for_which(
+    queue_main: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [make_job(), make_job("again", start_from="main/tiny-memory-seed0", trains=False)]
+    path = tmp_path / "results" / f"{jobs[0].name}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"settings": []}))
+    with pytest.raises(SystemExit) as caught:
+        queue_main.work(jobs, tmp_path / "runs", tmp_path / "results")
+    assert caught.value.code == 1
+    said = capsys.readouterr().out
+    assert "main/tiny-again-seed0: not done: it waits for main/tiny-memory-seed0" in said
+    assert f"remove {path} to train it again" in said
+    with claim(tmp_path / "runs" / jobs[0].name), pytest.raises(SystemExit) as caught:
+        queue_main.work(jobs, tmp_path / "runs", tmp_path / "results")
+    assert caught.value.code == 0
+    assert "waits for main/tiny-memory-seed0, which another worker does" in capsys.readouterr().out
+
+
+def start_queue_of(code: str, folder: Path) -> subprocess.Popen[str]:
+    """Two workers that do some code instead of jobs."""
+    (folder / "worker.py").write_text(code)
+    start = (
+        f"import sys, runpy; sys.path.insert(0, {str(QUEUE)!r})\n"
+        f"main = runpy.run_path({str(QUEUE / '__main__.py')!r}, run_name='queue_main')\n"
+        f"sys.argv = [{str(folder / 'worker.py')!r}]\n"
+        "main['start_workers'](2)"
+    )
+    return subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 3)])
+def test_a_signal_goes_to_every_worker(number: int, status: int, tmp_path: Path) -> None:
+    code = (
+        "import os, time\n"
+        "try:\n"
+        "    os.write(1, b'up.'); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    raise SystemExit(3)"
+    )
+    with start_queue_of(code, tmp_path) as queue:
+        assert queue.stdout is not None
+        assert queue.stdout.read(6) == "up.up."
+        queue.send_signal(number)
+        assert queue.wait(timeout=20) == status
+
+
+def test_a_worker_that_is_killed_is_no_success(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'one').mkdir()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    # The second worker finds the folder there, and ends with status 1.
+    with start_queue_of(code, tmp_path) as queue:
+        assert queue.wait(timeout=20) == 128 + signal.SIGKILL
 
 
 def test_the_queue_says_its_status_from_the_command_line(tmp_path: Path) -> None:

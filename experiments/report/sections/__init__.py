@@ -46,10 +46,11 @@ How to read the numbers:
   paper's. Over several seeds it is exp of the mean of their nats per token.
 - **Change** is the relative change of perplexity on the same tokens: -5.0% is 5% lower, which is
   better.
-- **(-6.0 to -4.0)** is the 95% interval of a change. Blocks of 4,096 neighboring tokens are drawn
-  with replacement 10,000 times, each in both models and all seeds at once. It covers what other
-  text of this kind would change, not what another seed would: where there are several seeds, each
-  is shown.
+- **(-6.0 to -4.0)** is the 95% interval of a change, by bootstrap: 10,000 times documents are drawn
+  with replacement, and in each its blocks of 4,096 tokens, in both models and all seeds at once. It
+  covers what other documents of this kind would change, as far as the few that are held out tell,
+  not what another seed would: where there are several seeds, each is shown. Where a single document
+  is read, only its blocks are drawn.
 - **The paper's numbers** are of other corpora, models of 200M weights or more, and 65 billion
   training tokens; its datasets stand beside the nearest of our families."""
 

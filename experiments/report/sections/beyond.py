@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comparing import compare, have_same_documents, measure
+from comparing import Change, compare, have_same_documents, measure
 from formatting import (
     format_change,
     format_number,
@@ -18,9 +18,15 @@ from section import Section, describe_sources
 _ABOUT = {
     "crossbatch": (
         "Crossbatch training (Focused Transformer): the memory layer also sees keys and values of "
-        "earlier segments with gradient, and those of other rows as negatives; the last steps have "
-        "the paper's objective. Two segments a step and half the rows, as many tokens a step as "
-        "without, and as many steps as take the same time (`step_times.json`)."
+        "earlier segments with gradient, and those of other rows as negatives; the last tenth of "
+        "the steps has the paper's objective. It reads 4 documents side by side instead of 8: two "
+        "segments of each a step, which are as many tokens as without, and in the last tenth one, "
+        "half as many. It has as many steps as take as much time (`step_times.json`)."
+    ),
+    "long": (
+        "A model with memory of section 1, not trained further, reads two long test documents with "
+        "larger and larger memories; each reading is compared with its own with 65,536 entries. "
+        "Intervals of two documents say little about others."
     ),
 }
 """What an experiment is, by name."""
@@ -28,6 +34,8 @@ _BASES = ("ours", "memory", "baseline", "cache")
 """Arms of an experiment that its others are compared with; the first that is there."""
 _ELSEWHERE = (("table4", "ours-512-8192-xl"), ("ablations", "ours"), ("main", "memory"))
 """What an experiment without such an arm is compared with."""
+_OWN_BASES = {"long": "65536"}
+"""The evaluation that the others of the same run are compared with, by experiment."""
 _NOTHING = "nothing alike is run"
 _NEAR = 0.02
 """Training tokens that differ by less are equal."""
@@ -62,8 +70,7 @@ def _make_table(results: Results, runs: Sequence[Run]) -> str:
         found = {run.seed: run for run in runs if (run.family, run.arm) == (family, arm)}
         first = next(iter(found.values()))
         for name in dict.fromkeys(n for run in found.values() for n in run.evaluations):
-            base_name, base = find_base(results, first, name)
-            change = None if base is None else compare(found, name, base, _read_like(base, name))
+            base_name, change = _compare(results, found, name)
             rows.append(
                 (
                     family,
@@ -74,13 +81,11 @@ def _make_table(results: Results, runs: Sequence[Run]) -> str:
                     "" if change is None else format_change(change),
                     format_seeds(change),
                     format_tokens(first.tokens),
-                    _format_seconds(found),
-                    "" if base is None else _format_seconds(base),
                 )
             )
     header = (
         "family", "arm", "read with", "compared with", "perplexity", "change (95%)", "by seed",
-        "tokens", "training s", "its training s",
+        "training tokens",
     )  # fmt: skip
     shown = [i for i, name in enumerate(header) if name != "by seed" or any(row[i] for row in rows)]
     return make_table(
@@ -88,8 +93,15 @@ def _make_table(results: Results, runs: Sequence[Run]) -> str:
     )
 
 
-def _format_seconds(arm: Seeds) -> str:
-    return f"{sum(run.training_s for run in arm.values()) / len(arm):,.0f}"
+def _compare(results: Results, arm: Seeds, name: str) -> tuple[str, Change | None]:
+    """What an evaluation of an arm is compared with, in words, and the change."""
+    run = next(iter(arm.values()))
+    own = _OWN_BASES.get(run.experiment)
+    if own is not None:
+        return ("-", None) if name == own else (f"its own {own}", compare(arm, name, arm, own))
+    base_name, base = find_base(results, run, name)
+    change = None if base is None else compare(arm, name, base, _read_like(base, name))
+    return base_name, change
 
 
 def find_base(results: Results, run: Run, name: str) -> tuple[str, Seeds | None]:

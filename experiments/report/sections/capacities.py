@@ -16,6 +16,7 @@ from sections.families import CAPACITIES, LARGE, compare_family
 
 _PICTURE = "results_capacities.png"
 _TRAINED = 8192
+_SEGMENT = 512
 
 Bucket = tuple[int, int | None]
 """Positions from, up to and not including; None is the end of the longest document."""
@@ -68,6 +69,7 @@ def write(results: Results) -> Section:
         show_picture(_PICTURE, "Change of perplexity by size of the memory and by position"),
         f"By position in the document, {LARGE:,} entries:",
         _make_position_table(by_position),
+        _describe_beginnings(by_position),
     ]
     return Section(
         "Size of the memory, and position in the document",
@@ -107,6 +109,17 @@ def _make_position_table(by_position: Mapping[str, Mapping[Bucket, float]]) -> s
         cells = [format_percent(found[b]) if b in found else "" for b in buckets]
         rows.append((family, *(cells if found else [MISSING] * len(buckets))))
     return make_table(("family", *(_name_bucket(b) for b in buckets)), rows)
+
+
+def _describe_beginnings(by_position: Mapping[str, Mapping[Bucket, float]]) -> str:
+    first = (0, _SEGMENT)
+    found = [f"{format_percent(b[first])} on {f}" for f, b in by_position.items() if first in b]
+    if not found:
+        return ""
+    return (
+        f"On the first {_SEGMENT} tokens of a document, where its memory is still empty, the model "
+        f"trained with memory differs from the cache alone by {join_words(found)}."
+    )
 
 
 def _list_buckets(by_position: Mapping[str, Mapping[Bucket, float]]) -> list[Bucket]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from comparing import Change, compare, measure
+from comparing import Change, compare, find_shared_seeds, measure
 from formatting import (
     format_change,
     format_number,
@@ -67,7 +67,8 @@ def write(results: Results) -> Section:
         pictures[_PICTURE] = _plot(changes)
         parts.append(show_picture(_PICTURE, "Change of perplexity by memory, ours and the paper's"))
     parts += [
-        "Perplexity and bits per byte of the held-out documents, by entries in memory:",
+        "Perplexity and bits per byte of the held-out documents, by entries in memory, over the "
+        "seeds that all columns of a row have:",
         _make_capacity_table(results),
         f"Controls: the same model with {LARGE:,} entries, but the memory off, another "
         "document's, or with values shuffled among its entries; change against the cache alone. "
@@ -80,8 +81,12 @@ def write(results: Results) -> Section:
 def _make_main_table(results: Results, changes: Mapping[str, Change]) -> str:
     rows = []
     for family in FAMILIES:
-        cache = measure(results.find("main", "cache", family), "0")
-        memory = measure(results.find("main", "memory", family), str(LARGE))
+        arms = (
+            (results.find("main", "cache", family), "0"),
+            (results.find("main", "memory", family), str(LARGE)),
+        )
+        seeds = find_shared_seeds(*arms)
+        cache, memory = (measure(arm, name, seeds=seeds) for arm, name in arms)
         change = changes.get(family)
         corpus = LIKE_FAMILY[family]
         rows.append(
@@ -122,11 +127,13 @@ def _make_capacity_table(results: Results) -> str:
         memory = results.find("main", "memory", family)
         if not cache and not memory:
             continue
+        columns = [(cache, "0"), *((memory, str(c)) for c in CAPACITIES)]
+        seeds = find_shared_seeds(*columns)
         for key, label, digits in (
             ("perplexity", family, 2),
             ("bits_per_byte", f"{family}, bits per byte", 3),
         ):
-            values = [measure(cache, "0", key), *(measure(memory, str(c), key) for c in CAPACITIES)]
+            values = [measure(arm, name, key, seeds) for arm, name in columns]
             rows.append((label, *(format_number(value, digits) for value in values)))
     return make_table(("", "cache alone", *(f"{c:,}" for c in CAPACITIES)), rows)
 

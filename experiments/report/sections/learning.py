@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from formatting import format_percent, format_tokens, join_words, make_table
+from formatting import format_percent, format_tokens, make_table
 from pictures import CACHE, COLORS, draw, show_numbers, show_percents, start_figure
 from results import FAMILIES, Results, Run, Seeds
 from section import Section, describe_sources, show_picture
@@ -113,12 +113,16 @@ def _summarize(curves: Mapping[str, Curve]) -> str:
     found = {family: curve for family, curve in curves.items() if len(curve.tokens) > 1}
     if not found:
         return ""
-    half = {f: int(np.abs(c.tokens - c.tokens[-1] / 2).argmin()) for f, c in found.items()}
-    grown = [f for f, curve in found.items() if curve.change[-1] < curve.change[half[f]]]
-    return (
-        f"On {join_words(grown)} the gain is larger at the end of training than at its middle "
-        f"({len(found)} {'family' if len(found) == 1 else 'families'} measured)."
-    )
+    sentences = []
+    for family, curve in found.items():
+        middle = int(np.abs(curve.tokens - curve.tokens[-1] / 2).argmin())
+        before, after = float(curve.change[middle]), float(curve.change[-1])
+        verb = "grows" if abs(after) > abs(before) else "shrinks"
+        sentences.append(
+            f"on {family} the change {verb}, from {format_percent(before)} to "
+            f"{format_percent(after)}"
+        )
+    return f"From the middle of training to its end: {'; '.join(sentences)}."
 
 
 @draw

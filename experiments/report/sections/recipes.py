@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from comparing import Change, compare, measure
 from formatting import (
+    MISSING,
     format_change,
     format_number,
     format_seeds,
@@ -30,8 +33,8 @@ def write(results: Results) -> Section:
         "The same model with memory, trained for as long by our recipe (queries and keys mixed "
         "over four tokens, induction start, Muon) and by the paper's (neither of them, Adafactor "
         "with its schedule, warm-up scaled). The paper's steps are shorter, so that it takes "
-        "more of them (`step_times.json`). The learning rate of each is the best of three on the "
-        "validation documents of proofs, below.",
+        "more of them (`step_times.json`). Learning rates were tried on the validation documents "
+        "of proofs, below.",
         describe_sources(runs, "python experiments/queue --run recipes/"),
     ]
     reached: list[str] = []
@@ -70,13 +73,31 @@ def _is_below(change: Change | None) -> bool:
 
 
 def _write_rates(results: Results) -> list[str]:
-    rows = [
-        (f"`{arm}`", format_number(measure(results.find("rates", arm), "8192 validation")))
-        for arm in sorted(results.list_arms("rates"))
-    ]
-    if not rows:
+    arms = {arm: results.find("rates", arm) for arm in sorted(results.list_arms("rates"))}
+    perplexities = {arm: measure(runs, "8192 validation") for arm, runs in arms.items()}
+    if not arms:
         return []
+    sentences = []
+    for recipe, name in (("ours", "Our recipe"), ("paper", "The paper's recipe")):
+        tried = {
+            perplexity: _list_rates(arms[arm].values())
+            for arm, perplexity in perplexities.items()
+            if arm.startswith(f"{recipe}-") and perplexity is not None
+        }
+        used = _list_rates(r for r in results.runs if (r.experiment, r.arm) == ("recipes", recipe))
+        best = join_words(tried[min(tried)] if tried else [], "not tried yet")
+        sentences.append(
+            f"{name}: rate used above {join_words(used, MISSING)}, best of those tried {best}."
+        )
+    tokens = sorted({format_tokens(run.tokens) for runs in arms.values() for run in runs.values()})
+    rows = [(f"`{arm}`", format_number(found)) for arm, found in perplexities.items()]
     return [
-        "Learning rates, 1.0M tokens, proofs, perplexity of the validation documents:",
+        f"Learning rates, {join_words(tokens)} tokens, proofs, perplexity of the validation "
+        "documents:",
         make_table(("recipe and rate", "perplexity"), rows),
+        " ".join(sentences),
     ]
+
+
+def _list_rates(runs: Iterable[Run]) -> list[str]:
+    return [f"{rate:g}" for rate in sorted({run.learning_rate for run in runs})]

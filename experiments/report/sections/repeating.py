@@ -11,10 +11,10 @@ from section import Section, shorten_commit
 
 _COMMANDS = """\
 ```sh
-python experiments/corpora/build.py    # fetches pinned packages and builds the five families
-python experiments/queue --run         # trains and evaluates what is not done; goes on after Ctrl-C
-python experiments/queue --status      # what is done
-python experiments/report              # this page
+python experiments/corpora/build.py --stacks FOLDER  # fetches packages, builds the five families
+python experiments/queue --run     # trains and evaluates what is not done; goes on after Ctrl-C
+python experiments/queue --status  # what is done
+python experiments/report          # this page
 ```"""
 _PACKAGES = (
     "python",
@@ -36,14 +36,12 @@ def write(results: Results) -> Section:
         "one of the words). A run continues where it was interrupted, and its result is one "
         "JSON file.",
         _COMMANDS,
+        "`--stacks` is a checkout of the Stacks project, two thirds of math; it is in no package "
+        "registry (`experiments/corpora/README.md` says which commit, and what is without it).",
     ]
     if results.runs:
-        hours = sum(run.training_s for run in results.runs) / 3600
-        parts += [
-            f"Machine: {'; '.join(_list_machines(results.runs))}. Training took {hours:.1f} "
-            f"hours in all, summed over {len(results.runs)} runs of which several went on at "
-            "once; evaluation is not counted.",
-        ]
+        machines = f"Machine: {'; '.join(_list_machines(results.runs))}."
+        parts.append(f"{machines} {_describe_hours(results.runs)}".strip())
     if missing:
         names = "\n".join(f"- `{name}`" for name in missing)
         parts.append(
@@ -54,6 +52,18 @@ def write(results: Results) -> Section:
     if results.runs:
         parts.append(_fold("Every run", _make_table(results.runs)))
     return Section("How to repeat it", tuple(parts))
+
+
+def _describe_hours(runs: Sequence[Run]) -> str:
+    speeds = [(run.tokens, run.tokens_per_s) for run in runs if run.trains]
+    timed = [tokens / speed for tokens, speed in speeds if speed]
+    if not timed:
+        return ""
+    return (
+        f"Training took {sum(timed) / 3600:.1f} hours of one worker: a run's tokens over its "
+        f"median tokens per second, summed over {len(timed)} of {len(speeds)} trainings; "
+        "several went on at once, and evaluation is not counted."
+    )
 
 
 def _fold(title: str, content: str) -> str:
@@ -76,10 +86,10 @@ def _make_table(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         commits = sorted({shorten_commit(commit) for commit in run.values["commits"]})
-        minutes = f"{run.training_s / 60:.0f}"
+        speed = f"{run.tokens_per_s:,.0f}" if run.trains and run.tokens_per_s else ""
         weights = f"{run.num_weights / 1e6:.2f}M"
         rows.append(
-            (f"`{run.name}`", ", ".join(commits), weights, format_tokens(run.tokens), minutes)
+            (f"`{run.name}`", ", ".join(commits), weights, format_tokens(run.tokens), speed)
         )
-    header = ("job", "commit", "weights", "training tokens", "minutes")
+    header = ("job", "commit", "weights", "training tokens", "tokens/s")
     return make_table(header, rows, num_text=2)

@@ -52,9 +52,10 @@ def write(results: Results) -> Section:
     parts = [
         "The rows of the paper's Table 4, each trained anew, once by our recipe and once by the "
         "paper's (Adafactor with its schedule, warm-up scaled to the shorter run; queries and "
-        "keys of single tokens). Every row reads the same documents and has as many training "
-        "tokens. Changes are against the row with context 512 and cache of the same recipe; the "
-        "paper's column is Isabelle.",
+        "keys of single tokens). Every row has nearly as many training tokens; rows with context "
+        "2,048 read two documents side by side, the others eight, so that not exactly the same "
+        "documents are read. Changes are against the row with context 512 and cache of the same "
+        "recipe; the paper's column is Isabelle.",
         describe_sources(runs, "python experiments/queue --run table4/"),
     ]
     if runs:

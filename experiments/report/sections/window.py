@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from comparing import compare, measure
-from formatting import format_change, format_number, make_table
+from formatting import format_change, format_number, format_tokens, make_table
 from results import Results, Run
 from section import Section, describe_sources
 
@@ -17,7 +17,19 @@ _OTHERS: dict[tuple[str, str, int], str] = {
     ("table4", "ours-2048-xl", 0): "segment and window 2,048",
 }
 """Experiment, arm and entries at evaluation."""
-_WITH_TIMES = "*Relative time* is a step's time, measured in turns (`step_times.json`)."
+_TIMED = {
+    "table4/ours-512-xl": "cache",
+    "window/window-512": "cache",
+    "table4/ours-512-8192-xl": "memory",
+    "table4/ours-2048-xl": "context-2048-cache",
+    "window/window-1024": "window-1024",
+    "window/window-2048": "window-2048",
+}
+"""Names in step_times.json."""
+_WITH_TIMES = (
+    "*Time of a step* is against the cache alone with window 512, measured in turns "
+    "(`step_times.json`); *of training* is times the tokens."
+)
 _WITHOUT_TIMES = "Step times measured in turns (`step_times.json`) are not there yet."
 
 
@@ -31,7 +43,7 @@ def write(results: Results) -> Section:
     """A line a model."""
     arms = [arm for arm in results.list_arms("window") if arm.removeprefix("window-").isdigit()]
     windows = {
-        ("window", arm, 0): f"window {int(arm.removeprefix('window-')):,}"
+        ("window", arm, 0): f"window {int(arm.removeprefix('window-')):,}, in as much time"
         for arm in sorted(arms, key=lambda arm: int(arm.removeprefix("window-")))
     }
     places = {_BASE: "window 512, cache alone", **windows, **_OTHERS}
@@ -39,9 +51,9 @@ def write(results: Results) -> Section:
     ratios = read_ratios(results)
     parts = [
         "Local attention over more tokens, without memory, beside memory with the short window "
-        "(proofs; `window` arms have as many steps as take the time of the short window with "
-        "memory). Seconds are of training as the queue ran it, "
-        f"with other work on the same machine. {_WITH_TIMES if ratios else _WITHOUT_TIMES}",
+        "(proofs). The arms of `window`, the short window without memory among them, train in as "
+        "much time as the short window with a memory of 8,192, and so on other numbers of tokens; "
+        f"the others are Table 4's. {_WITH_TIMES if ratios else _WITHOUT_TIMES}",
         describe_sources(runs, "python experiments/queue --run window/ table4/proofs-ours"),
     ]
     if not runs:
@@ -52,21 +64,25 @@ def write(results: Results) -> Section:
         found = results.find(experiment, arm)
         if not found:
             continue
-        seconds = sum(run.training_s for run in found.values()) / len(found)
+        tokens = next(iter(found.values())).tokens
         is_base = (experiment, arm, capacity) == _BASE
         change = compare(found, str(capacity), base, "0")
-        ratio = ratios.get(f"{experiment}/{arm}", ratios.get(arm))
+        ratio = ratios.get(_TIMED.get(f"{experiment}/{arm}", ""))
+        of_training = ""
+        if ratio is not None and base:
+            of_training = f"{ratio * tokens / next(iter(base.values())).tokens:.2f}"
         rows.append(
             (
                 name,
                 format_number(measure(found, str(capacity))),
                 "0" if is_base else format_change(change),
-                f"{seconds:,.0f}",
+                format_tokens(tokens),
                 "" if ratio is None else f"{ratio:.2f}",
+                of_training,
             )
         )
-    header = ("model", "perplexity", "change (95%)", "training s", "relative time")
-    width = len(header) if ratios else len(header) - 1
+    header = ("model", "perplexity", "change (95%)", "tokens", "time of a step", "of training")
+    width = len(header) if ratios else len(header) - 2
     parts.append(make_table(header[:width], [row[:width] for row in rows]))
     return Section("A longer window instead", tuple(parts))
 
