@@ -27,11 +27,10 @@ TABLE = Path(__file__).with_name("packages.toml")
 
 def main(arguments: list[str] | None = None) -> int:
     """Build what is missing; the exit status is 2 after an error, 130 after an interrupt."""
-    options = parse(arguments)
     # Modules of two Coq libraries can share a name: that looks like a cycle of imports.
     logging.getLogger("memorizing.data.import_order").setLevel(logging.ERROR)
     try:
-        build(options)
+        build(parse(arguments))
     except MemorizingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,7 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    first, examples, rest = (__doc__ or "").strip().split("\n\n")
+    parser = argparse.ArgumentParser(
+        description=first,
+        epilog=f"families:\n{describe_families()}\n\nexamples:\n{examples}\n\n{rest}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "families", nargs="*", metavar="FAMILY", help=f"{', '.join(FAMILIES)}; none given: all"
     )
@@ -59,6 +63,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.stacks and options.families and "math" not in options.families:
         parser.error("--stacks is of math, which is not among the families")
     return options
+
+
+def describe_families() -> str:
+    """A line for each family: what it is, and how large, from the table of packages."""
+    table = load_table(TABLE)
+    lines = []
+    for family, what in FAMILIES.items():
+        result = table.results[family]
+        fetched = sum(package.size for package in table.of_family(family))
+        lines.append(
+            f"    {family:<8}{what:<29}{result.documents:>4} documents, {result.bytes / 1e6:>4.1f} "
+            f"MB; fetches {fetched / 1e6:>5.1f} MB"
+        )
+    return "\n".join(lines)
 
 
 def build(options: argparse.Namespace) -> None:

@@ -60,9 +60,91 @@ def test_a_recipe_and_a_trained_tokenizer_can_be_named(run, trained, texts, tmp_
     assert values["tokenizer"].startswith(str(trained))
 
 
+def test_the_splits_of_a_recipe_are_those_that_training_says(run, texts, tmp_path):
+    from memorizing.config import DataConfig
+    from memorizing.data import load_splits
+
+    recipe, path = tmp_path / "mine.toml", tmp_path / "s.json"
+    recipe.write_text(
+        f'[data]\ncorpus = "files:{texts}"\nvalidation = ["alpha*"]\ntest = ["beta*", "gamma*"]\n'
+        'exclude = ["*eps*"]\n'
+    )
+    said = load_splits(
+        DataConfig(
+            corpus=f"files:{texts}",
+            validation=("alpha*",),
+            test=("beta*", "gamma*"),
+            exclude=("*eps*",),
+        )
+    ).describe()
+    outcome = run("corpus", recipe, "--documents", "2", "--json", path)
+    assert outcome.status == 0
+    assert set(said[1:4]) <= set(outcome.out.splitlines())
+    assert "excluded: 1 documents, 0.0 MB (epsilon.txt)" in outcome.out
+    assert "the first 2 documents\n" in outcome.out
+    assert "gamma.txt" not in outcome.out.partition("the first")[0]
+    words = ("--stats", "--set", "tokenizer.vocab_size=307", "--json", path)
+    outcome = run("corpus", recipe, *words)
+    assert outcome.status == 0
+    values = json.loads(path.read_text())
+    sizes = {split["use"]: split for split in values["splits"]}
+    assert {use: size["num_documents"] for use, size in sizes.items()} == {
+        "train": 1,
+        "validation": 1,
+        "test": 2,
+        "excluded": 1,
+    }
+    for count in ("num_tokens", "num_bytes"):
+        assert sum(size[count] for size in sizes.values()) == values[count]
+    tokens = sizes["test"]["num_tokens"]
+    assert f"test: 2 documents, 0.0 MB, {tokens:,} tokens (beta.txt, gamma.txt)" in outcome.out
+
+
+def test_a_share_that_is_held_out_is_shown_after_folders_were_joined(run, tmp_path):
+    from memorizing.config import DataConfig
+    from memorizing.data import load_splits
+
+    for number in range(13):
+        (tmp_path / f"f{number}").mkdir()
+        (tmp_path / f"f{number}" / "a.txt").write_text(f"body {number}\n")
+    corpus = f"repositories:{tmp_path}"
+    config = DataConfig(corpus=corpus, folders_per_document=3, held_out_share=0.5)
+    words = ("--set", "data.folders_per_document=3", "--set", "data.held_out_share=0.5")
+    outcome = run("corpus", corpus, *words)
+    assert set(load_splits(config).describe()[1:4]) <= set(outcome.out.splitlines())
+
+
+def test_a_pattern_that_holds_out_nothing_is_named(run, texts):
+    outcome = run("corpus", f"files:{texts}", "--set", "data.exclude=alpa.txt")
+    assert outcome.status == 2
+    assert "data.exclude names 'alpa.txt', which no document matches" in outcome.err
+
+
+def test_a_recipe_for_another_folder_says_where_its_corpus_is_looked_for(
+    run, tmp_path, monkeypatch
+):
+    (tmp_path / "here" / "there").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for where in ("corpora/proofs/*.txt", "corpora/books", "there/books/*.txt"):
+        recipe = tmp_path / "mine.toml"
+        recipe.write_text(f'[data]\ncorpus = "files:{where}"\n')
+        outcome = run("corpus", recipe)
+        assert outcome.status == 2
+        assert repr(where) in outcome.err
+        missing = "there/books" if where.startswith("there") else "corpora"
+        assert (
+            f"relative to the working directory '.', where there is no '{missing}'" in outcome.err
+        )
+    assert f"there is no '{tmp_path / 'x'}'" in run("corpus", f"files:{tmp_path}/x/*/y").err
+    assert "the folder 'there' is there" in run("corpus", "files:there/*.txt").err
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (("smal",), "or give a recipe: a file that ends in .toml, or a name (did you mean 'small'"),
+        (("tinny:x",), "or give a recipe: a file that ends in .toml, or a name (did you mean"),
+        (("github:hub",), "names no dataset of the hub; write github:hub:OWNER/NAME."),
         (("pg91",), "corpus 'pg91' has no kind"),
         (("pg91:x",), "unknown kind of corpus 'pg91'; did you mean 'pg19'"),
         (("pg19:missing",), "PG-19 has 28,752 books, 11.5 GB of text"),

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 import zipfile
 
 import pyarrow as pa
@@ -71,6 +72,16 @@ def read(where, **settings):
     return corpus, {document.name: document for document in corpus.documents()}
 
 
+def write_metadata(path, raw):
+    """As the ending of the name says: as it is, packed, or in an archive."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("arxiv-metadata-oai-snapshot.json", raw)
+    else:
+        path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
 @pytest.fixture
 def bulk(tmp_path):
     """A folder as downloaded."""
@@ -108,11 +119,7 @@ def test_the_metadata_may_be_packed(bulk, ending):
     file = bulk / "arxiv-metadata-oai-snapshot.json"
     raw = file.read_bytes()
     file.unlink()
-    if ending == ".zip":
-        with zipfile.ZipFile(bulk / "archive.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("arxiv-metadata-oai-snapshot.json", raw)
-    else:
-        (bulk / "arxiv-metadata-oai-snapshot.json.gz").write_bytes(gzip.compress(raw))
+    write_metadata(bulk / ("archive.zip" if ending == ".zip" else f"arxiv-metadata{ending}"), raw)
     assert len(read(bulk)[1]) == 3
 
 
@@ -132,6 +139,51 @@ def test_missing_or_broken_metadata_is_said(bulk):
     (bulk / "arxiv-metadata-oai-snapshot.json.gz").write_bytes(gzip.compress(text.encode())[:-9])
     with pytest.raises(CorpusError, match=r"cannot read 'arxiv-metadata.* download it again"):
         read(bulk)
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz", ".zip"])
+def test_metadata_of_one_endless_line_is_refused_and_not_held_in_memory(bulk, ending):
+    file = bulk / "arxiv-metadata-oai-snapshot.json"
+    file.unlink()
+    path = write_metadata(bulk / f"arxiv-metadata{ending}", b'{"id": "' + bytes(11 * 2**20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorpusError, match=f"line 1 of '{path.name}' .*download it again"):
+            read(bulk)
+        assert tracemalloc.get_traced_memory()[1] < 5 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("ending", [".json.gz", ".zip"])
+def test_metadata_that_expand_too_far_are_refused(bulk, ending, monkeypatch):
+    monkeypatch.setattr(archives, "FREE_BYTES", 2**20)
+    (bulk / "arxiv-metadata-oai-snapshot.json").unlink()
+    path = write_metadata(bulk / f"arxiv-metadata{ending}", b"\n" * (3 * 2**20))
+    with pytest.raises(CorpusError, match=f"'{path.name}' expands to more than"):
+        read(bulk)
+
+
+def test_metadata_in_a_zip_file_that_cannot_be_unpacked_are_named(bulk):
+    (bulk / "arxiv-metadata-oai-snapshot.json").unlink()
+    path = write_metadata(bulk / "archive.zip", b"{}\n")
+    raw = path.read_bytes()
+    central = raw.index(b"PK\x01\x02")
+    for place, value, problem in ((8, 1, "is encrypted"), (10, 12, "not compressed by deflate")):
+        path.write_bytes(raw[: central + place] + bytes([value]) + raw[central + place + 1 :])
+        with pytest.raises(CorpusError, match=f"cannot read 'archive.zip' .*{problem}"):
+            read(bulk)
+
+
+def test_of_many_bad_lines_the_first_are_named_and_the_others_counted(bulk):
+    file = bulk / "arxiv-metadata-oai-snapshot.json"
+    file.write_text("[" * 100_003 + "\n" + "{}\n" * 22 + file.read_text())
+    corpus, documents = read(bulk)
+    assert len(documents) == 3
+    assert f"{file.name}:10: not a paper's id and categories" in corpus.skipped
+    assert f"13 more lines of {file.name} that are not a paper's id and categories" in (
+        corpus.skipped
+    )
 
 
 def test_a_missing_folder_says_what_to_download_and_how_large_it_is(tmp_path):

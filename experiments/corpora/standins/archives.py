@@ -25,7 +25,15 @@ MAX_EXPANSION = 100
 FREE_BYTES = 64 * 2**20
 """A package may expand to this much whatever its size."""
 
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error, lzma.LZMAError)
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,  # of zipfile: a version or feature of archives that it does not know
+)
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60
 
@@ -150,8 +158,17 @@ def _read_wheel(path: Path, keep: Callable[[str], bool]) -> dict[str, bytes]:
             if stat.S_ISLNK(member.external_attr >> 16):
                 _refuse(path, name, "a link")
             if not member.is_dir() and keep(name):
+                _require_readable(member, name)
                 found[name] = archive.read(member)
     return found
+
+
+def _require_readable(member: zipfile.ZipInfo, name: str) -> None:
+    if member.flag_bits & 1:
+        raise zipfile.BadZipFile(f"its {name!r} is encrypted")
+    # The others expand a block of their input at once, however large that becomes.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"its {name!r} is not compressed by deflate")
 
 
 def _clean_name(name: str, path: Path) -> str:

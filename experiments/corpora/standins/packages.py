@@ -9,7 +9,14 @@ from pathlib import Path
 
 from memorizing.errors import ConfigError, CorpusError
 
-FAMILIES = ("proofs", "code", "math", "books", "web")
+FAMILIES = {
+    "proofs": "HOL Light and Coq libraries",
+    "code": "Python packages",
+    "math": "LaTeX",
+    "books": "plain text of books",
+    "web": "plain text of pages",
+}
+"""Family -> what its documents are; in the order in which they are built."""
 SOURCES = ("debian", "pypi", "npm")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,15 +10,17 @@ import typer
 
 from memorizing.cli.evaluate import require_matplotlib
 from memorizing.cli.output import JsonOption, prepare_file, show_progress, write_result
-from memorizing.errors import ConfigError
+from memorizing.errors import ConfigError, CorpusError
 
 if TYPE_CHECKING:
     from memorizing.config import Config
     from memorizing.data import CorpusListing, CorpusStatistics
+    from memorizing.data.statistics import SplitSize
 
 EXAMPLES = """\b
 examples:
   memorizing corpus files:docs
+  memorizing corpus small --stats
   memorizing corpus pg19 --set data.max_documents=250 --stats
   memorizing corpus isabelle:afp-current.tar.gz --stats --plot afp.png
   memorizing corpus python:stdlib --stats --set tokenizer.vocab_size=8192
@@ -66,8 +69,9 @@ def run(
 ) -> None:
     """List the first documents of a corpus, or measure all of it.
 
-    What is left out on the way is counted and named. A corpus that is not there says what to
-    download, and how large it is.
+    What is left out on the way is counted and named. Where settings hold documents out, as those of
+    most recipes do, all are read and the sizes of the splits are shown. A corpus that is not there
+    says what to download, and how large it is.
     """
     if not stats and (plot is not None or tokenizer is not None):
         option = "--plot" if plot is not None else "--tokenizer"
@@ -82,7 +86,7 @@ def run(
 
     corpus = load_corpus(config.data)
     if not stats:
-        listing = list_documents(corpus, documents)
+        listing = list_documents(corpus, documents, config.data)
         print_listing(listing)
         write_result(json_file, listing.to_dict())
         return
@@ -93,6 +97,7 @@ def run(
             corpus,
             chosen,
             chosen_name,
+            config.data,
             progress=(lambda done: progress(done, limit)) if limit else None,
         )
     print_statistics(statistics)
@@ -109,6 +114,7 @@ def load_settings(name: str, settings: list[str], tokenizer: str | None) -> Conf
 
     Raises:
         ConfigError: no such recipe file, or a setting that is unknown or out of range.
+        CorpusError: neither the name of a recipe nor a corpus of a known kind.
     """
     import dataclasses
 
@@ -117,6 +123,7 @@ def load_settings(name: str, settings: list[str], tokenizer: str | None) -> Conf
     if name in list_recipes() or name.endswith(".toml"):
         config = load_config(name)
     else:
+        require_kind(name)
         data = dataclasses.replace(Config().data, corpus=name)
         config = dataclasses.replace(Config(), data=data)
     wrong = [text for text in settings if not text.strip().startswith(("data.", "tokenizer."))]
@@ -132,6 +139,25 @@ def load_settings(name: str, settings: list[str], tokenizer: str | None) -> Conf
     return dataclasses.replace(config, tokenizer=given)
 
 
+def require_kind(name: str) -> None:
+    """Refuse a corpus of no known kind; it may have been meant as a recipe.
+
+    Raises:
+        CorpusError: with the nearest kind and the nearest recipe.
+    """
+    from memorizing.config import list_recipes
+    from memorizing.data.kinds import find_kind
+    from memorizing.settings import find_nearest
+
+    try:
+        find_kind(name)
+    except CorpusError as error:
+        raise CorpusError(
+            f"{error}; or give a recipe: a file that ends in .toml, or a name "
+            f"({find_nearest(name, list_recipes(), count=1)})"
+        ) from None
+
+
 def print_listing(listing: CorpusListing) -> None:
     """Print names and sizes, and what was left out."""
     print(listing.description)
@@ -142,7 +168,9 @@ def print_listing(listing: CorpusListing) -> None:
         total = sum(item.num_bytes for item in listing.documents)
         print(f"{len(listing.documents):,} documents, {total:,} bytes")
     else:
-        print(f"the first {len(listing.documents):,} documents; --stats reads them all")
+        more = "" if listing.splits else "; --stats reads them all"
+        print(f"the first {len(listing.documents):,} documents{more}")
+    print_splits(listing.splits)
     print_left_out(listing.skipped, listing.num_replaced)
 
 
@@ -159,6 +187,7 @@ def print_statistics(statistics: CorpusStatistics) -> None:
     )
     print(f"tokenizer: {statistics.tokenizer}")
     print(f"a document has {statistics.median_tokens:,} tokens (median)")
+    print_splits(statistics.splits)
     table = Table(title="tokens per document", title_justify="left")
     for column in ("from", "to", "documents", "tokens"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -174,6 +203,19 @@ def print_statistics(statistics: CorpusStatistics) -> None:
         for item in sizes:
             print(f"  {item.num_tokens:,} tokens  {item.name}")
     print_left_out(statistics.skipped, statistics.num_replaced)
+
+
+def print_splits(splits: Sequence[SplitSize]) -> None:
+    """Print a line for each split, as training does; nothing where there are none."""
+    for split in splits:
+        names = ", ".join(split.first_names)
+        more = ", ..." if split.num_documents > len(split.first_names) else ""
+        tokens = "" if split.num_tokens is None else f", {split.num_tokens:,} tokens"
+        print(
+            f"{split.use}: {split.num_documents:,} documents, {split.num_bytes / 1e6:.1f} MB"
+            + tokens
+            + (f" ({names}{more})" if names else "")
+        )
 
 
 def print_left_out(skipped: tuple[str, ...], num_replaced: int) -> None:

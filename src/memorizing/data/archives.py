@@ -18,6 +18,8 @@ from typing import Any
 
 from memorizing.errors import CorpusError
 
+MAX_LINE_BYTES = 2**20
+"""No line that `read_lines` reads is longer."""
 MAX_MEMBER_BYTES = 512 * 2**20
 """No file of a corpus is larger, and none is read into memory that is."""
 MAX_EXPANSION = 200
@@ -88,6 +90,30 @@ def read_packed(
         return _Bounded(stream, len(raw), name).read_all()
 
 
+def read_lines(stream: Any, packed_bytes: int, name: str) -> Iterator[bytes]:
+    """Lines of a packed file, none of which is held in memory beyond `MAX_LINE_BYTES`.
+
+    Args:
+        stream: of the expanded bytes.
+        packed_bytes: size of the file that they are in.
+        name: of that file, for messages.
+
+    Raises:
+        UnsafeArchiveError: a line is too long, or the file expands too far.
+        OSError, EOFError, zlib.error: the file is damaged.
+    """
+    bounded = _Bounded(stream, packed_bytes, name)
+    number = 1
+    while line := bounded.read_line():
+        if len(line) > MAX_LINE_BYTES:
+            raise UnsafeArchiveError(
+                f"line {number} of {name!r} has more than {MAX_LINE_BYTES:,} bytes: it is damaged, "
+                "a bomb or not a file of lines; download it again"
+            )
+        yield line
+        number += 1
+
+
 def _is_tar(head: bytes) -> bool:
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
@@ -127,6 +153,11 @@ class _Bounded:
             blocks.append(block)
             self._require(self._stream.tell())
         return b"".join(blocks)
+
+    def read_line(self) -> bytes:
+        line = self._stream.readline(MAX_LINE_BYTES + 1)
+        self._require(self._stream.tell())
+        return line
 
     def seek(self, position: int) -> int:
         self._require(position)

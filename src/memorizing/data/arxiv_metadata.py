@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zipfile
 import zlib
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+from memorizing.data.archives import read_lines
 from memorizing.data.corpus import summarize_error
 from memorizing.data.sources import ARXIV
 from memorizing.data.text import ReadLog
@@ -17,6 +20,7 @@ from memorizing.errors import CorpusError
 
 PATTERN = "arxiv-metadata*.json*"
 _SUBSUMED = frozenset({"math-ph", "alg-geom", "dg-ga", "funct-an", "q-alg"})
+_BAD_LINES_NAMED = 10
 
 
 def is_mathematics(categories: str) -> bool:
@@ -56,21 +60,24 @@ def read_mathematics(path: Path, log: ReadLog) -> set[str]:
 
     Raises:
         CorpusError: the file is damaged, or has no such papers: it would give an empty corpus.
+        UnsafeArchiveError: it expands too far, or has a line that is far too long for a paper.
     """
     identifiers: set[str] = set()
+    num_bad = 0
     try:
         with ExitStack() as stack:
             for number, line in enumerate(_open(path, stack), start=1):
                 try:
                     paper = json.loads(line)
                     identifier, categories = str(paper["id"]), str(paper["categories"])
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     if line.strip():
-                        log.skip(f"{path.name}:{number}", "not a paper's id and categories")
+                        num_bad += 1
+                        _note_bad_line(path.name, number, num_bad, log)
                     continue
                 if is_mathematics(categories):
                     identifiers.add(identifier.replace("/", ""))
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
         raise CorpusError(
             f"cannot read {path.name!r} to its end ({summarize_error(error)}); download it again"
         ) from error
@@ -82,12 +89,32 @@ def read_mathematics(path: Path, log: ReadLog) -> set[str]:
     return identifiers
 
 
+def _note_bad_line(name: str, number: int, num_bad: int, log: ReadLog) -> None:
+    # A damaged file may have millions of them: the first are named, the others counted.
+    if num_bad <= _BAD_LINES_NAMED:
+        log.skip(f"{name}:{number}", "not a paper's id and categories")
+    else:
+        log.pass_over(f"more lines of {name} that are not a paper's id and categories")
+
+
 def _open(path: Path, stack: ExitStack) -> Iterable[bytes]:
     """The lines of the metadata, closed with `stack`."""
+    stream: Any
     if path.suffix == ".zip":
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        names = [name for name in archive.namelist() if name.endswith(".json")]
-        if not names:
-            raise zipfile.BadZipFile("it holds no .json file")
-        return stack.enter_context(archive.open(names[0]))
-    return stack.enter_context(gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb"))
+        stream = io.BufferedReader(_open_zip(path, stack))
+    else:
+        stream = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
+    return read_lines(stack.enter_context(stream), path.stat().st_size, path.name)
+
+
+def _open_zip(path: Path, stack: ExitStack) -> Any:
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    members = [member for member in archive.infolist() if member.filename.endswith(".json")]
+    if not members:
+        raise zipfile.BadZipFile("it holds no .json file")
+    if members[0].flag_bits & 1:
+        raise zipfile.BadZipFile(f"its {members[0].filename!r} is encrypted")
+    # The others expand a block of their input at once, however large that becomes.
+    if members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"its {members[0].filename!r} is not compressed by deflate")
+    return archive.open(members[0])

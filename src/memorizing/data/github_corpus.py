@@ -53,6 +53,11 @@ def open_github(where: str, config: DataConfig) -> Corpus:
     place_log = ReadLog()
     kind, _, dataset = where.partition(":")
     path = Path(where).expanduser()
+    if kind == "hub" and not dataset:
+        raise CorpusError(
+            f"corpus 'github:{where}' names no dataset of the hub; write github:hub:OWNER/NAME. "
+            f"Or {GITHUB}"
+        )
     if kind == "hub":
         name, pattern = parse_hub_place(dataset)
         files = find_hub_files(name, [pattern], GITHUB)

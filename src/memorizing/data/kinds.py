@@ -103,6 +103,26 @@ CORPUS_KINDS: dict[str, CorpusKind] = {
 }
 
 
+def find_kind(corpus: str) -> CorpusKind:
+    """The kind of a corpus that is written `kind:where`, or `kind` alone.
+
+    Raises:
+        CorpusError: it is not known (with the nearest), or none is written.
+    """
+    kind, separator, _ = corpus.partition(":")
+    kinds = list(CORPUS_KINDS)
+    if kind in CORPUS_KINDS:
+        return CORPUS_KINDS[kind]
+    if not separator:
+        raise CorpusError(
+            f"corpus {corpus!r} has no kind; write kind:where with one of the kinds "
+            f"{', '.join(kinds)}"
+        )
+    raise CorpusError(
+        f"unknown kind of corpus {kind!r}; {find_nearest(kind, kinds)} (kinds: {', '.join(kinds)})"
+    )
+
+
 def load_corpus(config: DataConfig) -> Corpus:
     """The corpus that `config.corpus` names; nothing is read yet but the lists of names.
 
@@ -112,19 +132,8 @@ def load_corpus(config: DataConfig) -> Corpus:
         CorpusError: unknown kind (with the nearest), or a place, package or column that does not
             exist.
     """
+    entry = find_kind(config.corpus)
     kind, separator, where = config.corpus.partition(":")
-    kinds = list(CORPUS_KINDS)
-    if not separator and kind not in CORPUS_KINDS:
-        raise CorpusError(
-            f"corpus {config.corpus!r} has no kind; write kind:where with one of the kinds "
-            f"{', '.join(kinds)}"
-        )
-    if kind not in CORPUS_KINDS:
-        raise CorpusError(
-            f"unknown kind of corpus {kind!r}; {find_nearest(kind, kinds)} (kinds: "
-            f"{', '.join(kinds)})"
-        )
-    entry = CORPUS_KINDS[kind]
     where = where if separator else entry.default
     if not where:
         source = f". {entry.source[:1].upper()}{entry.source[1:]}" if entry.source else ""

@@ -35,11 +35,9 @@ def list_files(where: str, log: ReadLog, suffixes: tuple[str, ...] = ()) -> dict
     if glob.has_magic(str(path)):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
         files = [name for name in found if name.is_file()]
-        if not files:
-            raise CorpusError(
-                f"pattern {where!r} matches no file; check the folder that it begins in"
-            )
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+        if not files:
+            raise CorpusError(f"pattern {where!r} matches no file; {_describe_absence(fixed)}")
         return {name.relative_to(fixed).as_posix(): name for name in files}
     raise explain_missing(path, where)
 
@@ -70,10 +68,21 @@ def explain_missing(path: Path, where: str) -> CorpusError:
         return CorpusError(f"{where!r} is a file; give a folder")
     above = path.parent
     if not above.is_dir():
-        return CorpusError(
-            f"path {where!r} does not exist, nor does the folder above it; give an existing path"
-        )
+        return CorpusError(f"path {where!r} does not exist; {_describe_absence(above)}")
     return CorpusError(
         f"path {where!r} does not exist; "
         f"{find_nearest(path.name, sorted(p.name for p in above.iterdir()))}"
+    )
+
+
+def _describe_absence(folder: Path) -> str:
+    """The first part of a folder's path that is not there, and where a relative path begins."""
+    missing = next((p for p in [*reversed(folder.parents), folder] if not p.exists()), None)
+    if missing is None:
+        return f"the folder {str(folder)!r} is there, but has no such file: check the rest of it"
+    if folder.is_absolute():
+        return f"there is no {str(missing)!r}: give an existing path"
+    return (
+        f"it is relative to the working directory '.', where there is no {str(missing)!r}: run "
+        "this in the folder that has it, or give the whole path"
     )

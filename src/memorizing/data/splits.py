@@ -85,7 +85,7 @@ def load_splits(config: DataConfig) -> Splits:
     """
     corpus = load_corpus(config)
     by_name = {document.name: document for document in corpus.documents()}
-    for name in _match(list(by_name), config.exclude, "data.exclude"):
+    for name in match_names(list(by_name), config.exclude, "data.exclude"):
         del by_name[name]
     split = split_documents(list(by_name), config)
 
@@ -125,8 +125,8 @@ def split_documents(names: Sequence[str], config: DataConfig) -> Split:
         validation = {name for name in names if places[name] < share / 2}
         test = {name for name in names if share / 2 <= places[name] < share}
     else:
-        validation = _match(names, config.validation, "data.validation")
-        test = _match(names, config.test, "data.test")
+        validation = match_names(names, config.validation, "data.validation")
+        test = match_names(names, config.test, "data.test")
     if both := sorted(validation & test):
         raise CorpusError(
             f"{both[0]!r} is in both data.validation and data.test; a document has one use"
@@ -138,7 +138,17 @@ def split_documents(names: Sequence[str], config: DataConfig) -> Split:
     )
 
 
-def _match(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str]:
+def match_names(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str]:
+    """The names that are a pattern, or match one.
+
+    Args:
+        names: of documents.
+        patterns: names or shell patterns.
+        key: the setting that holds them, for the error.
+
+    Raises:
+        CorpusError: a pattern that matches no name, with the nearest.
+    """
     matched: set[str] = set()
     for pattern in patterns:
         found = {name for name in names if name == pattern or fnmatch.fnmatchcase(name, pattern)}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memorizing.config import TokenizerConfig
+from memorizing.config import DataConfig, TokenizerConfig
 from memorizing.data.batch import Document
 from memorizing.data.corpus import Corpus
+from memorizing.data.splits import match_names, join_documents, split_documents
 from memorizing.data.tokenizer import Tokenizer
 from memorizing.data.tokenizer_training import train_tokenizer
 
 _BATCH_BYTES = 8 * 2**20
+_NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,20 @@ class LengthBin:
 
 
 @dataclass(frozen=True)
+class SplitSize:
+    """How much of a corpus has one use."""
+
+    use: str
+    """`train`, `validation`, `test`, or `excluded`."""
+    num_documents: int
+    """As they are trained on: after `data.folders_per_document` joined them."""
+    num_bytes: int
+    num_tokens: int | None
+    """None where they were not tokenized."""
+    first_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CorpusListing:
     """The first documents of a corpus."""
 
@@ -47,6 +63,8 @@ class CorpusListing:
     """What was left out until the last of them was read."""
     num_replaced: int
     """Files or rows with bytes that are not UTF-8."""
+    splits: tuple[SplitSize, ...] = ()
+    """All documents by their use; empty where that was not asked for, or all are trained on."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, for JSON."""
@@ -71,27 +89,37 @@ class CorpusStatistics:
     shortest: tuple[DocumentSize, ...]
     skipped: tuple[str, ...]
     num_replaced: int
+    splits: tuple[SplitSize, ...] = ()
+    """The documents by their use; empty where that was not asked for, or all are trained on."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, for JSON."""
         return asdict(self)
 
 
-def list_documents(corpus: Corpus, count: int) -> CorpusListing:
+def list_documents(corpus: Corpus, count: int, config: DataConfig | None = None) -> CorpusListing:
     """The first documents with their bytes; no more are read than asked for, but for one.
 
+    With a `config` that holds documents out or excludes some, all are read, to say how many have
+    which use; no text is kept.
+
     Raises:
-        CorpusError: as `Corpus.documents`.
+        CorpusError: as `Corpus.documents` and `load_splits`.
+        ConfigError: as `load_splits`.
     """
+    config = _drop_plain(config)
     sizes: list[DocumentSize] = []
-    is_complete = True
     for document in corpus.documents():
-        if len(sizes) == count:
-            is_complete = False
-            break
         sizes.append(DocumentSize(document.name, document.num_bytes))
+        if len(sizes) > count and not config:
+            break
     return CorpusListing(
-        corpus.description, tuple(sizes), is_complete, tuple(corpus.skipped), corpus.num_replaced
+        corpus.description,
+        tuple(sizes[:count]),
+        len(sizes) <= count,
+        tuple(corpus.skipped),
+        corpus.num_replaced,
+        _measure_splits(sizes, config) if config else (),
     )
 
 
@@ -127,6 +155,7 @@ def measure_corpus(
     corpus: Corpus,
     tokenizer: Tokenizer,
     tokenizer_name: str = "",
+    config: DataConfig | None = None,
     *,
     num_extremes: int = 5,
     progress: Callable[[int], None] | None = None,
@@ -140,12 +169,17 @@ def measure_corpus(
         corpus: what to read.
         tokenizer: what to count by. Start tokens are not counted.
         tokenizer_name: what the result calls it.
+        config: where it holds documents out or excludes some, the result has the sizes of the
+            splits too. All other numbers are of the whole corpus.
         num_extremes: how many of the longest and shortest documents are named.
         progress: called with the number of documents done so far.
 
     Raises:
-        CorpusError: as `Corpus.documents`.
+        CorpusError: as `Corpus.documents` and, with `config`, `load_splits`.
+        ConfigError: as `load_splits`.
     """
+    config = _drop_plain(config)
+    sizes: list[DocumentSize] = []
     lengths: list[int] = []
     sums: dict[int, list[int]] = {}
     longest: list[DocumentSize] = []
@@ -161,6 +195,8 @@ def measure_corpus(
             counts[0] += 1
             counts[1] += length
             size = DocumentSize(document.name, document.num_bytes, length)
+            if config:
+                sizes.append(size)
             longest = sorted([*longest, size], key=lambda s: -(s.num_tokens or 0))[:num_extremes]
             shortest = sorted([*shortest, size], key=lambda s: s.num_tokens or 0)[:num_extremes]
         if progress:
@@ -178,7 +214,47 @@ def measure_corpus(
         shortest=tuple(shortest),
         skipped=tuple(corpus.skipped),
         num_replaced=corpus.num_replaced,
+        splits=_measure_splits(sizes, config) if config else (),
     )
+
+
+def _drop_plain(config: DataConfig | None) -> DataConfig | None:
+    """The settings, or None where they have all documents trained on."""
+    if config and (config.validation or config.test or config.exclude or config.held_out_share):
+        return config
+    return None
+
+
+def _measure_splits(sizes: Sequence[DocumentSize], config: DataConfig) -> tuple[SplitSize, ...]:
+    """What `load_splits` makes of these documents, without their text."""
+    by_name = {size.name: size for size in sizes}
+    excluded = match_names(list(by_name), config.exclude, "data.exclude")
+    split = split_documents([name for name in by_name if name not in excluded], config)
+
+    def measure(use: str, names: Sequence[str], folders_per_document: int) -> SplitSize:
+        documents = [Document(name, "", by_name[name].num_bytes) for name in names]
+        joined = join_documents(documents, folders_per_document, config.seed)
+        tokens = [by_name[name].num_tokens for name in names]
+        known = [count for count in tokens if count is not None]
+        return SplitSize(
+            use,
+            len(joined),
+            sum(document.num_bytes for document in documents),
+            sum(known) if len(known) == len(tokens) else None,
+            tuple(document.name for document in joined[:_NAMES_SHOWN]),
+        )
+
+    found = [
+        measure(use, names, config.folders_per_document)
+        for use, names in (
+            ("train", split.train),
+            ("validation", split.validation),
+            ("test", split.test),
+        )
+    ]
+    if excluded:
+        found.append(measure("excluded", [name for name in by_name if name in excluded], 1))
+    return tuple(found)
 
 
 def _batch(documents: Iterable[Document]) -> Iterator[list[Document]]:
