@@ -9,7 +9,7 @@ from typing import Any
 from memorizing.config import DataConfig, TokenizerConfig
 from memorizing.data.batch import Document
 from memorizing.data.corpus import Corpus
-from memorizing.data.splits import match_names, join_documents, split_documents
+from memorizing.data.splits import join_documents, match_names, split_documents
 from memorizing.data.tokenizer import Tokenizer
 from memorizing.data.tokenizer_training import train_tokenizer
 
