@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memorizing.errors import IndexUnavailableError
-from memorizing.files import write_atomically
+from memorizing.analysis.figures import make_figure, save_figure
 
 if TYPE_CHECKING:
     from memorizing.data import CorpusStatistics
@@ -26,13 +24,7 @@ def plot_lengths(statistics: CorpusStatistics, path: str | Path) -> Path:
         IndexUnavailableError: matplotlib is not installed.
         ResourceError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise IndexUnavailableError(
-            'plots need matplotlib, which is not installed; pip install "memorizing[plots]"'
-        ) from error
-    figure = Figure(figsize=(6.4, 3.6), dpi=150, layout="constrained")
+    figure = make_figure(6.4, 3.6)
     axes = figure.subplots()
     begins = [max(item.begin, 0.5) for item in statistics.histogram]
     axes.bar(
@@ -51,7 +43,4 @@ def plot_lengths(statistics: CorpusStatistics, path: str | Path) -> Path:
     )
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(Path(path), picture.getvalue())
-    return Path(path)
+    return save_figure(figure, path)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
+from memorizing.analysis.figures import make_figure, save_figure
 from memorizing.analysis.tables import name_result
-from memorizing.errors import ConfigError, IndexUnavailableError
+from memorizing.errors import ConfigError
 from memorizing.evaluation import EvaluationResult
-from memorizing.files import write_atomically
 
 _LINE_COLORS = ("#d1495b", "#edae49", "#8d6a9f", "#66717e")
 
@@ -36,18 +35,14 @@ def plot_capacities(
         ConfigError: no result has a memory.
         ResourceError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import NullLocator
-    except ImportError as error:
-        raise IndexUnavailableError(
-            'plots need matplotlib, which is not installed; pip install "memorizing[plots]"'
-        ) from error
+    figure = make_figure(7.0, 4.4)
+    # Only now: without matplotlib the line above has said what to install.
+    from matplotlib.ticker import NullLocator
+
     curve = [r for r in results.values() if r.control is None and r.capacity]
     if not curve:
         raise ConfigError("there is no result with a memory to plot; evaluate a capacity above 0")
     capacities = [r.capacity for r in curve]
-    figure = Figure(figsize=(7.0, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     if baseline is not None:
         axes.axhline(baseline.perplexity, color="#222222", linewidth=1.5, label=baseline_name)
@@ -88,7 +83,4 @@ def plot_capacities(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(Path(path), picture.getvalue())
-    return Path(path)
+    return save_figure(figure, path)

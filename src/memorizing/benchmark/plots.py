@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from memorizing.errors import ConfigError, IndexUnavailableError
-from memorizing.files import write_atomically
+from memorizing.analysis.figures import make_figure, save_figure
+from memorizing.errors import ConfigError
 
 _RECALL_OFFSET = 3e-3
 """Recall is drawn as -log10(1 - recall + this): each nine the same width, and 1 not infinitely
@@ -53,12 +52,7 @@ def plot_search(result: Mapping[str, Any], path: str | Path) -> Path:
         ConfigError: there is no row.
         ResourceError: the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise IndexUnavailableError(
-            'plots need matplotlib, which is not installed; pip install "memorizing[plots]"'
-        ) from error
+    figure = make_figure(1.0, 1.0)  # its size follows from the rows
     rows = [row for row in result["rows"] if row["compared_with"] == "product"]
     if not rows:
         raise ConfigError("there is no row to plot; search at least one memory")
@@ -67,7 +61,7 @@ def plot_search(result: Mapping[str, Any], path: str | Path) -> Path:
     names = list(dict.fromkeys(row["name"] for row in rows if row["settings"]))
     colors = dict(zip(names, _COLORS * len(names), strict=False))
     width, height = 1.2 + 4.6 * len(sizes), 0.9 + 3.9 * len(kinds)
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure.set_size_inches(width, height)
     panels = figure.subplots(len(kinds), len(sizes), squeeze=False, sharex=True)
     for line, kind in enumerate(kinds):
         for column, size in enumerate(sizes):
@@ -86,10 +80,7 @@ def plot_search(result: Mapping[str, Any], path: str | Path) -> Path:
         fontsize=9,
         color="#555555",
     )
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(Path(path), picture.getvalue())
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def _draw_panel(axes: Any, rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> None:

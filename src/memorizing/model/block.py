@@ -197,15 +197,16 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mix queries and keys with those of the tokens before; also the next call's `recent`."""
         if self.smear is not None:
-            kept = keep_recent(extend_back(keys, recent, layout), 1, layout)
-            return queries, smear(keys, recent, torch.sigmoid(self.smear), layout), kept
+            extended = extend_back(keys, recent, layout)
+            mixed = smear(extended, torch.sigmoid(self.smear), layout)
+            return queries, mixed, keep_recent(extended, 1, layout)
         assert self.mix_queries is not None
         assert self.mix_keys is not None
         before = recent.chunk(2, dim=2)
         num_before = before[0].shape[2]
-        extended = [extend_back(x, r, layout) for x, r in zip((queries, keys), before, strict=True)]
-        kept = torch.cat([keep_recent(x, num_before, layout) for x in extended], 2)
-        return self.mix_queries(extended[0]), self.mix_keys(extended[1]), kept
+        both = [extend_back(x, r, layout) for x, r in zip((queries, keys), before, strict=True)]
+        kept = torch.cat([keep_recent(x, num_before, layout) for x in both], 2)
+        return self.mix_queries(both[0]), self.mix_keys(both[1]), kept
 
     def _compute_bias(self, layout: Layout, x: Tensor) -> Tensor:
         if layout.distances is not None:

@@ -66,19 +66,18 @@ def start_as_induction(queries: ShortConvolution, keys: ShortConvolution) -> Non
         keys.coefficients[offset + 1, :, channels] = 1.0 - _INDUCTION_SHARE
 
 
-def smear(x: Tensor, recent: Tensor, share: Tensor, layout: Layout) -> Tensor:
+def smear(extended: Tensor, share: Tensor, layout: Layout) -> Tensor:
     """k_t := s k_t + (1 - s) k_(t-1); the first key of a document stays as it is.
 
     Args:
-        x: keys (B, H, T, D).
-        recent: (B, H, 1, D), the key before them.
+        extended: keys with the one before them (B, H, 1 + T, D), as `extend_back` gives them.
         share: s (H,).
         layout: of the call.
     """
-    previous = extend_back(x, recent, layout)[:, :, :-1]
+    previous, keys = extended[:, :, :-1], extended[:, :, 1:]
     is_first = (layout.query_position == 0) & layout.valid
-    previous = torch.where(is_first.to(x.device)[:, None, :, None], x, previous)
-    return torch.lerp(previous, x, share.to(x.dtype).view(-1, 1, 1))
+    previous = torch.where(is_first.to(keys.device)[:, None, :, None], keys, previous)
+    return torch.lerp(previous, keys, share.to(keys.dtype).view(-1, 1, 1))
 
 
 def extend_back(x: Tensor, recent: Tensor, layout: Layout) -> Tensor:
