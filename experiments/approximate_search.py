@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from held_out import load_validation, make_inputs
 from rich.console import Console
 from rich.table import Table
 
 from memorizing.benchmark.machine import describe_machine
 from memorizing.benchmark.recording_index import RecordingIndex
-from memorizing.data import TokenizedDocument, cut_documents, load_splits, tokenize_documents
+from memorizing.data import TokenizedDocument
 from memorizing.evaluation import compare_results, evaluate_documents
 from memorizing.evaluation.reading import evaluation_mode
 from memorizing.evaluation.results import DocumentResult, EvaluationResult
@@ -52,8 +53,7 @@ def read_document(
     index: str,
 ) -> tuple[DocumentResult, list[float]]:
     """The nats of every token, and the recall of the searches of the last segments."""
-    targets = torch.from_numpy(document.tokens).long().unsqueeze(0)
-    inputs = torch.cat([torch.tensor([[start_token]]), targets[:, :-1]], 1)
+    inputs, targets = make_inputs(document, start_token)
     state = model.init_state(1, capacity, index=index)
     segment_len = model.config.segment_len
     starts = range(0, targets.shape[1], segment_len)
@@ -85,10 +85,7 @@ def measure(
     model, _, tokenizer = load_model(run_dir)
     assert tokenizer is not None
     model.compute_dtype = torch.bfloat16
-    documents = [
-        cut_documents([document], tokenizer, max_tokens)[0]
-        for document in tokenize_documents(load_splits(config.data).validation, tokenizer)
-    ]
+    documents = load_validation(config, tokenizer, max_tokens)
     off = evaluate_documents(model, documents, tokenizer.start_token, capacity=0)
     rows: list[dict[str, Any]] = [{"index": "no memory", "perplexity": off.perplexity}]
     exact: EvaluationResult | None = None

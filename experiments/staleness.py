@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from held_out import load_validation, make_inputs
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from memorizing.benchmark.machine import describe_machine
-from memorizing.data import TokenizedDocument, cut_documents, load_splits, tokenize_documents
+from memorizing.data import TokenizedDocument
 from memorizing.evaluation.reading import evaluation_mode
 from memorizing.files import write_json
 from memorizing.loss import compute_token_nats
@@ -74,8 +75,7 @@ def read_with_stale_memory(
     drift = Drift()
     segment_len = reader.config.segment_len
     for document in documents:
-        targets = torch.from_numpy(document.tokens).long().unsqueeze(0)
-        inputs = torch.cat([torch.tensor([[start_token]]), targets[:, :-1]], 1)
+        inputs, targets = make_inputs(document, start_token)
         states = [model.init_state(1) for model in (reader, writer)]
         for start in range(0, targets.shape[1], segment_len):
             part = slice(start, start + segment_len)
@@ -104,10 +104,7 @@ def measure(run_dir: Path, max_tokens: int) -> dict[str, Any]:
         loaded.model.compute_dtype = torch.bfloat16
         models[read_step(checkpoint)], tokenizer = loaded.model, loaded.tokenizer
     assert tokenizer is not None
-    documents = [
-        cut_documents([document], tokenizer, max_tokens)[0]
-        for document in tokenize_documents(load_splits(config.data).validation, tokenizer)
-    ]
+    documents = load_validation(config, tokenizer, max_tokens)
     pairs = []
     for read_at, reader in models.items():
         for written_at, writer in models.items():

@@ -1,0 +1,29 @@
+"""Held-out documents of a run, for scripts that read them segment by segment themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from memorizing.config import Config
+from memorizing.data import (
+    TokenizedDocument,
+    Tokenizer,
+    cut_documents,
+    load_splits,
+    tokenize_documents,
+)
+
+
+def load_validation(
+    config: Config, tokenizer: Tokenizer, max_tokens: int
+) -> list[TokenizedDocument]:
+    """The first tokens of every validation document."""
+    documents = tokenize_documents(load_splits(config.data).validation, tokenizer)
+    return [cut_documents([document], tokenizer, max_tokens)[0] for document in documents]
+
+
+def make_inputs(document: TokenizedDocument, start_token: int) -> tuple[Tensor, Tensor]:
+    """What is read and what is predicted, (1, n) each; the start token precedes the document."""
+    targets = torch.from_numpy(document.tokens).long().unsqueeze(0)
+    return torch.cat([torch.tensor([[start_token]]), targets[:, :-1]], 1), targets
