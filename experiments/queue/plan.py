@@ -24,14 +24,14 @@ PAPER = (
 """What the paper has and our recipe has not; its warm-up of 1000 steps is scaled to a short run."""
 
 
-def read_off() -> tuple[Evaluation, ...]:
+def read_off(max_tokens: int = 0) -> tuple[Evaluation, ...]:
     """How a model without memory is measured."""
-    return (Evaluation(0),)
+    return (Evaluation(0, max_tokens=max_tokens),)
 
 
-def read_on(*capacities: int) -> tuple[Evaluation, ...]:
+def read_on(*capacities: int, max_tokens: int = 0) -> tuple[Evaluation, ...]:
     """How a model with memory is measured where only its size matters."""
-    return tuple(Evaluation(capacity) for capacity in capacities)
+    return tuple(Evaluation(capacity, max_tokens=max_tokens) for capacity in capacities)
 
 
 CONTROLS = (
@@ -43,18 +43,21 @@ CONTROLS = (
 
 def list_jobs() -> list[Job]:
     """Every job, first things first."""
+    main = _plan_main()
+    early = [job for job in main if job.seed == 0 or (job.seed, job.family) == (1, "proofs")]
     return [
-        *_plan_main(),
-        *_plan_rates(),
-        *_plan_recipes(),
-        *_plan_table_4(),
-        *_plan_sizes_of_memory(),
+        *early,
         *_plan_finetuning(),
+        *_plan_sizes_of_memory(),
+        *_plan_rates(),
+        *_plan_table_4(),
+        *_plan_recipes(),
         *_plan_ablations(),
         *_plan_crossbatch(),
         *_plan_sizes_of_models(),
         *_plan_windows(),
         *_plan_staleness(),
+        *(job for job in main if job not in early),
     ]
 
 
@@ -76,10 +79,12 @@ def _plan_main() -> list[Job]:
     return jobs
 
 
-SHORT = "training.steps=300"
-"""1.2 million tokens."""
-OURS_TIMED, PAPER_TIMED = "training.steps=490", "training.steps=560"
-"""2 million tokens in our recipe, and what the paper's reads in the time that this takes
+SHORT = "training.steps=245"
+"""1 million tokens."""
+SHORT_TEST = 32_768
+"""Tokens of each test document that models of short runs read."""
+OURS_TIMED, PAPER_TIMED = "training.steps=245", "training.steps=280"
+"""1 million tokens in our recipe, and what the paper's reads in the time that this takes
 (`experiments/step_times.py`)."""
 LONG_CONTEXT = ("model.segment_len=2048", "model.window=2048", "training.rows=2")
 NO_CACHE = ("model.xl_cache=false",)
@@ -110,7 +115,8 @@ def _plan_table_4() -> list[Job]:
     for recipe, settings in (("ours", ()), ("paper", PAPER)):
         for arm, changes in TABLE_4.items():
             capacity = _read_capacity(changes)
-            on = (*read_on(capacity), *(read_on(LARGE) if 0 < capacity < LARGE else ()))
+            sizes = (capacity, LARGE) if 0 < capacity < LARGE else (capacity,)
+            on = read_on(*sizes, max_tokens=SHORT_TEST)
             changed = (SHORT, *settings, *changes)
             jobs.append(Job("table4", f"{recipe}-{arm}", "proofs", changed, on, 2))
     return jobs
@@ -120,8 +126,8 @@ def _read_capacity(changes: tuple[str, ...]) -> int:
     return next(int(c.partition("=")[2]) for c in changes if c.startswith("model.capacity="))
 
 
-QUICK = "training.steps=245"
-"""1 million tokens."""
+QUICK = "training.steps=195"
+"""0.8 million tokens."""
 CHOICE = (Evaluation(8192, use="validation"),)
 NO_CHOICE = (Evaluation(0, use="validation"),)
 
@@ -158,13 +164,13 @@ SIZES: dict[str, tuple[str, ...]] = {
 CROSSBATCH: dict[str, tuple[str, ...]] = {
     "ours": (),
     "crossbatch-1": (
-        "training.steps=289",
+        "training.steps=236",
         "training.rows=4",
         "training.crossbatch_segments=1",
         "training.crossbatch_rows=1",
     ),
     "crossbatch-4": (
-        "training.steps=257",
+        "training.steps=210",
         "training.rows=4",
         "training.crossbatch_segments=1",
         "training.crossbatch_rows=4",
@@ -172,9 +178,9 @@ CROSSBATCH: dict[str, tuple[str, ...]] = {
 }
 """Two segments a step and half the rows: as many tokens a step as without, until the last tenth of
 the steps, which read one segment. As many steps as take the time of `SHORT` in our recipe
-(`experiments/step_times.py`): 0.9 n x 1.307 + 0.1 n x 0.6 = 300 x 1.192, and with 1.480."""
+(`experiments/step_times.py`): 0.9 n x 1.307 + 0.1 n x 0.6 = 245 x 1.192, and with 1.480."""
 
-WINDOWS = {512: "training.steps=357", 1024: "training.steps=297", 2048: "training.steps=236"}
+WINDOWS = {512: "training.steps=292", 1024: "training.steps=242", 2048: "training.steps=193"}
 """Without memory, in as much time as `SHORT` takes with the window of 512 and memory."""
 
 
@@ -195,7 +201,7 @@ def _plan_crossbatch() -> list[Job]:
             arm,
             "proofs",
             (SHORT, *changes),
-            read_on(8192, LARGE),
+            read_on(8192, LARGE, max_tokens=SHORT_TEST),
             3,
         )
         for arm, changes in CROSSBATCH.items()
@@ -208,8 +214,9 @@ def _plan_sizes_of_models() -> list[Job]:
     for size, changes in SIZES.items():
         on = (SHORT, *changes)
         off = (*on, *NO_MEMORY)
-        jobs.append(Job("sizes", f"{size}-memory", "proofs", on, read_on(8192, LARGE), 3))
-        jobs.append(Job("sizes", f"{size}-cache", "proofs", off, read_off(), 3))
+        with_memory = read_on(8192, LARGE, max_tokens=SHORT_TEST)
+        jobs.append(Job("sizes", f"{size}-memory", "proofs", on, with_memory, 3))
+        jobs.append(Job("sizes", f"{size}-cache", "proofs", off, read_off(SHORT_TEST), 3))
     return jobs
 
 
@@ -221,7 +228,7 @@ def _plan_windows() -> list[Job]:
             f"window-{window}",
             "proofs",
             (steps, f"model.window={window}", *NO_MEMORY),
-            read_off(),
+            read_off(SHORT_TEST),
             3,
         )
         for window, steps in WINDOWS.items()
@@ -246,9 +253,13 @@ def _plan_recipes() -> list[Job]:
     for seed in (0, 1, 2):
         for family in ("proofs", "code", "math"):
             for recipe, settings in (("ours", (OURS_TIMED,)), ("paper", (*PAPER, PAPER_TIMED))):
-                on = read_on(8192, LARGE)
+                on = read_on(8192, LARGE, max_tokens=SHORT_TEST)
                 jobs.append(Job("recipes", recipe, family, settings, on, 2, seed))
     return jobs
+
+
+TUNED_SEED = 1
+"""Of the models of tier 1 that are read with larger memories or trained on."""
 
 
 def _plan_sizes_of_memory() -> list[Job]:
@@ -258,8 +269,8 @@ def _plan_sizes_of_memory() -> list[Job]:
         Evaluation(capacity, documents=libraries, max_tokens=4 * LARGE)
         for capacity in (8192, LARGE, 2 * LARGE, 4 * LARGE)
     )
-    name = "main/proofs-memory-seed0"
-    return [Job("long", "memory", "proofs", (), on, 3, start_from=name, trains=False)]
+    name = f"main/proofs-memory-seed{TUNED_SEED}"
+    return [Job("long", "memory", "proofs", (), on, 3, TUNED_SEED, name, trains=False)]
 
 
 def _plan_staleness() -> list[Job]:
@@ -289,12 +300,12 @@ def _plan_finetuning() -> list[Job]:
         changed = (*rate, *_with_capacity(capacity))
         jobs.append(
             Job("finetuning", f"memory-to-{capacity}", "proofs", changed, read_on(capacity), 3,
-                start_from="main/proofs-memory-seed0")
+                TUNED_SEED, f"main/proofs-memory-seed{TUNED_SEED}")
         )  # fmt: skip
     for arm, changes in (("cache-to-memory", ()), ("cache-to-cache", NO_MEMORY)):
         on = read_on(8192, LARGE) if not changes else read_off()
         jobs.append(
             Job("finetuning", arm, "proofs", (*rate, *changes), on, 3,
-                start_from="main/proofs-cache-seed0")
+                TUNED_SEED, f"main/proofs-cache-seed{TUNED_SEED}")
         )  # fmt: skip
     return jobs
