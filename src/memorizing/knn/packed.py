@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from memorizing.knn.plain import sort_newest_first
+from memorizing.knn.product import multiply_into, widen_for_product
 
 _TILE_BYTES = 2 * 2**20
 """Scores of one tile of keys, per thread: about what a core's own cache holds."""
@@ -71,10 +72,10 @@ def search_packed(
     """As `search_plainly`, where `can_pack` allows it."""
 
     def score(heads: slice, span: slice) -> ScoreTile:
-        lines, columns = keys[heads], queries[heads, span].transpose(1, 2)
+        lines, columns = keys[heads], widen_for_product(queries[heads, span]).transpose(1, 2)
 
         def score_tile(head: int, start: int, stop: int, out: Tensor) -> None:
-            torch.mm(lines[head, start:stop], columns[head], out=out)
+            multiply_into(out, lines[head, start:stop], columns[head])
 
         return score_tile
 
