@@ -13,6 +13,7 @@ from memorizing.metrics import (
     bucket_by_position,
     compare_block_nats,
     compare_token_nats,
+    draw_blocks,
 )
 
 
@@ -139,16 +140,72 @@ def test_sums_of_blocks_are_compared_as_their_tokens():
         np.concatenate([np.add.reduceat(part, np.arange(0, len(part), 7)) for part in parts])
         for parts in (nats, baseline)
     )
-    found = compare_block_nats(sums, theirs, np.array([7, 7, 3, 5]), seed=3)
+    found = compare_block_nats(sums, theirs, np.array([7, 7, 3, 5]), (3, 1), seed=3)
     assert found == compare_token_nats(nats, baseline, block_len=7, seed=3)
 
 
 def test_other_blocks_cannot_be_compared():
     with pytest.raises(ConfigError, match="3 and 2 blocks with 6 tokens in 3"):
-        compare_block_nats(np.ones(3), np.ones(2), np.full(3, 2))
+        compare_block_nats(np.ones(3), np.ones(2), np.full(3, 2), (3,))
+
+
+@pytest.mark.parametrize("num_blocks", [(2, 2), (3, 0), ()])
+def test_blocks_that_are_not_those_of_the_documents_are_refused(num_blocks):
+    with pytest.raises(ConfigError, match="give every document's blocks"):
+        bootstrap_ratio(np.ones(3), np.ones(3), num_blocks)
 
 
 def test_a_ratio_that_all_blocks_share_has_an_interval_of_no_width():
     denominators = np.array([1.0, 5.0, 2.0])
-    assert bootstrap_ratio(denominators * 0.25, denominators) == (0.25, 0.25)
-    assert bootstrap_ratio(np.ones(1), np.ones(1)) == (-math.inf, math.inf)
+    assert bootstrap_ratio(denominators * 0.25, denominators, (1, 2)) == (0.25, 0.25)
+    assert bootstrap_ratio(np.ones(1), np.ones(1), (1,)) == (-math.inf, math.inf)
+
+
+def test_documents_are_drawn_before_their_blocks():
+    """Two documents that differ throughout: half of the draws are of one of them alone."""
+    nats = [np.full(13 * 11, 3.0), np.zeros(0), np.full(13 * 11, 2.0)]
+    baseline = [np.full(len(part), 2.5) for part in nats]
+    found = compare_token_nats(nats, baseline, block_len=11)
+    assert found.nats_per_token == 0
+    assert (found.low, found.high) == (-0.5, 0.5)
+    blocks = compare_token_nats(
+        [np.concatenate(nats)], [np.concatenate(baseline)], block_len=11
+    )  # of one document
+    assert max(-blocks.low, blocks.high) < 0.3
+
+
+def test_documents_that_are_alike_cover_the_truth_in_19_of_20_cases():
+    """Each document has a difference of its own, which its blocks share but for some noise."""
+    rng = np.random.default_rng(0)
+    covered = covered_by_blocks = 0
+    for seed in range(100):
+        sums = (rng.normal(size=(31, 1)) + 0.1 * rng.normal(size=(31, 7))).ravel()
+        tokens = np.ones(len(sums))
+        low, high = bootstrap_ratio(sums, tokens, [7] * 31, num_resamples=500, seed=seed)
+        covered += low < 0 < high
+        low, high = bootstrap_ratio(sums, tokens, [len(sums)], num_resamples=500, seed=seed)
+        covered_by_blocks += low < 0 < high
+    assert 88 <= covered <= 99
+    assert covered_by_blocks < 70
+
+
+def test_a_drawn_document_has_as_many_blocks_as_it_has():
+    counts = draw_blocks((3, 1, 2), 10_000, np.random.default_rng(0))
+    assert counts.shape == (10_000, 6)
+    # Each document is drawn once on average, and so is each of its blocks.
+    assert counts.mean(axis=0) == pytest.approx(np.ones(6), abs=0.05)
+    first, second, third = counts[:, :3].sum(1), counts[:, 3], counts[:, 4:].sum(1)
+    assert (first / 3 + second + third / 2 == 3).all()
+    assert (first % 3 == 0).all()
+    assert (third % 2 == 0).all()
+    assert counts[:, 0].max() > 3  # blocks, too, are drawn with replacement
+
+
+def test_many_blocks_are_drawn_a_part_of_the_times_after_the_other(monkeypatch):
+    sums, tokens = np.random.default_rng(2).normal(size=101), np.ones(101)
+    at_once = bootstrap_ratio(sums, tokens, (60, 41))
+    monkeypatch.setattr("memorizing.metrics._RESAMPLE_ELEMENTS", 101 * 37)
+    in_parts = bootstrap_ratio(sums, tokens, (60, 41))
+    width = at_once[1] - at_once[0]
+    assert in_parts == pytest.approx(at_once, abs=width / 20)
+    assert in_parts != at_once  # other draws of the same distribution

@@ -1,10 +1,8 @@
 """Comparing arms on the same tokens: over seeds, with intervals by two-level bootstrap.
 
-The files hold nats summed over blocks of 1,024 tokens. Documents are drawn with replacement, and in
-each drawn document as many of its blocks of 4,096 tokens as it has: blocks of one document are
-alike, so that blocks alone would give too narrow intervals. What is drawn is drawn in both models
-and all seeds at once: an interval says what other documents of this kind would change, and the
-spread over seeds stands beside it. Of a single document only its blocks can be drawn.
+The files hold nats summed over blocks of 1,024 tokens; four neighbors are drawn together, as in
+`memorizing evaluate`. What is drawn is drawn in both models and all seeds at once: an interval says
+what other documents of this kind would change, and the spread over seeds stands beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,13 +17,12 @@ from numpy.typing import NDArray
 from results import Seeds
 
 from memorizing.errors import ConfigError
-from memorizing.metrics import Difference
+from memorizing.metrics import Difference, bootstrap_ratio, compare_block_nats
 
 BLOCK_LEN = 1024
 """Tokens of a block in the files."""
 BLOCKS_DRAWN = 4
 """Neighboring blocks that are drawn together."""
-NUM_DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -80,10 +76,7 @@ def compare(arm: Seeds, name: str, baseline: Seeds, baseline_name: str) -> Chang
         seed: math.expm1((m["nats"] - t["nats"]) / m["tokens"])
         for seed, m, t in zip(seeds, mine, theirs, strict=True)
     }
-    sums, num_tokens = ours - base, int(tokens.sum())
-    low, high = bootstrap(sums, tokens, num_blocks)
-    difference = Difference(float(sums.sum()) / num_tokens, low, high, len(sums), num_tokens)
-    return Change(difference, by_seed)
+    return Change(compare_block_nats(ours, base, tokens, num_blocks), by_seed)
 
 
 def has(arm: Seeds, seed: int, name: str) -> bool:
@@ -95,42 +88,6 @@ def have_same_documents(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two evaluations have read the same tokens of the same documents."""
     described = [[(d["name"], d["tokens"]) for d in e["documents"]] for e in (one, other)]
     return described[0] == described[1]
-
-
-def bootstrap(
-    numerators: NDArray[np.float64], denominators: NDArray[Any], num_blocks: tuple[int, ...]
-) -> tuple[float, float]:
-    """95% interval of sum(numerators) / sum(denominators), documents and their blocks drawn.
-
-    Args:
-        numerators: of each block, document by document.
-        denominators: of each block.
-        num_blocks: of each document.
-
-    Returns:
-        Its ends; infinite with a single block.
-    """
-    if len(numerators) < 2:
-        return -math.inf, math.inf
-    counts = draw_blocks(num_blocks)
-    low, high = np.quantile((counts @ numerators) / (counts @ denominators), (0.025, 0.975))
-    return float(low), float(high)
-
-
-@lru_cache(maxsize=4)
-def draw_blocks(num_blocks: tuple[int, ...]) -> NDArray[np.float64]:
-    """How often each block is drawn, (`NUM_DRAWS`, blocks); the same for the same documents."""
-    rng = np.random.default_rng(0)
-    lens = np.array(num_blocks)
-    starts = np.cumsum(lens) - lens
-    documents = rng.integers(len(lens), size=(NUM_DRAWS, len(lens)))
-    drawn = lens[documents]  # blocks to draw in each drawn document
-    of_slot = np.repeat(documents.ravel(), drawn.ravel())
-    blocks = starts[of_slot] + rng.integers(lens[of_slot])
-    rows = np.repeat(np.arange(NUM_DRAWS), drawn.sum(axis=1))
-    total = int(lens.sum())
-    counts = np.bincount(rows * total + blocks, minlength=NUM_DRAWS * total)
-    return counts.reshape(NUM_DRAWS, total).astype(np.float64)
 
 
 def read_blocks(
@@ -202,4 +159,4 @@ def compute_share(start: dict[str, Any], now: dict[str, Any], end: dict[str, Any
         raise ConfigError("a share of a gap needs three evaluations of the same documents")
     (first, _, num_blocks), (middle, *_), (last, *_) = map(read_blocks, (start, now, end))
     gone, gap = first - middle, first - last
-    return Share(float(gone.sum() / gap.sum()), bootstrap(gone, gap, num_blocks))
+    return Share(float(gone.sum() / gap.sum()), bootstrap_ratio(gone, gap, num_blocks))

@@ -98,8 +98,8 @@ def bucket_by_position(
 class Difference:
     """How a result differs from a baseline on the same tokens; negative means the result is better.
 
-    The interval holds 95% of the block-bootstrap resamples. A single block has no interval: it is
-    infinite then.
+    The interval holds 95% of the bootstrap's resamples: see `bootstrap_ratio`. A single block has
+    no interval: it is infinite then.
     """
 
     nats_per_token: float
@@ -145,18 +145,18 @@ def compare_token_nats(
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """Paired difference of two models on the same tokens, with a 95% interval by block bootstrap.
+    """Paired difference of two models on the same tokens, with a 95% interval by bootstrap.
 
-    Neighboring tokens are not independent, so whole blocks are drawn: every document is cut into
-    blocks of `block_len` consecutive tokens (its last may be shorter), as many blocks as there are
-    are drawn with replacement, and the difference is the sum of the drawn blocks' differences over
-    the sum of their tokens.
+    Neighboring tokens are not independent, and neither are the parts of a document: documents are
+    drawn with replacement, and in each drawn one blocks of `block_len` consecutive tokens (its last
+    may be shorter). The difference is the sum of the drawn blocks' differences over the sum of
+    their tokens. Documents without a token are left out.
 
     Args:
         nats: per document the nats of its tokens.
         baseline: the same tokens under the baseline.
         block_len: tokens of a block.
-        num_resamples: how often the blocks are drawn.
+        num_resamples: how often documents and their blocks are drawn.
         seed: of the draws.
 
     Raises:
@@ -184,6 +184,7 @@ def compare_token_nats(
         np.concatenate(sums),
         np.concatenate(baseline_sums),
         np.concatenate(counts),
+        [len(part) for part in sums],
         num_resamples=num_resamples,
         seed=seed,
     )
@@ -193,6 +194,7 @@ def compare_block_nats(
     nats: NDArray[np.float64],
     baseline: NDArray[np.float64],
     tokens: NDArray[np.integer[Any]],
+    num_blocks: Sequence[int],
     *,
     num_resamples: int = 10_000,
     seed: int = 0,
@@ -200,15 +202,16 @@ def compare_block_nats(
     """`compare_token_nats` where the sums over blocks are known and tokens no longer are.
 
     Args:
-        nats: summed over each block, (blocks,). Of several runs: their mean, so that a block is
-            drawn in all of them.
+        nats: summed over each block, (blocks,), document by document. Of several runs: their mean,
+            so that a block is drawn in all of them.
         baseline: the same blocks under the baseline.
         tokens: of each block.
-        num_resamples: how often the blocks are drawn.
+        num_blocks: of each document, 1 or more.
+        num_resamples: how often documents and their blocks are drawn.
         seed: of the draws.
 
     Raises:
-        ConfigError: other numbers of blocks in the three, or no token at all.
+        ConfigError: other numbers of blocks in the four, or no token at all.
     """
     if not len(nats) == len(baseline) == len(tokens) or not tokens.sum():
         raise ConfigError(
@@ -217,7 +220,7 @@ def compare_block_nats(
             "documents, with the same tokenizer"
         )
     sums = nats - baseline
-    low, high = bootstrap_ratio(sums, tokens, num_resamples=num_resamples, seed=seed)
+    low, high = bootstrap_ratio(sums, tokens, num_blocks, num_resamples=num_resamples, seed=seed)
     num_tokens = int(tokens.sum())
     return Difference(float(sums.sum()) / num_tokens, low, high, len(sums), num_tokens)
 
@@ -225,30 +228,68 @@ def compare_block_nats(
 def bootstrap_ratio(
     numerators: NDArray[np.float64],
     denominators: NDArray[np.floating[Any]] | NDArray[np.integer[Any]],
+    num_blocks: Sequence[int],
     *,
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95% interval of sum(numerators) / sum(denominators), blocks drawn with replacement.
+    """95% interval of sum(numerators) / sum(denominators), documents and their blocks drawn.
+
+    Blocks of a document are alike: drawn from all documents at once they would give intervals that
+    are too narrow. Of a single document only its blocks can be drawn, which says what other parts
+    of it would change, not other documents.
 
     Args:
-        numerators: of each block, (blocks,).
+        numerators: of each block, (blocks,), document by document.
         denominators: of each block; sums over drawn blocks must not be 0.
-        num_resamples: how often the blocks are drawn.
+        num_blocks: of each document, 1 or more.
+        num_resamples: how often documents and their blocks are drawn.
         seed: of the draws.
 
     Returns:
         Its ends; infinite with fewer than two blocks.
+
+    Raises:
+        ConfigError: a document without a block, or other numbers of blocks in the three.
     """
-    num_blocks = len(numerators)
-    if num_blocks < 2:
+    total = len(numerators)
+    if not total == len(denominators) == sum(num_blocks) or min(num_blocks, default=1) < 1:
+        raise ConfigError(
+            f"{total:,} blocks with {len(denominators):,} denominators in documents of "
+            f"{list(num_blocks)} blocks cannot be drawn; give every document's blocks, 1 or more"
+        )
+    if total < 2:
         return -math.inf, math.inf
     rng = np.random.default_rng(seed)
     ratios = np.empty(num_resamples)
-    step = max(1, _RESAMPLE_ELEMENTS // num_blocks)
+    step = max(1, _RESAMPLE_ELEMENTS // total)
     for start in range(0, num_resamples, step):
-        draws = rng.integers(num_blocks, size=(min(step, num_resamples - start), num_blocks))
-        drawn = numerators[draws].sum(axis=1) / denominators[draws].sum(axis=1)
-        ratios[start : start + step] = drawn
+        counts = draw_blocks(num_blocks, min(step, num_resamples - start), rng)
+        ratios[start : start + step] = (counts @ numerators) / (counts @ denominators)
     low, high = np.quantile(ratios, (0.025, 0.975))
     return float(low), float(high)
+
+
+def draw_blocks(
+    num_blocks: Sequence[int], num_resamples: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """How often each block is drawn: documents with replacement, in each as many as it has.
+
+    Args:
+        num_blocks: of each document, 1 or more.
+        num_resamples: how often documents and their blocks are drawn.
+        rng: what draws.
+
+    Returns:
+        (num_resamples, blocks).
+    """
+    lens = np.array(num_blocks)
+    starts = np.cumsum(lens) - lens
+    documents = rng.integers(len(lens), size=(num_resamples, len(lens)))
+    drawn = lens[documents]  # blocks to draw in each drawn document
+    of_slot = np.repeat(documents.ravel(), drawn.ravel())
+    blocks = starts[of_slot] + rng.integers(lens[of_slot])
+    rows = np.repeat(np.arange(num_resamples), drawn.sum(axis=1))
+    total = int(lens.sum())
+    counts = np.bincount(rows * total + blocks, minlength=num_resamples * total)
+    return counts.reshape(num_resamples, total).astype(np.float64)

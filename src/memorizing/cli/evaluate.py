@@ -75,7 +75,10 @@ def run(
     ] = False,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="RUN2", help="Compare with this run, token by token."),
+        typer.Option(
+            metavar="RUN2",
+            help="Compare with this run, token by token; 95% intervals draw documents.",
+        ),
     ] = None,
     documents: Annotated[
         int, typer.Option(min=0, metavar="N", help="Only the first N documents; 0 is all.")
