@@ -119,7 +119,7 @@ def main() -> None:
         "--run", type=Path, default=Path("runs/experiments/main/proofs-memory-seed0")
     )
     parser.add_argument("--capacity", type=int, default=65_536)
-    parser.add_argument("--tokens", type=int, default=49_152, help="of each document")
+    parser.add_argument("--tokens", type=int, default=32_768, help="of each document")
     parser.add_argument("--indexes", nargs="+", default=INDEXES)
     path = Path("experiments/results/approximate_search.json")
     parser.add_argument("--json", type=Path, default=path)

@@ -61,14 +61,12 @@ def compare(arm: Seeds, name: str, baseline: Seeds, baseline_name: str) -> Chang
     seeds = [s for s in arm if has(arm, s, name) and has(baseline, s, baseline_name)]
     if not seeds:
         return None
+    check_same_documents(
+        *(({seed: runs[seed]}, n) for runs, n in ((arm, name), (baseline, baseline_name))
+          for seed in seeds)
+    )  # fmt: skip
     mine = [arm[seed].evaluations[name] for seed in seeds]
     theirs = [baseline[seed].evaluations[baseline_name] for seed in seeds]
-    for evaluation in (*mine, *theirs):
-        if not have_same_documents(evaluation, mine[0]):
-            raise ConfigError(
-                f"{arm[seeds[0]].name} ({name}) and {baseline[seeds[0]].name} ({baseline_name}) "
-                "have read other documents; run both again on the same ones"
-            )
     _, tokens, num_blocks = read_blocks(mine[0])
     ours = np.mean([read_blocks(evaluation)[0] for evaluation in mine], axis=0)
     base = np.mean([read_blocks(evaluation)[0] for evaluation in theirs], axis=0)
@@ -82,6 +80,22 @@ def compare(arm: Seeds, name: str, baseline: Seeds, baseline_name: str) -> Chang
 def has(arm: Seeds, seed: int, name: str) -> bool:
     """Whether an arm's run by a seed has an evaluation."""
     return seed in arm and name in arm[seed].evaluations
+
+
+def check_same_documents(*columns: tuple[Seeds, str]) -> None:
+    """Refuse to show evaluations side by side that are of other tokens; one not run is left out.
+
+    Raises:
+        ConfigError: names two that have not read the same tokens of the same documents.
+    """
+    found = [(arm[s], name) for arm, name in columns for s in arm if has(arm, s, name)]
+    for run, name in found[1:]:
+        first, first_name = found[0]
+        if not have_same_documents(run.evaluations[name], first.evaluations[first_name]):
+            raise ConfigError(
+                f"{first.name} ({first_name}) and {run.name} ({name}) have read other documents, "
+                "or other parts of them; run both again on the same ones"
+            )
 
 
 def have_same_documents(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -24,7 +24,7 @@ LARGE_MEMORY = "#d1495b"
 _PALETTE = 128
 """Colors of a file."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -125,7 +125,9 @@ def label_ends(axes: Any, labels: Iterable[tuple[str, float, float, str]]) -> No
     found = sorted(labels, key=lambda label: label[2])
     if not found:
         return
-    axes.get_xlim(), axes.get_ylim()  # asking for limits brings the transformation up to date
+    # Asking for limits brings the transformation up to date.
+    axes.get_xlim()
+    axes.get_ylim()
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = [to_axes.transform((x, y))[1] for _, x, y, _ in found]
     for (text, _, _, color), height in zip(found, spread(heights, 0.065), strict=True):

@@ -148,7 +148,7 @@ def _list_planned() -> tuple[str, ...]:
     queue = str(Path(__file__).resolve().parent.parent / "queue")
     sys.path.insert(0, queue)
     try:
-        from plan import list_jobs
+        from plan import list_jobs  # type: ignore[import-not-found]
     finally:
         sys.path.remove(queue)
     return tuple(job.name for job in list_jobs())

@@ -29,8 +29,14 @@ def show_picture(name: str, what: str) -> str:
     return f"![{what}]({name})"
 
 
-def describe_sources(runs: Sequence[Run], command: str) -> str:
-    """How to repeat it, and from which commits, seeds and training tokens the numbers are."""
+def describe_sources(runs: Sequence[Run], command: str, *, reads: bool = True) -> str:
+    """How to repeat it, and from which commits, seeds and training tokens the numbers are.
+
+    Args:
+        runs: what is shown.
+        command: that makes them.
+        reads: whether what is shown are their evaluations; says how much of a document these read.
+    """
     repeat = f"Repeat: `{command}`."
     if not runs:
         return f"**Not run yet.** {repeat}"
@@ -42,7 +48,20 @@ def describe_sources(runs: Sequence[Run], command: str) -> str:
         f"{repeat} {len(runs)} {'run' if len(runs) == 1 else 'runs'}, "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, {trained} "
         f"training tokens; {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}."
+        f"{_describe_lengths(runs) if reads else ''}"
     )
+
+
+def _describe_lengths(runs: Sequence[Run]) -> str:
+    """How much is read of the longest document; where a memory is larger, that it does not fill."""
+    evaluations = [evaluation for run in runs for evaluation in run.evaluations.values()]
+    longest = max((d["tokens"] for e in evaluations for d in e["documents"]), default=0)
+    if not longest:
+        return ""
+    text = f" At most {longest:,} tokens of a held-out document are read"
+    if max(evaluation["capacity"] for evaluation in evaluations) > longest:
+        text += ", so that larger memories hold no more than that"
+    return f"{text}."
 
 
 def shorten_commit(commit: str) -> str:

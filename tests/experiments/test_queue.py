@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -102,12 +103,100 @@ def read_result(results: Path, job: Job) -> dict:
 def test_every_job_has_a_name_of_its_own_and_settings_that_exist() -> None:
     jobs = list_jobs()
     assert len({job.name for job in jobs}) == len(jobs)
-    names = {job.name for job in jobs}
     for job in jobs:
         config = load_job_config(job, Path("runs"))
         assert config.name == job.name
-        assert not job.start_from or job.start_from in names
         assert config.model.has_memory or all(e.capacity == 0 for e in job.evaluations)
+
+
+def test_a_job_starts_from_an_earlier_one_of_its_seed_and_shape() -> None:
+    earlier: dict[str, Job] = {}
+    starts = []
+    for job in list_jobs():
+        if job.start_from:
+            before = earlier[job.start_from]
+            assert (before.family, before.seed) == (job.family, job.seed)
+            shapes = [
+                replace(load_job_config(j, Path("runs")).model, capacity=0) for j in (before, job)
+            ]
+            assert shapes[0] == shapes[1]
+            starts.append(f"{job.experiment} {job.start_from}")
+        earlier[job.name] = job
+    memory, cache = "main/proofs-memory-seed1", "main/proofs-cache-seed1"
+    assert starts == [
+        *(f"finetuning {name}" for name in (memory, memory, cache, cache)), f"long {memory}",
+    ]  # fmt: skip
+
+
+def list_readings(*words: str) -> set[tuple[object, ...]]:
+    """What the evaluations of some jobs read, apart from the size of the memory."""
+    return {
+        (e.use, e.documents, e.max_tokens or load_job_config(job, Path("runs")).evaluation)
+        for job in find_jobs(list(words))
+        for e in job.evaluations
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("table4/", "sizes/", "window/", "crossbatch/"),
+        ("recipes/",),
+        ("ablations/", "rates/"),
+        ("main/proofs-", "finetuning/"),
+        ("main/code-",),
+        ("long/",),
+    ],
+    ids=" ".join,
+)
+def test_arms_that_are_compared_read_the_same(words: tuple[str, ...]) -> None:
+    assert len(list_readings(*words)) == 1
+
+
+def test_sizes_are_those_of_table_4_but_for_the_model() -> None:
+    """The report takes the medium size from there."""
+    (cache,), (memory,) = (
+        find_jobs([f"table4/proofs-ours-{arm}-seed"]) for arm in ("512-xl", "512-8192-xl")
+    )
+    for size in ("small", "large"):
+        for like, arm in ((cache, "cache"), (memory, "memory")):
+            (job,) = find_jobs([f"sizes/proofs-{size}-{arm}-"])
+            assert job.evaluations == like.evaluations
+            configs = [load_job_config(j, Path("runs")) for j in (like, job)]
+            assert configs[0].training == configs[1].training
+            assert configs[0].data == configs[1].data
+            assert configs[0].model.num_layers != configs[1].model.num_layers
+
+
+def compute_time(name: str, timed: str) -> float:
+    """Of a job's training, in steps of the cache alone."""
+    (job,) = find_jobs([name])
+    steps = load_job_config(job, Path("runs")).training.steps
+    measured = json.loads((QUEUE.parent / "results" / "step_times.json").read_text())
+    ratios = {row["name"]: row["ratio"] for row in measured["rows"]}
+    # Crossbatch training ends with a tenth of its steps as without, at half the rows.
+    last, half = (0.1, ratios["memory"] / 2) if timed.startswith("crossbatch") else (0.0, 0.0)
+    return steps * ((1 - last) * ratios[timed] + last * half)
+
+
+@pytest.mark.parametrize(
+    ("name", "timed"),
+    [
+        ("recipes/proofs-ours-seed0", "memory"),
+        ("recipes/proofs-paper-seed0", "paper-memory"),
+        ("crossbatch/proofs-ours-", "memory"),
+        ("crossbatch/proofs-crossbatch-1-", "crossbatch-1"),
+        ("crossbatch/proofs-crossbatch-4-", "crossbatch-4"),
+        ("window/proofs-window-512-", "cache"),
+        ("window/proofs-window-1024-", "window-1024"),
+        ("window/proofs-window-2048-", "window-2048"),
+    ],
+)
+def test_arms_at_equal_time_have_the_steps_that_the_measured_times_allow(
+    name: str, timed: str
+) -> None:
+    expected = compute_time("table4/proofs-ours-512-8192-xl-seed", "memory")
+    assert compute_time(name, timed) == pytest.approx(expected, rel=0.01)
 
 
 def test_words_choose_jobs() -> None:
@@ -282,7 +371,7 @@ def test_a_name_is_whole_and_an_unknown_word_is_an_error(
 
 def test_what_a_job_starts_from_is_done_too(queue_main: ModuleType) -> None:
     names = [job.name for job in queue_main.choose_jobs(["long/"])]
-    assert names == ["main/proofs-memory-seed0", "long/proofs-memory-seed0"]
+    assert names == ["main/proofs-memory-seed1", "long/proofs-memory-seed1"]
 
 
 def test_a_job_that_waits_for_lost_weights_says_for_which(

@@ -367,19 +367,106 @@ def test_curves_are_compared_at_equal_tokens_of_a_seed(report, tmp_path):
     assert "end: on math the change grows, from +0.0% to -10.0%." in build(report, tmp_path)
 
 
-def test_the_gap_closed_is_one_between_the_ends_of_training(report, tmp_path):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_gap_closed_is_one_between_the_ends_of_training(report, tmp_path, seed):
+    other = 1 - seed  # of models that are not trained on
     save(
         tmp_path,
-        make_values("main/proofs-cache-seed0", {"0": 4.0}, (3.0, 2.0), tokens=50_000),
-        make_values("main/proofs-memory-seed0", {"8192": 2.0}, (3.0, 1.5)),
-        make_values("finetuning/proofs-cache-to-memory-seed0", {"8192": 8**0.5}, (1.9, 1.6)),
+        make_values(f"main/proofs-cache-seed{seed}", {"0": 4.0}, (3.0, 2.0), tokens=50_000),
+        make_values(f"main/proofs-memory-seed{seed}", {"8192": 2.0}, (3.0, 1.5)),
+        make_values(f"main/proofs-cache-seed{other}", {"0": 9.0}, (3.0, 2.9), tokens=70_000),
+        make_values(f"main/proofs-memory-seed{other}", {"8192": 8.0}, (3.0, 2.7)),
+        make_values(f"finetuning/proofs-cache-to-memory-seed{seed}", {"8192": 8**0.5}, (1.9, 1.6)),
     )
     results = report.results.load_results(tmp_path / "runs", tmp_path)
     closing = report.finetuning.read_closing(results)
     assert closing.shares == pytest.approx([0.2, 0.8])
     assert [100 * tokens / closing.trained_tokens for tokens in closing.tokens] == [2, 4]
-    cells = find_line(build(report, tmp_path), "8,192", "A memory for a model trained without")
+    part = cut_part(build(report, tmp_path), "Finetuning")
+    assert f"Models of section 1 (proofs, seed {seed}) are trained on" in part
+    cells = find_line(part, "8,192", "A memory for a model trained without")
     assert cells[1:] == ["2.83", "2.00", "50% (50 to 50)", "not run yet"]
+    assert "The cache alone: 4.00 before, not run yet trained on without memory." in part
+
+
+def test_a_larger_memory_is_compared_with_the_model_that_was_trained_on(report, tmp_path):
+    save(
+        tmp_path,
+        make_values("main/proofs-memory-seed0", {"8192": 9.0, "65536": 9.0}),
+        make_values("main/proofs-memory-seed1", {"8192": 5.0, "65536": 4.0}),
+        make_values("main/proofs-memory-seed2", {"8192": 9.0, "65536": 9.0}),
+        make_values("main/proofs-cache-seed1", {"0": 8.0}),
+        make_values("finetuning/proofs-memory-to-8192-seed1", {"8192": 4.0}, tokens=650_000),
+        make_values("finetuning/proofs-memory-to-65536-seed1", {"65536": 2.0}, tokens=650_000),
+        make_values("finetuning/proofs-cache-to-cache-seed1", {"0": 6.0}, tokens=650_000),
+        make_values(
+            "finetuning/proofs-cache-to-memory-seed1", {"8192": 24**0.5, "65536": 3.0},
+            tokens=650_000,
+        ),
+    )  # fmt: skip
+    part = cut_part(build(report, tmp_path), "Finetuning")
+    assert "4 runs, seed 1, 0.7M training tokens" in part
+    assert find_line(part, "8,192")[1:] == ["5.00", "4.00", "-20.0% (-20.0 to -20.0)"]
+    assert find_line(part, "65,536")[1:] == ["4.00", "2.00", "-50.0% (-50.0 to -50.0)"]
+    # Both ends trained on as long: from 6 to 4, and the square root of 24 is half of that.
+    cells = find_line(part, "8,192", "A memory for a model trained without")
+    assert cells[1:3] == ["4.90", "5.00"]
+    assert cells[4] == "50% (50 to 50)"
+    assert "The cache alone: 8.00 before, 6.00 trained on without memory." in part
+
+
+def test_without_finetuned_runs_no_seed_is_named(report, tmp_path):
+    save(tmp_path, make_values("main/proofs-memory-seed1", {"8192": 5.0}))
+    part = cut_part(build(report, tmp_path), "Finetuning")
+    assert "Models of section 1 (proofs) are trained on" in part
+
+
+def cut_evaluation(perplexity: float, name: str = "0") -> dict[str, Any]:
+    """Of the beginnings of the documents alone."""
+    return make_evaluation([np.full(1024, math.log(perplexity)) for _ in LENS], name)
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        ("table4/proofs-ours-512-xl-seed0", "table4/proofs-paper-512-xl-seed0"),
+        ("table4/proofs-ours-512-xl-seed0", "sizes/proofs-small-cache-seed0"),
+        ("sizes/proofs-large-cache-seed0", "sizes/proofs-small-cache-seed0"),
+        ("window/proofs-window-512-seed0", "window/proofs-window-1024-seed0"),
+        ("window/proofs-window-512-seed0", "table4/proofs-ours-512-xl-seed0"),
+    ],
+)
+def test_readings_of_other_lengths_do_not_stand_side_by_side(report, tmp_path, capsys, jobs):
+    save(
+        tmp_path,
+        make_values(jobs[0], {"0": 4.0}),
+        make_values(jobs[1], {"0": cut_evaluation(3.0)}),
+    )
+    arguments = ["--results", str(tmp_path / "runs"), "--output", str(tmp_path / "results.md")]
+    assert report.main.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "have read other documents, or other parts of them" in said
+    assert all(job in said for job in jobs)
+
+
+def test_a_part_says_how_much_of_a_document_is_read(report, tmp_path):
+    save(
+        tmp_path,
+        make_values("main/web-cache-seed0", {"0": 4.0}),
+        make_values("table4/proofs-ours-512-xl-seed0", {"0": cut_evaluation(4.0)}),
+        make_values(
+            "table4/proofs-ours-512-65536-xl-seed0", {"65536": cut_evaluation(3.0, "65536")}
+        ),
+    )
+    page = build(report, tmp_path)
+    part = cut_part(page, "Memory against the cache alone")
+    assert "At most 13,319 tokens of a held-out document are read." in part
+    part = cut_part(page, "Table 4")
+    assert (
+        "At most 1,024 tokens of a held-out document are read, so that larger memories hold no "
+        "more than that." in part
+    )
+    assert "At most" not in cut_part(page, "Gain against training tokens")
 
 
 def test_ablations_are_sorted_within_their_groups(report, tmp_path):

@@ -26,7 +26,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "combining": ("joint",),
     "normalization and bias": ("no-normalization", "no-bias"),
     "mixing and start": ("no-induction", "conv-", "smear", "no-mixing"),
-    "search": ("index-", "approximate"),
+    "training": ("closed-",),
 }
 """How the names of a group's arms begin."""
 _REST = "other"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from comparing import Share, compare, compute_share, measure
 from formatting import (
@@ -39,19 +40,28 @@ def covers(run: Run) -> bool:
     return run.experiment == "finetuning" and run.family == "proofs" and run.arm in known
 
 
+def find_seed(results: Results) -> int | None:
+    """Of the models that were trained on: that of most runs, the least of several; None without."""
+    seeds = [run.seed for run in results.runs if covers(run)]
+    return min(seeds, key=lambda seed: (-seeds.count(seed), seed), default=None)
+
+
 def write(results: Results) -> Section:
     """Both experiments."""
-    runs = [run for run in results.runs if covers(run)]
+    seed = find_seed(results)
+    runs = [run for run in results.runs if covers(run) and run.seed == seed]
     parts = [
-        "Models of section 1 (proofs, seed 0) are trained on for some steps at a lower rate: "
-        "the one with memory at 8,192 and at 65,536 entries (the paper's Table 5), the one "
-        "without memory with a new one (the paper's Figure 6) and, to compare, without.",
+        f"Models of section 1 (proofs{'' if seed is None else f', seed {seed}'}) are trained on "
+        "for some steps at a lower rate: the one with memory at 8,192 and at 65,536 entries (the "
+        "paper's Table 5), the one without memory with a new one (the paper's Figure 6) and, to "
+        "compare, without.",
         describe_sources(runs, "python experiments/queue --run finetuning/"),
     ]
     title = "Finetuning: a larger memory, and a memory for a model without"
-    if not runs:
+    if seed is None:
         return Section(title, tuple(parts))
-    parts += [*_write_larger(results), *_write_shares(results)]
+    found = _Tuned(results, seed)
+    parts += [*_write_larger(found), *_write_shares(found)]
     closing = read_closing(results)
     pictures = {}
     if closing is not None:
@@ -60,14 +70,30 @@ def write(results: Results) -> Section:
     return Section(title, tuple(parts), pictures)
 
 
-def _write_larger(results: Results) -> list[str]:
-    before = results.find("main", "memory")
+@dataclass(frozen=True)
+class _Tuned:
+    """Runs of one seed: those trained on, and those they began with."""
+
+    results: Results
+    seed: int
+
+    def find(self, experiment: str, arm: str) -> Seeds:
+        """An arm's run; empty where it is not run yet."""
+        arms = self.results.find(experiment, arm)
+        return {self.seed: arms[self.seed]} if self.seed in arms else {}
+
+    def read(self, experiment: str, arm: str, name: str) -> dict[str, Any] | None:
+        """An evaluation of an arm's run; None where it is not run yet."""
+        run = self.find(experiment, arm).get(self.seed)
+        return run and run.evaluations.get(name)
+
+
+def _write_larger(found: _Tuned) -> list[str]:
+    start = found.find("main", "memory")
     rows = []
     for arm in _TO_LARGER:
         capacity = arm.rpartition("-")[2]
-        after = results.find("finetuning", arm)
-        # Only the seed that was trained on is compared.
-        start: Seeds = {seed: before[seed] for seed in after if seed in before}
+        after = found.find("finetuning", arm)
         change = compare(after, capacity, start, capacity)
         cells = (measure(start, capacity), measure(after, capacity))
         rows.append((f"{int(capacity):,}", *map(format_number, cells), format_change(change)))
@@ -85,35 +111,23 @@ def _write_larger(results: Results) -> list[str]:
     ]
 
 
-def _write_shares(results: Results) -> list[str]:
-    names = {
-        "cache": results.find("main", "cache"),
-        "memory": results.find("main", "memory"),
-        "more cache": results.find("finetuning", _TO_CACHE),
-        "now": results.find("finetuning", _TO_MEMORY),
-    }
+def _write_shares(found: _Tuned) -> list[str]:
     rows = []
     for capacity in _CAPACITIES:
+        trained_on = ("finetuning", f"memory-to-{capacity}")
         shares = [
-            _share(results, ("main", "cache"), ("main", "memory"), capacity),
-            _share(
-                results,
-                ("finetuning", _TO_CACHE),
-                ("finetuning", f"memory-to-{capacity}"),
-                capacity,
-            ),
+            _share(found, ("main", "cache"), ("main", "memory"), capacity),
+            _share(found, ("finetuning", _TO_CACHE), trained_on, capacity),
         ]
-        now, memory = (measure(names[name], str(capacity)) for name in ("now", "memory"))
-        rows.append(
-            (
-                f"{capacity:,}",
-                format_number(now),
-                format_number(_first(names["memory"], str(capacity), memory)),
-                *map(format_share, shares),
-            )
+        now, memory = (
+            measure(found.find(*place), str(capacity))
+            for place in (("finetuning", _TO_MEMORY), ("main", "memory"))
         )
-    cache = _first(names["cache"], "0", measure(names["cache"], "0"))
-    more = measure(names["more cache"], "0")
+        cells = (format_number(now), format_number(memory), *map(format_share, shares))
+        rows.append((f"{capacity:,}", *cells))
+    cache, more = (
+        measure(found.find(*place), "0") for place in (("main", "cache"), ("finetuning", _TO_CACHE))
+    )
     header = (
         "entries", "now", "trained with memory", "share closed (95%)",
         "share, all trained on (95%)",
@@ -129,43 +143,39 @@ def _write_shares(results: Results) -> list[str]:
     ]
 
 
-def _first(arm: Seeds, name: str, otherwise: float | None) -> float | None:
-    """Seed 0, from which finetuning starts."""
-    return measure({0: arm[0]}, name) if 0 in arm else otherwise
-
-
 def _share(
-    results: Results, start: tuple[str, str], end: tuple[str, str], capacity: int
+    found: _Tuned, start: tuple[str, str], end: tuple[str, str], capacity: int
 ) -> Share | None:
-    found = [
-        _read(results.find(*start), "0"),
-        _read(results.find("finetuning", _TO_MEMORY), str(capacity)),
-        _read(results.find(*end), str(capacity)),
+    readings = [
+        found.read(*start, "0"),
+        found.read("finetuning", _TO_MEMORY, str(capacity)),
+        found.read(*end, str(capacity)),
     ]
-    return None if None in found else compute_share(*found)  # type: ignore[arg-type]
-
-
-def _read(arm: Seeds, name: str) -> dict | None:
-    return arm[0].evaluations.get(name) if 0 in arm else None
+    return None if None in readings else compute_share(*readings)  # type: ignore[arg-type]
 
 
 def read_closing(results: Results) -> Closing | None:
     """The share by validation documents, against training tokens; None where a run is missing."""
-    arms = [results.find("main", arm) for arm in ("cache", "memory")]
-    now = results.find("finetuning", _TO_MEMORY)
-    if not (now and all(0 in arm and arm[0].validation for arm in arms)):
+    seed = find_seed(results)
+    if seed is None:
         return None
-    cache, memory = (arm[0].validation[-1] for arm in arms)
+    found = _Tuned(results, seed)
+    places = (("main", "cache"), ("main", "memory"), ("finetuning", _TO_MEMORY))
+    runs = [run for place in places for run in found.find(*place).values() if run.validation]
+    if len(runs) < len(places):
+        return None
+    before, with_memory, now = runs
+    cache, memory = before.validation[-1], with_memory.validation[-1]
     points = [
         point
-        for point in now[0].validation
+        for point in now.validation
         if point["validation_tokens"] == cache["validation_tokens"] == memory["validation_tokens"]
     ]
     gap = cache["nats_per_token"] - memory["nats_per_token"]
     if not points or gap <= 0:
         return None
     shares = [(cache["nats_per_token"] - point["nats_per_token"]) / gap for point in points]
-    return Closing([point["tokens"] for point in points], shares, arms[0][0].tokens)
+    return Closing([point["tokens"] for point in points], shares, before.tokens)
 
 
 @draw

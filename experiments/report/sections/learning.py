@@ -57,7 +57,7 @@ def write(results: Results) -> Section:
         "The beginnings of the validation documents, read by both arms of section 1 at the same "
         "points of training, the memory with 8,192 entries. They are short: a document's later "
         "tokens, which have more to retrieve, are in sections 1 and 2.",
-        describe_sources(runs, "python experiments/queue --run main/"),
+        describe_sources(runs, "python experiments/queue --run main/", reads=False),
     ]
     if not found:
         return Section("Gain against training tokens", tuple(parts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from comparing import Change, compare, measure
+from comparing import Change, check_same_documents, compare, measure
 from formatting import (
     MISSING,
     format_change,
@@ -74,6 +74,7 @@ def _is_below(change: Change | None) -> bool:
 
 def _write_rates(results: Results) -> list[str]:
     arms = {arm: results.find("rates", arm) for arm in sorted(results.list_arms("rates"))}
+    check_same_documents(*((runs, "8192 validation") for runs in arms.values()))
     perplexities = {arm: measure(runs, "8192 validation") for arm, runs in arms.items()}
     if not arms:
         return []

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from comparing import compare, measure
+from comparing import check_same_documents, compare, measure
 from formatting import format_change, format_number, make_table
 from paper import TIMES_LARGER
 from pictures import CACHE, LARGE_MEMORY, MEMORY, draw, show_numbers, start_figure
@@ -53,6 +53,9 @@ def write(results: Results) -> Section:
     title = "Figure 1: memory against more weights"
     if not runs:
         return Section(title, tuple(parts))
+    check_same_documents(
+        *((arm, str(c)) for arms in found.values() for arm in arms for c in (0, *_CAPACITIES))
+    )
     lines = {0: _read_points(found, 0)} | {c: _read_points(found, c) for c in _CAPACITIES}
     parts += [
         _make_table(found, lines),

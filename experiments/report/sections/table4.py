@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from comparing import Change, compare, measure
+from comparing import Change, check_same_documents, compare, measure
 from formatting import (
     MISSING,
     format_capacity,
@@ -59,6 +59,7 @@ def write(results: Results) -> Section:
         describe_sources(runs, "python experiments/queue --run table4/"),
     ]
     if runs:
+        check_same_documents(*(({run.seed: run}, name) for run in runs for name in run.evaluations))
         parts += [_make_table(results), _summarize(results), *_write_larger(results)]
     return Section(title, tuple(parts))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comparing import compare, measure
+from comparing import check_same_documents, compare, measure
 from formatting import format_change, format_number, format_tokens, make_table
 from results import Results, Run
 from section import Section, describe_sources
@@ -58,6 +58,7 @@ def write(results: Results) -> Section:
     ]
     if not runs:
         return Section("A longer window instead", tuple(parts))
+    check_same_documents(*((results.find(*place[:2]), str(place[2])) for place in places))
     base = results.find(*_BASE[:2])
     rows = []
     for (experiment, arm, capacity), name in places.items():
