@@ -5,6 +5,7 @@
     ├── CorpusError              (also ValueError)  documents that are missing, empty or unreadable
     ├── TokenizerError           (also ValueError)  a tokenizer that is missing or does not fit
     ├── CheckpointError          a checkpoint that is truncated, altered or of another model
+    ├── MemoryFolderError        a memory on disk that is missing, altered or of another model
     ├── RunFolderError           a run folder that exists, or is not one
     ├── StateError               (also RuntimeError) a model state used out of order
     │   └── NonFiniteQueryError  (also ArithmeticError) a query of a memory is NaN or infinite
@@ -34,6 +35,10 @@ class TokenizerError(MemorizingError, ValueError):
 
 class CheckpointError(MemorizingError):
     """A checkpoint is truncated, altered, or belongs to another model."""
+
+
+class MemoryFolderError(MemorizingError):
+    """A memory on disk is missing, altered, being written, or belongs to another model."""
 
 
 class RunFolderError(MemorizingError):

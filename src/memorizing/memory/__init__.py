@@ -1,11 +1,34 @@
 """The store of one layer: rows, heads, ring of slots; append, retrieve, reset."""
 
 from memorizing.config import ModelConfig
-from memorizing.memory.retrieved import Retrieved
+from memorizing.memory.disk import (
+    FolderDescription,
+    MemoryFolder,
+    NewDocument,
+    StoredDocument,
+    TextAround,
+    hash_text,
+)
+from memorizing.memory.frozen import FrozenMemory
+from memorizing.memory.retrieved import Retrieved, keep_best
 from memorizing.memory.saving import open_memory_folder, save_memory
 from memorizing.memory.store import Memory
 
-__all__ = ["Memory", "Retrieved", "memory_bytes", "open_memory_folder", "save_memory"]
+__all__ = [
+    "FolderDescription",
+    "FrozenMemory",
+    "Memory",
+    "MemoryFolder",
+    "NewDocument",
+    "Retrieved",
+    "StoredDocument",
+    "TextAround",
+    "hash_text",
+    "keep_best",
+    "memory_bytes",
+    "open_memory_folder",
+    "save_memory",
+]
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 

@@ -5,7 +5,8 @@ Shapes: B rows, H heads, T queries, k neighbors, D head_dim.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,3 +60,56 @@ class Retrieved:
                 "which reads the retrieved entries again; call commit() and start_documents() "
                 "after backward()"
             )
+
+
+def keep_best(parts: Sequence[Retrieved], num_neighbors: int) -> tuple[Retrieved, ...]:
+    """Of what was found in several stores, keep the k best of every query in all of them together.
+
+    Each store was searched for its own k best (or all it has). What is not among the k best of all
+    becomes invalid, so that one softmax over all parts is that over the best k. Of equal scores,
+    which have the rounding of the stores' dtypes, the one in the later part wins, and within a part
+    the one that its search placed first: put older stores first, and the newest wins.
+
+    Args:
+        parts: of the same queries; (B, H, T, any number) each.
+        num_neighbors: k.
+
+    Returns:
+        As many parts, in their order. Columns in which no query keeps anything are left out, but
+        for the first of each part.
+    """
+    if not parts:
+        return ()
+    found = [part.neighbors for part in reversed(parts)]
+    dtype = torch.float32
+    for one in found:
+        dtype = torch.promote_types(dtype, one.scores.dtype)
+    scores = torch.cat(
+        [one.scores.to(dtype).masked_fill(~one.valid, -torch.inf) for one in found], -1
+    )
+    last = scores.topk(min(num_neighbors, scores.shape[-1]), dim=-1).values[..., -1:]
+    above, equal = scores > last, (scores == last) & (scores > -torch.inf)
+    num_free = num_neighbors - above.sum(-1, keepdim=True)
+    kept = above | (equal & (equal.cumsum(-1) <= num_free))
+    widths = [one.scores.shape[-1] for one in found]
+    masks = reversed(kept.split(widths, dim=-1))
+    return tuple(_keep(part, mask) for part, mask in zip(parts, masks, strict=True))
+
+
+def _keep(part: Retrieved, kept: Tensor) -> Retrieved:
+    """Only the neighbors where `kept` (B, H, T, k) is True."""
+    # Found entries stand best first, so that what is kept stands first, if anything is.
+    width = max(1, int(kept.any((0, 1, 2)).sum())) if kept.numel() else 1
+    kept = kept[..., :width]
+    found = part.neighbors
+    neighbors = Neighbors(
+        found.slots[..., :width].masked_fill(~kept, 0),
+        found.scores[..., :width].masked_fill(~kept, -torch.inf),
+        kept,
+    )
+    # What is left out weighs 0; read in its place is what is read anyway.
+    key_lines, value_lines = (
+        torch.where(kept, lines[..., :width], lines[..., :1])
+        for lines in (part.key_lines, part.value_lines)
+    )
+    return replace(part, neighbors=neighbors, key_lines=key_lines, value_lines=value_lines)

@@ -1,0 +1,128 @@
+"""A state of a folder with its files mapped: what a reader sees, whatever is written meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from memorizing.errors import MemoryFolderError
+from memorizing.memory.disk.manifest import Manifest, StoredDocument
+from memorizing.memory.disk.segment import SegmentFile
+
+
+@dataclass(frozen=True)
+class TextAround:
+    """A token of a document, and the text before and after it."""
+
+    before: str
+    token: str
+    after: str
+
+
+class Contents:
+    """Documents and entries, both in the order they were read.
+
+    Entries are counted from 0 over all segments, documents from 0 in the order of `documents`.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, known: Contents | None = None) -> None:
+        """Map all segments that `known` has not mapped; sizes and headers are compared.
+
+        Raises:
+            FileNotFoundError: a segment is not there.
+            MemoryFolderError: a segment is another one than the manifest says.
+        """
+        self.manifest = manifest
+        mapped = {segment.record: segment for segment in known.segments} if known else {}
+        self.segments = tuple(
+            mapped.get(record) or SegmentFile(folder, record, manifest.description)
+            for record in manifest.segments
+        )
+
+    @property
+    def documents(self) -> tuple[StoredDocument, ...]:
+        """What was read."""
+        return self.manifest.documents
+
+    def find_document(self, name: str) -> StoredDocument | None:
+        """The document of this name, or None."""
+        return self._by_name.get(name)
+
+    def document_of(self, entries: Tensor) -> Tensor:
+        """Numbers of the documents whose entries these are, of the same shape."""
+        numbers = self._check(entries)
+        found = torch.searchsorted(self._first_entries, numbers, right=True) - 1
+        return found.to(entries.device)
+
+    def token_of(self, entries: Tensor) -> Tensor:
+        """Places of the entries' tokens in their documents, of the same shape."""
+        return self._tokens[self._check(entries)].long().to(entries.device)
+
+    def read_text(self, name: str) -> str:
+        """The text of a document.
+
+        Raises:
+            MemoryFolderError: there is no such document, or its text was not kept.
+        """
+        document = self.find_document(name)
+        if document is None or document.text is None:
+            what = "holds no document" if document is None else "did not keep the text of"
+            raise MemoryFolderError(
+                f"this memory {what} {name!r}; keep the text when the document is read"
+            )
+        texts = self._find_segment(document).get_tensor("texts")
+        content = texts[slice(*document.text)].numpy().tobytes()
+        return content.decode("utf-8", errors="surrogatepass")
+
+    def read_around(self, entry: int, num_characters: int) -> TextAround:
+        """The text around the token of an entry, so many characters on both sides.
+
+        Raises:
+            MemoryFolderError: the document was kept without its text or its tokens' offsets.
+        """
+        number = torch.tensor(entry)
+        document = self.documents[int(self.document_of(number))]
+        text = self.read_text(document.name)
+        if document.spans is None:
+            raise MemoryFolderError(
+                f"this memory did not keep where the tokens of {document.name!r} are in its text; "
+                "give token_offsets when the document is read"
+            )
+        spans = self._find_segment(document).get_tensor("token_spans")
+        start, stop = spans[document.spans[0] + int(self.token_of(number))].tolist()
+        return TextAround(
+            text[max(0, start - num_characters) : start],
+            text[start:stop],
+            text[stop : stop + num_characters],
+        )
+
+    def _find_segment(self, document: StoredDocument) -> SegmentFile:
+        return next(one for one in self.segments if one.record.file == document.segment)
+
+    def _check(self, entries: Tensor) -> Tensor:
+        numbers = entries.cpu()
+        most = self.manifest.num_entries - 1
+        if numbers.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) <= most):
+            raise MemoryFolderError(
+                f"entries {int(numbers.min())} to {int(numbers.max())} were asked for; this memory "
+                f"has those from 0 to {most}"
+            )
+        return numbers
+
+    @cached_property
+    def _by_name(self) -> dict[str, StoredDocument]:
+        return {document.name: document for document in self.documents}
+
+    @cached_property
+    def _first_entries(self) -> Tensor:
+        counts = torch.tensor([document.num_entries for document in self.documents])
+        return counts.cumsum(0) - counts
+
+    @cached_property
+    def _tokens(self) -> Tensor:
+        parts = [segment.get_tensor("tokens") for segment in self.segments]
+        return torch.cat([torch.empty(0, dtype=torch.int32), *parts])

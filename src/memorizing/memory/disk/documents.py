@@ -1,0 +1,148 @@
+"""Documents as the caller gives them, checked against one another and turned into a part."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memorizing.errors import MemoryFolderError
+from memorizing.memory.disk.description import FolderDescription
+from memorizing.memory.disk.encoding import encode_layer
+from memorizing.memory.disk.manifest import StoredDocument
+from memorizing.memory.disk.parts import Part
+
+LayerEntries = Mapping[int, tuple[Tensor, Tensor]]
+"""Layer -> keys and values (H, n, D), oldest first."""
+
+_MOST_INT32 = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class NewDocument:
+    """A document that was read.
+
+    Raises:
+        MemoryFolderError: values that do not fit one another.
+    """
+
+    name: str
+    num_tokens: int
+    num_entries: int
+    """Of its tokens, how many have an entry."""
+    sha256: str
+    """Of its text; see `hash_text`."""
+    text: str | None = None
+    """Given, it is kept in the folder."""
+    token_offsets: Sequence[tuple[int, int]] | Tensor | None = None
+    """(num_tokens, 2): first character of each token and the one after its last; only with text."""
+    entry_tokens: Sequence[int] | Tensor | None = None
+    """(num_entries,): the token of each entry, ascending; None is the first ones."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that do not fit one another."""
+        what = f"the document {self.name!r}"
+        if not self.name or not 0 <= self.num_entries <= self.num_tokens <= _MOST_INT32:
+            raise MemoryFolderError(
+                f"{what} has {self.num_tokens} tokens and {self.num_entries} entries; it needs a "
+                "name, and at most one entry for each token"
+            )
+        if self.text is not None and hash_text(self.text) != self.sha256:
+            raise MemoryFolderError(
+                f"{what} has the hash {self.sha256!r}, which is not that of its text; use "
+                "hash_text(text)"
+            )
+        if self.token_offsets is not None and self.text is None:
+            raise MemoryFolderError(f"{what} has offsets of tokens, but no text; give both or none")
+        for name, values, shape, most in (
+            ("entry_tokens", self.entry_tokens, (self.num_entries,), self.num_tokens - 1),
+            ("token_offsets", self.token_offsets, (self.num_tokens, 2), len(self.text or "")),
+        ):
+            if values is None:
+                continue
+            given = torch.as_tensor(values)
+            if tuple(given.shape) != shape and (given.numel() or 0 not in shape):
+                raise MemoryFolderError(f"{name} of {what} are {tuple(given.shape)}, not {shape}")
+            if given.numel() and (int(given.min()) < 0 or int(given.max()) > most):
+                raise MemoryFolderError(f"{name} of {what} are not all between 0 and {most}")
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8 (lone surrogates as such)."""
+    return hashlib.sha256(_encode(text)).hexdigest()
+
+
+def make_part(
+    description: FolderDescription, documents: Sequence[NewDocument], entries: LayerEntries
+) -> Part:
+    """What was read as a part of a segment.
+
+    Args:
+        description: of the folder.
+        documents: in the order of their entries.
+        entries: of all documents together.
+
+    Raises:
+        MemoryFolderError: entries of other layers or shapes, or that are not finite.
+    """
+    num_entries = sum(document.num_entries for document in documents)
+    _check_entries(description, num_entries, entries)
+    tensors: dict[str, Tensor] = {}
+    for layer in description.layers:
+        tensors |= encode_layer(description, layer, *entries[layer])
+    stored, texts = [], []
+    tokens, spans = [torch.empty(0, dtype=torch.int32)], [torch.empty(0, 2, dtype=torch.int32)]
+    first_entry = first_span = first_byte = 0
+    for document in documents:
+        of_entries = document.entry_tokens
+        if of_entries is None:
+            of_entries = torch.arange(document.num_entries)
+        tokens.append(torch.as_tensor(of_entries).to(torch.int32))
+        text_range = span_range = None
+        if document.text is not None:
+            texts.append(_encode(document.text))
+            text_range = (first_byte, first_byte + len(texts[-1]))
+            first_byte = text_range[1]
+        if document.token_offsets is not None:
+            spans.append(torch.as_tensor(document.token_offsets).to(torch.int32).view(-1, 2))
+            span_range = (first_span, first_span + document.num_tokens)
+            first_span = span_range[1]
+        stored.append(
+            StoredDocument(
+                document.name,
+                document.num_tokens,
+                document.num_entries,
+                document.sha256,
+                "",
+                first_entry,
+                text_range,
+                span_range,
+            )
+        )
+        first_entry += document.num_entries
+    tensors["tokens"], tensors["token_spans"] = torch.cat(tokens), torch.cat(spans)
+    tensors["texts"] = torch.frombuffer(bytearray(b"".join(texts) or b" "), dtype=torch.uint8)
+    return Part(tuple(stored), tensors.__getitem__)
+
+
+def _check_entries(description: FolderDescription, num_entries: int, entries: LayerEntries) -> None:
+    if sorted(entries) != list(description.layers):
+        raise MemoryFolderError(
+            f"entries of layers {sorted(entries)} were given; this memory has the layers "
+            f"{list(description.layers)}"
+        )
+    shape = (description.num_heads, num_entries, description.head_dim)
+    for layer, (keys, values) in entries.items():
+        if tuple(keys.shape) != shape or tuple(values.shape) != shape:
+            raise MemoryFolderError(
+                f"keys of layer {layer} are {tuple(keys.shape)} and values "
+                f"{tuple(values.shape)}; the documents have {num_entries} entries together, so "
+                f"both must be {shape} (heads, entries, head_dim)"
+            )
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogatepass")
