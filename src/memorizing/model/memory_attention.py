@@ -41,12 +41,19 @@ def attend_to_retrieved(
     return attend_to_copies(queries, retrieved)
 
 
-def attend_to_copies(queries: Tensor, retrieved: Retrieved) -> tuple[Tensor, Tensor, Tensor]:
-    """As `attend_to_retrieved`, with autograd's own backward, from copies of all that was found."""
+def attend_to_copies(
+    queries: Tensor, retrieved: Retrieved, softcap: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `attend_to_retrieved`, with autograd's own backward, from copies of all that was found.
+
+    `softcap` c, where given, bounds the scores: c tanh(score / c), as some models do.
+    """
     dtype = queries.dtype
     keys, values = retrieved.fetch_keys().to(dtype), retrieved.fetch_values().to(dtype)
     scores = torch.matmul(keys, queries.unsqueeze(-1)).squeeze(-1)
     scores = scores if dtype == torch.float64 else scores.float()
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     weights, log_sum = _normalize(scores, retrieved.neighbors.valid)
     output = torch.matmul(weights.to(dtype).unsqueeze(-2), values).squeeze(-2)
     return output, weights.detach(), log_sum

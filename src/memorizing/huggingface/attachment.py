@@ -1,0 +1,322 @@
+"""Giving a model of `transformers` a memory, and taking it away again."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from memorizing.errors import ConfigError, StateError
+from memorizing.huggingface.families import (
+    Decoder,
+    check_layers,
+    choose_dtype,
+    count_head_dim,
+    count_heads,
+    find_decoder,
+)
+from memorizing.huggingface.interface import WINDOW, name_implementation
+from memorizing.huggingface.memory_layer import MemoryLayer
+from memorizing.huggingface.memory_settings import MemorySettings
+from memorizing.huggingface.step import History, Step, check_valid, make_history
+from memorizing.huggingface.window_cache import (
+    WindowLayer,
+    list_positions,
+    make_window_cache,
+    place,
+    shorten,
+)
+from memorizing.memory.frozen import FrozenMemory
+from memorizing.model import RetrievalControl
+from memorizing.settings import require
+
+_ATTRIBUTE = "memorizing"
+"""Of a model with memory: its `Attachment`."""
+
+
+class Attachment:
+    """What `add_memory` put on a model: hooks, memory layers, and what it must restore.
+
+    Between calls, `base` and `is_bound` say what memory layers read: nothing, or what a
+    `MemorySession` bound.
+    """
+
+    def __init__(self, model: Any, decoder: Decoder, settings: MemorySettings) -> None:
+        """Put memory layers and hooks on a model. In place."""
+        self.model = weakref.ref(model)
+        self.decoder = decoder
+        self.settings = settings
+        self.is_bound = False
+        self.base: dict[int, FrozenMemory] = {}
+        self.control: RetrievalControl | None = None
+        self.is_reading = True
+        self.last_layer: int | None = None
+        self.capacity = settings.capacity
+        self.histories: weakref.WeakKeyDictionary[Cache, History] = weakref.WeakKeyDictionary()
+        self.shifts: weakref.WeakKeyDictionary[Cache, Tensor] = weakref.WeakKeyDictionary()
+        self.layers: dict[int, MemoryLayer] = {}
+        self.step: Step | None = None
+        self._cache: DynamicCache | None = None
+        self._token: Any = None
+        self.underneath = str(model.config._attn_implementation)
+        config = decoder.base.config
+        implementation = name_implementation(self.underneath)
+        for layer in settings.layers:
+            attention = decoder.attentions[layer]
+            memory = MemoryLayer(decoder, layer, settings, *count_heads(attention, config))
+            parameter = next(attention.parameters())
+            memory.to(parameter.device)
+            attention.add_module("memory", memory)
+            self.layers[layer] = memory
+        base = decoder.base
+        self._handles = [
+            base.register_forward_pre_hook(self._begin, with_kwargs=True),
+            base.register_forward_hook(self._end, always_call=True),
+            *(
+                decoder.attentions[layer].register_forward_pre_hook(
+                    memory.take_rotation, with_kwargs=True
+                )
+                for layer, memory in self.layers.items()
+            ),
+        ]
+        model.set_attn_implementation(implementation)
+        self.generation_config = getattr(model, "generation_config", None)
+        self.chunk_size = getattr(self.generation_config, "prefill_chunk_size", None)
+        if self.generation_config is not None:
+            self.generation_config.prefill_chunk_size = settings.segment_len
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that are used: learned ones in whole segments."""
+        limit, segment_len = self.decoder.max_positions, self.settings.segment_len
+        return limit // segment_len * segment_len if self.decoder.family.positions == "learned" else limit
+
+    def remove(self) -> None:
+        """Restore the model. In place."""
+        model = self.model()
+        for handle in self._handles:
+            handle.remove()
+        for layer in self.layers:
+            del self.decoder.attentions[layer]._modules["memory"]
+        if model is not None:
+            model.set_attn_implementation(self.underneath)
+            if self.generation_config is not None:
+                self.generation_config.prefill_chunk_size = self.chunk_size
+            del model.__dict__[_ATTRIBUTE]
+
+    def make_cache(self) -> DynamicCache:
+        """An empty cache for a text of its own."""
+        return make_window_cache(self.decoder, self.settings.window)
+
+    def find_history(self, cache: Cache) -> History:
+        """The history of a text that was read through a cache.
+
+        Raises:
+            StateError: the cache has none.
+        """
+        history = self.histories.get(cache)
+        if history is None:
+            raise StateError(
+                "this cache has no memory: it was made by another model, or read while no memory "
+                "was open; make one with memory.new_cache() inside of open_memory(...)"
+            )
+        return history
+
+    def make_history(self, num_rows: int, device: torch.device) -> History:
+        """An empty history for texts side by side."""
+        attention = self.decoder.attentions[self.settings.layers[0]]
+        config = self.decoder.base.config
+        return make_history(
+            self.settings, num_rows, count_heads(attention, config)[1],
+            count_head_dim(attention, config), choose_dtype(self.settings.dtype), device,
+            self.capacity,
+        )  # fmt: skip
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Hook before the base model: the cache, positions, and the step."""
+        inputs = kwargs.get("input_ids", args[0] if args else None)
+        inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+        if inputs is None:
+            return None  # the model says what is missing
+        num_rows, num_tokens = inputs.shape[:2]
+        cache = self._prepare_cache(kwargs)
+        start = 0 if cache is None else int(cache.get_seq_length())
+        ids = list_positions(kwargs, num_tokens, start)
+        if cache is not None:
+            shift = self.shifts.get(cache, torch.zeros(1, 1, dtype=torch.int64)).to(ids.device)
+            self.shifts[cache] = place(cache, self.decoder, self.max_positions, shift, ids)
+            if bool(self.shifts[cache].any()):
+                kwargs["position_ids"] = (ids - self.shifts[cache]).to(inputs.device)
+        elif num_tokens > self.max_positions:
+            require(False, "tokens without a cache", num_tokens, f"at most {self.max_positions}")
+        self._cache, self.step = cache, None
+        if self.is_bound:
+            mask = kwargs.get("attention_mask")
+            self.step = self._make_step(cache, mask, num_rows, num_tokens, start, inputs.device)
+        for layer in self.layers.values():
+            layer.step = self.step
+        self._token = WINDOW.set(self.settings.window)
+        return args, kwargs
+
+    def _prepare_cache(self, kwargs: dict[str, Any]) -> DynamicCache | None:
+        """The cache of a call, with layers that keep the window only."""
+        cache = kwargs.get("past_key_values")
+        use_cache = kwargs.get("use_cache")
+        use_cache = self.decoder.base.config.use_cache if use_cache is None else use_cache
+        if cache is None:
+            if not use_cache or (self.decoder.base.training and torch.is_grad_enabled()):
+                return None
+            cache = self.make_cache()
+            kwargs["past_key_values"] = cache
+            return cache
+        if type(cache) is not DynamicCache:
+            raise StateError(
+                f"the cache is a {type(cache).__name__}; a model with memory keeps a window of its "
+                "own in a DynamicCache: leave out cache_implementation and past_key_values"
+            )
+        if not cache.layers or not isinstance(cache.layers[0], WindowLayer):
+            if int(cache.get_seq_length()):
+                raise StateError(
+                    f"the cache holds {int(cache.get_seq_length())} tokens that were read without "
+                    "add_memory; read the text anew"
+                )
+            shorten(cache, self.decoder, self.settings.window)
+        return cache
+
+    def _make_step(
+        self,
+        cache: DynamicCache | None,
+        mask: Tensor | None,
+        num_rows: int,
+        num_tokens: int,
+        start: int,
+        device: torch.device,
+    ) -> Step:
+        if mask is not None and mask.dim() != 2:
+            raise StateError(
+                f"attention_mask is {tuple(mask.shape)}; with a memory open it must be (rows, "
+                "tokens), from which the memory knows what is padding"
+            )
+        valid = torch.ones(num_rows, num_tokens, dtype=torch.bool)
+        if mask is not None:
+            valid = mask[:, -num_tokens:].bool().cpu()
+        check_valid(valid)
+        history = None if cache is None else self.histories.get(cache)
+        if history is None:
+            if start:
+                raise StateError(
+                    f"the cache holds {start} tokens that no memory knows: they were read while no "
+                    "memory was open; read the text anew"
+                )
+            history = self.make_history(num_rows, device)
+            if cache is not None:
+                self.histories[cache] = history
+        if history.is_broken or history.num_seen != start:
+            raise StateError(
+                "an earlier call on this cache was interrupted, so that cache and memory differ; "
+                "read the text anew with a new cache"
+            )
+        if len(history.position) != num_rows:
+            raise StateError(
+                f"the call has {num_rows} rows and its memory {len(history.position)}; use a cache "
+                "per batch"
+            )
+        step = Step(
+            history, valid, self.base, torch.is_grad_enabled(), self.is_reading, self.control,
+            last_layer=self.last_layer,
+        )  # fmt: skip
+        step.check()
+        history.is_broken = True
+        return step
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Hook after the base model, also after an error: what the call's layers staged counts."""
+        if self._token is not None:
+            WINDOW.reset(self._token)
+            self._token = None
+        step, self._cache = self.step, None
+        if step is not None and output is not None:
+            self.finish(step)
+
+    @staticmethod
+    def finish(step: Step) -> None:
+        """Take over what a call's layers staged."""
+        history = step.history
+        history.states = {**history.states, **step.next_states}
+        history.num_seen += step.valid.shape[1]
+        history.is_broken = False
+
+
+def add_memory(
+    model: Any,
+    layers: Sequence[int] | None = None,
+    *,
+    window: int = 512,
+    segment_len: int | None = None,
+    **settings: Any,
+) -> Any:
+    """Give a causal language model of `transformers` a memory. In place; returns the model.
+
+    Nothing is stored yet, and the logits of texts within the window are exactly those of before:
+    see `open_memory`. The model's own weights are not changed, and `remove_memory` restores it.
+
+    Args:
+        model: of a family in `FAMILIES`, or one that is laid out alike.
+        layers: which layers read a memory, counted from 0; None takes the one at three quarters.
+        window: tokens that local attention sees, and the cache keeps.
+        segment_len: the memory's clock; by default the window.
+        settings: as in `MemorySettings`.
+
+    Raises:
+        ConfigError: a model, layer or setting that cannot work.
+    """
+    if _ATTRIBUTE in model.__dict__:
+        raise ConfigError("this model has a memory; call remove_memory(model) first")
+    decoder = find_decoder(model)
+    num_layers = len(decoder.attentions)
+    chosen = (num_layers * 3 // 4,) if layers is None else tuple(int(layer) for layer in layers)
+    check_layers(chosen, num_layers)
+    parsed = MemorySettings(
+        tuple(sorted(chosen)),
+        window=window,
+        segment_len=window if segment_len is None else segment_len,
+        **settings,
+    )
+    require(
+        window <= decoder.max_positions,
+        "window",
+        window,
+        f"at most {decoder.max_positions}, the positions this model has",
+    )
+    attachment = Attachment(model, decoder, parsed)
+    model.__dict__[_ATTRIBUTE] = attachment
+    return model
+
+
+def remove_memory(model: Any) -> Any:
+    """Take away what `add_memory` gave: the model is as before. In place; returns the model.
+
+    Raises:
+        ConfigError: the model has no memory.
+    """
+    get_attachment(model).remove()
+    return model
+
+
+def get_attachment(model: Any) -> Attachment:
+    """What `add_memory` put on a model.
+
+    Raises:
+        ConfigError: the model has no memory.
+    """
+    attachment = model.__dict__.get(_ATTRIBUTE)
+    if attachment is None:
+        raise ConfigError(
+            f"this {type(model).__name__} has no memory; call memorizing.add_memory(model) first"
+        )
+    return attachment

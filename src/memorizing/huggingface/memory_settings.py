@@ -1,0 +1,81 @@
+"""How a model reads its memory: one frozen dataclass, validated at construction."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from memorizing.config import check_capacity
+from memorizing.index_settings import parse_index
+from memorizing.settings import check_types, require
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What `add_memory` was told, or what it found out."""
+
+    layers: tuple[int, ...]
+    """Layers that read a memory, counted from 0."""
+    window: int = 512
+    """Token t sees tokens j with t - window < j <= t; the cache keeps no more."""
+    segment_len: int = 512
+    """The memory's clock: entries become retrievable at multiples of it. At most `window`."""
+    capacity: int = 65_536
+    """Entries that the text being read or written now may have in memory, per row and head. What
+    was read before (`MemorySession.read`, a folder) is not counted and not limited."""
+    num_neighbors: int = 32
+    """Entries retrieved per query and head: the paper's k."""
+    combine: Literal["gate", "joint"] = "joint"
+    """One softmax over local and retrieved scores, or a gate per head."""
+    search: Literal["inner_product", "normalized"] = "inner_product"
+    """What is nearest: the largest inner product with a key as it is, or with its direction."""
+    distance: int = 0
+    """Retrieved entries are seen as if they stood so many tokens before the query. Without rotary
+    positions it has no meaning."""
+    bias: float = 0.0
+    """Where gates start: the logit of the gate, or what is added to the retrieved scores."""
+    temperature: float = 1.0
+    """Retrieved scores are divided by it, before anything is learned."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of what is stored while a text is read."""
+    index: str = "exact"
+    """What searches the memory, as `memorizing info indexes` lists them."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work."""
+        check_types(self, "memory")
+        for name in ("window", "segment_len", "num_neighbors"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(
+            self.segment_len <= self.window,
+            "segment_len",
+            self.segment_len,
+            f"at most window = {self.window}: a token that is in neither would be lost until its "
+            "segment ends",
+        )
+        check_capacity(self.capacity, self.num_neighbors)
+        require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        require(self.distance >= 0, "distance", self.distance, "0 or more")
+        parse_index(self.index)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self) | {"layers": list(self.layers)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MemorySettings:
+        """What `to_dict` gave.
+
+        Raises:
+            ConfigError: an unknown or missing setting, or one that cannot work.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(values.keys() - known)
+        require(
+            not unknown and "layers" in values,
+            "memory settings",
+            unknown or sorted(values),
+            f"{', '.join(sorted(known))}; layers are needed",
+        )
+        return cls(**values | {"layers": tuple(values["layers"])})
