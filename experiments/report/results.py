@@ -67,6 +67,11 @@ class Run:
         return self.values["config"]["training"]["learning_rate"]
 
     @property
+    def precision(self) -> str:
+        """Of products and activations."""
+        return self.values["config"]["training"]["precision"]
+
+    @property
     def num_weights(self) -> int:
         """Of the model, embedding included."""
         return self.values["num_weights"]

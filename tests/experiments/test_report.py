@@ -96,7 +96,7 @@ def make_values(
         "commits": ["0123456789abcdef with changes"],
         "machine": {"processor": "abacus", "cores": 2, "threads": 1, "versions": {"torch": "2"}},
         "num_weights": num_weights,
-        "config": {"training": {"learning_rate": 0.02}},
+        "config": {"training": {"learning_rate": 0.02, "precision": "bf16"}},
         "training": {
             "tokens": tokens,
             "seconds": 7200.0,
@@ -588,7 +588,7 @@ def test_recipes_are_compared_family_by_family(report, tmp_path):
     part = cut_part(build(report, tmp_path), "Our recipe against the paper's")
     cells = find_line(part, "proofs | 8,192")
     assert cells[2:5] == ["4.00", "3.00", "-25.0% (-25.0 to -25.0)"]
-    assert "at 8192 entries: proofs." in part
+    assert "at 8,192 entries: proofs." in part
     assert find_line(part, "`paper-1.0`") == ["`paper-1.0`", "5.00"]
     assert "paper's recipe: rate used above 0.02, best of those tried 0.02." in part
     assert "Our recipe: rate used above 0.02, best of those tried not tried yet." in part
@@ -652,7 +652,12 @@ def test_approximate_search_and_stale_entries_are_shown(report, tmp_path):
             "against_no_memory": difference,
         },
     ]
-    values = {"capacity": 65_536, "tokens_per_document": 1024, "rows": rows}
+    values = {
+        "run": "main/proofs-memory-seed0",
+        "capacity": 65_536,
+        "tokens_per_document": 1024,
+        "rows": rows,
+    }
     pair = {"nats_per_token": 1.0, "perplexity": math.e, "key_cosine": 1.0, "key_norm_ratio": 1.0}
     pairs = [
         {**pair, "read_at": 20, "written_at": 20, "steps_old": 0},
@@ -666,3 +671,16 @@ def test_approximate_search_and_stale_entries_are_shown(report, tmp_path):
     part = cut_part(build(report, tmp_path), "Searching approximately")
     assert find_line(part, "`exact`")[1:] == ["0.980", "7.00", "+0.00%", "-12.5%"]
     assert find_line(part, "normalized | 20 | 10")[4] == "+10.5%"
+    assert "`main/proofs-memory-seed0`, 65,536 entries, the first 1,024 tokens" in part
+
+
+def test_models_whose_checkpoints_are_read_are_no_experiment_of_their_own(report, tmp_path):
+    save(
+        tmp_path,
+        make_values("staleness/proofs-raw-seed0", {"8192 validation": 4.0}, tokens=800_000),
+    )
+    page = build(report, tmp_path)
+    part = cut_part(page, "Searching approximately")
+    assert "staleness.py`. 1 run, seed 0, 0.8M training tokens" in part
+    assert "The models are trained, but **not read yet**." in part
+    assert "### `staleness`" not in page

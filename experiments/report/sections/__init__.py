@@ -30,6 +30,7 @@ _KNOWN = (
     scale,
     ablations,
     window,
+    search,
 )
 """Parts with runs of their own; each says by `covers` which runs it shows."""
 
@@ -60,7 +61,6 @@ def write_report(results: Results) -> tuple[str, dict[str, bytes]]:
     rest = [run for run in results.runs if not any(part.covers(run) for part in _KNOWN)]
     sections = [part.write(results) for part in _KNOWN]
     sections += [
-        search.write(results),
         beyond.write(results, rest),
         synthetic.write(results),
         repeating.write(results),

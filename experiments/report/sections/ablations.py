@@ -9,6 +9,7 @@ from formatting import (
     MISSING,
     format_change,
     format_number,
+    format_percent,
     format_seeds,
     join_words,
     make_table,
@@ -75,11 +76,15 @@ def write(results: Results) -> Section:
     ]
     if any(change is not None for change in changes.values()):
         shown = {g: {n: c for n in ns if (c := changes[n]) is not None} for g, ns in groups.items()}
-        pictures = {_PICTURE: _plot({group: found for group, found in shown.items() if found})}
-        parts.append(
-            show_picture(_PICTURE, "Change of perplexity by what is changed of the recipe")
-        )
-        return Section("Ablations", tuple(parts), pictures)
+        # What memory is worth has another scale than what is changed of it.
+        without = shown.pop("memory", {}).get("cache")
+        groups_shown = {group: found for group, found in shown.items() if found}
+        if groups_shown:
+            parts.append(
+                show_picture(_PICTURE, "Change of perplexity by what is changed of the recipe")
+            )
+            pictures = {_PICTURE: _plot(groups_shown, without)}
+            return Section("Ablations", tuple(parts), pictures)
     return Section("Ablations", tuple(parts))
 
 
@@ -126,7 +131,7 @@ def _summarize(changes: Mapping[str, Change | None]) -> str:
 
 
 @draw
-def _plot(groups: Mapping[str, Mapping[str, Change]]):
+def _plot(groups: Mapping[str, Mapping[str, Change]], without: Change | None):
     lines = [(group, name, c) for group, found in groups.items() for name, c in found.items()]
     figure, ((axes,),) = start_figure(7.0, 1.0 + 0.235 * (len(lines) + 0.6 * len(groups)))
     place, places = 0.0, []
@@ -159,5 +164,7 @@ def _plot(groups: Mapping[str, Mapping[str, Change]]):
     low, high = axes.get_xlim()
     axes.set_xlim(low, high + 0.28 * (high - low))
     show_percents(axes.xaxis)
-    axes.set_xlabel("validation perplexity against our recipe as it is")
+    what = "validation perplexity against our recipe as it is"
+    beyond = "" if without is None else f" (without memory: {format_percent(without.value)})"
+    axes.set_xlabel(what + beyond)
     return figure

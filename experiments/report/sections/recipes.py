@@ -61,8 +61,8 @@ def write(results: Results) -> Section:
         header = ("family", "read with", "the paper's", "ours", "change (95%)", "by seed", "tokens")
         parts.append(make_table(header, rows))
         parts.append(
-            f"At least 2% below the paper's recipe, interval and all, at {_CAPACITIES[0]} entries: "
-            f"{join_words(reached)}."
+            f"At least 2% below the paper's recipe, interval and all, at {int(_CAPACITIES[0]):,} "
+            f"entries: {join_words(reached)}."
         )
     parts += _write_rates(results)
     return Section("Our recipe against the paper's", tuple(parts))

@@ -88,8 +88,7 @@ def _make_table(runs: Sequence[Run]) -> str:
         commits = sorted({shorten_commit(commit) for commit in run.values["commits"]})
         speed = f"{run.tokens_per_s:,.0f}" if run.trains and run.tokens_per_s else ""
         weights = f"{run.num_weights / 1e6:.2f}M"
-        rows.append(
-            (f"`{run.name}`", ", ".join(commits), weights, format_tokens(run.tokens), speed)
-        )
-    header = ("job", "commit", "weights", "training tokens", "tokens/s")
-    return make_table(header, rows, num_text=2)
+        tokens = format_tokens(run.tokens)
+        rows.append((f"`{run.name}`", ", ".join(commits), run.precision, weights, tokens, speed))
+    header = ("job", "commit", "precision", "weights", "training tokens", "tokens/s")
+    return make_table(header, rows, num_text=3)

@@ -6,24 +6,35 @@ import math
 from typing import Any
 
 from formatting import format_number, format_percent, make_table
-from results import Results
-from section import Section
+from results import Results, Run
+from section import Section, describe_sources
+
+_STALENESS = "python experiments/queue --run staleness/; python experiments/staleness.py"
+
+
+def covers(run: Run) -> bool:
+    """Whether this section shows a run: its checkpoints are read, not its evaluations."""
+    return run.experiment == "staleness"
 
 
 def write(results: Results) -> Section:
     """Two tables, from `approximate_search.json` and `staleness.json`."""
+    runs, staleness = [r for r in results.runs if covers(r)], results.others.get("staleness")
     parts = [
         "### Approximate search",
         "One model with memory of section 1 reads the validation documents of proofs with each "
-        "index; recall is of its own queries, by true scores. Repeat: "
-        "`python experiments/approximate_search.py`.",
+        "index; recall is of its own queries, by true scores. `exact` compares all keys as they "
+        "are stored, in bf16: what it misses is as near as what it takes, but for rounding. "
+        "Repeat: `python experiments/approximate_search.py`.",
         _write_search(results.others.get("approximate_search")),
         "### Stale entries",
         "While a model trains, the entries in its memory were written by older weights. Here "
         "documents are read by the weights of one step from a memory that the weights of an "
-        "earlier step wrote, with normalized queries and keys and without. Repeat: "
-        "`python experiments/queue --run staleness/`, then `python experiments/staleness.py`.",
-        _write_staleness(results.others.get("staleness")),
+        "earlier step wrote, with normalized queries and keys and without.",
+        describe_sources(runs, _STALENESS, reads=False)
+        if runs or staleness is None
+        else f"Repeat: `{_STALENESS}`.",
+        _write_staleness(staleness, is_trained=bool(runs)),
     ]
     return Section(
         "Searching approximately, and remembering what older weights wrote", tuple(parts)
@@ -50,15 +61,15 @@ def _write_search(values: dict[str, Any] | None) -> str:
         )
     header = ("index", "recall", "perplexity", "against exact", "against no memory")
     about = (
-        f"{values['capacity']:,} entries, the first {values['tokens_per_document']:,} tokens of "
-        "each document:"
+        f"`{values['run']}`, {values['capacity']:,} entries, the first "
+        f"{values['tokens_per_document']:,} tokens of each document:"
     )
     return f"{about}\n\n{make_table(header, rows)}"
 
 
-def _write_staleness(values: dict[str, Any] | None) -> str:
+def _write_staleness(values: dict[str, Any] | None, is_trained: bool) -> str:
     if values is None:
-        return "**Not run yet.**"
+        return "The models are trained, but **not read yet**." if is_trained else ""
     rows = []
     for name, found in values["models"].items():
         fresh = {p["read_at"]: p for p in found["pairs"] if p["steps_old"] == 0}
