@@ -135,7 +135,8 @@ def _measure(
     if not missing:
         return {evaluation.name: done[evaluation.name] for evaluation in job.evaluations}
     model = load_model(model_dir).model
-    model.compute_dtype = choose_precision(config.training.precision, 0, 0, "cpu").dtype
+    # As it was trained: a recipe may leave the choice to the machine.
+    model.compute_dtype = choose_precision(_read_session(model_dir)["precision"], 0, 0).dtype
     for evaluation in missing:
         model.config = replace(model.config, index=evaluation.index)
         result = evaluate_documents(
@@ -149,6 +150,11 @@ def _measure(
         done[evaluation.name] = describe_evaluation(result, evaluation)
         write_json(path, done)
     return {evaluation.name: done[evaluation.name] for evaluation in job.evaluations}
+
+
+def _read_session(model_dir: Path) -> dict[str, Any]:
+    """What is recorded of the last session of a training."""
+    return json.loads((model_dir / "run.json").read_text())["sessions"][-1]
 
 
 def is_kept(evaluation: Evaluation, kept: dict[str, Any] | None) -> bool:
@@ -237,6 +243,7 @@ def _describe(job: Job, model_dir: Path) -> dict[str, Any]:
         "evaluation_commit": MACHINE["commit"],
         "machine": MACHINE,
         "num_weights": sessions[-1]["num_weights"],
+        "precision": sessions[-1]["precision"],
         "training": {**trained, **_describe_curves(metrics)},
         "config": read_run_config(model_dir).to_dict(),
     }

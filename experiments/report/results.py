@@ -68,8 +68,8 @@ class Run:
 
     @property
     def precision(self) -> str:
-        """Of products and activations."""
-        return self.values["config"]["training"]["precision"]
+        """Of products and activations; files from before hold only what was asked for."""
+        return self.values.get("precision") or self.values["config"]["training"]["precision"]
 
     @property
     def num_weights(self) -> int:

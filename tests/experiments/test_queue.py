@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 QUEUE = Path(__file__).parents[2] / "experiments" / "queue"
 sys.path.insert(0, str(QUEUE))
@@ -228,7 +229,30 @@ def test_a_job_trains_measures_and_writes_what_repeats_it(
     lines = (tiny_family / job.name / "metrics.jsonl").read_text().splitlines()
     speeds = [v["train"]["tokens_per_s"] for v in map(json.loads, lines) if "train" in v]
     assert len(speeds) == 4
+    assert result["precision"] == "fp32"
     assert result["training"]["tokens_per_s"] == statistics.median(speeds)
+
+
+def test_a_model_is_read_in_the_precision_that_it_was_trained_in(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_in = []
+
+    def watch(model, *arguments, **options):
+        read_in.append(model.compute_dtype)
+        return evaluate_documents(model, *arguments, **options)
+
+    evaluate_documents = running.evaluate_documents
+    monkeypatch.setattr(running, "evaluate_documents", watch)
+    for speedup, precision in ((9.0, "bf16"), (0.1, "fp32")):
+        # The machine's choice, and no probe afterwards: another one could come out differently.
+        times = iter([(speedup, 1.0)])
+        monkeypatch.setattr("memorizing.training.precision._time_pair", lambda *_: next(times))  # noqa: B023
+        settings = ('training.precision="auto"',)
+        job = make_job(precision, evaluations=(Evaluation(3),), settings=settings)
+        assert run_job(job, tiny_family, tmp_path / "results")
+        assert read_result(tmp_path / "results", job)["precision"] == precision
+    assert read_in == [torch.bfloat16, torch.float32]
 
 
 def test_commits_are_those_of_all_sessions_of_training(
