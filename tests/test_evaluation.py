@@ -256,6 +256,15 @@ def test_results_are_compared_token_by_token():
     assert difference.num_blocks == 3
 
 
+def test_the_interval_of_results_draws_documents():
+    """A quarter of the draws are of one document alone, however many blocks it has."""
+    better, worse = [1.0] * 23, [3.0] * 23
+    difference = compare_results(
+        _make_result(better, worse), _make_result([2.0] * 23, [2.0] * 23), block_len=2
+    )
+    assert (difference.low, difference.high) == (-1.0, 1.0)
+
+
 def test_results_of_other_documents_are_not_compared():
     result = _make_result([1.0, 2.0], [3.0])
     with pytest.raises(ConfigError, match="'doc-1' is in one only"):
