@@ -54,7 +54,9 @@ def test_a_model_folder_is_a_hugging_face_folder_without_pickle(saved: Path) -> 
     names = {path.name for path in saved.iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "manifest.json"}
     config = json.loads((saved / "config.json").read_text())
-    assert config["model_type"] == "memorizing"
+    assert config["model_type"] == "memorizing_transformer"
+    assert config["architectures"] == ["MemorizingTransformerForCausalLM"]
+    assert config["bos_token_id"] == 0
     assert config["memory_layers"] == [1]
 
 

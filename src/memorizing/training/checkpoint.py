@@ -1,12 +1,13 @@
-"""Checkpoints: a Hugging Face style model folder with what training needs to go on beside it.
+"""Checkpoints: a Hugging Face model folder with what training needs to go on beside it.
 
-Safetensors and JSON only, no pickle.
+Safetensors and JSON only, no pickle. `transformers` reads it once `memorizing.huggingface` was
+imported, and what it saves can be loaded here.
 
     step-000123/
     ├── config.json             the model's configuration and the tokenizer's fingerprint
     ├── model.safetensors       weights
     ├── tokenizer.json
-    ├── manifest.json           sizes and SHA-256 of all files
+    ├── manifest.json           sizes and SHA-256 of all files; `save_pretrained` writes none
     ├── trainer.json            training only: step, loader, scores, numbers of the optimizer
     ├── optimizer.safetensors   training only: moments
     └── state.safetensors       training only: caches and memories by row, RNG states
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,13 +32,16 @@ from memorizing.errors import CheckpointError, ConfigError, TokenizerError
 from memorizing.model import MemorizingTransformer
 from memorizing.settings import build_dataclass
 from memorizing.training.checkpoints import CONFIG_FILE, TRAINER_FILE, find_checkpoint
-from memorizing.training.folder import read_json, verify_folder, write_folder
+from memorizing.training.folder import MANIFEST, read_json, verify_folder, write_folder
 
 MODEL_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.safetensors"
 _MODEL_FILES = (CONFIG_FILE, MODEL_FILE)
+_MODEL_TYPE = "memorizing_transformer"
+_MODEL_TYPES = (_MODEL_TYPE, "memorizing")
+"""The second is that of checkpoints before `transformers` could read them."""
 _TRAINING_FILES = (TRAINER_FILE, OPTIMIZER_FILE, STATE_FILE)
 GATE_SUFFIX = ".gate_bias"
 _SLACK_BYTES = 1 << 20
@@ -80,9 +85,10 @@ def save_model(
         ResourceError: no space left; nothing is left behind.
     """
     config = {
-        "model_type": "memorizing",
-        "architectures": ["MemorizingTransformer"],
+        "model_type": _MODEL_TYPE,
+        "architectures": ["MemorizingTransformerForCausalLM"],
         "tokenizer_fingerprint": tokenizer.fingerprint if tokenizer else None,
+        "bos_token_id": tokenizer.start_token if tokenizer else None,
         **dataclasses.asdict(model.config),
     }
 
@@ -111,7 +117,7 @@ def load_model(
     """Load a model to use it: from a model folder, a checkpoint, or a run.
 
     Args:
-        path: a folder that `save_model` or training wrote.
+        path: a folder that `save_model`, training or `save_pretrained` wrote.
         device: where to put the weights; None is the CPU.
         which: of a run, the last checkpoint, or the best by validation.
 
@@ -149,14 +155,20 @@ def load_weights(
     Raises:
         CheckpointError: truncated, altered, or of another model or tokenizer.
     """
-    verify_folder(folder, _MODEL_FILES)
+    verify_folder(folder, _MODEL_FILES, may_lack_manifest=True)
     fingerprint = read_json(folder / CONFIG_FILE).get("tokenizer_fingerprint")
     if tokenizer is not None and tokenizer.fingerprint != fingerprint:
         raise CheckpointError(
             f"{folder} was trained with another tokenizer than this run's; restore the "
             f"{TOKENIZER_FILE} of the run, or start a new one"
         )
-    tensors = load_file(folder / MODEL_FILE)
+    try:
+        tensors = load_file(folder / MODEL_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{folder / MODEL_FILE} cannot be read ({error}); it is truncated or altered: use "
+            "another checkpoint"
+        ) from error
     own = model.state_dict()
     if may_lack_memory:
         gates = {name for name in own.keys() | tensors.keys() if name.endswith(GATE_SUFFIX)}
@@ -188,12 +200,12 @@ def load_training_state(folder: Path) -> TrainingState:
 
 
 def _read_description(folder: Path) -> tuple[ModelConfig, Tokenizer | None]:
-    verify_folder(folder, (CONFIG_FILE,))
+    verify_folder(folder, (CONFIG_FILE,), may_lack_manifest=True)
     values = read_json(folder / CONFIG_FILE)
-    if values.get("model_type") != "memorizing":
+    if values.get("model_type") not in _MODEL_TYPES:
         raise CheckpointError(
-            f"{folder} holds a model of type {values.get('model_type')!r}; expected 'memorizing': "
-            "give a folder that training wrote"
+            f"{folder} holds a model of type {values.get('model_type')!r}; expected "
+            f"{_MODEL_TYPE!r}: give a folder that training wrote"
         )
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     try:
@@ -210,6 +222,8 @@ def _read_description(folder: Path) -> tuple[ModelConfig, Tokenizer | None]:
 def _load_checked_tokenizer(folder: Path, fingerprint: str | None) -> Tokenizer | None:
     if fingerprint is None:
         return None
+    if not any((folder / name).exists() for name in (TOKENIZER_FILE, MANIFEST)):
+        return None  # `save_pretrained` of a model, without its tokenizer
     try:
         tokenizer = load_tokenizer(folder)
     except TokenizerError as error:

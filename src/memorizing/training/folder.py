@@ -93,16 +93,28 @@ def write_folder(folder: Path, write: Callable[[Path], None], num_bytes: int = 0
         raise
 
 
-def verify_folder(folder: Path, names: Iterable[str] | None = None) -> None:
+def verify_folder(
+    folder: Path, names: Iterable[str] | None = None, *, may_lack_manifest: bool = False
+) -> None:
     """Compare files with the manifest: size and SHA-256.
 
     Args:
         folder: written by `write_folder`.
         names: files that must be there and unchanged; None is every file of the manifest.
+        may_lack_manifest: other programs write such folders too (`save_pretrained`): without a
+            manifest the files must be there, and what reads them must notice damage.
 
     Raises:
         CheckpointError: the manifest or a file is missing, truncated or altered.
     """
+    if may_lack_manifest and not (folder / MANIFEST).is_file():
+        for name in names or ():
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder} has no file {name!r}; copy the whole folder again, or use another "
+                    "checkpoint"
+                )
+        return
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
