@@ -37,6 +37,7 @@ class Contents:
             MemoryFolderError: a segment is another one than the manifest says.
         """
         self.manifest = manifest
+        self._last_text = ("", "")
         mapped = {segment.record: segment for segment in known.segments} if known else {}
         self.segments = tuple(
             mapped.get(record) or SegmentFile(folder, record, manifest.description)
@@ -68,6 +69,8 @@ class Contents:
         Raises:
             MemoryFolderError: there is no such document, or its text was not kept.
         """
+        if self._last_text[0] == name:
+            return self._last_text[1]
         document = self.find_document(name)
         if document is None or document.text is None:
             what = "holds no document" if document is None else "did not keep the text of"
@@ -76,7 +79,9 @@ class Contents:
             )
         texts = self._find_segment(document).get_tensor("texts")
         content = texts[slice(*document.text)].numpy().tobytes()
-        return content.decode("utf-8", errors="surrogatepass")
+        # Reports ask for many places in one text, one after the other.
+        self._last_text = (name, content.decode("utf-8", errors="surrogatepass"))
+        return self._last_text[1]
 
     def read_around(self, entry: int, num_characters: int) -> TextAround:
         """The text around the token of an entry, so many characters on both sides.

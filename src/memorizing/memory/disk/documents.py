@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
+from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.description import FolderDescription
 from memorizing.memory.disk.encoding import encode_layer
-from memorizing.memory.disk.manifest import StoredDocument
+from memorizing.memory.disk.manifest import StoredDocument, is_hash
 from memorizing.memory.disk.parts import Part
 
 LayerEntries = Mapping[int, tuple[Tensor, Tensor]]
@@ -50,29 +53,70 @@ class NewDocument:
                 f"{what} has {self.num_tokens} tokens and {self.num_entries} entries; it needs a "
                 "name, and at most one entry for each token"
             )
-        if self.text is not None and hash_text(self.text) != self.sha256:
+        expected = "64 hexadecimal digits" if self.text is None else hash_text(self.text)
+        if self.sha256 != expected and (self.text is not None or not is_hash(self.sha256)):
             raise MemoryFolderError(
-                f"{what} has the hash {self.sha256!r}, which is not that of its text; use "
+                f"{what} has the hash {self.sha256!r}, and its text has {expected}; use "
                 "hash_text(text)"
             )
         if self.token_offsets is not None and self.text is None:
             raise MemoryFolderError(f"{what} has offsets of tokens, but no text; give both or none")
-        for name, values, shape, most in (
-            ("entry_tokens", self.entry_tokens, (self.num_entries,), self.num_tokens - 1),
-            ("token_offsets", self.token_offsets, (self.num_tokens, 2), len(self.text or "")),
-        ):
-            if values is None:
-                continue
-            given = torch.as_tensor(values)
-            if tuple(given.shape) != shape and (given.numel() or 0 not in shape):
-                raise MemoryFolderError(f"{name} of {what} are {tuple(given.shape)}, not {shape}")
-            if given.numel() and (int(given.min()) < 0 or int(given.max()) > most):
-                raise MemoryFolderError(f"{name} of {what} are not all between 0 and {most}")
+        _check_numbers(
+            f"entry_tokens of {what}", self.entry_tokens, (self.num_entries,), self.num_tokens - 1
+        )
+        if self.entry_tokens is not None:
+            tokens = torch.as_tensor(self.entry_tokens)
+            if not bool((tokens[1:] > tokens[:-1]).all()):
+                raise MemoryFolderError(f"entry_tokens of {what} do not ascend")
+        _check_numbers(
+            f"token_offsets of {what}",
+            self.token_offsets,
+            (self.num_tokens, 2),
+            min(len(self.text or ""), _MOST_INT32),
+        )
+
+
+def _check_numbers(
+    what: str, values: Sequence[Any] | Tensor | None, shape: tuple[int, ...], most: int
+) -> None:
+    """Refuse numbers of another shape, or that are not between 0 and `most`."""
+    if values is None:
+        return
+    given = torch.as_tensor(values)
+    if tuple(given.shape) != shape and (given.numel() or 0 not in shape):
+        raise MemoryFolderError(f"{what} are {tuple(given.shape)}; they must be {shape}")
+    if given.numel() and (
+        given.is_floating_point() or int(given.min()) < 0 or int(given.max()) > most
+    ):
+        raise MemoryFolderError(f"{what} are {given.dtype}, and not all whole from 0 to {most}")
 
 
 def hash_text(text: str) -> str:
     """SHA-256 of a text in UTF-8 (lone surrogates as such)."""
     return hashlib.sha256(_encode(text)).hexdigest()
+
+
+def check_new(folder: Path, contents: Contents, documents: Sequence[NewDocument]) -> None:
+    """Refuse names that are in a folder already, or twice among the new.
+
+    Raises:
+        MemoryFolderError: such a name, and what to do.
+    """
+    names: set[str] = set()
+    for document in documents:
+        there = contents.find_document(document.name)
+        if document.name in names:
+            raise MemoryFolderError(
+                f"two of the documents are named {document.name!r}; give every one its own name"
+            )
+        if there is not None:
+            same = there.sha256 == document.sha256
+            raise MemoryFolderError(
+                f"{folder} holds the document {document.name!r} already, with "
+                f"{'the same' if same else 'another'} text; "
+                f"{'leave it out' if same else 'forget it first, or give another name'}"
+            )
+        names.add(document.name)
 
 
 def make_part(

@@ -43,7 +43,7 @@ def encode_int8(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = vectors.float()
     factors = wide.abs().amax(-1) / 127
-    codes = (wide / factors.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)).round()
+    codes = (wide / factors.masked_fill(factors == 0, 1.0).unsqueeze(-1)).round()
     return codes.clamp(-127, 127).to(torch.int8), factors
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,24 +20,15 @@ from memorizing.errors import MemoryFolderError
 from memorizing.index_settings import IndexSettings
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.description import FolderDescription
-from memorizing.memory.disk.documents import LayerEntries, NewDocument, make_part
-from memorizing.memory.disk.layers import open_layer
-from memorizing.memory.disk.lock import LOCK, hold_lock
+from memorizing.memory.disk.documents import LayerEntries, NewDocument, check_new, make_part
+from memorizing.memory.disk.layers import open_layer, save_indexes
+from memorizing.memory.disk.lock import hold_lock
 from memorizing.memory.disk.manifest import Manifest, SegmentRecord, StoredDocument
+from memorizing.memory.disk.merging import merge_folders
 from memorizing.memory.disk.parts import Part, take_part
-from memorizing.memory.disk.state import read_contents, write_state
-from memorizing.memory.disk.writing import (
-    MANIFEST,
-    explain_failures,
-    remove_leftovers,
-    write_whole,
-)
+from memorizing.memory.disk.state import create_state, plan_append, read_contents, write_state
+from memorizing.memory.disk.writing import MANIFEST, explain_failures, remove_leftovers
 from memorizing.memory.frozen import FrozenMemory
-
-SMALL_SEGMENT = 16_384
-"""Segments that have at most so many entries together are joined."""
-_LARGEST_JOINED = 2**20
-"""Entries up to which segments are joined at all."""
 
 
 class MemoryFolder:
@@ -61,19 +53,8 @@ class MemoryFolder:
             MemoryFolderError: the folder holds something, or is being written.
             ResourceError: it cannot be written.
         """
-        path = Path(path)
-        with explain_failures(path):
-            path.mkdir(parents=True, exist_ok=True)
-            with hold_lock(path):
-                remove_leftovers(path, None) if not (path / MANIFEST).exists() else None
-                held = sorted(one.name for one in path.iterdir() if one.name != LOCK)
-                if held:
-                    what = "a memory" if MANIFEST in held else f"other files ({held[0]})"
-                    raise MemoryFolderError(
-                        f"{path} holds {what} already; open it, or choose a new folder"
-                    )
-                manifest = Manifest(description)
-                write_whole(path / MANIFEST, [manifest.to_json()])
+        path, manifest = Path(path), Manifest(description)
+        create_state(path, manifest)
         return cls(path, Contents(path, manifest))
 
     @classmethod
@@ -97,6 +78,31 @@ class MemoryFolder:
                 f"{fingerprint!r}; use the model that wrote it, or read the text again"
             )
         return cls(path, contents)
+
+    @classmethod
+    def merge(
+        cls,
+        paths: Sequence[Path | str],
+        out: Path | str,
+        settings: Mapping[str, Any] | None = None,
+    ) -> MemoryFolder:
+        """Make a new memory of several of the same model, in their order; they stay as they are.
+
+        A document that several hold, with the same text, is kept once. Few large segments are made;
+        a single path is therefore packed. Indexes are not taken over.
+
+        Args:
+            paths: of the folders.
+            out: a folder that is new or empty. Until all is written it is not there.
+            settings: of the new one; None is those of the folders, which must be equal then.
+
+        Raises:
+            MemoryFolderError: memories of different models or shapes, or different texts of one
+                name; a damaged one; `out` holds something.
+            ResourceError: it cannot be written.
+        """
+        merge_folders([Path(path) for path in paths], Path(out), settings)
+        return cls.open(out)
 
     @property
     def description(self) -> FolderDescription:
@@ -159,26 +165,10 @@ class MemoryFolder:
             ResourceError: the folder cannot be written; what it held is still whole.
         """
         with self.lock():
-            self._check_new(documents)
+            check_new(self.path, self.contents, documents)
             part = make_part(self.description, documents, entries)
             if documents:
-                self._write([*self._join(part)])
-
-    def _join(self, part: Part) -> Iterator[SegmentRecord | Sequence[Part]]:
-        """The segments of this folder with a part more; the last are joined with it."""
-        manifest = self.contents.manifest
-        num_entries = sum(document.num_entries for document in part.documents)
-        parts, num_kept = [part], len(manifest.segments)
-        for segment in reversed(self.contents.segments):
-            last = segment.record.num_entries
-            is_small = last <= num_entries or last + num_entries <= SMALL_SEGMENT
-            if not is_small or last + num_entries > _LARGEST_JOINED:
-                break
-            parts.insert(0, take_part(segment, manifest.documents))
-            num_entries += last
-            num_kept -= 1
-        yield from manifest.segments[:num_kept]
-        yield parts
+                self._write(plan_append(self.contents, part))
 
     def forget(self, name: str) -> None:
         """Remove a document: its entries and its text are gone from the disk afterwards.
@@ -204,17 +194,32 @@ class MemoryFolder:
             )
 
     def verify(self) -> tuple[str, ...]:
-        """Compare the checksums of everything now.
+        """Compare the checksums of everything that is in the folder now.
 
         Returns:
             The files that were checked.
 
         Raises:
-            MemoryFolderError: a file was altered; the message names it.
+            MemoryFolderError: a file was altered or is missing; the message names it.
         """
-        for segment in self.contents.segments:
+        contents = read_contents(self.path)
+        for segment in contents.segments:
             segment.verify()
-        return (MANIFEST, *(segment.file for segment in self.contents.manifest.segments))
+        return (MANIFEST, *(segment.file for segment in contents.manifest.segments))
+
+    def save_indexes(self, index: IndexSettings) -> None:
+        """Build an index of every segment and save it, so that `open_layer` need not build it.
+
+        Nothing is saved of indexes that are built as quickly as they are read, and of segments that
+        are smaller than a block. May take minutes.
+
+        Raises:
+            MemoryFolderError: another writer, or a damaged segment.
+            IndexUnavailableError: it needs a package that is not installed.
+            ResourceError: the folder cannot be written.
+        """
+        with self.lock(), explain_failures(self.path):
+            save_indexes(self.path, self.contents, index)
 
     def open_layer(
         self, layer: int, device: torch.device | str = "cpu", index: IndexSettings | None = None
@@ -234,20 +239,6 @@ class MemoryFolder:
             MemoryFolderError: there is no such layer.
         """
         return open_layer(self.path, self.contents, layer, device, index)
-
-    def _check_new(self, documents: Sequence[NewDocument]) -> None:
-        """Refuse names that are there already, or twice among the new."""
-        names: set[str] = set()
-        for document in documents:
-            there = self.contents.find_document(document.name)
-            if there is not None or document.name in names:
-                same = there is None or there.sha256 == document.sha256
-                remedy = "leave it out" if same else "forget it first, or give another name"
-                raise MemoryFolderError(
-                    f"{self.path} holds the document {document.name!r} already, with "
-                    f"{'the same' if same else 'another'} text; {remedy}"
-                )
-            names.add(document.name)
 
     def _write(self, segments: Sequence[SegmentRecord | Sequence[Part]]) -> None:
         """Replace the state; the lock is held."""

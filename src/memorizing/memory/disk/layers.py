@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.description import FolderDescription
 from memorizing.memory.disk.encoding import decode_int8
 from memorizing.memory.disk.segment import SegmentFile
-from memorizing.memory.disk.writing import INDEXES
+from memorizing.memory.disk.writing import INDEXES, TEMPORARY, sync_folder
 from memorizing.memory.frozen import FrozenBlock, FrozenMemory, LoadedBlock, index_block
 
 
@@ -52,6 +53,31 @@ def open_layer(
         for group in groups
     ]
     return FrozenMemory(description.num_heads, description.head_dim, blocks)
+
+
+def save_indexes(folder: Path, contents: Contents, index: IndexSettings) -> None:
+    """Build and save what is not saved yet; see `MemoryFolder.save_indexes`."""
+    if not isinstance(index, SealedSettings):
+        return
+    for segment in contents.segments:
+        if segment.record.num_entries < index.block_len:
+            continue
+        for layer in contents.manifest.description.layers:
+            saved = name_index_folder(folder, segment.record.file, layer, index)
+            if saved.exists():
+                continue
+            block = _load(
+                folder,
+                contents.manifest.description,
+                [segment],
+                layer,
+                torch.device("cpu"),
+                index,
+            )
+            unfinished = saved.with_name(f".{saved.name}{TEMPORARY}")
+            block.index.save(unfinished)
+            os.replace(unfinished, saved)
+            sync_folder(saved.parent)
 
 
 def name_index_folder(folder: Path, file: str, layer: int, settings: IndexSettings) -> Path:

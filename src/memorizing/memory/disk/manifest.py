@@ -193,7 +193,7 @@ def _build_segment(line: Any) -> SegmentRecord:
         f"a segment is named {line['file']!r}",
     )
     counts = [line[name] for name in fields if name.startswith("num_")]
-    _require(all(map(_is_count, counts)) and _is_hash(line["sha256"]), f"a segment is {line!r}")
+    _require(all(map(_is_count, counts)) and is_hash(line["sha256"]), f"a segment is {line!r}")
     return SegmentRecord(**line)
 
 
@@ -205,7 +205,7 @@ def _build_document(line: Any) -> StoredDocument:
         isinstance(line["name"], str)
         and isinstance(line["segment"], str)
         and all(map(_is_count, counts))
-        and _is_hash(line["sha256"]),
+        and is_hash(line["sha256"]),
         f"a document is {line!r}",
     )
     for name in ("text", "spans"):
@@ -248,7 +248,8 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < _MOST
 
 
-def _is_hash(value: Any) -> bool:
+def is_hash(value: Any) -> bool:
+    """Whether this is a SHA-256 as it is written in a manifest."""
     return isinstance(value, str) and bool(_SHA256.fullmatch(value))
 
 

@@ -22,6 +22,9 @@ from memorizing.memory.disk.description import FolderDescription
 from memorizing.memory.disk.layout import plan_segment
 from memorizing.memory.disk.manifest import SegmentRecord
 
+PLAIN_FILE = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Flags that open no link, and wait for no pipe."""
+
 _ADVICE = "use another copy of the memory, or read the text again"
 
 
@@ -89,7 +92,7 @@ def map_plain_file(path: Path, num_bytes: int) -> mmap.mmap:
         MemoryFolderError: it is no plain file, cannot be read or has another size.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, PLAIN_FILE)
     except FileNotFoundError:
         raise
     except OSError as error:

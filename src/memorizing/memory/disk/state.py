@@ -12,9 +12,56 @@ from pathlib import Path
 from memorizing.errors import MemoryFolderError
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.layout import plan_segment
+from memorizing.memory.disk.lock import LOCK, hold_lock
 from memorizing.memory.disk.manifest import Manifest, SegmentRecord, StoredDocument, parse_manifest
-from memorizing.memory.disk.parts import Part, iterate_content, number_documents
-from memorizing.memory.disk.writing import MANIFEST, remove_leftovers, write_whole
+from memorizing.memory.disk.parts import Part, iterate_content, number_documents, take_part
+from memorizing.memory.disk.segment import PLAIN_FILE
+from memorizing.memory.disk.writing import (
+    MANIFEST,
+    explain_failures,
+    is_temporary,
+    remove_leftovers,
+    sync_folder,
+    write_whole,
+)
+
+SMALL_SEGMENT = 16_384
+"""Segments that have at most so many entries together are joined."""
+LARGEST_JOINED = 2**20
+"""Entries up to which larger ones are joined at all."""
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a place for a new memory that holds something already.
+
+    Raises:
+        MemoryFolderError: it does.
+        ResourceError: it cannot be looked at.
+    """
+    with explain_failures(folder):
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    held = [name for name in names if name != LOCK and not is_temporary(name)]
+    if held:
+        what = "a memory" if MANIFEST in held else f"other files ({held[0]})"
+        raise MemoryFolderError(f"{folder} holds {what} already; open it, or choose a new folder")
+
+
+def create_state(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a new memory without entries.
+
+    Raises:
+        MemoryFolderError: the folder holds something, or is being written.
+        ResourceError: it cannot be written.
+    """
+    check_free(folder)
+    with explain_failures(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with hold_lock(folder):
+            # Another process may have been faster.
+            check_free(folder)
+            remove_leftovers(folder, manifest)
+            write_whole(folder / MANIFEST, [manifest.to_json()])
+        sync_folder(folder.parent)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -61,6 +108,26 @@ def read_contents(folder: Path, known: Contents | None = None) -> Contents:
                     "the memory, or read the text again"
                 ) from error
             manifest = now
+
+
+def plan_append(contents: Contents, part: Part) -> list[SegmentRecord | Sequence[Part]]:
+    """The segments of a folder with a part more; the last ones are joined with it.
+
+    Segments that are small, or not larger than what follows them, are joined: there are then about
+    as many as the logarithm of the number of entries, and each entry is written as often.
+    """
+    manifest = contents.manifest
+    num_entries = sum(document.num_entries for document in part.documents)
+    parts, num_kept = [part], len(manifest.segments)
+    for segment in reversed(contents.segments):
+        last = segment.record.num_entries
+        is_joined = last <= num_entries or last + num_entries <= SMALL_SEGMENT
+        if not is_joined or last + num_entries > LARGEST_JOINED:
+            break
+        parts.insert(0, take_part(segment, manifest.documents))
+        num_entries += last
+        num_kept -= 1
+    return [*manifest.segments[:num_kept], parts]
 
 
 def write_state(
@@ -127,8 +194,7 @@ def _write_segment(
 
 def _read_small_file(path: Path) -> bytes:
     """The content of a plain file that is no link."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    with open(os.open(path, flags), "rb") as file:
+    with open(os.open(path, PLAIN_FILE), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise MemoryFolderError("it is no file")
         return file.read()

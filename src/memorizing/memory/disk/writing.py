@@ -18,7 +18,8 @@ from memorizing.memory.disk.manifest import SEGMENT_NAME, Manifest
 
 MANIFEST = "manifest.json"
 INDEXES = "index"
-_TEMPORARY = ".part"
+TEMPORARY = ".part"
+"""Ends the names of what is not complete."""
 
 
 @contextlib.contextmanager
@@ -43,7 +44,7 @@ def explain_failures(folder: Path) -> Iterator[None]:
 def write_whole(path: Path, content: Iterable[bytes | memoryview]) -> str:
     """Write a file piece by piece and return its SHA-256; on errors nothing is left behind."""
     digest = hashlib.sha256()
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             for piece in content:
@@ -68,22 +69,41 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(folder: Path, manifest: Manifest | None) -> None:
+def remove_leftovers(folder: Path, manifest: Manifest) -> None:
     """Remove what writers of before left: temporary files, and segments that are not named.
 
-    Other files are never touched. Whoever calls this holds the lock.
+    Files that are not ours are never touched. Whoever calls this holds the lock.
     """
-    named = {segment.file for segment in manifest.segments} if manifest else set()
-    for path in folder.iterdir():
-        inner = path.name.removeprefix(".").removesuffix(_TEMPORARY)
-        is_ours = inner == MANIFEST or bool(SEGMENT_NAME.fullmatch(inner))
-        is_temporary = is_ours and path.name == f".{inner}{_TEMPORARY}"
-        if is_temporary or (SEGMENT_NAME.fullmatch(path.name) and path.name not in named):
-            path.unlink(missing_ok=True)
+    named = {segment.file for segment in manifest.segments}
     stems = {file.partition(".")[0] for file in named}
+    for path in folder.iterdir():
+        if is_temporary(path.name) or (
+            SEGMENT_NAME.fullmatch(path.name) and path.name not in named
+        ):
+            path.unlink(missing_ok=True)
     indexes = folder / INDEXES
-    if indexes.is_dir() and not indexes.is_symlink():
-        for path in indexes.iterdir():
-            is_ours = SEGMENT_NAME.fullmatch(f"{path.name}.safetensors") and not path.is_symlink()
-            if is_ours and path.name not in stems:
-                shutil.rmtree(path, ignore_errors=True)
+    if not indexes.is_dir() or indexes.is_symlink():
+        return
+    for path in indexes.iterdir():
+        if path.is_symlink() or not SEGMENT_NAME.fullmatch(f"{path.name}.safetensors"):
+            continue
+        if path.name not in stems:
+            shutil.rmtree(path)
+            continue
+        for saved in path.iterdir():
+            if saved.name.endswith(TEMPORARY):
+                shutil.rmtree(saved)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name was left by a writer that was interrupted."""
+    inner = name.removeprefix(".").removesuffix(TEMPORARY)
+    is_ours = inner == MANIFEST or SEGMENT_NAME.fullmatch(inner)
+    return bool(is_ours) and name == f".{inner}{TEMPORARY}"
+
+
+def remove_ours(folder: Path) -> None:
+    """Remove all files of a memory but the lock."""
+    for path in folder.iterdir():
+        if path.name == MANIFEST or is_temporary(path.name) or SEGMENT_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
