@@ -20,15 +20,16 @@ from memorizing.huggingface.families import (
     count_heads,
     find_decoder,
 )
-from memorizing.huggingface.interface import WINDOW, name_implementation
+from memorizing.huggingface.interface import WINDOW, CallWindow, name_implementation
 from memorizing.huggingface.memory_layer import MemoryLayer
 from memorizing.huggingface.memory_settings import MemorySettings
 from memorizing.huggingface.step import History, Step, check_valid, make_history
 from memorizing.huggingface.window_cache import (
+    NEVER,
+    Positions,
     WindowLayer,
     list_positions,
     make_window_cache,
-    place,
     shorten,
 )
 from memorizing.memory.frozen import FrozenMemory
@@ -51,6 +52,9 @@ class Attachment:
         self.model = weakref.ref(model)
         self.decoder = decoder
         self.settings = settings
+        self.positions = Positions(
+            decoder, settings.window, settings.segment_len, settings.num_sinks
+        )
         self.is_bound = False
         self.base: dict[int, FrozenMemory] = {}
         self.control: RetrievalControl | None = None
@@ -61,7 +65,6 @@ class Attachment:
         self.shifts: weakref.WeakKeyDictionary[Cache, Tensor] = weakref.WeakKeyDictionary()
         self.layers: dict[int, MemoryLayer] = {}
         self.step: Step | None = None
-        self._cache: DynamicCache | None = None
         self._token: Any = None
         self.underneath = str(model.config._attn_implementation)
         config = decoder.base.config
@@ -90,12 +93,6 @@ class Attachment:
         if self.generation_config is not None:
             self.generation_config.prefill_chunk_size = settings.segment_len
 
-    @property
-    def max_positions(self) -> int:
-        """Positions that are used: learned ones in whole segments."""
-        limit, segment_len = self.decoder.max_positions, self.settings.segment_len
-        return limit // segment_len * segment_len if self.decoder.family.positions == "learned" else limit
-
     def remove(self) -> None:
         """Restore the model. In place."""
         model = self.model()
@@ -111,7 +108,7 @@ class Attachment:
 
     def make_cache(self) -> DynamicCache:
         """An empty cache for a text of its own."""
-        return make_window_cache(self.decoder, self.settings.window)
+        return make_window_cache(self.decoder, self.settings.window, self.settings.num_sinks)
 
     def find_history(self, cache: Cache) -> History:
         """The history of a text that was read through a cache.
@@ -146,22 +143,40 @@ class Attachment:
         num_rows, num_tokens = inputs.shape[:2]
         cache = self._prepare_cache(kwargs)
         start = 0 if cache is None else int(cache.get_seq_length())
-        ids = list_positions(kwargs, num_tokens, start)
+        mask = kwargs.get("attention_mask")
+        first_valid = _find_first(mask, start + num_tokens)
+        self.positions.check(start, num_tokens)
         if cache is not None:
-            shift = self.shifts.get(cache, torch.zeros(1, 1, dtype=torch.int64)).to(ids.device)
-            self.shifts[cache] = place(cache, self.decoder, self.max_positions, shift, ids)
-            if bool(self.shifts[cache].any()):
-                kwargs["position_ids"] = (ids - self.shifts[cache]).to(inputs.device)
-        elif num_tokens > self.max_positions:
-            require(False, "tokens without a cache", num_tokens, f"at most {self.max_positions}")
-        self._cache, self.step = cache, None
+            self._place(cache, kwargs, num_tokens, start, first_valid, inputs.device)
+        self.step = None
         if self.is_bound:
-            mask = kwargs.get("attention_mask")
             self.step = self._make_step(cache, mask, num_rows, num_tokens, start, inputs.device)
         for layer in self.layers.values():
             layer.step = self.step
-        self._token = WINDOW.set(self.settings.window)
+        view = CallWindow(self.settings.window, self.settings.num_sinks, first_valid)
+        self._token = WINDOW.set(view)
         return args, kwargs
+
+    def _place(
+        self,
+        cache: DynamicCache,
+        kwargs: dict[str, Any],
+        num_tokens: int,
+        start: int,
+        first_valid: Tensor | None,
+        device: torch.device,
+    ) -> None:
+        """Tell the cache where texts begin, and the model where the call's tokens stand."""
+        for layer in cache.layers:
+            layer.first_valid = first_valid  # type: ignore[union-attr]
+        ids = list_positions(kwargs, num_tokens, start)
+        shift = self.shifts.get(cache, torch.zeros(1, 1, dtype=torch.int64)).to(ids.device)
+        shift = self.shifts[cache] = self.positions.move(cache, start, ids, shift)
+        if bool(shift.any()):
+            moved = ids - shift
+            kwargs["position_ids"] = (
+                moved.clamp(min=0) if self.positions.is_learned else moved
+            ).to(device)
 
     def _prepare_cache(self, kwargs: dict[str, Any]) -> DynamicCache | None:
         """The cache of a call, with layers that keep the window only."""
@@ -185,7 +200,7 @@ class Attachment:
                     f"the cache holds {int(cache.get_seq_length())} tokens that were read without "
                     "add_memory; read the text anew"
                 )
-            shorten(cache, self.decoder, self.settings.window)
+            shorten(cache, self.decoder, self.settings.window, self.settings.num_sinks)
         return cache
 
     def _make_step(
@@ -239,7 +254,7 @@ class Attachment:
         if self._token is not None:
             WINDOW.reset(self._token)
             self._token = None
-        step, self._cache = self.step, None
+        step = self.step
         if step is not None and output is not None:
             self.finish(step)
 
@@ -250,6 +265,14 @@ class Attachment:
         history.states = {**history.states, **step.next_states}
         history.num_seen += step.valid.shape[1]
         history.is_broken = False
+
+
+def _find_first(mask: Tensor | None, num_columns: int) -> Tensor | None:
+    """(B,) int64: the first column of each row that is not padding; None where all are 0."""
+    if mask is None or mask.dim() != 2 or bool(mask[:, 0].all()):
+        return None
+    seen = mask[:, :num_columns].bool()
+    return torch.where(seen.any(1), seen.to(torch.int8).argmax(1), NEVER)
 
 
 def add_memory(

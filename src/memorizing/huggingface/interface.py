@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     and_masks,
+    or_masks,
     sliding_window_overlay,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -28,8 +32,20 @@ NAMES = {"sdpa": "memorizing", "eager": "memorizing_eager"}
 """What is underneath -> what is registered. `transformers` reads meaning into names that hold
 `sdpa`, `flash` or `flex_attention`."""
 
-WINDOW: ContextVar[int | None] = ContextVar("memorizing_window", default=None)
-"""Window of the model that is running."""
+
+
+@dataclass(frozen=True)
+class CallWindow:
+    """What local attention sees in the call that is running."""
+
+    window: int
+    num_sinks: int
+    first_valid: Tensor | None
+    """(B,): column of the first token of each row; None is 0."""
+
+
+WINDOW: ContextVar[CallWindow | None] = ContextVar("memorizing_window", default=None)
+"""Of the model that is running."""
 
 
 def name_implementation(current: str | None) -> str:
@@ -73,28 +89,67 @@ def _make_attention(underneath: str) -> Callable[..., tuple[Tensor, Tensor | Non
 def _make_mask(underneath: str) -> Callable[..., Tensor | None]:
     def mask(
         *,
+        batch_size: int,
         q_length: int,
         kv_length: int,
         q_offset: int = 0,
+        kv_offset: int = 0,
         mask_function: Callable[..., Any],
         local_size: int | None = None,
         **kwargs: Any,
     ) -> Tensor | None:
-        """The mask underneath, narrowed to the window where the text is longer."""
-        window = WINDOW.get()
-        if window is not None and q_offset + q_length > window:
-            mask_function = and_masks(mask_function, sliding_window_overlay(window))
-            local_size = min(window, local_size or window)
-        return ALL_MASK_ATTENTION_FUNCTIONS[underneath](
+        """The mask underneath; where the text is longer than the window, narrowed to it."""
+        view = WINDOW.get()
+        make = partial(
+            ALL_MASK_ATTENTION_FUNCTIONS[underneath],
+            batch_size=batch_size,
             q_length=q_length,
-            kv_length=kv_length,
             q_offset=q_offset,
-            mask_function=mask_function,
-            local_size=local_size,
+            kv_offset=kv_offset,
             **kwargs,
         )
+        is_own = local_size is not None and view is not None and local_size <= view.window
+        if view is None or is_own or q_offset + q_length <= view.window:
+            return make(kv_length=kv_length, mask_function=mask_function, local_size=local_size)
+        num_columns = q_offset + q_length - kv_offset
+        narrow = and_masks(mask_function, sliding_window_overlay(view.window))
+        if view.num_sinks:
+            narrow = or_masks(narrow, _see_sinks(view))
+        made = make(
+            kv_length=num_columns,
+            mask_function=narrow,
+            local_size=view.window,
+            allow_is_causal_skip=False,
+        )
+        if kv_length == num_columns or made is None:
+            return made
+        return torch.cat([_show_dropped_sinks(view, made, kv_offset), made], -1)
 
     return mask
+
+
+def _see_sinks(view: CallWindow) -> Callable[..., Any]:
+    """Mask function: the first tokens of a text, for those that follow them."""
+
+    def is_sink(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
+        first = 0
+        if view.first_valid is not None:
+            first = view.first_valid.to(kv_idx.device)[batch_idx]
+        return (kv_idx >= first) & (kv_idx < first + view.num_sinks) & (kv_idx <= q_idx)
+
+    return is_sink
+
+
+def _show_dropped_sinks(view: CallWindow, mask: Tensor, num_dropped: int) -> Tensor:
+    """(B, 1, T, num_sinks) like `mask`: sinks that stand in front, since they left the window."""
+    first = torch.zeros(1, dtype=torch.int64) if view.first_valid is None else view.first_valid
+    places = first.to(mask.device).unsqueeze(1) + torch.arange(view.num_sinks, device=mask.device)
+    seen = (places < num_dropped)[:, None, None, :]
+    seen = seen.expand(mask.shape[0], 1, mask.shape[2], -1)
+    if mask.dtype == torch.bool:
+        return seen
+    least = torch.finfo(mask.dtype).min
+    return torch.zeros(seen.shape, dtype=mask.dtype, device=mask.device).masked_fill(~seen, least)
 
 
 for _underneath, _name in NAMES.items():

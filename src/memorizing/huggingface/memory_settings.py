@@ -21,6 +21,9 @@ class MemorySettings:
     """Token t sees tokens j with t - window < j <= t; the cache keeps no more."""
     segment_len: int = 512
     """The memory's clock: entries become retrievable at multiples of it. At most `window`."""
+    num_sinks: int = 4
+    """The first tokens of a text, which are always seen besides the window, and not stored in
+    memory: pre-trained models rest their attention on them."""
     capacity: int = 65_536
     """Entries that the text being read or written now may have in memory, per row and head. What
     was read before (`MemorySession.read`, a folder) is not counted and not limited."""
@@ -56,7 +59,8 @@ class MemorySettings:
         )
         check_capacity(self.capacity, self.num_neighbors)
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        require(self.distance >= 0, "distance", self.distance, "0 or more")
+        for name in ("distance", "num_sinks"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         parse_index(self.index)
 
     def to_dict(self) -> dict[str, Any]:

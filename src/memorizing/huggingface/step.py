@@ -6,7 +6,7 @@ Shapes: B rows, H heads of queries, H_kv heads of keys, T tokens of the call, D 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -185,15 +185,18 @@ class Step:
             if settings.combine == "joint":
                 hidden = self._count_hidden(state, settings, span)
             shuffled = control is not None and control.shuffle_values
-            parts.append(
-                memory.retrieve(
-                    queries,
-                    k,
-                    num_hidden=hidden,
-                    donor_rows=None if control is None else control.donor_rows,
-                    value_seed=control.seed if control is not None and shuffled else None,
-                )
+            donors = None if control is None else control.donor_rows
+            found = memory.retrieve(
+                queries,
+                k,
+                num_hidden=hidden,
+                donor_rows=donors,
+                value_seed=control.seed if control is not None and shuffled else None,
             )
+            if settings.num_sinks:
+                position = memory.compute_positions(found.neighbors.slots, donors)
+                found = _leave_out(found, position < settings.num_sinks)
+            parts.append(found)
         found = keep_best(parts, k) if len(parts) > 1 else tuple(parts)
         if self.on_retrieved is not None:
             self.on_retrieved.append((layer, span, found))
@@ -225,6 +228,14 @@ class Step:
                 valid = torch.cat([before.valid, valid], 1)
             staged[layer] = Staged(new, valid)
         return ModelState(state.segment_len, position, (), (), staged, state.memories)
+
+
+def _leave_out(part: Retrieved, left_out: Tensor) -> Retrieved:
+    """What was found, less where the mask is True."""
+    neighbors = part.neighbors
+    valid = neighbors.valid & ~left_out
+    scores = neighbors.scores.masked_fill(~valid, -torch.inf)
+    return replace(part, neighbors=replace(neighbors, valid=valid, scores=scores))
 
 
 def _find_nothing(queries: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""A cache of the last tokens only, with positions that never leave what the model was trained on."""
+"""A cache of the last tokens, and of the first few, with positions that the model was trained on.
+
+Shapes: B rows, H heads of keys, S keys, T tokens of a call, D head_dim.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,21 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from memorizing.errors import StateError
 from memorizing.huggingface.families import Decoder, rotate_back
 
+NEVER = 2**40
+"""First column of a row that has only padding so far."""
+
 
 class WindowLayer(DynamicSlidingWindowLayer):
-    """Keeps the window - 1 tokens that the next one sees, and cannot go back.
+    """Keeps the window - 1 tokens that the next one sees, and the first `num_sinks` of the text.
 
-    Only what `transformers` asks of a cache layer is replaced here: its base class is no part of
-    this library.
+    A pre-trained model puts much of its attention on the first tokens of a text, whatever they are,
+    and loses its language without them (Xiao et al. 2023, "attention sinks"): so they stay. Once
+    they have left the window they stand in front of the other keys.
+
+    Only what `transformers` asks of a cache layer is replaced here.
     """
 
-    def __init__(self, sliding_window: int, *, is_sliding: bool) -> None:
+    def __init__(self, sliding_window: int, num_sinks: int, *, is_sliding: bool) -> None:
         """Take the tokens that are seen, and whether the layer has such a window by itself.
 
         `transformers` sizes the masks of all layers with a window by the first of them, and those
@@ -28,25 +37,78 @@ class WindowLayer(DynamicSlidingWindowLayer):
         """
         super().__init__(sliding_window)
         self.is_sliding = is_sliding
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and first index of the keys that a call of `query_length` tokens sees."""
-        held = self.count_held()
-        return held + query_length, self.cumulative_length - held
+        self.num_sinks = num_sinks
+        self.first_valid: Tensor | None = None
+        """(B,): column of the first token of each row; None is 0. Set before each call."""
+        self.sink_keys: Tensor | None = None
+        self.sink_values: Tensor | None = None
 
     def count_held(self) -> int:
-        """Tokens in the cache."""
+        """Tokens in the cache, without sinks."""
         return self.keys.shape[-2] if self.is_initialized and self.keys.dim() == 4 else 0
 
+    def count_dropped(self) -> int:
+        """Columns that were seen and are held no more, but for sinks."""
+        return self.cumulative_length - self.count_held()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a call of `query_length` tokens sees, sinks included, and the first column."""
+        held, dropped = self.count_held(), self.count_dropped()
+        return held + query_length + (self.num_sinks if dropped else 0), dropped
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take in (B, H, T, D) and return what the call sees: sinks, held, new."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        dropped = self.count_dropped()
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        values = torch.cat([self.values, value_states], dim=-2)
+        seen = (keys, values)
+        if dropped and self.num_sinks:
+            assert self.sink_keys is not None
+            assert self.sink_values is not None
+            seen = (torch.cat([self.sink_keys, keys], -2), torch.cat([self.sink_values, values], -2))
+        self.cumulative_length += key_states.shape[-2]
+        excess = max(0, keys.shape[-2] - self.sliding_window + 1)
+        self._drop(keys, values, dropped, excess)
+        return seen
+
     def clear(self) -> None:
-        """Forget the tokens, but not how many there were."""
+        """Hold nothing but sinks from now on."""
         if self.is_initialized:
-            self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
+            self._drop(self.keys, self.values, self.count_dropped(), self.keys.shape[-2])
+
+    def _drop(self, keys: Tensor, values: Tensor, first: int, count: int) -> None:
+        """Keep keys and values but for their first `count` columns, which begin at `first`."""
+        if count and self.num_sinks:
+            if self.sink_keys is None or self.sink_values is None:
+                self.sink_keys = torch.zeros_like(keys[:, :, :1]).repeat(1, 1, self.num_sinks, 1)
+                self.sink_values = torch.zeros_like(self.sink_keys)
+            places = self._place_sinks(keys) - first
+            is_leaving = ((places >= 0) & (places < count))[:, None, :, None]
+            where = places.clamp(0, count - 1)[:, None, :, None]
+            where = where.expand(-1, keys.shape[1], -1, keys.shape[3])
+            self.sink_keys = torch.where(is_leaving, keys.gather(2, where), self.sink_keys)
+            self.sink_values = torch.where(is_leaving, values.gather(2, where), self.sink_values)
+        # A view would keep everything in memory.
+        self.keys = keys[:, :, count:].clone() if count else keys
+        self.values = values[:, :, count:].clone() if count else values
+
+    def _place_sinks(self, keys: Tensor) -> Tensor:
+        """(B, num_sinks) int64: columns of the first tokens of each row."""
+        offsets = torch.arange(self.num_sinks, device=keys.device)
+        if self.first_valid is None:
+            return offsets.expand(keys.shape[0], -1)
+        return self.first_valid.to(keys.device).unsqueeze(1) + offsets
 
     def detach(self) -> None:
         """Cut the cache off from the graph of the call that wrote it."""
         if self.is_initialized:
             self.keys, self.values = self.keys.detach(), self.values.detach()
+        if self.sink_keys is not None and self.sink_values is not None:
+            self.sink_keys, self.sink_values = self.sink_keys.detach(), self.sink_values.detach()
 
     def activate_past_recording(self) -> None:
         """Refused: see `crop`."""
@@ -75,89 +137,92 @@ class WindowLayer(DynamicSlidingWindowLayer):
         )
 
 
-def make_window_cache(decoder: Decoder, window: int) -> DynamicCache:
-    """An empty cache of the model; layers with a shorter window of their own keep it."""
+def make_window_cache(decoder: Decoder, window: int, num_sinks: int) -> DynamicCache:
+    """An empty cache of the model; layers with a shorter window of their own are as they were."""
     cache = DynamicCache(config=decoder.base.config)
-    shorten(cache, decoder, window)
+    shorten(cache, decoder, window, num_sinks)
     return cache
 
 
-def shorten(cache: DynamicCache, decoder: Decoder, window: int) -> None:
+def shorten(cache: DynamicCache, decoder: Decoder, window: int, num_sinks: int) -> None:
     """Give an empty cache layers of at most `window` tokens. In place."""
     own = [getattr(layer, "sliding_window", None) for layer in cache.layers]
     own += [None] * (len(decoder.attentions) - len(own))
     cache.layers = [
-        WindowLayer(min(window, length or window), is_sliding=length is not None) for length in own
+        WindowLayer(length, 0, is_sliding=True)
+        if length is not None and length <= window
+        else WindowLayer(window, num_sinks, is_sliding=length is not None)
+        for length in own
     ]
     cache.layer_class_to_replicate = None
 
 
-def count_seen(cache: DynamicCache) -> int:
-    """Tokens that went through a cache, padding included."""
-    return int(cache.get_seq_length())
+class Positions:
+    """Keeps positions below the model's limit, whatever the length of the text.
 
-
-def move_back(cache: DynamicCache, decoder: Decoder, num_positions: int) -> None:
-    """Rotate all cached keys as if they stood `num_positions` earlier. In place."""
-    for index, (layer, attention) in enumerate(zip(cache.layers, decoder.attentions, strict=True)):
-        if decoder.is_rotated(index) and layer.count_held():
-            position = torch.tensor([num_positions])
-            rotation = decoder.look_up_rotation(index, position, layer.keys)
-            layer.keys = rotate_back(attention, layer.keys, rotation, keep_norm=True)
-
-
-def place(
-    cache: DynamicCache,
-    decoder: Decoder,
-    limit: int,
-    shift: Tensor,
-    position_ids: Tensor,
-) -> Tensor:
-    """Keep positions below the model's limit: how far those of this call are moved back from now.
-
-    Rotary positions only matter by their differences: at the limit, cached keys are moved back
-    together with all that follows. Learned positions cannot be moved: there the cache is cleared
-    and positions start anew, so that the first tokens after it see little local context.
-
-    Args:
-        cache: of this model. Changed in place where positions move.
-        decoder: the model.
-        limit: positions that there are.
-        shift: (B or 1, 1) how far positions were moved back so far.
-        position_ids: (B or 1, T), not moved.
-
-    Raises:
-        StateError: more tokens at once than the model has positions.
+    Rotary positions matter by their differences only: a zone's first tokens find the cached keys
+    moved back, all by as much, and go on behind them; sinks keep their place. Learned positions
+    cannot be moved: there a new zone starts at position 0 with a cache of nothing but sinks, so
+    that its first tokens see little local context. Zones begin at multiples of the segment, so that
+    a text has the same positions however its calls are cut.
     """
-    if int((position_ids - shift).max()) < limit:
-        return shift
-    num_tokens, start = position_ids.shape[1], count_seen(cache)
-    if decoder.family.positions == "learned":
-        held = cache.layers[0].count_held()
-        if num_tokens > limit or (start and start % limit and held and num_tokens > 1):
-            raise _refuse_length(num_tokens, limit - start % limit)
-        for layer in cache.layers:
-            layer.clear()
-        return position_ids[:, :1].clone()
-    held = max(layer.count_held() for layer in cache.layers)
-    if num_tokens + held > limit:
-        raise _refuse_length(num_tokens, limit - held)
-    moved = int((position_ids - shift)[:, 0].min()) - held
-    move_back(cache, decoder, moved)
-    return shift + moved
 
+    def __init__(self, decoder: Decoder, window: int, segment_len: int, num_sinks: int) -> None:
+        """Plan zones for a model."""
+        self._decoder = decoder
+        limit = decoder.max_positions // segment_len * segment_len
+        self.is_learned = decoder.family.positions == "learned"
+        overlap = 0 if self.is_learned else -(-window // segment_len) * segment_len
+        if limit <= overlap:  # positions of one window only: a zone per segment
+            limit, overlap = decoder.max_positions, max(0, decoder.max_positions - segment_len)
+        self.limit, self._overlap = limit, overlap
+        self._zone_len = limit - overlap
 
-def _refuse_length(num_tokens: int, most: int) -> StateError:
-    return StateError(
-        f"a call reads {num_tokens} tokens at once, and here the model has positions for {most}; "
-        "read in pieces of segment_len (generate() does with prefill_chunk_size, as add_memory "
-        "sets it)"
-    )
+    def find_zone(self, column: int) -> int:
+        """The zone of a column of the cache, from 0."""
+        return max(0, (column - self._overlap) // self._zone_len)
+
+    def check(self, start: int, num_tokens: int) -> None:
+        """Refuse a call over the end of a zone.
+
+        Raises:
+            StateError: with the most tokens that may follow.
+        """
+        zone = self.find_zone(start)
+        if zone != self.find_zone(start + num_tokens - 1):
+            most = self._overlap + (zone + 1) * self._zone_len - start
+            raise StateError(
+                f"a call reads {num_tokens} tokens at once, and here the model has positions for "
+                f"{most} more; read in pieces of segment_len (generate() does, with the "
+                "prefill_chunk_size that add_memory sets)"
+            )
+
+    def move(self, cache: DynamicCache, start: int, position_ids: Tensor, shift: Tensor) -> Tensor:
+        """How far positions are moved back from column `start` on; cached keys move in place.
+
+        Args:
+            cache: of the text.
+            start: columns seen so far.
+            position_ids: (B or 1, T) of the call, not moved.
+            shift: (B or 1, 1) int64 so far.
+        """
+        is_entering = start > 0 and self.find_zone(start) != self.find_zone(start - 1)
+        if not is_entering:
+            return shift
+        if self.is_learned:
+            for layer in cache.layers:
+                layer.clear()
+            return position_ids[:, :1].clone()
+        for index, layer in enumerate(cache.layers):
+            if self._decoder.is_rotated(index) and layer.count_held():
+                attention = self._decoder.attentions[index]
+                distance = torch.tensor([self._zone_len])
+                rotation = self._decoder.look_up_rotation(index, distance, layer.keys)
+                layer.keys = rotate_back(attention, layer.keys, rotation, keep_norm=True)
+        return shift + self._zone_len
 
 
 def list_positions(kwargs: dict[str, Any], num_tokens: int, start: int) -> Tensor:
     """Position ids of a call, given or what `transformers` would take."""
     given = kwargs.get("position_ids")
-    if given is not None:
-        return given
-    return (torch.arange(num_tokens) + start).unsqueeze(0)
+    return (torch.arange(num_tokens) + start).unsqueeze(0) if given is None else given
