@@ -41,7 +41,8 @@ class MemorizingTransformerConfig(PreTrainedConfig):
             ConfigError: a setting of the wrong type or out of range.
         """
         values = {self.attribute_map.get(name, name): value for name, value in values.items()}
-        values.pop("tie_word_embeddings", None)
+        for fixed in ("model_type", "tie_word_embeddings"):
+            values.pop(fixed, None)
         settings = {name: values.pop(name) for name in _SETTINGS if name in values}
         for name, value in dataclasses.asdict(_build(settings)).items():
             setattr(self, name, list(value) if isinstance(value, tuple) else value)

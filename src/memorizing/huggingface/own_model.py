@@ -92,6 +92,25 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         made._compute_dtype = model.compute_dtype
         return made.train(model.training)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a folder that `save_pretrained` or our training wrote, or one on the hub.
+
+        Args:
+            args: as `PreTrainedModel.from_pretrained` takes them.
+            kwargs: likewise, and settings: `from_pretrained(path, capacity=65_536)`.
+
+        Raises:
+            CheckpointError: a weight is missing.
+        """
+        found = super().from_pretrained(*args, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found
+        for layer in () if model.config.memory_layer_bias else model.config.memory_layers:
+            # What is loaded takes gradients; a bias that is not used stays 0.
+            bias = model.get_submodule(f"model.blocks.{layer}.attention.position_bias")
+            bias.requires_grad_(False)
+        return found
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Start rows for new tokens, and gates where the checkpoint is of a model without memory.
@@ -109,7 +128,7 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
                 continue
             if name != "gate_bias":
                 raise CheckpointError(
-                    f"the checkpoint lacks {name!r} of a {type(module).__name__}; use the "
+                    f"the checkpoint lacks {name!r} of {type(module).__name__}; use the "
                     "configuration in its config.json, or another checkpoint"
                 )
             parameter.fill_(self.config.gate_bias_init)
