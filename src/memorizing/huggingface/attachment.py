@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from memorizing.huggingface.families import (
     count_heads,
     find_decoder,
 )
+from memorizing.huggingface.fingerprint import compute_fingerprint
 from memorizing.huggingface.interface import WINDOW, CallWindow, name_implementation
 from memorizing.huggingface.memory_layer import MemoryLayer
 from memorizing.huggingface.memory_settings import MemorySettings
-from memorizing.huggingface.step import History, Step, check_valid, make_history
+from memorizing.huggingface.step import History, OnRetrieved, Step, check_valid, make_history
 from memorizing.huggingface.window_cache import (
     NEVER,
     Positions,
@@ -56,19 +58,20 @@ class Attachment:
             decoder, settings.window, settings.segment_len, settings.num_sinks
         )
         self.is_bound = False
-        self.base: dict[int, FrozenMemory] = {}
         self.control: RetrievalControl | None = None
         self.is_reading = True
-        self.last_layer: int | None = None
-        self.capacity = settings.capacity
-        self.histories: weakref.WeakKeyDictionary[Cache, History] = weakref.WeakKeyDictionary()
-        self.shifts: weakref.WeakKeyDictionary[Cache, Tensor] = weakref.WeakKeyDictionary()
+        self.on_retrieved: OnRetrieved | None = None
+        self._base: dict[int, FrozenMemory] = {}
+        self._collected: dict[int, tuple[Tensor, Tensor]] | None = None
+        self._histories: weakref.WeakKeyDictionary[Cache, History] = weakref.WeakKeyDictionary()
+        self._shifts: weakref.WeakKeyDictionary[Cache, Tensor] = weakref.WeakKeyDictionary()
         self.layers: dict[int, MemoryLayer] = {}
-        self.step: Step | None = None
+        self._step: Step | None = None
         self._token: Any = None
-        self.underneath = str(model.config._attn_implementation)
+        self._fingerprint: tuple[int, str] | None = None
+        self._underneath = str(model.config._attn_implementation)
         config = decoder.base.config
-        implementation = name_implementation(self.underneath)
+        implementation = name_implementation(self._underneath)
         for layer in settings.layers:
             attention = decoder.attentions[layer]
             memory = MemoryLayer(decoder, layer, settings, *count_heads(attention, config))
@@ -88,10 +91,10 @@ class Attachment:
             ),
         ]
         model.set_attn_implementation(implementation)
-        self.generation_config = getattr(model, "generation_config", None)
-        self.chunk_size = getattr(self.generation_config, "prefill_chunk_size", None)
-        if self.generation_config is not None:
-            self.generation_config.prefill_chunk_size = settings.segment_len
+        self._generation_config = getattr(model, "generation_config", None)
+        self._chunk_size = getattr(self._generation_config, "prefill_chunk_size", None)
+        if self._generation_config is not None:
+            self._generation_config.prefill_chunk_size = settings.segment_len
 
     def remove(self) -> None:
         """Restore the model. In place."""
@@ -101,14 +104,49 @@ class Attachment:
         for layer in self.layers:
             del self.decoder.attentions[layer]._modules["memory"]
         if model is not None:
-            model.set_attn_implementation(self.underneath)
-            if self.generation_config is not None:
-                self.generation_config.prefill_chunk_size = self.chunk_size
+            model.set_attn_implementation(self._underneath)
+            if self._generation_config is not None:
+                self._generation_config.prefill_chunk_size = self._chunk_size
             del model.__dict__[_ATTRIBUTE]
 
     def make_cache(self) -> DynamicCache:
         """An empty cache for a text of its own."""
         return make_window_cache(self.decoder, self.settings.window, self.settings.num_sinks)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Of entries while a text is read."""
+        return choose_dtype(self.settings.dtype)
+
+    def bind(self, base: dict[int, FrozenMemory]) -> None:
+        """From now on, calls read this and what they remember of their own texts. In place."""
+        self.is_bound, self._base = True, base
+
+    def unbind(self) -> None:
+        """From now on, calls read and remember nothing. In place."""
+        self.is_bound, self._base, self.on_retrieved = False, {}, None
+        self._histories.clear()
+
+    @contextmanager
+    def collect(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+        """Calls inside only read: they give their entries by layer, and end by `EntriesRead`."""
+        self._collected = {}
+        try:
+            yield self._collected
+        finally:
+            self._collected = None
+
+    def finish_early(self) -> None:
+        """Count a call that ended by `EntriesRead`."""
+        assert self._step is not None
+        self._step.finish()
+
+    def commit(self, cache: Cache) -> None:
+        """See `MemorySession.commit`."""
+        self.find_history(cache).commit()
+        for layer in cache.layers:
+            if isinstance(layer, WindowLayer):
+                layer.detach()
 
     def find_history(self, cache: Cache) -> History:
         """The history of a text that was read through a cache.
@@ -116,7 +154,7 @@ class Attachment:
         Raises:
             StateError: the cache has none.
         """
-        history = self.histories.get(cache)
+        history = self._histories.get(cache)
         if history is None:
             raise StateError(
                 "this cache has no memory: it was made by another model, or read while no memory "
@@ -124,15 +162,50 @@ class Attachment:
             )
         return history
 
-    def make_history(self, num_rows: int, device: torch.device) -> History:
-        """An empty history for texts side by side."""
+    def fingerprint(self) -> str:
+        """Of what stored entries depend on. Kept until a weight changes."""
+        versions = sum(weight._version for weight in self.decoder.base.parameters())
+        if self._fingerprint is None or self._fingerprint[0] != versions:
+            self._fingerprint = (versions, compute_fingerprint(self.decoder, self.settings))
+        return self._fingerprint[1]
+
+    def dump_heads(self) -> dict[str, dict[str, list[float]]]:
+        """Gates and scales of the memory layers, for JSON."""
+        return {
+            str(number): {name: tensor.tolist() for name, tensor in layer.state_dict().items()}
+            for number, layer in self.layers.items()
+        }
+
+    def load_heads(self, heads: dict[str, dict[str, list[float]]]) -> None:
+        """Take over what `dump_heads` gave. In place.
+
+        Raises:
+            ConfigError: of other layers or numbers of heads.
+        """
+        for number, layer in self.layers.items():
+            given = heads.get(str(number), {})
+            tensors = {name: torch.tensor(values) for name, values in given.items()}
+            mine = {name: tensor.shape for name, tensor in layer.state_dict().items()}
+            require(
+                {name: tensor.shape for name, tensor in tensors.items()} == mine,
+                f"gates of layer {number}",
+                sorted(given),
+                f"{sorted(mine)}, a number per head",
+            )
+            layer.load_state_dict(tensors)
+
+    def _make_history(self, num_rows: int, device: torch.device) -> History:
         attention = self.decoder.attentions[self.settings.layers[0]]
         config = self.decoder.base.config
         return make_history(
-            self.settings, num_rows, count_heads(attention, config)[1],
-            count_head_dim(attention, config), choose_dtype(self.settings.dtype), device,
-            self.capacity,
-        )  # fmt: skip
+            self.settings,
+            num_rows,
+            count_heads(attention, config)[1],
+            count_head_dim(attention, config),
+            self.stored_dtype,
+            device,
+            without=None if self._collected is None else max(self.settings.layers),
+        )
 
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         """Hook before the base model: the cache, positions, and the step."""
@@ -148,11 +221,11 @@ class Attachment:
         self.positions.check(start, num_tokens)
         if cache is not None:
             self._place(cache, kwargs, num_tokens, start, first_valid, inputs.device)
-        self.step = None
-        if self.is_bound:
-            self.step = self._make_step(cache, mask, num_rows, num_tokens, start, inputs.device)
+        self._step = None
+        if self.is_bound or self._collected is not None:
+            self._step = self._make_step(cache, mask, num_rows, num_tokens, start, inputs.device)
         for layer in self.layers.values():
-            layer.step = self.step
+            layer.step = self._step
         view = CallWindow(self.settings.window, self.settings.num_sinks, first_valid)
         self._token = WINDOW.set(view)
         return args, kwargs
@@ -170,8 +243,8 @@ class Attachment:
         for layer in cache.layers:
             layer.first_valid = first_valid  # type: ignore[union-attr]
         ids = list_positions(kwargs, num_tokens, start)
-        shift = self.shifts.get(cache, torch.zeros(1, 1, dtype=torch.int64)).to(ids.device)
-        shift = self.shifts[cache] = self.positions.move(cache, start, ids, shift)
+        shift = self._shifts.get(cache, torch.zeros(1, 1, dtype=torch.int64)).to(ids.device)
+        shift = self._shifts[cache] = self.positions.move(cache, start, ids, shift)
         if bool(shift.any()):
             moved = ids - shift
             kwargs["position_ids"] = (
@@ -221,16 +294,16 @@ class Attachment:
         if mask is not None:
             valid = mask[:, -num_tokens:].bool().cpu()
         check_valid(valid)
-        history = None if cache is None else self.histories.get(cache)
+        history = None if cache is None else self._histories.get(cache)
         if history is None:
             if start:
                 raise StateError(
                     f"the cache holds {start} tokens that no memory knows: they were read while no "
                     "memory was open; read the text anew"
                 )
-            history = self.make_history(num_rows, device)
+            history = self._make_history(num_rows, device)
             if cache is not None:
-                self.histories[cache] = history
+                self._histories[cache] = history
         if history.is_broken or history.num_seen != start:
             raise StateError(
                 "an earlier call on this cache was interrupted, so that cache and memory differ; "
@@ -242,9 +315,15 @@ class Attachment:
                 "per batch"
             )
         step = Step(
-            history, valid, self.base, torch.is_grad_enabled(), self.is_reading, self.control,
-            last_layer=self.last_layer,
-        )  # fmt: skip
+            history,
+            valid,
+            {} if self._collected is not None else self._base,
+            torch.is_grad_enabled(),
+            self.is_reading,
+            self.control,
+            collected=self._collected,
+            on_retrieved=self.on_retrieved,
+        )
         step.check()
         history.is_broken = True
         return step
@@ -254,17 +333,9 @@ class Attachment:
         if self._token is not None:
             WINDOW.reset(self._token)
             self._token = None
-        step = self.step
+        step = self._step
         if step is not None and output is not None:
-            self.finish(step)
-
-    @staticmethod
-    def finish(step: Step) -> None:
-        """Take over what a call's layers staged."""
-        history = step.history
-        history.states = {**history.states, **step.next_states}
-        history.num_seen += step.valid.shape[1]
-        history.is_broken = False
+            step.finish()
 
 
 def _find_first(mask: Tensor | None, num_columns: int) -> Tensor | None:

@@ -33,7 +33,6 @@ NAMES = {"sdpa": "memorizing", "eager": "memorizing_eager"}
 `sdpa`, `flash` or `flex_attention`."""
 
 
-
 @dataclass(frozen=True)
 class CallWindow:
     """What local attention sees in the call that is running."""
@@ -75,9 +74,7 @@ def _make_attention(underneath: str) -> Callable[..., tuple[Tensor, Tensor | Non
     ) -> tuple[Tensor, Tensor | None]:
         """Local attention as before; then what a memory layer adds."""
         run = ALL_ATTENTION_FUNCTIONS.get_interface(underneath, find_eager_attention(module))
-        output, weights = run(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
+        output, weights = run(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         layer = module._modules.get("memory")
         if isinstance(layer, MemoryLayer):
             output = layer.add(module, query, key, value, attention_mask, scaling, kwargs, output)

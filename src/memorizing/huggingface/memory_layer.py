@@ -96,12 +96,14 @@ class MemoryLayer(MemoryHead):
         if self.settings.search == "normalized":
             norms = self.key_norm.to(free_key).view(-1, 1, 1)
             free_key = nn.functional.normalize(free_key, dim=-1) * norms
+        new_value = value[:, :, -num_new:]
+        if step.collected is not None:
+            step.collected[self.layer] = (free_key.detach(), new_value.detach())
+            if self.layer == max(step.history.states):
+                raise EntriesRead
         result = step.run_layer(
-            self.layer, self, self.settings, free_query, free_key,
-            value[:, :, -num_new:], scaling, softcap,
-        )  # fmt: skip
-        if step.last_layer == self.layer:
-            raise EntriesRead
+            self.layer, self, self.settings, free_query, free_key, new_value, scaling, softcap
+        )
         if result is None:
             return output
         memory, memory_sum, found = result

@@ -5,7 +5,7 @@ Shapes: B rows, H heads of queries, H_kv heads of keys, T tokens of the call, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,6 +22,9 @@ from memorizing.model import ModelState, RetrievalControl
 from memorizing.model.state import Entries, Staged
 
 Parts = tuple[Retrieved, ...]
+OnRetrieved = Callable[[int, Sequence[Tensor], Sequence[Tensor | None]], None]
+"""Layer; per part, shares of attention (B, H, T, k); per part, numbers of entries, or None for the
+text's own memory."""
 
 
 @dataclass
@@ -52,17 +55,20 @@ def make_history(
     head_dim: int,
     dtype: torch.dtype,
     device: torch.device,
-    capacity: int,
+    *,
+    without: int | None = None,
 ) -> History:
-    """A history of nothing, for `num_rows` texts side by side."""
+    """A history of nothing, for `num_rows` texts side by side; the layer `without` remembers
+    nothing.
+    """
     states = {}
     for layer in settings.layers:
         memories = {}
-        if capacity:
-            memory = Memory(
-                num_rows, num_heads, capacity, head_dim, dtype, device, parse_index(settings.index)
+        if settings.capacity and layer != without:
+            index = parse_index(settings.index)
+            memories[layer] = Memory(
+                num_rows, num_heads, settings.capacity, head_dim, dtype, device, index
             )
-            memories[layer] = memory
         states[layer] = ModelState(
             settings.segment_len, torch.zeros(num_rows, dtype=torch.int64), (), (), {}, memories
         )
@@ -85,10 +91,11 @@ class Step:
     control: RetrievalControl | None = None
     """Retrieval that is wrong on purpose."""
     next_states: dict[int, ModelState] = field(default_factory=dict)
-    last_layer: int | None = None
-    """Nothing after this layer is needed: the call ends there."""
-    on_retrieved: list[tuple[int, slice, Parts]] | None = None
-    """Collects what is retrieved, where asked for."""
+    collected: dict[int, tuple[Tensor, Tensor]] | None = None
+    """Given, the call only reads: it takes the keys and values (B, H_kv, T, D) of every layer, and
+    ends with the last memory layer."""
+    on_retrieved: OnRetrieved | None = None
+    """Told of what is retrieved, where asked for."""
 
     def check(self) -> None:
         """Refuse a call that would write to memories that its own backward pass reads.
@@ -135,6 +142,8 @@ class Step:
                 state = state.commit()
             parts = self._retrieve(layer, state, settings, queries[:, :, span], span)
             asked = queries[:, :, span]
+            if self.on_retrieved is not None and parts:
+                self._tell(layer, head, parts, scaling)
             outputs.append(head.attend(asked, parts, scaling, softcap) if parts else asked)
             state = self._stage(layer, state, keys[:, :, span], values[:, :, span], span)
         self.next_states[layer] = state
@@ -197,10 +206,34 @@ class Step:
                 position = memory.compute_positions(found.neighbors.slots, donors)
                 found = _leave_out(found, position < settings.num_sinks)
             parts.append(found)
-        found = keep_best(parts, k) if len(parts) > 1 else tuple(parts)
-        if self.on_retrieved is not None:
-            self.on_retrieved.append((layer, span, found))
-        return found
+        return keep_best(parts, k) if len(parts) > 1 else tuple(parts)
+
+    def _tell(self, layer: int, head: MemoryHead, parts: Parts, scaling: float) -> None:
+        """Report what was retrieved, with its shares of attention among all that was."""
+        assert self.on_retrieved is not None
+        scale = (torch.exp(head.log_scale.detach()) * scaling).view(-1, 1, 1)
+        scores = torch.cat([part.neighbors.scores.float() for part in parts], -1) * scale
+        weights = torch.softmax(scores, -1).nan_to_num(0.0)
+        widths = [part.neighbors.scores.shape[-1] for part in parts]
+        base = self.base.get(layer)
+        firsts: list[int | None] = list(base.first_entries) if base is not None else []
+        firsts += [None] * (len(parts) - len(firsts))
+        entries = [
+            None if first is None else part.neighbors.slots + first
+            for first, part in zip(firsts, parts, strict=True)
+        ]
+        self.on_retrieved(layer, weights.split(widths, -1), entries)
+
+    def finish(self) -> None:
+        """Take over what the layers of the call staged. Changes the history."""
+        history = self.history
+        num_new = self.valid.sum(1)
+        for layer, state in history.states.items():
+            # A layer that is only read from has no memory of its own, and nothing staged.
+            moved = replace(state, position=state.position + num_new)
+            history.states[layer] = self.next_states.get(layer, moved)
+        history.num_seen += self.valid.shape[1]
+        history.is_broken = False
 
     def _count_hidden(self, state: ModelState, settings: MemorySettings, span: slice) -> Tensor:
         """(B, n): newest entries that a query must not retrieve, since local attention sees them.

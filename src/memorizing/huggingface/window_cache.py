@@ -69,7 +69,10 @@ class WindowLayer(DynamicSlidingWindowLayer):
         if dropped and self.num_sinks:
             assert self.sink_keys is not None
             assert self.sink_values is not None
-            seen = (torch.cat([self.sink_keys, keys], -2), torch.cat([self.sink_values, values], -2))
+            seen = (
+                torch.cat([self.sink_keys, keys], -2),
+                torch.cat([self.sink_values, values], -2),
+            )
         self.cumulative_length += key_states.shape[-2]
         excess = max(0, keys.shape[-2] - self.sliding_window + 1)
         self._drop(keys, values, dropped, excess)

@@ -1,0 +1,80 @@
+"""What stored entries depend on, as one short text: compared before a memory is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memorizing.huggingface.families import Decoder
+from memorizing.huggingface.memory_settings import MemorySettings
+
+_NUM_SAMPLES = 4096
+_IGNORED = ("memory.", "lora_", "dropout")
+_NOT_SHAPE = {
+    "_attn_implementation", "_name_or_path", "architectures", "dtype", "torch_dtype",
+    "transformers_version", "use_cache", "model_type",
+}  # fmt: skip
+
+
+def compute_fingerprint(decoder: Decoder, settings: MemorySettings) -> str:
+    """Of the configuration and every weight up to the last memory layer; gates are left out.
+
+    Of each weight, rounded to bf16 so that it does not depend on the dtype a model is loaded in,
+    the sum of all bits as integers and a few thousand numbers are hashed: a pass over the memory,
+    where hashing all would take seconds. What changes entries but little, such as a change of a
+    single weight and its opposite in another, is not told apart.
+    """
+    digest = hashlib.sha256()
+    config = decoder.base.config.to_dict()
+    shape = {key: value for key, value in config.items() if key not in _NOT_SHAPE}
+    stored = {"search": settings.search, "num_sinks": settings.num_sinks}
+    _add(
+        digest,
+        json.dumps([decoder.base.config.model_type, shape, stored], default=str, sort_keys=True),
+    )
+    last = max(settings.layers)
+    layers = f"{decoder.family.layers}."
+    for name, weight in sorted(decoder.base.state_dict(keep_vars=True).items()):
+        if any(part in name for part in _IGNORED):
+            continue
+        if name.startswith(layers):
+            number = int(name[len(layers) :].partition(".")[0])
+            # Above the last memory layer nothing reaches the entries.
+            if number > last:
+                continue
+        elif name.startswith(("norm.", "ln_f.", "final_layer_norm.")):
+            continue
+        _add(digest, name)
+        _add_weight(digest, weight.detach())
+    return digest.hexdigest()[:32]
+
+
+def _add(digest: Any, text: str) -> None:
+    digest.update(text.encode() + b"\n")
+
+
+def _add_weight(digest: Any, weight: Tensor) -> None:
+    flat = weight.reshape(-1)
+    _add(digest, f"{tuple(weight.shape)}")
+    if not flat.numel():
+        return
+    if flat.is_floating_point():
+        flat = flat.to(torch.bfloat16).view(torch.int16)
+    _add(digest, str(int(flat.sum(dtype=torch.int64))))
+    step = max(1, flat.numel() // _NUM_SAMPLES)
+    digest.update(flat[::step].contiguous().cpu().numpy().tobytes())
+
+
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Of everything that decides which tokens a text becomes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = (
+        backend.to_str()
+        if backend is not None
+        else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,137 @@
+"""Documents through a model into memory: tokens, entries, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memorizing.errors import CorpusError
+from memorizing.huggingface.attachment import Attachment
+from memorizing.huggingface.memory_layer import EntriesRead
+from memorizing.memory.disk import LayerEntries, NewDocument, hash_text
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document to be read."""
+
+    name: str
+    text: str
+
+
+def list_texts(documents: Any) -> Iterator[Text]:
+    """Documents as they may be given: of `memorizing`, pairs of name and text, or a dict.
+
+    Raises:
+        CorpusError: what is neither.
+    """
+    if isinstance(documents, str):
+        raise CorpusError(
+            "documents are one text without a name; give (name, text) pairs, a dict of them, or "
+            "memorizing.load_corpus(...)"
+        )
+    items: Iterable[Any] = documents.items() if isinstance(documents, dict) else documents
+    for item in items:
+        if isinstance(item, (tuple, list)) and len(item) == 2:
+            name, text = item
+        else:
+            name, text = getattr(item, "name", None), getattr(item, "text", None)
+        if not isinstance(name, str) or not isinstance(text, str) or not name:
+            raise CorpusError(
+                f"a document is a {type(item).__name__}; give (name, text) pairs of strings, or "
+                "documents with a name and a text"
+            )
+        yield Text(name, text)
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A document as the model reads it."""
+
+    text: Text
+    tokens: Tensor
+    """(n,) int64."""
+    offsets: Tensor | None
+    """(n, 2): first character of each token and the one after its last, where known."""
+
+
+def tokenize(tokenizer: Any, text: Text, *, with_offsets: bool) -> TokenizedText:
+    """A document with the special tokens that the tokenizer puts around a text."""
+    with_offsets = with_offsets and bool(getattr(tokenizer, "is_fast", False))
+    encoded = tokenizer(
+        text.text, return_offsets_mapping=with_offsets, verbose=False, truncation=False
+    )
+    tokens = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+    offsets = None
+    if with_offsets:
+        offsets = torch.tensor(encoded["offset_mapping"], dtype=torch.int64).view(-1, 2)
+    return TokenizedText(text, tokens, offsets)
+
+
+def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries]:
+    """The entries of a document, a segment at a time; (H, n, D) per layer.
+
+    A document is read alone: its entries do not depend on what else is in memory. Nothing above the
+    last memory layer is computed.
+
+    Args:
+        attachment: of the model. Not changed.
+        tokens: (n,) int64.
+    """
+    model = attachment.model()
+    assert model is not None
+    device = next(model.parameters()).device
+    settings = attachment.settings
+    dtype = attachment.stored_dtype
+    cache, num_left_out = attachment.make_cache(), settings.num_sinks
+    was_training = model.training
+    model.eval()
+    try:
+        for piece in tokens.split(settings.segment_len):
+            with torch.inference_mode(), attachment.collect() as collected:
+                try:
+                    attachment.decoder.base(
+                        input_ids=piece.unsqueeze(0).to(device),
+                        past_key_values=cache,
+                        use_cache=True,
+                    )
+                except EntriesRead:
+                    attachment.finish_early()
+                entries = {
+                    layer: tuple(part[0, :, num_left_out:].to("cpu", dtype) for part in both)
+                    for layer, both in collected.items()
+                }
+            num_left_out = max(0, num_left_out - len(piece))
+            yield entries  # type: ignore[misc]
+    finally:
+        model.train(was_training)
+
+
+def join_entries(pieces: list[LayerEntries]) -> dict[int, tuple[Tensor, Tensor]]:
+    """Entries one after another."""
+    return {
+        layer: (
+            torch.cat([piece[layer][0] for piece in pieces], 1),
+            torch.cat([piece[layer][1] for piece in pieces], 1),
+        )
+        for layer in (pieces[0] if pieces else {})
+    }
+
+
+def describe_document(read: TokenizedText, num_sinks: int, *, keep_text: bool) -> NewDocument:
+    """A document as a memory knows it."""
+    num_tokens = len(read.tokens)
+    first = min(num_sinks, num_tokens)
+    return NewDocument(
+        read.text.name,
+        num_tokens,
+        num_tokens - first,
+        hash_text(read.text.text),
+        text=read.text.text if keep_text else None,
+        token_offsets=read.offsets if keep_text else None,
+        entry_tokens=torch.arange(first, num_tokens),
+    )

@@ -1,0 +1,331 @@
+"""What a model has read: bound to it for a while, kept in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from memorizing.errors import MemoryFolderError, StateError
+from memorizing.huggingface.attachment import Attachment, add_memory, get_attachment
+from memorizing.huggingface.families import count_head_dim, count_heads
+from memorizing.huggingface.fingerprint import hash_tokenizer
+from memorizing.huggingface.reading import (
+    TokenizedText,
+    describe_document,
+    join_entries,
+    list_texts,
+    read_tokens,
+    tokenize,
+)
+from memorizing.huggingface.stores import FolderStore, RamStore, Store
+from memorizing.memory.disk import FolderDescription, MemoryFolder, StoredDocument, hash_text
+
+_FLUSH = 16_384
+"""Entries that are read before they are written."""
+
+
+@dataclass
+class ReadReport:
+    """What `MemorySession.read` did."""
+
+    num_documents: int = 0
+    num_tokens: int = 0
+    num_entries: int = 0
+    skipped: list[str] = field(default_factory=list)
+    """Documents that were there already, with the same text."""
+
+
+class MemorySession:
+    """An open memory. While it is entered, the model reads it and remembers what it writes.
+
+    Every text that goes through a cache of its own (each call of `generate`) has a memory of its
+    own, which grows by its tokens and ends with the cache. What `read` took in is shared by all
+    texts, and stays.
+    """
+
+    def __init__(self, attachment: Attachment, store: Store, *, keep_text: bool) -> None:
+        """See `open_memory`."""
+        self._attachment = attachment
+        self._store = store
+        self._keep_text = keep_text
+
+    def __enter__(self) -> MemorySession:
+        """Bind the memory to the model.
+
+        Raises:
+            StateError: another memory is open.
+        """
+        if self._attachment.is_bound:
+            raise StateError("this model has a memory open already; leave its with block first")
+        self._bind()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Unbind it. What was read into a folder is there; what was not is gone with the object."""
+        self._attachment.unbind()
+
+    def _bind(self) -> None:
+        self._attachment.bind(self._store.open_layers())
+
+    @property
+    def documents(self) -> tuple[StoredDocument, ...]:
+        """What was read, oldest first."""
+        return self._store.documents
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of each layer that were read."""
+        return sum(document.num_entries for document in self.documents)
+
+    def read(self, tokenizer: Any, documents: Any, *, progress: bool = True) -> ReadReport:
+        """Read documents into the memory, one after another. Nothing is trained.
+
+        A document's entries do not depend on what else is in memory. One with the name and the text
+        of a document that is there already is skipped, so that the same call goes on where it was
+        stopped. An interrupt first keeps the documents that were read whole.
+
+        Args:
+            tokenizer: of the model; it puts its special tokens around each document.
+            documents: (name, text) pairs, a dict of them, or documents of `load_corpus`.
+            progress: show a progress bar on the terminal.
+
+        Raises:
+            MemoryFolderError: a name that is there with another text, another tokenizer than that
+                of the documents that are there, or a folder that cannot be written.
+            CorpusError: something that is no document.
+        """
+        from memorizing.huggingface.progress import show_progress
+
+        report = ReadReport()
+        waiting: list[tuple[TokenizedText, list[Any]]] = []
+        self._store.check_tokenizer(hash_tokenizer(tokenizer))
+        num_sinks = self._attachment.settings.num_sinks
+        with self._store.write(), show_progress(progress) as advance:
+            try:
+                for text in list_texts(documents):
+                    if self._is_known(text.name, hash_text(text.text)):
+                        report.skipped.append(text.name)
+                        continue
+                    read = tokenize(tokenizer, text, with_offsets=self._keep_text)
+                    pieces = []
+                    for entries in read_tokens(self._attachment, read.tokens):
+                        pieces.append(entries)
+                        advance(text.name, next(iter(entries.values()))[0].shape[1])
+                    waiting.append((read, pieces))
+                    report.num_documents += 1
+                    report.num_tokens += len(read.tokens)
+                    report.num_entries += max(0, len(read.tokens) - num_sinks)
+                    if sum(len(one.tokens) for one, _ in waiting) >= _FLUSH:
+                        self._flush(waiting)
+            finally:
+                self._flush(waiting)
+        if self._attachment.is_bound:
+            self._bind()
+        return report
+
+    def _is_known(self, name: str, sha256: str) -> bool:
+        known = self._store.find_document(name)
+        if known is None:
+            return False
+        if known.sha256 != sha256:
+            raise MemoryFolderError(
+                f"a document {name!r} with another text is in memory already; forget it first "
+                "(memory.forget(name), or `memorizing memory forget`), or give another name"
+            )
+        return True
+
+    def _flush(self, waiting: list[tuple[TokenizedText, list[Any]]]) -> None:
+        if not waiting:
+            return
+        num_sinks = self._attachment.settings.num_sinks
+        described = [
+            describe_document(read, num_sinks, keep_text=self._keep_text) for read, _ in waiting
+        ]
+        pieces = [piece for _, pieces in waiting for piece in pieces]
+        if pieces:
+            self._store.append(described, join_entries(pieces))
+        waiting.clear()
+
+    def forget(self, name: str) -> None:
+        """Forget a document; its entries and text are gone, from a folder too.
+
+        Raises:
+            MemoryFolderError: there is no such document.
+        """
+        self._store.forget(name)
+        if self._attachment.is_bound:
+            self._bind()
+
+    def save(self, path: Path | str, *, dtype: str | None = None) -> None:
+        """Write everything that was read into a new folder.
+
+        Args:
+            path: a folder that is new or empty.
+            dtype: of the entries there: bfloat16, float16, float32 or int8; None is that of the
+                memory.
+
+        Raises:
+            MemoryFolderError: the folder holds something.
+            ResourceError: it cannot be written.
+        """
+        self._store.save(Path(path), dtype)
+
+    def new_cache(self) -> DynamicCache:
+        """A cache for a text of its own, to be passed as `past_key_values`."""
+        return self._attachment.make_cache()
+
+    def commit(self, cache: DynamicCache) -> None:
+        """In training, after the backward pass of a segment: let its entries be retrieved.
+
+        Without gradients the next call does this by itself. Changes the memory of the text in
+        place, and cuts the cache off from the graph.
+
+        Raises:
+            StateError: the cache has no memory.
+        """
+        self._attachment.commit(cache)
+
+    @contextmanager
+    def record(self) -> Iterator[Sources]:
+        """Collect which documents the calls inside retrieve from."""
+        sources = Sources(self._store)
+        self._attachment.on_retrieved = sources.add
+        try:
+            yield sources
+        finally:
+            self._attachment.on_retrieved = None
+
+
+class Sources:
+    """Attention mass on documents and on the text's own memory, summed over calls and heads."""
+
+    def __init__(self, store: Store) -> None:
+        """Nothing yet."""
+        self._store = store
+        self.mass: dict[str, float] = {}
+        self.own_mass = 0.0
+
+    def add(self, layer: int, weights: Sequence[Tensor], entries: Sequence[Tensor | None]) -> None:
+        """Take what one layer retrieved.
+
+        Args:
+            layer: its number.
+            weights: per store (B, H, T, k), shares of attention.
+            entries: per store, the numbers of its entries (B, H, T, k) from the first that was
+                read; None is the text's own memory.
+        """
+        for weight, entry in zip(weights, entries, strict=True):
+            if entry is None:
+                self.own_mass += float(weight.sum())
+                continue
+            found = self._store.number_documents(entry.flatten())
+            sums = torch.zeros(len(self._store.documents), dtype=torch.float64)
+            sums.index_add_(0, found, weight.flatten().double())
+            for number in sums.nonzero().flatten().tolist():
+                name = self._store.documents[number].name
+                self.mass[name] = self.mass.get(name, 0.0) + float(sums[number])
+
+    def list(self) -> list[tuple[str, float]]:
+        """Documents with their share of all attention to retrieved entries, largest first."""
+        total = sum(self.mass.values()) + self.own_mass
+        shares = [(name, mass / total) for name, mass in self.mass.items() if total]
+        return sorted(shares, key=lambda pair: -pair[1])
+
+
+def open_memory(
+    model: Any,
+    path: Path | str | None = None,
+    *,
+    keep_text: bool = False,
+    dtype: str | None = None,
+) -> MemorySession:
+    """Open a memory for a model that `add_memory` was called on.
+
+        with memorizing.open_memory(model, "repo.memory") as memory:
+            memory.read(tokenizer, documents)
+            model.generate(**inputs)
+
+    Args:
+        model: the model. One without a memory gets one like that of the folder.
+        path: folder that holds a memory, or where one is made at the first `read`; None keeps what
+            is read only as long as the session lives, unless `save` is called.
+        keep_text: also keep the texts of documents read from now on, for `Sources` and reports.
+        dtype: of a new folder's entries; None is that of the memory.
+
+    Raises:
+        MemoryFolderError: the folder is no memory, or one of another model or other layers, or it
+            is damaged.
+        ConfigError: the model has no memory, and there is no folder to tell what it should be.
+    """
+    folder = None
+    if path is not None and Path(path).exists() and any(Path(path).iterdir()):
+        folder = MemoryFolder.open(path)
+        if "memorizing" not in model.__dict__:
+            add_memory(model, **_read_settings(folder.description))
+            get_attachment(model).load_heads(folder.description.settings.get("heads", {}))
+    attachment = get_attachment(model)
+    description = _describe(attachment, model, dtype)
+    store: Store
+    if path is None:
+        store = RamStore(description, attachment.settings.index)
+    else:
+        if folder is not None:
+            check_folder(folder, description)
+        store = FolderStore(Path(path), folder, description, attachment.settings.index)
+    return MemorySession(attachment, store, keep_text=keep_text)
+
+
+def check_folder(folder: MemoryFolder, description: FolderDescription) -> None:
+    """Refuse a folder whose entries this model did not write.
+
+    Raises:
+        MemoryFolderError: with what differs.
+    """
+    found = folder.description
+    if found.layers != description.layers:
+        raise MemoryFolderError(
+            f"{folder.path} has entries of layers {list(found.layers)}, and this model's memory "
+            f"layers are {list(description.layers)}; call add_memory with these layers, or read "
+            "the text again"
+        )
+    MemoryFolder.open(folder.path, fingerprint=description.fingerprint)
+
+
+def _read_settings(description: FolderDescription) -> dict[str, Any]:
+    settings = description.settings.get("memory")
+    if not isinstance(settings, dict):
+        raise MemoryFolderError(
+            "this memory does not say how a model reads it; call add_memory(model, ...) first"
+        )
+    return settings
+
+
+def _describe(attachment: Attachment, model: Any, dtype: str | None) -> FolderDescription:
+    settings = attachment.settings
+    attention = attachment.decoder.attentions[settings.layers[0]]
+    config = attachment.decoder.base.config
+    return FolderDescription(
+        attachment.fingerprint(),
+        settings.layers,
+        count_heads(attention, config)[1],
+        count_head_dim(attention, config),
+        dtype or settings.dtype,
+        {
+            "memory": settings.to_dict(),
+            "heads": attachment.dump_heads(),
+            "model": str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+        },
+    )
