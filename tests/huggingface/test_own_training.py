@@ -126,10 +126,11 @@ def test_a_history_that_goes_on_before_the_backward_pass_is_noticed() -> None:
         loss.backward()
 
 
-def test_adapters_that_would_have_no_effect_are_refused() -> None:
+@pytest.mark.parametrize("name", ["embedding", "blocks.1.attention.query"])
+def test_adapters_that_would_have_no_effect_are_refused(name: str) -> None:
     model = make_own()
-    model.model.blocks[1].attention.query = nn.Sequential(model.model.blocks[1].attention.query)
-    with pytest.raises(ConfigError, match=r"blocks.1.attention.query is a Sequential"):
+    model.model.set_submodule(name, nn.Sequential(model.model.get_submodule(name)))
+    with pytest.raises(ConfigError, match=rf"{name} was replaced by a .*Sequential"):
         model(make_tokens(1, 3))
 
 

@@ -342,22 +342,21 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         return cache
 
     def _check_layers(self) -> None:
-        """Refuse adapters: they would have no effect, as weights are used without their layers.
+        """Refuse adapters: weights are used without calling their layers, which would be ignored.
 
         Raises:
-            ConfigError: a linear layer was replaced.
+            ConfigError: a layer was replaced.
         """
-        for layer, block in enumerate(self.model.blocks):
-            for name in ("attention", "feed_forward"):
-                for part, module in block.get_submodule(name).named_children():
-                    if part in _LINEAR_PARTS and not isinstance(module, nn.Linear):
-                        raise ConfigError(
-                            f"blocks.{layer}.{name}.{part} is a {type(module).__name__}; adapters "
-                            "on the layers of this model have no effect: train its own weights"
-                        )
+        for name, module in self.model.named_modules():
+            kind = nn.Embedding if name == "embedding" else nn.Linear
+            if name.rpartition(".")[2] in _BARE_LAYERS and not isinstance(module, kind):
+                raise ConfigError(
+                    f"{name} was replaced by a {type(module).__module__}.{type(module).__name__}; "
+                    "adapters on this model have no effect: train its own weights"
+                )
 
 
-_LINEAR_PARTS = {"query", "key", "value", "output", "expand", "contract"}
+_BARE_LAYERS = {"embedding", "query", "key", "value", "output", "expand", "contract"}
 
 
 def _check_tokens(tokens: Tensor | None, labels: Tensor | None) -> Tensor:
