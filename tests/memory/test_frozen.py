@@ -48,6 +48,7 @@ def merge_attention(queries: Tensor, parts: tuple[Retrieved, ...]) -> tuple[Tens
     total = sum(
         share.unsqueeze(-1) * output for share, (output, *_) in zip(shares, found, strict=True)
     )
+    assert isinstance(total, Tensor)
     return total, log_sums.logsumexp(0)
 
 
@@ -86,7 +87,7 @@ def test_a_base_and_a_tail_are_attended_to_as_one_memory(num_tail: int) -> None:
     whole.append(*tails)
     queries = torch.randn(ROWS, HEADS, 13, DIM)
     parts = keep_best([*base.retrieve(queries, 7), tail.retrieve(queries, 7)], 7)
-    counts = sum(part.neighbors.valid.sum(-1) for part in parts)
+    counts = torch.stack([part.neighbors.valid.sum(-1) for part in parts]).sum(0)
     assert bool((counts == 7).all())
     expected = merge_attention(queries, (whole.retrieve(queries, 7),))
     torch.testing.assert_close(merge_attention(queries, parts), expected)

@@ -1,4 +1,4 @@
-"""The store of one layer: rows, heads, ring of slots; append, retrieve, reset."""
+"""The store of one layer: rows, heads, ring of slots; and entries that are kept on disk."""
 
 from memorizing.config import ModelConfig
 from memorizing.memory.disk import (
@@ -11,7 +11,6 @@ from memorizing.memory.disk import (
 )
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.memory.retrieved import Retrieved, keep_best
-from memorizing.memory.saving import open_memory_folder, save_memory
 from memorizing.memory.store import Memory
 
 __all__ = [
@@ -26,8 +25,6 @@ __all__ = [
     "hash_text",
     "keep_best",
     "memory_bytes",
-    "open_memory_folder",
-    "save_memory",
 ]
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

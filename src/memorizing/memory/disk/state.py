@@ -82,7 +82,9 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} is refused: {error}; use another copy of the memory, or read the text again"
         ) from error
     except OSError as error:
-        raise MemoryFolderError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise MemoryFolderError(
+            f"{path} cannot be read ({error.strerror}); a memory consists of plain files, no links"
+        ) from error
 
 
 def read_contents(folder: Path, known: Contents | None = None) -> Contents:

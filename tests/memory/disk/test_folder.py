@@ -1,0 +1,264 @@
+"""What is put into a folder comes back from it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from memorizing.errors import MemoryFolderError
+from memorizing.memory import (
+    FolderDescription,
+    MemoryFolder,
+    NewDocument,
+    StoredDocument,
+    hash_text,
+)
+from memorizing.memory.disk import state
+from memorizing.memory.disk.encoding import decode_int8, encode_int8
+from memorizing.memory.disk.layout import Counts, plan_segment
+from memorizing.memory.disk.manifest import Manifest, SegmentRecord
+from tests.memory.disk.examples import (
+    DIM,
+    HEADS,
+    LAYERS,
+    append,
+    check_holds,
+    count_entries,
+    describe,
+    draw_entries,
+    list_files,
+    make_document,
+    make_folder,
+    read_entries,
+    write_text,
+)
+
+DTYPES = ["bfloat16", "float16", "float32", "int8"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_entries_come_back_as_they_were_rounded_once(dtype: str, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "deep" / "a.memory", ["a", "b"], ["c"], dtype=dtype)
+    check_holds(folder, ["a", "b", "c"])
+    opened = MemoryFolder.open(folder.path, fingerprint="of a model")
+    assert opened.description == describe(dtype)
+    check_holds(opened, ["a", "b", "c"])
+    assert opened.verify() == ("manifest.json", opened.contents.segments[0].path.name)
+
+
+def test_a_segment_is_a_safetensors_file(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a"], dtype="int8")
+    with safe_open(folder.contents.segments[0].path, "pt") as file:
+        codes = file.get_tensor("layers.7.values")
+        factors = file.get_tensor("layers.7.value_factors")
+    expected = encode_int8(draw_entries("a")[7][1])
+    assert torch.equal(codes, expected[0])
+    assert torch.equal(factors, expected[1])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e30])
+def test_int8_is_off_by_at_most_half_a_step_of_its_vector(scale: float) -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(HEADS, 31, DIM) * scale
+    vectors[0, 5] = 0
+    codes, factors = encode_int8(vectors)
+    decoded = decode_int8(codes, factors, torch.float32)
+    most = vectors.abs().amax(-1, keepdim=True) / 254
+    assert bool(((decoded - vectors).abs() <= most * 1.001).all())
+    assert not decoded[0, 5].any()
+
+
+def test_int8_takes_half_of_the_bytes(tmp_path: Path) -> None:
+    # With many entries of a usual length, so that headers do not count.
+    sizes = {}
+    torch.manual_seed(0)
+    entries = {0: (torch.randn(3, 997, 64), torch.randn(3, 997, 64))}
+    for dtype in ("bfloat16", "int8"):
+        description = FolderDescription("of a model", (0,), 3, 64, dtype)
+        folder = MemoryFolder.create(tmp_path / dtype, description)
+        folder.append([NewDocument("a", 997, 997, hash_text("a"))], entries)
+        sizes[dtype] = folder.contents.segments[0].path.stat().st_size
+        assert abs(sizes[dtype] - 997 * (description.bytes_per_entry + 4)) < 1024
+    assert sizes["int8"] < 0.54 * sizes["bfloat16"]
+
+
+def test_small_additions_are_joined_and_int8_is_not_rounded_again(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, dtype="int8")
+    names = [f"document {number}" for number in range(17)]
+    for name in names:
+        append(folder, [name])
+    check_holds(folder, names)
+    assert len(folder.contents.segments) == 1
+    assert list_files(tmp_path) == ["lock", "manifest.json", "segment-000016.safetensors"]
+
+
+def test_many_additions_make_few_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 29)
+    monkeypatch.setattr(state, "LARGEST_JOINED", 211)
+    folder = make_folder(tmp_path)
+    names = [f"document {number}" for number in range(37)]
+    for name in names:
+        append(folder, [name])
+        sizes = [segment.record.num_entries for segment in folder.contents.segments]
+        assert len(sizes) <= 2 + 3 + folder.num_entries // 100
+        assert max(sizes) <= 211
+    check_holds(folder, names)
+
+
+def test_texts_and_the_places_of_tokens_in_them_are_kept_if_given(tmp_path: Path) -> None:
+    folder = MemoryFolder.create(tmp_path, describe())
+    append(folder, ["a", "b"], keep_text=True)
+    append(folder, ["c"])
+    append(folder, ["d"], keep_text=True)
+    check_holds(folder, ["a", "b", "c", "d"])
+    contents = MemoryFolder.open(tmp_path).contents
+    assert contents.read_text("d") == write_text("d")
+    first, text = count_entries("a"), write_text("b")
+    around = contents.read_around(first + 1, 3)
+    assert (around.before, around.token, around.after) == (text[:2], text[2:4], text[4:7])
+    for name, message in (("c", "did not keep the text"), ("e", "holds no document")):
+        with pytest.raises(MemoryFolderError, match=message):
+            contents.read_text(name)
+    with pytest.raises(MemoryFolderError, match="did not keep the text"):
+        contents.read_around(first + count_entries("b"), 3)
+
+
+def test_a_text_may_be_kept_without_the_places_of_its_tokens(tmp_path: Path) -> None:
+    folder = MemoryFolder.create(tmp_path, describe())
+    text = "a lone surrogate: \udc80"
+    documents = [
+        NewDocument("empty", 0, 0, hash_text(""), ""),
+        NewDocument("text", 5, 0, hash_text(text), text),
+    ]
+    nothing = torch.empty(HEADS, 0, DIM)
+    folder.append(documents, dict.fromkeys(LAYERS, (nothing, nothing)))
+    append(folder, ["a"], keep_text=True)
+    assert folder.contents.read_text("text") == text
+    assert folder.contents.read_text("empty") == ""
+    assert folder.contents.document_of(torch.tensor([0])).tolist() == [2]
+    assert MemoryFolder.open(tmp_path).documents == folder.documents
+
+
+def test_entries_know_their_documents_and_tokens(tmp_path: Path) -> None:
+    folder = MemoryFolder.create(tmp_path, describe())
+    numbers = torch.arange(11.0).view(1, 11, 1).expand(HEADS, 11, DIM)
+    documents = [
+        NewDocument("a", 7, 3, hash_text("a"), entry_tokens=[1, 4, 6]),
+        NewDocument("nothing", 5, 0, hash_text("")),
+        NewDocument("b", 13, 8, hash_text("b")),
+    ]
+    folder.append(documents, dict.fromkeys(LAYERS, (numbers, numbers)))
+    entries = torch.tensor([[2, 3], [10, 0]])
+    assert folder.contents.document_of(entries).tolist() == [[0, 2], [2, 0]]
+    assert folder.contents.token_of(entries).tolist() == [[6, 0], [7, 1]]
+    for wrong in (-1, 11):
+        with pytest.raises(MemoryFolderError, match="those from 0 to 10"):
+            folder.contents.document_of(torch.tensor([wrong]))
+
+
+def test_a_forgotten_document_is_gone_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
+    folder = MemoryFolder.create(tmp_path, describe("float32"))
+    for names in (["a", "b", "c", "d", "e"], ["secret", "f"], ["g"]):
+        append(folder, names, keep_text=True)
+    untouched = {folder.contents.segments[place].path for place in (0, 2)}
+    folder.forget("secret")
+    check_holds(folder, ["a", "b", "c", "d", "e", "f", "g"])
+    assert untouched < {segment.path for segment in folder.contents.segments}
+    check_holds(MemoryFolder.open(tmp_path), ["a", "b", "c", "d", "e", "f", "g"])
+    content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert write_text("f").encode() in content
+    assert write_text("secret").encode() not in content
+    assert b"secret" not in content
+    assert draw_entries("secret")[3][0][0, 0].numpy().tobytes() not in content
+    assert draw_entries("f")[3][0][0, 0].numpy().tobytes() in content
+    with pytest.raises(MemoryFolderError, match="no document 'secret'"):
+        folder.forget("secret")
+    for name in ("g", "a", "f", "b", "c", "d", "e"):
+        folder.forget(name)
+    assert list_files(tmp_path) == ["lock", "manifest.json"]
+    append(folder, ["secret"])
+    check_holds(MemoryFolder.open(tmp_path), ["secret"])
+
+
+def test_a_search_finds_what_the_folder_holds(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a", "b", "c"], dtype="float32")
+    memory = folder.open_layer(7)
+    keys, values = read_entries(folder, 7)
+    keys = torch.nn.functional.normalize(keys, dim=-1)
+    (found,) = memory.retrieve(keys.unsqueeze(0) * 97, 1)
+    stored = read_entries(folder, 7)[0]
+    expected = (keys @ stored.transpose(1, 2)).argmax(-1)
+    assert torch.equal(found.neighbors.slots[0, ..., 0], expected)
+    gathered = torch.stack([values[head, expected[head]] for head in range(HEADS)])
+    assert torch.equal(found.fetch_values()[0, :, :, 0], gathered)
+
+
+def test_a_layer_is_searched_in_one_go_where_it_is_decoded_anyway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
+    names = [["a", "b", "c", "d"], ["e", "f"], ["g"]]
+    coded = make_folder(tmp_path / "int8", *names, dtype="int8")
+    assert len(coded.contents.segments) == 3
+    (block,) = coded.open_layer(3).blocks
+    assert block.load().keys.dtype == torch.bfloat16
+    check_holds(coded, "abcdefg")
+    mapped = make_folder(tmp_path / "bfloat16", *names).open_layer(3)
+    counts = [sum(map(count_entries, group)) for group in names]
+    assert mapped.first_entries == (0, counts[0], counts[0] + counts[1])
+
+
+def test_documents_are_found_by_name(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a", "b"])
+    found = folder.contents.find_document("b")
+    assert found is not None
+    assert found.sha256 == make_document("b").sha256
+    assert folder.contents.find_document("c") is None
+
+
+def test_a_memory_without_documents_can_be_opened_and_searched(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    folder = MemoryFolder.open(tmp_path)
+    nothing = torch.empty(HEADS, 0, DIM)
+    folder.append([], dict.fromkeys(LAYERS, (nothing, nothing)))
+    assert folder.open_layer(3).retrieve(torch.zeros(1, HEADS, 5, DIM), 3) == ()
+    assert folder.verify() == ("manifest.json",)
+
+
+def test_a_memory_of_a_gibibyte_is_opened_in_less_than_a_fifth_of_a_second(tmp_path: Path) -> None:
+    description = FolderDescription("of a model", (12,), 3, 64)
+    num_entries = 2**30 // description.bytes_per_entry + 1
+    counts = Counts(num_entries, 0, 0)
+    layout = plan_segment(description, counts)
+    file = "segment-000000.safetensors"
+    # Its entries are a hole in the file, for they are not read.
+    MemoryFolder.create(tmp_path, description)
+    (tmp_path / file).write_bytes(layout.header)
+    os.truncate(tmp_path / file, layout.num_bytes)
+    record = SegmentRecord(file, num_entries, 0, 0, layout.num_bytes, "0" * 64)
+    each = num_entries // 1009
+    documents = [
+        StoredDocument(f"document {number}", each, each, "0" * 64, file, number * each)
+        for number in range(1009)
+    ]
+    documents[-1] = replace(
+        documents[-1], num_entries=num_entries - 1008 * each, num_tokens=num_entries
+    )
+    manifest = Manifest(description, (record,), tuple(documents), 1)
+    (tmp_path / "manifest.json").write_bytes(manifest.to_json())
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        folder = MemoryFolder.open(tmp_path, fingerprint="of a model")
+        assert folder.open_layer(12).size == num_entries
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.2, times

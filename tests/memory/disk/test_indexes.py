@@ -1,0 +1,97 @@
+"""Indexes of the segments, built or saved beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from memorizing.errors import MemoryFolderError
+from memorizing.index_settings import parse_index
+from memorizing.knn.sealed import SealedIndex
+from memorizing.memory import MemoryFolder, Retrieved
+from memorizing.memory.disk import state
+from tests.memory.disk.examples import DIM, HEADS, append, count_entries, list_files, make_folder
+
+HNSW = parse_index("faiss_hnsw:block_len=11")
+QUERIES = torch.randn(2, 3 * HEADS, 5, DIM, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryFolder:
+    """Of segments with more entries than a block, and less."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
+    made = make_folder(tmp_path, ["a", "b", "c", "d"], ["bb", "e"])
+    append(made, [next(name for name in "fghijklmnop" if count_entries(name) < 11)])
+    assert [segment.record.num_entries > 11 for segment in made.contents.segments] == [1, 1, 0]
+    return made
+
+
+def check_alike(found: tuple[Retrieved, ...], expected: tuple[Retrieved, ...]) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine.neighbors.scores, theirs.neighbors.scores)
+
+
+def test_saved_indexes_are_read_and_not_built(
+    folder: MemoryFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = folder.open_layer(7, index=parse_index("exact:rescore=true")).retrieve(QUERIES, 5)
+    check_alike(folder.open_layer(7, index=HNSW).retrieve(QUERIES, 5), expected)
+    folder.save_indexes(HNSW)
+    folder.save_indexes(HNSW)
+    assert list_files(folder.path / "index") == ["segment-000000", "segment-000001"]
+    with monkeypatch.context() as patched:
+        patched.setattr(SealedIndex, "_build", None)
+        opened = MemoryFolder.open(folder.path)
+        check_alike(opened.open_layer(7, index=HNSW).retrieve(QUERIES, 5), expected)
+    # The index goes with its segment.
+    folder.forget("e")
+    assert list_files(folder.path / "index") == ["segment-000000"]
+    folder.open_layer(7, index=HNSW).prepare()
+
+
+def test_indexes_that_are_made_quickly_are_not_saved(folder: MemoryFolder) -> None:
+    folder.save_indexes(parse_index("int8"))
+    assert not (folder.path / "index").exists()
+    folder.open_layer(3, index=parse_index("int8")).retrieve(QUERIES, 5)
+
+
+def test_an_index_of_int8_entries_is_saved_per_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
+    folder = make_folder(tmp_path, ["a", "b", "c", "d"], ["bb", "e"], dtype="int8")
+    folder.save_indexes(HNSW)
+    found = MemoryFolder.open(tmp_path).open_layer(3, index=HNSW).retrieve(QUERIES, 5)
+    assert len(found) == 2
+    (expected,) = folder.open_layer(3).retrieve(QUERIES, 5)
+    kept = torch.cat([part.neighbors.scores for part in found], -1).topk(5).values
+    assert torch.equal(kept, expected.neighbors.scores)
+
+
+def test_a_damaged_index_is_refused(folder: MemoryFolder, tmp_path_factory) -> None:
+    folder.save_indexes(HNSW)
+    (saved,) = (folder.path / "index" / "segment-000000").glob("7-*")
+    largest = max(saved.iterdir(), key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    largest.write_bytes(content[:-7])
+    with pytest.raises(MemoryFolderError, match=r"truncated or altered.*; remove that folder"):
+        MemoryFolder.open(folder.path).open_layer(7, index=HNSW).prepare()
+    outside = tmp_path_factory.mktemp("outside") / "index"
+    largest.write_bytes(content)
+    saved.rename(outside)
+    saved.symlink_to(outside)
+    with pytest.raises(MemoryFolderError, match="a link out of the memory"):
+        folder.open_layer(7, index=HNSW).prepare()
+
+
+def test_an_index_that_was_saved_by_half_is_left_out_and_removed(folder: MemoryFolder) -> None:
+    half = folder.path / "index" / "segment-000000" / ".7-faiss_hnsw-0.part"
+    half.mkdir(parents=True)
+    folder.open_layer(7, index=HNSW).prepare()
+    with folder.lock():
+        pass
+    assert not half.exists()

@@ -1,0 +1,200 @@
+"""Interrupted writers, and several processes at one folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from memorizing.errors import MemoryFolderError, ResourceError
+from memorizing.memory import MemoryFolder
+from tests.memory.disk.examples import (
+    DIM,
+    HEADS,
+    append,
+    check_holds,
+    describe,
+    list_files,
+    make_folder,
+)
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_a_killed_writer_leaves_the_old_state_or_the_new_and_readers_see_no_other(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("killing.py")), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 6, done.stdout
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("work", ["append", "forget", "merge", "create"])
+def test_a_failure_of_the_system_leaves_the_old_state_or_the_new(
+    call: str, work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[..., None] = getattr(os, call)
+    num_failures = 0
+    for step in range(20):
+        folder = make_folder(tmp_path / f"{step}", ["a", "b", "c"])
+        out = tmp_path / f"{step} out"
+        left = [step]
+
+        def fail(*arguments: object, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError(errno.ENOSPC, "no space")
+            real(*arguments)
+
+        monkeypatch.setattr(os, call, fail)
+        try:
+            if work == "append":
+                append(folder, ["d"])
+            elif work == "forget":
+                folder.forget("b")
+            elif work == "merge":
+                MemoryFolder.merge([folder.path], out)
+            else:
+                MemoryFolder.create(out, describe())
+        except ResourceError as error:
+            num_failures += 1
+            assert "no space left" in str(error)  # noqa: PT017
+        monkeypatch.undo()
+        after = {"append": "abcd", "forget": "ac"}.get(work, "abc")
+        opened = MemoryFolder.open(folder.path)
+        opened.verify()
+        check_holds(opened, "abc" if len(opened.documents) == 3 else after)
+        # No large file is left behind, and nothing stands in the way of another attempt.
+        assert len(list_files(folder.path)) == 3
+        append(folder, ["e"])
+        folder.forget("e")
+        check_holds(folder, [document.name for document in opened.documents])
+        if work in ("merge", "create") and not (out / "manifest.json").exists():
+            assert list_files(tmp_path)[-1] in (f"{step}", f"{step} out")
+            assert list_files(out) in ([], ["lock"]) if out.exists() else True
+            MemoryFolder.create(out, describe())
+        if left[0] >= 0:
+            break
+    expected = {
+        "append": {"fsync": 4, "replace": 2},
+        "forget": {"fsync": 4, "replace": 2},
+        "merge": {"fsync": 5, "replace": 3},
+        "create": {"fsync": 3, "replace": 1},
+    }
+    assert num_failures == step == expected[work][call]
+
+
+def test_everything_that_a_manifest_names_is_on_the_disk_before_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "memory", ["a"])
+    calls: list[str] = []
+    sync, replace, unlink = os.fsync, os.replace, os.unlink
+
+    def log_sync(descriptor: int) -> None:
+        calls.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    def log_replace(source: Path, target: Path) -> None:
+        calls.append(f"name {target.name}")
+        replace(source, target)
+
+    def log_unlink(path: Path, **options: int) -> None:
+        if Path(path).exists():
+            calls.append(f"remove {Path(path).name}")
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "fsync", log_sync)
+    monkeypatch.setattr(os, "replace", log_replace)
+    monkeypatch.setattr(os, "unlink", log_unlink)
+    append(folder, ["b"])
+    monkeypatch.undo()
+    assert calls == [
+        "sync .segment-000001.safetensors.part",
+        "name segment-000001.safetensors",
+        "sync memory",
+        "sync .manifest.json.part",
+        "name manifest.json",
+        "sync memory",
+        "remove segment-000000.safetensors",
+    ]
+
+
+def test_a_folder_that_cannot_be_written_can_be_read(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a"])
+    # Root writes to what is only to be read, but to no folder.
+    (tmp_path / "lock").unlink()
+    (tmp_path / "lock").mkdir()
+    check_holds(MemoryFolder.open(tmp_path), "a")
+    with pytest.raises(ResourceError, match="cannot write the memory"):
+        append(folder, ["b"])
+
+
+def test_a_second_writer_is_refused_and_reading_goes_on(tmp_path: Path) -> None:
+    first = make_folder(tmp_path, ["a"])
+    second = MemoryFolder.open(tmp_path)
+    with first.lock():
+        append(first, ["b"])
+        for write in (lambda: append(second, ["c"]), lambda: second.forget("a")):
+            with pytest.raises(MemoryFolderError, match=f"written by process {os.getpid()} on "):
+                write()
+        check_holds(second, "a")
+        second.refresh()
+        check_holds(second, "ab")
+        with first.lock():
+            first.forget("a")
+    # What was written since is seen before anything is written.
+    append(second, ["c"])
+    check_holds(second, "bc")
+    append(first, ["d"])
+    check_holds(MemoryFolder.open(tmp_path), "bcd")
+
+
+def test_an_open_memory_stays_readable_when_its_files_are_gone(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a", "b"])
+    reader = MemoryFolder.open(tmp_path)
+    memory = reader.open_layer(3)
+    queries = torch.randn(1, HEADS, 5, DIM, generator=torch.Generator().manual_seed(0))
+    folder.forget("a")
+    (found,) = memory.retrieve(queries, 7)
+    assert int(found.neighbors.slots.max()) >= folder.num_entries
+    check_holds(reader, "ab")
+    reader.refresh()
+    check_holds(reader, "b")
+
+
+def test_leftovers_are_removed_by_the_next_writer_and_other_files_are_not(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a"])
+    for name in (".segment-000007.safetensors.part", ".manifest.json.part"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "segment-000008.safetensors").write_bytes(b"whole")
+    (tmp_path / "index" / "segment-000008" / "3-name").mkdir(parents=True)
+    for name in ("notes.txt", "segment-1.safetensors", ".segment-x.part", "index/mine"):
+        (tmp_path / name).write_text("mine")
+    MemoryFolder.open(tmp_path)
+    assert len(list_files(tmp_path)) == 10
+    with folder.lock():
+        pass
+    assert list_files(tmp_path) == [
+        ".segment-x.part",
+        "index",
+        "lock",
+        "manifest.json",
+        "notes.txt",
+        "segment-000000.safetensors",
+        "segment-1.safetensors",
+    ]
+    assert list_files(tmp_path / "index") == ["mine"]
