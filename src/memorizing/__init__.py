@@ -38,6 +38,13 @@ if TYPE_CHECKING:
         TokenizerError,
     )
     from memorizing.evaluation import EvaluationResult, evaluate_documents
+    from memorizing.huggingface import (
+        MemorySession,
+        MemorySettings,
+        add_memory,
+        open_memory,
+        remove_memory,
+    )
     from memorizing.model import MemorizingTransformer, ModelOutput, ModelState
     from memorizing.training import load_model, train
 
@@ -55,6 +62,8 @@ _MODULE_OF_NAME = {
     "MemorizingError": "errors",
     "MemorizingTransformer": "model",
     "MemoryFolderError": "errors",
+    "MemorySession": "huggingface",
+    "MemorySettings": "huggingface",
     "ModelConfig": "config",
     "ModelOutput": "model",
     "ModelState": "model",
@@ -66,11 +75,14 @@ _MODULE_OF_NAME = {
     "TokenizerConfig": "config",
     "TokenizerError": "errors",
     "TrainingConfig": "config",
+    "add_memory": "huggingface",
     "evaluate_documents": "evaluation",
     "list_recipes": "config",
     "load_config": "config",
     "load_corpus": "data",
     "load_model": "training",
+    "open_memory": "huggingface",
+    "remove_memory": "huggingface",
     "train": "training",
 }
 
@@ -88,6 +100,8 @@ __all__ = [
     "MemorizingError",
     "MemorizingTransformer",
     "MemoryFolderError",
+    "MemorySession",
+    "MemorySettings",
     "ModelConfig",
     "ModelOutput",
     "ModelState",
@@ -100,11 +114,14 @@ __all__ = [
     "TokenizerError",
     "TrainingConfig",
     "__version__",
+    "add_memory",
     "evaluate_documents",
     "list_recipes",
     "load_config",
     "load_corpus",
     "load_model",
+    "open_memory",
+    "remove_memory",
     "train",
 ]
 

@@ -30,6 +30,7 @@ from memorizing.huggingface.window_cache import (
     NEVER,
     Positions,
     WindowLayer,
+    list_layers,
     list_positions,
     make_window_cache,
     shorten,
@@ -144,9 +145,8 @@ class Attachment:
     def commit(self, cache: Cache) -> None:
         """See `MemorySession.commit`."""
         self.find_history(cache).commit()
-        for layer in cache.layers:
-            if isinstance(layer, WindowLayer):
-                layer.detach()
+        for layer in list_layers(cache):
+            layer.detach()
 
     def find_history(self, cache: Cache) -> History:
         """The history of a text that was read through a cache.
@@ -240,8 +240,8 @@ class Attachment:
         device: torch.device,
     ) -> None:
         """Tell the cache where texts begin, and the model where the call's tokens stand."""
-        for layer in cache.layers:
-            layer.first_valid = first_valid  # type: ignore[union-attr]
+        for layer in list_layers(cache):
+            layer.first_valid = first_valid
         ids = list_positions(kwargs, num_tokens, start)
         shift = self._shifts.get(cache, torch.zeros(1, 1, dtype=torch.int64)).to(ids.device)
         shift = self._shifts[cache] = self.positions.move(cache, start, ids, shift)

@@ -42,7 +42,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(),
     "smollm3": Family(),
 }
-"""By `config.model_type`; each is tested. Others are taken as `Family()` where they look like it."""
+"""By `config.model_type`; each is tested. Others are taken as `Family()` where they look alike."""
 
 
 @dataclass(frozen=True)

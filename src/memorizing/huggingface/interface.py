@@ -57,8 +57,8 @@ def name_implementation(current: str | None) -> str:
         return NAMES[current]
     raise ConfigError(
         f"the model's attention runs by {current!r}; a memory is known to work over "
-        f"{' and '.join(map(repr, NAMES))}: load the model with attn_implementation='sdpa', or call "
-        "model.set_attn_implementation('sdpa')"
+        f"{' and '.join(map(repr, NAMES))}: load the model with attn_implementation='sdpa', or "
+        "call model.set_attn_implementation('sdpa')"
     )
 
 

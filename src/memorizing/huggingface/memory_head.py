@@ -26,10 +26,10 @@ CLOSED = -30.0
 class MemoryHead(nn.Module):
     """Gate and scale of one memory layer, a number each per head of queries.
 
-    With the gate, V = g V_m + (1 - g) V_c and g = sigmoid(bias) (paper, section 3.1). With the joint
-    softmax, g is the share of the retrieved scores in one softmax over both, their scores raised by
-    `bias`: g = sigmoid(logsumexp_m + bias - logsumexp_c). Retrieved scores are multiplied by
-    exp(log_scale) besides what the layer multiplies scores by.
+    With the gate, V = g V_m + (1 - g) V_c and g = sigmoid(bias) (paper, section 3.1). With the
+    joint softmax, g is the share of the retrieved scores in one softmax over both, their scores
+    raised by `bias`: g = sigmoid(logsumexp_m + bias - logsumexp_c). Retrieved scores are multiplied
+    by exp(log_scale) besides what the layer multiplies scores by.
     """
 
     def __init__(self, num_heads: int, bias: float, temperature: float, *, joint: bool) -> None:

@@ -82,4 +82,5 @@ class MemorySettings:
             unknown or sorted(values),
             f"{', '.join(sorted(known))}; layers are needed",
         )
-        return cls(**values | {"layers": tuple(values["layers"])})
+        given: dict[str, Any] = {**values, "layers": tuple(values["layers"])}
+        return cls(**given)

@@ -58,9 +58,7 @@ def make_history(
     *,
     without: int | None = None,
 ) -> History:
-    """A history of nothing, for `num_rows` texts side by side; the layer `without` remembers
-    nothing.
-    """
+    """A history of nothing for `num_rows` texts; the layer `without` will remember nothing."""
     states = {}
     for layer in settings.layers:
         memories = {}

@@ -143,8 +143,8 @@ class RamStore(Store):
         start, stop = document.first_entry, document.first_entry + document.num_entries
         self._documents = [one for one in self._documents if one.name != name]
         self._entries = {
-            layer: tuple(torch.cat([part[:, :start], part[:, stop:]], 1) for part in both)  # type: ignore[misc]
-            for layer, both in self._entries.items()
+            layer: (_cut_out(keys, start, stop), _cut_out(values, start, stop))
+            for layer, (keys, values) in self._entries.items()
         }
 
     def save(self, path: Path, dtype: str | None) -> None:
@@ -228,6 +228,10 @@ class FolderStore(Store):
             MemoryFolder.create(path, self.description)
         else:
             MemoryFolder.merge([self.path], path)
+
+
+def _cut_out(entries: Tensor, start: int, stop: int) -> Tensor:
+    return torch.cat([entries[:, :start], entries[:, stop:]], 1)
 
 
 def _compare_tokenizers(before: str | None, now: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 
 from memorizing.errors import StateError
 from memorizing.huggingface.families import Decoder, rotate_back
@@ -45,7 +45,13 @@ class WindowLayer(DynamicSlidingWindowLayer):
 
     def count_held(self) -> int:
         """Tokens in the cache, without sinks."""
-        return self.keys.shape[-2] if self.is_initialized and self.keys.dim() == 4 else 0
+        return self.keys.shape[-2] if self.keys is not None and self.keys.dim() == 4 else 0
+
+    def get_held(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tokens in the cache, without sinks."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
 
     def count_dropped(self) -> int:
         """Columns that were seen and are held no more, but for sinks."""
@@ -63,8 +69,9 @@ class WindowLayer(DynamicSlidingWindowLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         dropped = self.count_dropped()
-        keys = torch.cat([self.keys, key_states], dim=-2)
-        values = torch.cat([self.values, value_states], dim=-2)
+        held_keys, held_values = self.get_held()
+        keys = torch.cat([held_keys, key_states], dim=-2)
+        values = torch.cat([held_values, value_states], dim=-2)
         seen = (keys, values)
         if dropped and self.num_sinks:
             assert self.sink_keys is not None
@@ -80,8 +87,8 @@ class WindowLayer(DynamicSlidingWindowLayer):
 
     def clear(self) -> None:
         """Hold nothing but sinks from now on."""
-        if self.is_initialized:
-            self._drop(self.keys, self.values, self.count_dropped(), self.keys.shape[-2])
+        if self.count_held():
+            self._drop(*self.get_held(), self.count_dropped(), self.count_held())
 
     def _drop(self, keys: Tensor, values: Tensor, first: int, count: int) -> None:
         """Keep keys and values but for their first `count` columns, which begin at `first`."""
@@ -109,7 +116,8 @@ class WindowLayer(DynamicSlidingWindowLayer):
     def detach(self) -> None:
         """Cut the cache off from the graph of the call that wrote it."""
         if self.is_initialized:
-            self.keys, self.values = self.keys.detach(), self.values.detach()
+            keys, values = self.get_held()
+            self.keys, self.values = keys.detach(), values.detach()
         if self.sink_keys is not None and self.sink_values is not None:
             self.sink_keys, self.sink_values = self.sink_keys.detach(), self.sink_values.detach()
 
@@ -151,13 +159,18 @@ def shorten(cache: DynamicCache, decoder: Decoder, window: int, num_sinks: int) 
     """Give an empty cache layers of at most `window` tokens. In place."""
     own = [getattr(layer, "sliding_window", None) for layer in cache.layers]
     own += [None] * (len(decoder.attentions) - len(own))
-    cache.layers = [
-        WindowLayer(length, 0, is_sliding=True)
-        if length is not None and length <= window
-        else WindowLayer(window, num_sinks, is_sliding=length is not None)
-        for length in own
-    ]
+    cache.layers = []
+    for length in own:
+        if length is not None and length <= window:
+            cache.layers.append(WindowLayer(length, 0, is_sliding=True))
+        else:
+            cache.layers.append(WindowLayer(window, num_sinks, is_sliding=length is not None))
     cache.layer_class_to_replicate = None
+
+
+def list_layers(cache: Cache) -> list[WindowLayer]:
+    """The layers of a cache of ours."""
+    return [layer for layer in cache.layers if isinstance(layer, WindowLayer)]
 
 
 class Positions:
@@ -213,15 +226,16 @@ class Positions:
         if not is_entering:
             return shift
         if self.is_learned:
-            for layer in cache.layers:
+            for layer in list_layers(cache):
                 layer.clear()
             return position_ids[:, :1].clone()
-        for index, layer in enumerate(cache.layers):
+        for index, layer in enumerate(list_layers(cache)):
             if self._decoder.is_rotated(index) and layer.count_held():
                 attention = self._decoder.attentions[index]
                 distance = torch.tensor([self._zone_len])
-                rotation = self._decoder.look_up_rotation(index, distance, layer.keys)
-                layer.keys = rotate_back(attention, layer.keys, rotation, keep_norm=True)
+                keys, _ = layer.get_held()
+                rotation = self._decoder.look_up_rotation(index, distance, keys)
+                layer.keys = rotate_back(attention, keys, rotation, keep_norm=True)
         return shift + self._zone_len
 
 
