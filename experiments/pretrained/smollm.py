@@ -1,0 +1,35 @@
+"""SmolLM2-135M, as `convert.py` leaves it: where it is, and how it is loaded.
+
+Apache-2.0; Llama architecture, 30 layers, d = 576, 9 query heads and 3 key/value heads of 64,
+rotary base 100,000, tied embeddings, vocabulary 49,152, context 8,192; weights rounded to 4 bits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaForCausalLM
+
+from memorizing.data import Tokenizer, load_tokenizer
+from memorizing.errors import CheckpointError
+
+FOLDER = Path("runs/smollm2")
+CONTEXT_LEN = 8192
+"""Tokens the model was trained to see."""
+
+
+def load_smollm(
+    folder: Path = FOLDER, dtype: torch.dtype = torch.float32
+) -> tuple[LlamaForCausalLM, Tokenizer]:
+    """The model, in evaluation mode, and its tokenizer; documents begin with `<|endoftext|>`.
+
+    Raises:
+        CheckpointError: the folder holds no model.
+    """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{str(folder)!r} holds no model; make it: python experiments/pretrained/convert.py"
+        )
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.eval(), load_tokenizer(folder)
