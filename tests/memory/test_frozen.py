@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
-from memorizing.errors import NonFiniteQueryError, StateError
+from memorizing.errors import IndexUnavailableError, NonFiniteQueryError, StateError
 from memorizing.index_settings import parse_index
 from memorizing.memory import FrozenMemory, Memory, Retrieved, keep_best
 from memorizing.memory.frozen import FrozenBlock, index_block
@@ -178,3 +180,23 @@ def test_every_index_searches_frozen_blocks(index: str) -> None:
     queries = torch.randn(ROWS, HEADS, 5, DIM)
     for part, expected in zip(frozen.retrieve(queries, 3), exact.retrieve(queries, 3), strict=True):
         assert torch.equal(part.neighbors.slots, expected.neighbors.slots)
+
+
+def test_what_was_loaded_in_inference_mode_can_be_learned_from_later() -> None:
+    keys, values = make_entries(41)
+    with torch.inference_mode():
+        frozen = FrozenMemory.from_tensors(keys, values)
+        frozen.retrieve(torch.zeros(1, HEADS, 2, DIM), 3)
+    queries = torch.randn(ROWS, HEADS, 5, DIM, requires_grad=True)
+    (found,) = frozen.retrieve(queries, 7)
+    attend_to_retrieved(queries, found)[0].sum().backward()
+    assert queries.grad is not None
+    assert bool(queries.grad.any())
+
+
+def test_an_index_whose_package_is_missing_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(IndexUnavailableError, match="faiss"):
+        FrozenMemory.from_tensors(*make_entries(7), parse_index("faiss_hnsw"))

@@ -48,7 +48,8 @@ class FrozenBlock:
 
     def load(self) -> LoadedBlock:
         """The entries; those that were loaded by the first call."""
-        with self._lock:
+        # Tensors made in inference mode could not be used with gradients outside of it.
+        with self._lock, torch.inference_mode(False):
             if self._loaded is None:
                 self._loaded = self._load()
             return self._loaded
@@ -110,13 +111,18 @@ class FrozenMemory:
                 f"keys are {tuple(keys.shape)} and values {tuple(values.shape)}; both must be "
                 "(heads, n, head_dim)"
             )
-        block = index_block(
-            keys.detach().contiguous().unsqueeze(0),
-            values.detach().contiguous().unsqueeze(0),
-            ExactSettings() if index is None else index,
+        settings = ExactSettings() if index is None else index
+        # A package that is missing is missed now, and not at the first search.
+        make_index(settings)
+        block = FrozenBlock(
+            keys.shape[1],
+            lambda: index_block(
+                keys.detach().contiguous().unsqueeze(0),
+                values.detach().contiguous().unsqueeze(0),
+                settings,
+            ),
         )
-        num_heads, num_entries, head_dim = keys.shape
-        return cls(num_heads, head_dim, [FrozenBlock(num_entries, lambda: block)])
+        return cls(keys.shape[0], keys.shape[2], [block])
 
     @property
     def size(self) -> int:
@@ -157,7 +163,7 @@ class FrozenMemory:
             MemoryFolderError: the memory comes from a folder, and a file of it is damaged.
         """
         self._check_shape(queries)
-        rows = slice(None) if is_open is None or bool(is_open.all()) else is_open
+        rows = slice(None) if is_open is None or bool(is_open.all()) else is_open.cpu()
         parts = [self._search(block.load(), queries, num_neighbors, rows) for block in self.blocks]
         return keep_best(parts, num_neighbors) if len(parts) > 1 else tuple(parts)
 

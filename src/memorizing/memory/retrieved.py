@@ -98,8 +98,9 @@ def keep_best(parts: Sequence[Retrieved], num_neighbors: int) -> tuple[Retrieved
 
 def _keep(part: Retrieved, kept: Tensor) -> Retrieved:
     """Only the neighbors where `kept` (B, H, T, k) is True."""
-    # Found entries stand best first, so that what is kept stands first, if anything is.
-    width = max(1, int(kept.any((0, 1, 2)).sum())) if kept.numel() else 1
+    # Found entries stand best first, so that what is kept stands first.
+    columns = kept.flatten(0, -2).any(0).nonzero()
+    width = int(columns[-1]) + 1 if len(columns) else 1
     kept = kept[..., :width]
     found = part.neighbors
     neighbors = Neighbors(

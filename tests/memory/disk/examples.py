@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memorizing.memory import FolderDescription, MemoryFolder, NewDocument, hash_text
 from memorizing.memory.disk.encoding import decode_int8, encode_int8
-from memorizing.memory.disk.manifest import hash_values
+from memorizing.memory.disk.manifest_file import hash_values
 
 LAYERS, HEADS, DIM = (3, 7), 2, 13
 

@@ -15,7 +15,8 @@ from memorizing.errors import MemoryFolderError
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.description import FolderDescription
 from memorizing.memory.disk.encoding import encode_layer
-from memorizing.memory.disk.manifest import StoredDocument, is_hash
+from memorizing.memory.disk.manifest import StoredDocument
+from memorizing.memory.disk.manifest_file import is_hash
 from memorizing.memory.disk.parts import Part
 
 LayerEntries = Mapping[int, tuple[Tensor, Tensor]]

@@ -153,7 +153,8 @@ class MemoryFolder:
         """Add documents after those that are there. All of them are there afterwards, or none.
 
         A last segment that is small, or not larger than what is added, is written anew together
-        with it, so that many small additions make few segments.
+        with it, so that many small additions make few segments. Every call writes the manifest
+        and, of small segments, what was there: give several short documents at once.
 
         Args:
             documents: new ones, in the order of their entries.
@@ -237,6 +238,7 @@ class MemoryFolder:
 
         Raises:
             MemoryFolderError: there is no such layer.
+            IndexUnavailableError: the index needs a package that is not installed.
         """
         return open_layer(self.path, self.contents, layer, device, index)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memorizing.errors import MemoryFolderError, StateError
 from memorizing.index_settings import ExactSettings, IndexSettings, SealedSettings
-from memorizing.knn import KeyIndex, StoredKeys
+from memorizing.knn import KeyIndex, StoredKeys, make_index
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.description import FolderDescription
 from memorizing.memory.disk.encoding import decode_int8
@@ -36,6 +36,8 @@ def open_layer(
             f"{folder} has no entries of layer {layer}; it has those of {list(description.layers)}"
         )
     settings = ExactSettings() if index is None else index
+    # A package that is missing is missed now, and not at the first search.
+    make_index(settings)
     device = torch.device(device)
     filled = [one for one in contents.segments if one.record.num_entries]
     is_copied = description.dtype == "int8" or device.type != "cpu"
@@ -115,17 +117,16 @@ def _gather(
         return segments[0].get_tensor(f"{name}s").to(device)
     num_entries = sum(segment.record.num_entries for segment in segments)
     shape = (description.num_heads, num_entries, description.head_dim)
-    with torch.inference_mode(False):
-        gathered = torch.empty(shape, dtype=description.searched_dtype, device=device)
-        start = 0
-        for segment in segments:
-            stop = start + segment.record.num_entries
-            stored = segment.get_tensor(f"{name}s").to(device)
-            if is_coded:
-                factors = segment.get_tensor(f"{name}_factors").to(device)
-                stored = decode_int8(stored, factors, gathered.dtype)
-            gathered[:, start:stop] = stored
-            start = stop
+    gathered = torch.empty(shape, dtype=description.searched_dtype, device=device)
+    start = 0
+    for segment in segments:
+        stop = start + segment.record.num_entries
+        stored = segment.get_tensor(f"{name}s").to(device)
+        if is_coded:
+            factors = segment.get_tensor(f"{name}_factors").to(device)
+            stored = decode_int8(stored, factors, gathered.dtype)
+        gathered[:, start:stop] = stored
+        start = stop
     return gathered
 
 

@@ -13,7 +13,8 @@ from memorizing.errors import MemoryFolderError
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.layout import plan_segment
 from memorizing.memory.disk.lock import LOCK, hold_lock
-from memorizing.memory.disk.manifest import Manifest, SegmentRecord, StoredDocument, parse_manifest
+from memorizing.memory.disk.manifest import Manifest, SegmentRecord, StoredDocument
+from memorizing.memory.disk.manifest_file import format_manifest, parse_manifest
 from memorizing.memory.disk.parts import Part, iterate_content, number_documents, take_part
 from memorizing.memory.disk.segment import PLAIN_FILE
 from memorizing.memory.disk.writing import (
@@ -60,7 +61,7 @@ def create_state(folder: Path, manifest: Manifest) -> None:
             # Another process may have been faster.
             check_free(folder)
             remove_leftovers(folder, manifest)
-            write_whole(folder / MANIFEST, [manifest.to_json()])
+            write_whole(folder / MANIFEST, [format_manifest(manifest)])
         sync_folder(folder.parent)
 
 
@@ -166,7 +167,7 @@ def write_state(
         after = replace(
             before, segments=tuple(records), documents=tuple(documents), next_segment=number
         )
-        write_whole(folder / MANIFEST, [after.to_json()])
+        write_whole(folder / MANIFEST, [format_manifest(after)])
     except BaseException:
         # By the manifest that is there: the error may have come after it was replaced.
         with contextlib.suppress(Exception):

@@ -85,7 +85,8 @@ def remove_leftovers(folder: Path, manifest: Manifest) -> None:
     if not indexes.is_dir() or indexes.is_symlink():
         return
     for path in indexes.iterdir():
-        if path.is_symlink() or not SEGMENT_NAME.fullmatch(f"{path.name}.safetensors"):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder or not SEGMENT_NAME.fullmatch(f"{path.name}.safetensors"):
             continue
         if path.name not in stems:
             shutil.rmtree(path)
