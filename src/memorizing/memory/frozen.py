@@ -63,8 +63,8 @@ def index_block(
 ) -> LoadedBlock:
     """Entries (1, H, n, D) with their index, which is restored or built. May take minutes.
 
-    Blocks of a library that is told to leave fewer than `block_len` entries in no block of its own
-    are searched exactly.
+    With an index of another library, fewer entries than one of its blocks are searched exactly, as
+    those that wait for a block in a memory that grows.
 
     Args:
         keys: what is searched.

@@ -14,6 +14,7 @@ import torch
 
 from memorizing.errors import MemoryFolderError, ResourceError
 from memorizing.memory import MemoryFolder
+from memorizing.memory.disk import state
 from tests.memory.disk.examples import (
     DIM,
     HEADS,
@@ -198,3 +199,14 @@ def test_leftovers_are_removed_by_the_next_writer_and_other_files_are_not(tmp_pa
         "segment-1.safetensors",
     ]
     assert list_files(tmp_path / "index") == ["mine"]
+
+
+def test_a_reader_whose_manifest_was_replaced_meanwhile_reads_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path, ["a", "b"])
+    stale, real = [folder.contents.manifest], state.read_manifest
+    folder.forget("a")
+    monkeypatch.setattr(state, "read_manifest", lambda path: stale.pop() if stale else real(path))
+    check_holds(MemoryFolder.open(tmp_path), "b")
+    assert not stale
