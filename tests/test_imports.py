@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"memory"},
     "loss": set(),
     "metrics": set(),
-    "evaluation": {"model", DATA_TYPES, "loss", "metrics"},
+    "evaluation": {"model", "huggingface", DATA_TYPES, "loss", "metrics"},
     "generation": {"model", DATA_TYPES, "loss", "metrics"},
     "huggingface": {"memory", "knn", "model", "loss", DATA_TYPES},
     "training": ALL - {"training", "analysis"},

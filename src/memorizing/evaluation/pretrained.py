@@ -1,0 +1,82 @@
+"""Perplexity of a model of `transformers` with memory, over whole documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memorizing.errors import ConfigError
+from memorizing.evaluation.reading import Progress
+from memorizing.evaluation.results import Control, DocumentResult, EvaluationResult
+from memorizing.huggingface.attachment import get_attachment
+from memorizing.huggingface.scoring import find_start_token, score_texts
+from memorizing.huggingface.texts import encode_text
+from memorizing.huggingface.unwrapping import unwrap
+
+if TYPE_CHECKING:
+    from memorizing.data import Document, TokenizedDocument
+
+
+def evaluate_model(
+    model: Any,
+    documents: Sequence[TokenizedDocument] | Sequence[Document],
+    tokenizer: Any = None,
+    *,
+    capacity: int | None = None,
+    control: Control | None = None,
+    max_tokens: int = 0,
+    seed: int = 0,
+    start_token: int | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Read documents from their first token to their last and keep the nats of every token.
+
+    Documents are read one by one, in segments, through a window cache, as in `score_texts`; the
+    result does not depend on how many there are, except under `other_document`.
+
+    Args:
+        model: of `transformers`, with `add_memory`.
+        documents: with their texts, or as token ids without special tokens.
+        tokenizer: of the model; needed for texts.
+        capacity: entries of the memory; None is that of `add_memory`, 0 turns it off.
+        control: as in `score_texts`.
+        max_tokens: only the first tokens of each document are read; 0 reads them whole.
+        seed: of `shuffled`.
+        start_token: precedes every document; None takes `find_start_token`.
+        progress: called after every segment.
+
+    Raises:
+        ConfigError: nothing to read, texts without a tokenizer, or what `score_texts` refuses.
+    """
+    tokens = [_tokenize(document, tokenizer) for document in documents]
+    if not any(len(part) for part in tokens):
+        raise ConfigError("there are no tokens to evaluate; give documents with text")
+    found = score_texts(
+        model,
+        tokens,
+        find_start_token(model, tokenizer) if start_token is None else start_token,
+        control=control,
+        capacity=capacity,
+        max_tokens=max_tokens,
+        seed=seed,
+        progress=progress,
+    )
+    results = [
+        DocumentResult(document.name, nats, document.num_bytes if len(nats) == len(part) else None)
+        for document, nats, part in zip(documents, found, tokens, strict=True)
+    ]
+    held = get_attachment(unwrap(model)).settings.capacity if capacity is None else capacity
+    return EvaluationResult(tuple(results), 0 if control == "off" else held, control)
+
+
+def _tokenize(document: Any, tokenizer: Any) -> np.ndarray:
+    tokens = getattr(document, "tokens", None)
+    if tokens is not None:
+        return np.asarray(tokens)
+    if tokenizer is None:
+        raise ConfigError(
+            f"document {document.name!r} is a text; give the tokenizer of the model too"
+        )
+    return encode_text(tokenizer, document.text)
