@@ -40,7 +40,7 @@ from memorizing.metrics import Totals, bucket_by_position
 
 RESULTS = Path("experiments/results/pretrained_baselines.json")
 NATS = Path("runs/pretrained/baselines")
-SUM_LEN = 1024
+BLOCK_SUM_LEN = 1024
 """Tokens of the blocks whose sums are kept: for an interval by block bootstrap."""
 
 
@@ -141,12 +141,12 @@ def collect(documents: dict[Any, list[ReadDocument]], folder: Path) -> dict[str,
                 nats = np.load(path)
                 if len(nats) != len(document.tokens):
                     continue
-                sums = np.add.reduceat(nats.astype(np.float64), range(0, len(nats), SUM_LEN))
+                sums = np.add.reduceat(nats.astype(np.float64), range(0, len(nats), BLOCK_SUM_LEN))
                 totals = Totals(float(sums.sum()), len(nats), document.num_bytes)
                 total += totals
                 token_nats.append(nats)
                 by_document[document.name] = describe(totals) | {
-                    f"nats_by_{SUM_LEN}": [round(float(s), 3) for s in sums]
+                    "block_nats": [round(float(s), 3) for s in sums]
                 }
             if by_document:
                 families[family] = {
@@ -156,7 +156,7 @@ def collect(documents: dict[Any, list[ReadDocument]], folder: Path) -> dict[str,
                 }
         if families:
             arms[name] = {"window": arm.window, "keeps_start": arm.keeps_start} | families
-    return {"precision": "fp32", "block_len": BLOCK_LEN, "arms": arms}
+    return {"precision": "fp32", "block_nats_len": BLOCK_SUM_LEN, "arms": arms}
 
 
 def describe(totals: Totals) -> dict[str, Any]:

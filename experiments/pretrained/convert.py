@@ -212,7 +212,7 @@ def check_folder(folder: Path) -> str:
         )
     inputs = fast(PROMPT, return_tensors="pt")
     with torch.no_grad():
-        said = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        said = model.generate(**inputs, max_new_tokens=16, do_sample=False)  # type: ignore[attr-defined]
     return fast.decode(said[0])
 
 

@@ -40,6 +40,7 @@ SEPARATOR = " "
 Split = Literal["train", "test"]
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s(?=[A-Z\"'(<*`])")
 _SENTENCE = re.compile(r"[A-Z].*[a-z)'\"][.!?]")
 _NOT_PROSE = re.compile(r">>>|[|{}\\]|--|==|\d{3}|[Pp]ass ?key")
 _NUM_WORDS = range(6, 41)
@@ -66,14 +67,16 @@ class PasskeySample:
 
 
 @cache
-def load_sentences(split: Split) -> tuple[str, ...]:
-    """Different sentences of the standard library's docstrings, in an order of their own.
+def load_sentences(split: Split, root: Path | None = None) -> tuple[str, ...]:
+    """Different sentences of docstrings, in an order of their own; takes some seconds.
 
-    Half of them, by a hash of each, are for training. None has three digits in a row, so that no
-    number but the key could be meant. Together they have some 100,000 tokens.
+    They are those of the Python files under `root`, by default of the standard library. Half of
+    them, by a hash of each, are for training. None has three digits in a row, so that no
+    number but the key could be meant. The standard library's have some 95,000
+    tokens in each half.
     """
     found: set[str] = set()
-    root = Path(sysconfig.get_path("stdlib"))
+    root = root or Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         if _LEFT_OUT.isdisjoint(path.relative_to(root).parts):
             found.update(find_sentences(path.read_bytes()))
@@ -92,7 +95,7 @@ def find_sentences(source: bytes) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, kinds) and (docstring := ast.get_docstring(node)):
             for paragraph in re.split(r"\n\s*\n", docstring):
-                yield from filter(is_prose, re.split(r"(?<=[.!?])\s", " ".join(paragraph.split())))
+                yield from filter(is_prose, _SENTENCE_END.split(" ".join(paragraph.split())))
 
 
 def is_prose(sentence: str) -> bool:
@@ -181,12 +184,16 @@ def make_grid(
     depths: Sequence[float],
     num_samples: int,
     split: Split = "test",
+    *,
+    sentences: Sequence[str] = (),
 ) -> Iterator[PasskeySample]:
     """`num_samples` documents of every length at every depth, each with a seed of its own."""
+    sentences = sentences or load_sentences(split)
     for num_tokens in lens:
         for depth in depths:
             for i in range(num_samples):
-                yield make_sample(tokenizer, num_tokens, depth, f"{num_tokens}/{depth}/{i}", split)
+                seed = f"{num_tokens}/{depth}/{i}"
+                yield make_sample(tokenizer, num_tokens, depth, seed, split, sentences=sentences)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

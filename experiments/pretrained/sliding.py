@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
+from transformers.cache_utils import DynamicLayer
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from memorizing.errors import ConfigError
@@ -66,7 +67,9 @@ class WindowCache(DynamicCache):
                 start_key = apply_rotary_pos_emb(start_key, start_key, cos, sin)[1]
                 keys = torch.cat([start_key, keys], dim=-2)
                 values = torch.cat([start_value, values], dim=-2)
-            self.layers[i].keys, self.layers[i].values = keys, values
+            layer = self.layers[i]
+            assert isinstance(layer, DynamicLayer)
+            layer.keys, layer.values = keys, values
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:
         return [(layer.keys, layer.values) for layer in self.layers]  # type: ignore[misc]
