@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from memorizing.cli import main
+from memorizing.cli.finetune import parse_settings
+from memorizing.errors import ConfigError
+from memorizing.huggingface.adapter import load_adapter
+
+from .tools import make_base, make_texts, make_tokenizer, one_thread
+
+__all__ = ["one_thread"]
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A model, texts, and options for a run of a second."""
+    monkeypatch.setenv("MEMORIZING_CACHE", str(tmp_path / "cache"))
+    make_base().save_pretrained(tmp_path / "base")
+    make_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "texts").mkdir()
+    for document in make_texts(101, 67, 83):
+        (tmp_path / "texts" / f"{document.name}.txt").write_text(document.text)
+    return [
+        "finetune", str(tmp_path / "base"), "--corpus", f"files:{tmp_path / 'texts'}",
+        "--out", str(tmp_path / "run"), "--layers", "1", "--window", "11", "--capacity", "23",
+        "--steps", "5", "--lora-rank", "3", "--precision", "fp32", "--device", "cpu",
+        "--set", "memory.num_neighbors=5", "--set", "memory.segment_len=7",
+        "--set", "memory.combine=gate",
+    ]  # fmt: skip
+
+
+def test_the_verb_trains_evaluates_and_saves_an_adapter(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    result = tmp_path / "result.json"
+    held_out = ["--held-out", "t1.txt", "--evaluate-every", "2", "--json", str(result)]
+    assert main([*words, *held_out]) == 0
+    out = capsys.readouterr().out
+    assert "finetuned after 5 steps" in out
+    assert "validation perplexity" in out
+    assert json.loads(result.read_text())["steps"] == 5
+    about = json.loads((tmp_path / "run" / "finetune.json").read_text())
+    assert about["memory"]["combine"] == "gate"
+    assert about["about"]["model"] == words[1]
+    loaded = load_adapter(AutoModelForCausalLM.from_pretrained(words[1]), tmp_path / "run/adapter")
+    gates = {p for n, p in loaded.named_parameters() if ".memory.bias" in n}
+    assert all(bool(gate.any()) for gate in gates)
+    assert gates
+
+
+def test_a_finished_run_goes_on_with_more_steps(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert main(words) == 0
+    assert main([*words, "--steps", "7"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*words, "--steps", "7", "--resume"]) == 0
+    assert "finetuned after 7 steps" in capsys.readouterr().out
+    assert main([*words, "--capacity", "29", "--resume"]) == 2
+    assert "memory.capacity was 23 and is 29" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--capacity", "3"], "at least num_neighbors"),
+        (["--train", "gates", "--capacity", "0"], "gates of no memory"),
+        (["--set", "memory.combin=gate"], "combin"),
+        (["--set", "finetune.stepss=3"], "did you mean 'finetune.steps'"),
+        (["--set", "combine=gate"], "TABLE.KEY=VALUE"),
+        (["--layers", "7"], "from 0 to 2"),
+        (["--rate", "-1"], "learning_rate is -1"),
+        (["--held-out", "nothing"], "data.validation"),
+        (["--evaluate-every", "5"], "no document is held out"),
+    ],
+)
+def test_what_cannot_work_is_said_on_one_line(
+    words: list[str], more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*words, *more]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert said in error
+
+
+def test_settings_are_sorted_into_tables():
+    tables: Any = parse_settings(["memory.combine=gate", "finetune.clip_norm=0", "data.seed=3"])
+    assert tables == {
+        "memory": {"combine": "gate"}, "finetune": {"clip_norm": 0}, "data": {"seed": 3}
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="a table of memory, finetune, data"):
+        parse_settings(["model.layers=3"])
