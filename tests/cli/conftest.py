@@ -70,3 +70,62 @@ def trained(tmp_path_factory: pytest.TempPathFactory, settings: list[str]) -> Pa
         patch.setenv("MEMORIZING_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         assert main(["train", "tiny", "--run", str(folder), *settings]) == 0
     return folder
+
+
+def save_tiny_llama(folder: Path, seed: int) -> Path:
+    """A Llama of three layers with a token for every byte, drawn at random, as on the hub."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate(alphabet)}
+    bytes_alone = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_alone.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bytes_alone, bos_token="<s>", eos_token="</s>"
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=20,
+        intermediate_size=31,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=10,
+        max_position_embeddings=128,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        # Loud enough that what is retrieved is heard.
+        initializer_range=0.5,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-trained model that is not to be changed."""
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "llama", 0)
+
+
+@pytest.fixture(scope="session")
+def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one of the same shape."""
+    return save_tiny_llama(tmp_path_factory.mktemp("models") / "other", 1)
+
+
+MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32")
+"""How the tests' memories are made."""
+
+
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory: pytest.TempPathFactory, llama: Path, texts: Path) -> Path:
+    """What the tiny model read of five documents, texts kept; it is not to be changed."""
+    folder = tmp_path_factory.mktemp("memories") / "texts.memory"
+    words = ["read", str(llama), str(texts), "--memory", str(folder), "--keep-text", *MEMORY_WORDS]
+    assert main(words) == 0
+    return folder

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 import typer
 
 from memorizing import __version__
-from memorizing.cli import benchmark, corpus, demo, evaluate, info, train
+from memorizing.cli import (
+    benchmark,
+    corpus,
+    demo,
+    evaluate,
+    finetune,
+    generate,
+    info,
+    memory,
+    read,
+    train,
+)
 from memorizing.cli.output import INTERRUPTED_STATUS, say
 from memorizing.errors import MemorizingError
 from memorizing.files import FULL_DISK
@@ -26,6 +37,8 @@ examples:
   memorizing info recipes                            what can be trained as it is
   memorizing train small --run runs/small            train it
   memorizing evaluate runs/small --capacity 0,8192   measure it, without memory and with
+  memorizing read MODEL src --memory repo.memory     let a model of the hub read a repository
+  memorizing generate MODEL --memory repo.memory --prompt 'def main('
   memorizing VERB --help                             more examples
 """,
     add_completion=False,
@@ -50,9 +63,19 @@ def _set_up(
     """Options of the program itself."""
 
 
-VERBS = {"train": train, "evaluate": evaluate, "demo": demo, "corpus": corpus, "info": info}
+VERBS = {
+    "train": train,
+    "evaluate": evaluate,
+    "read": read,
+    "finetune": finetune,
+    "generate": generate,
+    "demo": demo,
+    "corpus": corpus,
+    "info": info,
+}
 for name, verb in VERBS.items():
     app.command(name, epilog=verb.EXAMPLES)(verb.run)
+app.add_typer(memory.app, name="memory")
 app.add_typer(benchmark.app, name="benchmark")
 
 

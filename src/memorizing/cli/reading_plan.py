@@ -1,0 +1,154 @@
+"""Before anything is read: which documents are new, which are there, which have changed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from memorizing.cli.pretrained import show_name
+from memorizing.errors import ConfigError, CorpusError, MemoryFolderError
+
+if TYPE_CHECKING:
+    from memorizing.data.given_files import LeftOut, Rules
+    from memorizing.memory.disk import MemoryFolder
+
+STDIN = "-"
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """A document that can be read."""
+
+    name: str
+    num_bytes: int
+    load: Callable[[], str | None]
+    """Its text, as it is now; None where it is gone."""
+
+
+@dataclass
+class Plan:
+    """What is to be done."""
+
+    new: list[Source] = field(default_factory=list)
+    changed: list[Source] = field(default_factory=list)
+    """Their names are in the memory, with other texts."""
+    num_known: int = 0
+    """Documents that are there as they are."""
+
+    @property
+    def sources(self) -> list[Source]:
+        """All that is read, new ones last."""
+        return [*self.changed, *self.new]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that is read."""
+        return sum(source.num_bytes for source in self.sources)
+
+
+def plan_reading(
+    sources: Sequence[Source], folder: MemoryFolder | None, *, update: bool, path: object
+) -> Plan:
+    """Compare documents with what a memory holds; every text is loaded once.
+
+    Args:
+        sources: the documents.
+        folder: the memory; None is a new one.
+        update: whether documents that have changed may be forgotten and read again.
+        path: of the memory, for messages.
+
+    Raises:
+        MemoryFolderError: documents have changed, and `update` is not set.
+    """
+    from memorizing.memory.disk import hash_text
+
+    plan = Plan()
+    for source in sources:
+        known = folder.contents.find_document(source.name) if folder else None
+        text = source.load() if known else None
+        if known is None:
+            plan.new.append(source)
+        elif text is not None and hash_text(text) == known.sha256:
+            plan.num_known += 1
+        else:
+            plan.changed.append(source)
+    if plan.changed and not update:
+        names = ", ".join(show_name(source.name) for source in plan.changed[:_NAMES_SHOWN])
+        more = ", ..." if len(plan.changed) > _NAMES_SHOWN else ""
+        raise MemoryFolderError(
+            f"{path} holds {len(plan.changed):,} of these documents with another text than they "
+            f"have now ({names}{more}); --update forgets them and reads them again"
+        )
+    return plan
+
+
+def find_sources(
+    given: Sequence[str], rules: Rules, prefix: str, name: str | None, left_out: LeftOut
+) -> list[Source]:
+    """The documents that words on the command line stand for; `-` is standard input.
+
+    Raises:
+        ConfigError: standard input without a name, or a name without it.
+        CorpusError: a path that is not there, two documents of one name, or no text at all.
+    """
+    from memorizing.data.given_files import find_text_files, load_text
+
+    if (STDIN in given) != (name is not None):
+        raise ConfigError(
+            "standard input (-) has no name; give one with --name"
+            if name is None
+            else f"--name {name} is the name of standard input, which is not read; add - to FILES"
+        )
+    sources = []
+    for file in find_text_files([word for word in given if word != STDIN], rules, left_out):
+        text = load_text(file, left_out)
+        if text is not None:
+            num_bytes = len(text.encode())
+            sources.append(
+                Source(prefix + file.name, num_bytes, lambda file=file: load_text(file, left_out))
+            )
+    if name is not None:
+        text = read_stdin()
+        if any(source.name == prefix + name for source in sources):
+            raise CorpusError(f"--name is {name!r}, which is a file's name too; give another one")
+        sources.append(Source(prefix + name, len(text.encode()), lambda: text))
+    if not sources:
+        reasons = left_out.describe()
+        raise CorpusError(
+            "there is nothing to read: "
+            + (f"left out were {reasons}" if reasons else "no file was found")
+            + "; name files of text"
+        )
+    return sources
+
+
+def read_stdin() -> str:
+    """All of standard input, as text.
+
+    Raises:
+        CorpusError: it is empty or no text.
+    """
+    from memorizing.data.given_files import decode_whole
+
+    text, reason = decode_whole(sys.stdin.buffer.read())
+    if text is None:
+        raise CorpusError(f"standard input is {reason}; it must be text in UTF-8")
+    return text
+
+
+def yield_texts(plan: Plan, forget: Callable[[str], None]) -> Iterator[tuple[str, str]]:
+    """Name and text of what is read, each loaded when it is its turn.
+
+    What has changed is forgotten only then, so that an interrupt loses no document but one.
+    """
+    num_changed = len(plan.changed)
+    for number, source in enumerate(plan.sources):
+        text = source.load()
+        if text is None:
+            continue
+        if number < num_changed:
+            forget(source.name)
+        yield source.name, text

@@ -1,0 +1,174 @@
+"""A causal language model and its tokenizer, by folder or by name on the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+# The hub's client comes with transformers, which is what this package depends on.
+from transformers.utils.hub import (
+    HfApi,  # pyright: ignore[reportPrivateImportUsage]
+    RepositoryNotFoundError,  # pyright: ignore[reportPrivateImportUsage]
+    cached_file,
+)
+
+from memorizing.errors import ConfigError, TokenizerError
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_TIMEOUT_S = 10.0
+_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+"""What `transformers` raises for folders and names that do not work."""
+
+
+def load_pretrained(
+    name: str, *, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"
+) -> tuple[Any, Any]:
+    """Load a model and its tokenizer. What is on this machine is used first.
+
+    Nothing is downloaded for a folder, or for a name that is in the hub's cache; code that comes
+    with a model is not run.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, or a name on the hub.
+        dtype: of the weights; "auto" is as they were saved.
+        device: where they go.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be loaded.
+        TokenizerError: it has no tokenizer, or one with more tokens than the model knows.
+    """
+    # So that models of ours are known by their type.
+    from memorizing.huggingface import own_model  # noqa: F401
+
+    model, tokenizer = _load_both(check_place(name), name, dtype)
+    num_known = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > num_known:
+        raise TokenizerError(
+            f"the tokenizer of {name!r} has {len(tokenizer):,} tokens, and the model knows "
+            f"{num_known:,}; use the tokenizer that the model was trained with"
+        )
+    return model.eval().to(device), tokenizer
+
+
+def check_place(name: str) -> str:
+    """The folder or hub name that is meant.
+
+    Raises:
+        ConfigError: a folder without a model, or what is neither a folder nor a name.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = sorted(found.parent.name for found in path.glob("*/config.json"))
+            hint = f"there is one in {inside[-1]!r}" if inside else "name one that has it"
+            raise ConfigError(
+                f"the folder {name!r} holds no model: it has no config.json, which save_pretrained "
+                f"writes; {hint}"
+            )
+        return str(path)
+    if path.exists():
+        raise ConfigError(
+            f"{name!r} is a file; a model is a folder with config.json, model.safetensors and "
+            "tokenizer.json"
+        )
+    if not _HUB_NAME.fullmatch(name):
+        raise ConfigError(
+            f"there is no folder {name!r}, and it is no name on the hub (owner/model); check the "
+            "path"
+        )
+    return name
+
+
+def explain_failure(what: str, name: str, error: Exception) -> str:
+    """One sentence: what was not found or could not be loaded, and why."""
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if Path(name).expanduser().is_dir():
+        return (
+            f"the {what} in {name!r} cannot be loaded ({type(error).__name__}: {reason}); use "
+            "another copy of it"
+        )
+    return (
+        f"the {what} {name!r} of the hub cannot be loaded ({type(error).__name__}: {reason}); "
+        "check that it is a causal language model of transformers, or give a folder"
+    )
+
+
+def _load_both(place: str, name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    if Path(place).is_dir():
+        with _keep_quiet():
+            return _load(place, name, dtype)
+    # By its folder in the cache: by its name, some files are looked for on the hub all the same.
+    config = cached_file(
+        place, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    if config is not None:
+        with contextlib.suppress(ConfigError, TokenizerError), _keep_quiet():
+            model, tokenizer = _load(str(Path(config).parent), name, dtype)
+            model.config._name_or_path = name
+            return model, tokenizer
+    _ask_hub(place)
+    return _load(place, name, dtype)
+
+
+def _load(place: str, name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    kind: Any = AutoModelForCausalLM
+    try:
+        model, info = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
+    except _FAILURES as error:
+        raise ConfigError(explain_failure("model", name, error)) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        # transformers would draw them at random, with a warning only.
+        raise ConfigError(
+            f"the weights of {name!r} are not all there: {len(missing):,} are missing, such as "
+            f"{missing[0]!r}; use another copy of the model"
+        )
+    try:
+        return model, AutoTokenizer.from_pretrained(place)
+    except _FAILURES as error:
+        raise TokenizerError(explain_failure("tokenizer", name, error)) from error
+
+
+def _ask_hub(name: str) -> None:
+    """Find out at once, without the minute of retries of a download, whether the hub has a model.
+
+    Raises:
+        ConfigError: it has not, or cannot be reached.
+    """
+    try:
+        HfApi().model_info(name, timeout=_TIMEOUT_S)
+    except RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"there is no folder {name!r}, and the hub shows no model of this name; check the "
+            "name, or log in with `hf auth login` if it is private"
+        ) from error
+    except Exception as error:  # The client's HTTP library has exceptions of its own.
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"there is no folder {name!r}, the hub's cache on this machine has no whole model of "
+            f"this name, and the hub cannot be asked ({reason}); check name and network, or give "
+            "a folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _keep_quiet() -> Iterator[None]:
+    """Without the bars and hints of loading."""
+    level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bar:
+            logging.enable_progress_bar()
