@@ -99,11 +99,11 @@ def measure(options: argparse.Namespace) -> None:
             for document in documents[family]:
                 path = options.nats / name / f"{document.name}.npy"
                 read_document(model, document, ARMS[name], tokenizer.start_token, path)
-                values = collect(documents, options.nats)
+                values = collect(documents, options.nats, SHOWN)
                 values["machine"] = describe_machine()
                 values["command"] = "python experiments/pretrained/baselines.py"
                 write_json(options.json, values)
-    show(collect(documents, options.nats))
+    show(collect(documents, options.nats, SHOWN))
 
 
 def read_document(
@@ -112,9 +112,22 @@ def read_document(
     """Write the nats of every token to a file, unless it is there."""
     if path.is_file() and len(np.load(path)) == len(document.tokens):
         return
-    began = time.perf_counter()
+    began, num_done = time.perf_counter(), 0
+
+    def report(num_tokens: int) -> None:
+        nonlocal num_done
+        num_done += num_tokens
+        if num_done % 4096 == 0 and num_done < len(document.tokens):
+            speed = num_done / (time.perf_counter() - began)
+            print(f"  {document.name}: {num_done:,} tokens, {speed:.0f} tokens/s", flush=True)
+
     nats = compute_window_nats(
-        model, document.tokens, start_token, arm.window, keeps_start=arm.keeps_start
+        model,
+        document.tokens,
+        start_token,
+        arm.window,
+        keeps_start=arm.keeps_start,
+        report=report,
     )
     speed = len(nats) / (time.perf_counter() - began)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,10 +140,21 @@ def read_document(
     )
 
 
-def collect(documents: dict[Any, list[ReadDocument]], folder: Path) -> dict[str, Any]:
-    """Numbers of all arms and documents whose nats are there."""
+SHOWN = {name: vars(arm) for name, arm in ARMS.items()}
+
+
+def collect(
+    documents: dict[Any, list[ReadDocument]], folder: Path, arm_settings: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Numbers of all arms and documents whose nats are there.
+
+    Args:
+        documents: per family.
+        folder: nats of every token, `ARM/DOCUMENT.npy`.
+        arm_settings: per arm, what is said of it beside its numbers.
+    """
     arms: dict[str, Any] = {}
-    for name, arm in ARMS.items():
+    for name, settings in arm_settings.items():
         families: dict[str, Any] = {}
         for family, members in documents.items():
             total, by_document, token_nats = Totals(), {}, []
@@ -155,7 +179,7 @@ def collect(documents: dict[Any, list[ReadDocument]], folder: Path) -> dict[str,
                     "documents": by_document,
                 }
         if families:
-            arms[name] = {"window": arm.window, "keeps_start": arm.keeps_start} | families
+            arms[name] = settings | families
     return {"precision": "fp32", "block_nats_len": BLOCK_SUM_LEN, "arms": arms}
 
 

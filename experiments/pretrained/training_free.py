@@ -1,0 +1,174 @@
+"""SmolLM2 with a memory and nothing trained, on documents that neither it nor we have seen.
+
+    python experiments/pretrained/convert.py
+    python experiments/corpora/build.py proofs code
+    python experiments/pretrained/training_free.py          # goes on where it stopped
+
+`calibrate` chooses layers, heads and bias on the first tokens of one validation document per
+family. Then every test document is read from its first token, 32,768 tokens, local window of 512
+and the first four tokens:
+
+- `window`: without memory;
+- `memory`: with what it read of the same document;
+- `other_document`, `shuffled`: controls, on the first tokens only: another document's memory, and
+  the values of random entries. What is gained must be gone.
+
+Nats of every token go to `runs/pretrained/training_free`, for paired comparisons; sums to the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from baselines import collect, show
+from documents import CORPORA, FAMILIES, TEST_TOKENS, Family, ReadDocument, load_documents
+from smollm import FOLDER, load_smollm
+
+from memorizing import remove_memory
+from memorizing.benchmark.machine import describe_machine
+from memorizing.data import Tokenizer
+from memorizing.errors import MemorizingError
+from memorizing.evaluation.pretrained import evaluate_model
+from memorizing.files import write_json
+from memorizing.huggingface.calibration import Calibration, calibrate
+
+RESULTS = Path("experiments/results/pretrained_training_free.json")
+NATS = Path("runs/pretrained/training_free")
+CALIBRATED_ON: dict[Family, str] = {"proofs": "hol_EC.txt", "code": "jinja2"}
+CALIBRATION_TOKENS = 4096
+CONTROL_TOKENS = 16_384
+CONTROLS = ("other_document", "shuffled")
+ARMS = ("window", "memory", *CONTROLS)
+
+
+def main() -> int:
+    """Measure what is not measured yet, print, and write the JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=FOLDER)
+    parser.add_argument("--corpora", type=Path, default=CORPORA)
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--tokens", type=int, default=TEST_TOKENS, help="of each document")
+    parser.add_argument("--layers", type=int, default=4, help="at most so many read a memory")
+    parser.add_argument("--nats", type=Path, default=NATS, help="folder; nats of every token")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    try:
+        measure(options)
+    except MemorizingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Every arm on every document; the JSON is written after each."""
+    model, tokenizer = load_smollm(options.model)
+    whole, begun = (
+        {
+            family: load_documents(
+                family, "test", tokenizer, corpora=options.corpora, max_tokens=max_tokens
+            )
+            for family in options.families
+        }
+        for max_tokens in (options.tokens, min(options.tokens, CONTROL_TOKENS))
+    )
+    read = {arm: begun if arm in CONTROLS else whole for arm in ARMS}
+    found = {family: find_heads(model, tokenizer, family, options) for family in options.families}
+    for arm in options.arms:
+        for family in options.families:
+            chosen = found[family]
+            heads = {int(layer): heads for layer, heads in chosen["heads"].items()}
+            calibration = Calibration(
+                heads, chosen["bias"], torch.empty(0), 0.0, 0.0, {"window": chosen["window"]}
+            )
+            calibration.add_to(model)
+            read_arm(model, read[arm][family], tokenizer.start_token, arm, options.nats)
+            remove_memory(model)
+            both = [
+                collect(
+                    documents, options.nats, {name: {} for name in ARMS if read[name] is documents}
+                )
+                for documents in (whole, begun)
+            ]
+            values = both[0] | {"arms": both[0]["arms"] | both[1]["arms"]}
+            values |= {
+                "calibration": found,
+                "machine": describe_machine(),
+                "command": "python experiments/pretrained/training_free.py",
+            }
+            write_json(options.json, values)
+            show(values)
+
+
+def find_heads(
+    model: Any, tokenizer: Tokenizer, family: Family, options: argparse.Namespace
+) -> dict[str, Any]:
+    """What `calibrate` found for a family, kept in a file."""
+    path = options.nats / f"calibration-{family}-{options.layers}.json"
+    if not path.is_file():
+        documents = load_documents(family, "validation", tokenizer, corpora=options.corpora)
+        document = next(d for d in documents if d.name == CALIBRATED_ON[family])
+        tokens = [tokenizer.start_token, *document.tokens[:CALIBRATION_TOKENS].tolist()]
+        chosen = calibrate(model, tokens, max_layers=options.layers)
+        write_json(
+            path,
+            {
+                "document": document.name,
+                "tokens": len(tokens),
+                "window": chosen.settings["window"],
+                "heads": {str(layer): list(heads) for layer, heads in chosen.heads.items()},
+                "bias": chosen.bias,
+                "nats_without": chosen.nats_without,
+                "nats_with": chosen.nats_with,
+                "slopes": [[round(s, 4) for s in row] for row in chosen.slopes.tolist()],
+            },
+        )
+    values = json.loads(path.read_text())
+    print(
+        f"{family}: heads {values['heads']}, bias {values['bias']:g}; on {values['document']} "
+        f"{values['nats_with']:.3f} nats per token instead of {values['nats_without']:.3f}",
+        flush=True,
+    )
+    return values
+
+
+def read_arm(
+    model: Any, documents: Sequence[ReadDocument], start_token: int, arm: str, folder: Path
+) -> None:
+    """Write the nats of every token of every document to files, unless they are there."""
+    control = arm if arm in CONTROLS else None
+    paths = {d.name: folder / arm / f"{d.name}.npy" for d in documents}
+    # The control reads the memories of the other documents: all of them, or none.
+    groups = [list(documents)] if control == "other_document" else [[d] for d in documents]
+    for group in groups:
+        if all(paths[document.name].is_file() for document in group):
+            continue
+        result = evaluate_model(
+            model,
+            group,  # type: ignore[arg-type]
+            capacity=0 if arm == "window" else None,
+            control=control,  # type: ignore[arg-type]
+            start_token=start_token,
+        )
+        for document in result.documents:
+            path = paths[document.name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, document.token_nats)
+            print(f"{arm} {document.name}: {document.token_nats.mean():.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
