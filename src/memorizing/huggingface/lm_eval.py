@@ -1,0 +1,233 @@
+r"""Tasks of lm-evaluation-harness with memory on and off.
+
+    python -m memorizing.huggingface.lm_eval --model memorizing --tasks wikitext \
+        --model_args pretrained=runs/smollm2,layers=20,window=512,memory=True
+
+is the command line of `lm_eval` with one model more; in Python, importing this module registers it.
+lm-eval reads rolling windows of different documents in one batch and cuts what is longer than the
+model's context; here each document is read alone, in order, with a memory of its own, to its end.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memorizing.errors import ConfigError, IndexUnavailableError
+from memorizing.huggingface.adapter import load_adapter
+from memorizing.huggingface.attachment import add_memory, get_attachment
+from memorizing.huggingface.cache_state import dump_cache, load_cache
+from memorizing.huggingface.scoring import evaluation_mode, read_memory, score_texts
+from memorizing.huggingface.unwrapping import unwrap
+
+_UNLIMITED = 1 << 30
+"""Tokens: nothing is cut."""
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise IndexUnavailableError(
+            "tasks of lm-eval need lm-eval, which is not installed (or cannot be imported: "
+            f'{error}); pip install "memorizing[eval]"'
+        ) from error
+
+
+_HFLM: Any = _import("lm_eval.models.huggingface").HFLM
+_register: Any = _import("lm_eval.api.registry").register_model
+
+
+@_register("memorizing")
+class MemorizingLM(_HFLM):
+    """`HFLM` whose model reads a memory.
+
+    Requests do not depend on one another or on their order: each has an empty memory. A context
+    that several requests share is read once. `batch_size` matters for generation only.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        *,
+        memory: bool = True,
+        layers: Any = None,
+        window: int = 512,
+        adapter: str | None = None,
+        max_length: int | None = None,
+        batch_size: int | str = 1,
+        **arguments: Any,
+    ) -> None:
+        """Load a model and give it a memory.
+
+        Args:
+            pretrained: folder, name on the hub, or a model, which may have a memory already.
+            memory: whether it is read; without it, the model sees its window.
+            layers: that read it: a number, several with colons between, or a list.
+            window: tokens of local attention.
+            adapter: folder that `save_adapter` or `memorizing finetune` wrote; it has its own
+                layers and window.
+            max_length: longer texts are cut; None cuts none.
+            batch_size: rows that are generated side by side.
+            arguments: `capacity` and other settings of `MemorySettings`; what is not one of them,
+                `HFLM` gets.
+
+        Raises:
+            ConfigError: settings that cannot work.
+        """
+        if str(batch_size).startswith("auto"):
+            raise ConfigError(f"batch_size is {batch_size!r}; give a number: rows to generate")
+        own = {name: arguments.pop(name) for name in _SETTINGS & arguments.keys()}
+        super().__init__(
+            pretrained, max_length=max_length or _UNLIMITED, batch_size=batch_size, **arguments
+        )
+        self._inner = unwrap(self.model)
+        has_memory = "memorizing" in self._inner.__dict__
+        if adapter is not None:
+            if layers is not None:
+                raise ConfigError("adapter and layers are given; an adapter has its own layers")
+            load_adapter(self._inner, Path(adapter), **own)
+        elif not has_memory:
+            add_memory(self._inner, parse_layers(layers), window=window, **own)
+        elif layers is not None or own:
+            raise ConfigError("the model has a memory already; leave out layers and settings")
+        self.has_memory = memory
+        self._attachment = get_attachment(self._inner)
+
+    @contextmanager
+    def _read(self) -> Iterator[None]:
+        capacity = None if self.has_memory else 0
+        with evaluation_mode(self._inner), read_memory(self._attachment, capacity):
+            yield
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Log-likelihood of whole documents, each read in order with a memory of its own."""
+        found = []
+        for request in requests:
+            (string,) = request.args
+            tokens = np.array(self.tok_encode(string)[: self.max_length], dtype=np.int64)
+            (nats,) = score_texts(
+                self._inner,
+                [tokens],
+                self.prefix_token_id,
+                capacity=None if self.has_memory else 0,
+            )
+            found.append(-float(nats.sum(dtype=np.float64)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (string,), found[-1])
+        return found
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of continuations, each after its context, and whether greedy says so."""
+        by_context: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, context, _) in enumerate(requests):
+            by_context.setdefault(tuple(context), []).append(index)
+        answers: dict[int, tuple[float, bool]] = {}
+        with self._read():
+            for indices in by_context.values():
+                # Whole segments that all of them begin with are read once.
+                cut = [_cut(requests[i][1], requests[i][2], self.max_length) for i in indices]
+                start = self._read_shared([context for context, _ in cut])
+                for index, (context, continuation) in zip(indices, cut, strict=True):
+                    answers[index] = self._score(context, continuation, *start)
+                    if requests[index][0] is not None:
+                        self.cache_hook.add_partial(
+                            "loglikelihood", requests[index][0], answers[index]
+                        )
+        return [answers[index] for index in range(len(requests))]
+
+    def _read_shared(self, contexts: list[list[int]]) -> tuple[int, dict[str, Tensor] | None]:
+        """Read what equal contexts have in whole segments: its length, and what it left."""
+        segment_len = self._attachment.settings.segment_len
+        # The last token of a context predicts the first of a continuation.
+        length = (len(contexts[0]) - 1) // segment_len * segment_len
+        if length <= 0 or any(context != contexts[0] for context in contexts):
+            return 0, None
+        cache = self._attachment.make_cache()
+        for begin in range(0, length, segment_len):
+            self._call(contexts[0][begin : begin + segment_len], cache)
+        self._attachment.commit(cache)
+        return length, dump_cache(self._attachment, cache)
+
+    def _score(
+        self,
+        context: list[int],
+        continuation: list[int],
+        num_read: int,
+        state: dict[str, Tensor] | None,
+    ) -> tuple[float, bool]:
+        segment_len = self._attachment.settings.segment_len
+        cache = (
+            self._attachment.make_cache() if state is None else load_cache(self._attachment, state)
+        )
+        inputs = (context + continuation)[:-1]
+        logits = torch.cat(
+            [
+                self._call(inputs[begin : begin + segment_len], cache)
+                for begin in range(num_read, len(inputs), segment_len)
+            ]
+        )[-len(continuation) :]
+        targets = torch.tensor(continuation, device=logits.device)
+        log_probs = torch.log_softmax(logits.float(), -1)
+        picked = log_probs.gather(-1, targets.unsqueeze(-1))
+        return float(picked.double().sum()), bool((logits.argmax(-1) == targets).all())
+
+    def _call(self, tokens: list[int], cache: Any) -> Tensor:
+        """Logits (n, V) of the next tokens of a text."""
+        inputs = torch.tensor([tokens], device=self.device)
+        return self._inner(input_ids=inputs, past_key_values=cache, use_cache=True).logits[0]
+
+    def _model_generate(self, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Generate after each row's prompt, which is read into the row's memory."""
+        with self._read():
+            return super()._model_generate(context, *args, **kwargs)
+
+
+_SETTINGS = {
+    "segment_len", "num_sinks", "capacity", "num_neighbors", "combine", "search", "distance",
+    "bias", "temperature", "index",
+}  # fmt: skip
+
+
+def parse_layers(layers: Any) -> list[int] | None:
+    """Layers as `model_args` may hold them: 20, "18:20" or a list.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if layers is None:
+        return None
+    parts = layers.split(":") if isinstance(layers, str) else layers
+    parts = [parts] if isinstance(parts, int) else parts
+    try:
+        return [int(part) for part in parts]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"layers is {layers!r}; write 20, or 18:20 for two") from error
+
+
+def _cut(
+    context: list[int], continuation: list[int], max_length: int
+) -> tuple[list[int], list[int]]:
+    """As `HFLM` cuts: the last `max_length` + 1 tokens of both, and one of the context at least."""
+    excess = len(context) + len(continuation) - max_length - 1
+    if excess <= 0:
+        return context, continuation
+    context = context[min(excess, len(context) - 1) :]
+    return context, continuation[: max_length + 1 - len(context)]
+
+
+if __name__ == "__main__":
+    _import("lm_eval.__main__").cli_evaluate()
