@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from memorizing.errors import ConfigError, StateError
+from memorizing.huggingface.calls import CallInputs, Windows, check_history, list_valid, take_step
 from memorizing.huggingface.families import (
+    FAMILIES,
     Decoder,
+    check_heads,
     check_layers,
     choose_dtype,
-    count_head_dim,
-    count_heads,
     find_decoder,
 )
 from memorizing.huggingface.fingerprint import compute_fingerprint
-from memorizing.huggingface.interface import WINDOW, CallWindow, name_implementation
+from memorizing.huggingface.interface import STEP
 from memorizing.huggingface.memory_layer import MemoryLayer
 from memorizing.huggingface.memory_settings import MemorySettings
-from memorizing.huggingface.step import History, OnRetrieved, Step, check_valid, make_history
-from memorizing.huggingface.window_cache import (
-    NEVER,
-    Positions,
-    WindowLayer,
-    list_layers,
-    list_positions,
-    make_window_cache,
-    shorten,
-)
+from memorizing.huggingface.model_changes import ModelChanges
+from memorizing.huggingface.probing import check_family, measure_key_norms
+from memorizing.huggingface.step import History, OnRetrieved, Step, make_history
+from memorizing.huggingface.window_cache import find_text, list_layers
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.model import RetrievalControl
 from memorizing.settings import require
@@ -46,87 +40,110 @@ _ATTRIBUTE = "memorizing"
 class Attachment:
     """What `add_memory` put on a model: hooks, memory layers, and what it must restore.
 
-    Between calls, `base` and `is_bound` say what memory layers read: nothing, or what a
-    `MemorySession` bound.
+    Between calls, `bind` and `unbind` say what memory layers read: what a `MemorySession` has open,
+    or nothing.
+
+    Attributes:
+        settings: of the memory; the capacity may be replaced for texts that begin from then on.
+        layers: the modules with gates, by layer.
+        is_reading: memory layers retrieve.
+        control: retrieval that is wrong on purpose, for a while.
+        on_retrieved: told of what is retrieved.
     """
 
     def __init__(self, model: Any, decoder: Decoder, settings: MemorySettings) -> None:
-        """Put memory layers and hooks on a model. In place."""
-        self.model = weakref.ref(model)
-        self.decoder = decoder
-        self.settings = settings
-        self.positions = Positions(
-            decoder, settings.window, settings.segment_len, settings.num_sinks
-        )
-        self.is_bound = False
+        """Put memory layers and hooks on a model. In place.
+
+        Raises:
+            ConfigError: a setting that cannot work with this model; nothing is changed.
+        """
+        self._model, self.decoder, self.settings = model, decoder, settings
         self.control: RetrievalControl | None = None
         self.is_reading = True
         self.on_retrieved: OnRetrieved | None = None
-        self._base: dict[int, FrozenMemory] = {}
+        self._binding: object = None
+        self._base: Mapping[int, FrozenMemory] = {}
         self._collected: dict[int, tuple[Tensor, Tensor]] | None = None
-        self._histories: weakref.WeakKeyDictionary[Cache, History] = weakref.WeakKeyDictionary()
-        self._shifts: weakref.WeakKeyDictionary[Cache, Tensor] = weakref.WeakKeyDictionary()
-        self.layers: dict[int, MemoryLayer] = {}
-        self._step: Step | None = None
-        self._token: Any = None
         self._fingerprint: tuple[int, str] | None = None
-        self._underneath = str(model.config._attn_implementation)
-        config = decoder.base.config
-        implementation = name_implementation(self._underneath)
+        self._windows = Windows(decoder, settings)
+        self._changes = ModelChanges(model, decoder, settings.segment_len)
+        self.layers: dict[int, MemoryLayer] = {}
         for layer in settings.layers:
             attention = decoder.attentions[layer]
-            memory = MemoryLayer(decoder, layer, settings, *count_heads(attention, config))
-            parameter = next(attention.parameters())
-            memory.to(parameter.device)
+            memory = MemoryLayer(decoder, layer, settings)
+            memory.to(next(attention.parameters()).device)
             attention.add_module("memory", memory)
             self.layers[layer] = memory
+        self._changes.leave_memory_unsaved()
         base = decoder.base
         self._handles = [
-            base.register_forward_pre_hook(self._begin, with_kwargs=True),
-            base.register_forward_hook(self._end, always_call=True),
-            *(
-                decoder.attentions[layer].register_forward_pre_hook(
-                    memory.take_rotation, with_kwargs=True
-                )
-                for layer, memory in self.layers.items()
-            ),
+            base.register_forward_pre_hook(self._enter, with_kwargs=True),
+            base.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
         ]
-        model.set_attn_implementation(implementation)
-        self._generation_config = getattr(model, "generation_config", None)
-        self._chunk_size = getattr(self._generation_config, "prefill_chunk_size", None)
-        if self._generation_config is not None:
-            self._generation_config.prefill_chunk_size = settings.segment_len
 
     def remove(self) -> None:
-        """Restore the model. In place."""
-        model = self.model()
+        """Restore the model. In place.
+
+        Raises:
+            StateError: a memory is open.
+        """
+        if self.is_bound:
+            raise StateError("a memory is open; leave its with block before remove_memory")
         for handle in self._handles:
             handle.remove()
         for layer in self.layers:
             del self.decoder.attentions[layer]._modules["memory"]
-        if model is not None:
-            model.set_attn_implementation(self._underneath)
-            if self._generation_config is not None:
-                self._generation_config.prefill_chunk_size = self._chunk_size
-            del model.__dict__[_ATTRIBUTE]
+        self._changes.revert()
+        del self._model.__dict__[_ATTRIBUTE]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles of the model.
+
+        Raises:
+            StateError: a memory is open.
+        """
+        if self.is_bound:
+            raise StateError(
+                "a memory is open, which is not copied with its model; leave its with block first"
+            )
+        return self.__dict__ | {"on_retrieved": None}
+
+    def model(self) -> Any:
+        """The model that has this memory."""
+        return self._model
 
     def make_cache(self) -> DynamicCache:
         """An empty cache for a text of its own."""
-        return make_window_cache(self.decoder, self.settings.window, self.settings.num_sinks)
+        return self._windows.make_cache()
 
     @property
     def stored_dtype(self) -> torch.dtype:
         """Of entries while a text is read."""
         return choose_dtype(self.settings.dtype)
 
-    def bind(self, base: dict[int, FrozenMemory]) -> None:
+    @property
+    def entry_shape(self) -> tuple[int, int]:
+        """Heads and length of the keys of all memory layers."""
+        layer = self.settings.layers[0]
+        return self.decoder.count_heads(layer)[1], self.decoder.count_head_dim(layer)
+
+    @property
+    def devices(self) -> dict[int, torch.device]:
+        """Where each memory layer computes."""
+        return {number: layer.bias.device for number, layer in self.layers.items()}
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether a memory is open."""
+        return self._binding is not None
+
+    def bind(self, base: Mapping[int, FrozenMemory]) -> None:
         """From now on, calls read this and what they remember of their own texts. In place."""
-        self.is_bound, self._base = True, base
+        self._binding, self._base = self._binding or object(), base
 
     def unbind(self) -> None:
         """From now on, calls read and remember nothing. In place."""
-        self.is_bound, self._base, self.on_retrieved = False, {}, None
-        self._histories.clear()
+        self._binding, self._base, self.on_retrieved = None, {}, None
 
     @contextmanager
     def collect(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
@@ -136,11 +153,6 @@ class Attachment:
             yield self._collected
         finally:
             self._collected = None
-
-    def finish_early(self) -> None:
-        """Count a call that ended by `EntriesRead`."""
-        assert self._step is not None
-        self._step.finish()
 
     def commit(self, cache: Cache) -> None:
         """See `MemorySession.commit`."""
@@ -154,12 +166,27 @@ class Attachment:
         Raises:
             StateError: the cache has none.
         """
-        history = self._histories.get(cache)
-        if history is None:
+        text = find_text(cache)
+        if text.history is None or text.binding is not self._binding:
             raise StateError(
                 "this cache has no memory: it was made by another model, or read while no memory "
                 "was open; make one with memory.new_cache() inside of open_memory(...)"
             )
+        return text.history
+
+    def start_history(self, cache: Cache | None, num_rows: int) -> History:
+        """A history of nothing, which belongs to the cache from now on."""
+        history = make_history(
+            self.settings,
+            num_rows,
+            *self.entry_shape,
+            self.stored_dtype,
+            self.devices,
+            without=None if self._collected is None else max(self.settings.layers),
+        )
+        if cache is not None:
+            text = find_text(cache)
+            text.history, text.binding = history, self._binding
         return history
 
     def fingerprint(self) -> str:
@@ -176,7 +203,7 @@ class Attachment:
             for number, layer in self.layers.items()
         }
 
-    def load_heads(self, heads: dict[str, dict[str, list[float]]]) -> None:
+    def load_heads(self, heads: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
         """Take over what `dump_heads` gave. In place.
 
         Raises:
@@ -194,201 +221,121 @@ class Attachment:
             )
             layer.load_state_dict(tensors)
 
-    def _make_history(self, num_rows: int, device: torch.device) -> History:
-        attention = self.decoder.attentions[self.settings.layers[0]]
-        config = self.decoder.base.config
-        return make_history(
-            self.settings,
-            num_rows,
-            count_heads(attention, config)[1],
-            count_head_dim(attention, config),
-            self.stored_dtype,
-            device,
-            without=None if self._collected is None else max(self.settings.layers),
-        )
+    def _enter(self, module: Any, args: Any, kwargs: Any) -> Any:
+        """Hook before the base model."""
+        needs_step = self.is_bound or self._collected is not None
+        kwargs = self._windows.name_arguments(args, kwargs)
+        given = self._windows.enter(kwargs, needs_tokens=needs_step)
+        if given is not None and needs_step:
+            kwargs[STEP] = self._make_step(kwargs, given)
+        return (), kwargs
 
-    def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Hook before the base model: the cache, positions, and the step."""
-        inputs = kwargs.get("input_ids", args[0] if args else None)
-        inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
-        if inputs is None:
-            return None  # the model says what is missing
-        num_rows, num_tokens = inputs.shape[:2]
-        cache = self._prepare_cache(kwargs)
-        start = 0 if cache is None else int(cache.get_seq_length())
-        mask = kwargs.get("attention_mask")
-        first_valid = _find_first(mask, start + num_tokens)
-        self.positions.check(start, num_tokens)
-        if cache is not None:
-            self._place(cache, kwargs, num_tokens, start, first_valid, inputs.device)
-        self._step = None
-        if self.is_bound or self._collected is not None:
-            self._step = self._make_step(cache, mask, num_rows, num_tokens, start, inputs.device)
-        for layer in self.layers.values():
-            layer.step = self._step
-        view = CallWindow(self.settings.window, self.settings.num_sinks, first_valid)
-        self._token = WINDOW.set(view)
-        return args, kwargs
-
-    def _place(
-        self,
-        cache: DynamicCache,
-        kwargs: dict[str, Any],
-        num_tokens: int,
-        start: int,
-        first_valid: Tensor | None,
-        device: torch.device,
-    ) -> None:
-        """Tell the cache where texts begin, and the model where the call's tokens stand."""
-        for layer in list_layers(cache):
-            layer.first_valid = first_valid
-        ids = list_positions(kwargs, num_tokens, start)
-        shift = self._shifts.get(cache, torch.zeros(1, 1, dtype=torch.int64)).to(ids.device)
-        shift = self._shifts[cache] = self.positions.move(cache, start, ids, shift)
-        if bool(shift.any()):
-            moved = ids - shift
-            kwargs["position_ids"] = (
-                moved.clamp(min=0) if self.positions.is_learned else moved
-            ).to(device)
-
-    def _prepare_cache(self, kwargs: dict[str, Any]) -> DynamicCache | None:
-        """The cache of a call, with layers that keep the window only."""
-        cache = kwargs.get("past_key_values")
-        use_cache = kwargs.get("use_cache")
-        use_cache = self.decoder.base.config.use_cache if use_cache is None else use_cache
-        if cache is None:
-            if not use_cache or (self.decoder.base.training and torch.is_grad_enabled()):
-                return None
-            cache = self.make_cache()
-            kwargs["past_key_values"] = cache
-            return cache
-        if type(cache) is not DynamicCache:
-            raise StateError(
-                f"the cache is a {type(cache).__name__}; a model with memory keeps a window of its "
-                "own in a DynamicCache: leave out cache_implementation and past_key_values"
-            )
-        if not cache.layers or not isinstance(cache.layers[0], WindowLayer):
-            if int(cache.get_seq_length()):
+    def _make_step(self, kwargs: dict[str, Any], given: CallInputs) -> Step:
+        entered = kwargs.get("past_key_values")
+        cache = None if entered is None else entered.owner
+        if given.start == 0 or cache is None:
+            history = self.start_history(cache, given.num_rows)
+        else:
+            text = find_text(cache)
+            if text.history is None or text.binding is not self._binding:
                 raise StateError(
-                    f"the cache holds {int(cache.get_seq_length())} tokens that were read without "
-                    "add_memory; read the text anew"
+                    f"the cache holds {given.start} tokens that no memory knows: they were read "
+                    "while it was not open; read the text anew"
                 )
-            shorten(cache, self.decoder, self.settings.window, self.settings.num_sinks)
-        return cache
-
-    def _make_step(
-        self,
-        cache: DynamicCache | None,
-        mask: Tensor | None,
-        num_rows: int,
-        num_tokens: int,
-        start: int,
-        device: torch.device,
-    ) -> Step:
-        if mask is not None and mask.dim() != 2:
-            raise StateError(
-                f"attention_mask is {tuple(mask.shape)}; with a memory open it must be (rows, "
-                "tokens), from which the memory knows what is padding"
-            )
-        valid = torch.ones(num_rows, num_tokens, dtype=torch.bool)
-        if mask is not None:
-            valid = mask[:, -num_tokens:].bool().cpu()
-        check_valid(valid)
-        history = None if cache is None else self._histories.get(cache)
-        if history is None:
-            if start:
-                raise StateError(
-                    f"the cache holds {start} tokens that no memory knows: they were read while no "
-                    "memory was open; read the text anew"
-                )
-            history = self._make_history(num_rows, device)
-            if cache is not None:
-                self._histories[cache] = history
-        if history.is_broken or history.num_seen != start:
-            raise StateError(
-                "an earlier call on this cache was interrupted, so that cache and memory differ; "
-                "read the text anew with a new cache"
-            )
-        if len(history.position) != num_rows:
-            raise StateError(
-                f"the call has {num_rows} rows and its memory {len(history.position)}; use a cache "
-                "per batch"
-            )
+            history = text.history
+        check_history(history, given)
+        first_column = self._windows.positions.find_first_seen(given.start)
         step = Step(
             history,
-            valid,
-            {} if self._collected is not None else self._base,
+            self.settings,
+            list_valid(given),
+            (first_column - given.list_first_valid()).clamp(min=0),
+            self._base if self._collected is None else {},
             torch.is_grad_enabled(),
             self.is_reading,
             self.control,
-            collected=self._collected,
-            on_retrieved=self.on_retrieved,
+            self._collected,
+            self.on_retrieved,
         )
-        step.check()
         history.is_broken = True
         return step
 
-    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Hook after the base model, also after an error: what the call's layers staged counts."""
-        if self._token is not None:
-            WINDOW.reset(self._token)
-            self._token = None
-        step = self._step
-        if step is not None and output is not None:
+    def _leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """Hook after the base model, also after an error, which leaves the cache as it was."""
+        step = take_step(kwargs)
+        is_cut = step is not None and step.is_cut
+        output = self._windows.leave(kwargs, output, is_cut=is_cut)
+        if step is not None and (is_cut or output is not None):
             step.finish()
-
-
-def _find_first(mask: Tensor | None, num_columns: int) -> Tensor | None:
-    """(B,) int64: the first column of each row that is not padding; None where all are 0."""
-    if mask is None or mask.dim() != 2 or bool(mask[:, 0].all()):
-        return None
-    seen = mask[:, :num_columns].bool()
-    return torch.where(seen.any(1), seen.to(torch.int8).argmax(1), NEVER)
+        return output
 
 
 def add_memory(
     model: Any,
     layers: Sequence[int] | None = None,
     *,
+    heads: Mapping[int, Sequence[int]] | None = None,
     window: int = 512,
     segment_len: int | None = None,
+    distance: int | None = None,
     **settings: Any,
 ) -> Any:
     """Give a causal language model of `transformers` a memory. In place; returns the model.
 
     Nothing is stored yet, and the logits of texts within the window are exactly those of before:
     see `open_memory`. The model's own weights are not changed, and `remove_memory` restores it.
+    `generate` works greedily and by sampling; beam search and assisted decoding are refused.
+    `save_pretrained` saves the model without its memory.
+
+    Which layers and heads can use a memory differs from model to model and decides whether it
+    helps; `calibrate` finds them out.
+
+    Keys are stored free of rotary positions. GPT-2 adds its positions to the embeddings, so its
+    stored keys hold where they were read.
 
     Args:
-        model: of a family in `FAMILIES`, or one that is laid out alike.
-        layers: which layers read a memory, counted from 0; None takes the one at three quarters.
+        model: of a family in `FAMILIES`, or one that works alike, which is tried out.
+        layers: which layers read a memory, counted from 0; None takes those of `heads`, or the one
+            at three fifths.
+        heads: per layer, the heads of queries that read it; in other layers all do.
         window: tokens that local attention sees, and the cache keeps.
         segment_len: the memory's clock; by default the window.
+        distance: how far before a query retrieved entries seem to stand; by default the window.
         settings: as in `MemorySettings`.
 
     Raises:
-        ConfigError: a model, layer or setting that cannot work.
+        ConfigError: a model, layer, head or setting that cannot work.
     """
     if _ATTRIBUTE in model.__dict__:
         raise ConfigError("this model has a memory; call remove_memory(model) first")
     decoder = find_decoder(model)
     num_layers = len(decoder.attentions)
-    chosen = (num_layers * 3 // 4,) if layers is None else tuple(int(layer) for layer in layers)
+    heads = {} if heads is None else heads
+    if layers is None:
+        layers = list(heads) or [num_layers * 3 // 5]
+    chosen = tuple(sorted(int(layer) for layer in layers))
     check_layers(chosen, num_layers)
+    check_heads(heads, chosen, int(decoder.base.config.num_attention_heads))
     parsed = MemorySettings(
-        tuple(sorted(chosen)),
+        chosen,
         window=window,
         segment_len=window if segment_len is None else segment_len,
+        distance=window if distance is None else distance,
         **settings,
     )
-    require(
-        window <= decoder.max_positions,
-        "window",
-        window,
-        f"at most {decoder.max_positions}, the positions this model has",
-    )
-    attachment = Attachment(model, decoder, parsed)
-    model.__dict__[_ATTRIBUTE] = attachment
+    shapes = {(decoder.count_heads(layer), decoder.count_head_dim(layer)) for layer in chosen}
+    require(len(shapes) == 1, "layers", list(chosen), "layers with equally many and long heads")
+    attachment = model.__dict__[_ATTRIBUTE] = Attachment(model, decoder, parsed)
+    try:
+        if model.config.model_type not in FAMILIES:
+            check_family(attachment)
+        if parsed.search == "normalized":
+            measure_key_norms(attachment)
+        for layer, open_heads in heads.items():
+            attachment.layers[layer].close_all_but(open_heads)
+    except BaseException:
+        attachment.remove()
+        raise
     return model
 
 
@@ -397,6 +344,7 @@ def remove_memory(model: Any) -> Any:
 
     Raises:
         ConfigError: the model has no memory.
+        StateError: a memory is open.
     """
     get_attachment(model).remove()
     return model

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from memorizing.errors import CheckpointError, StateError
 from memorizing.huggingface.attachment import Attachment
+from memorizing.huggingface.window_cache import find_text
 
 _PARTS = ("keys", "values", "sink_keys", "sink_values")
 
@@ -23,17 +24,16 @@ def dump_cache(attachment: Attachment, cache: DynamicCache) -> dict[str, Tensor]
     Raises:
         StateError: entries wait for the end of their segment.
     """
-    history = attachment._histories.get(cache)
-    if history is None:
+    text = find_text(cache)
+    if text.history is None:
         return None
+    history = attachment.find_history(cache)
     if any(state.staged for state in history.states.values()):
         raise StateError(
             f"this text is in the middle of a segment, at position {history.position.tolist()}; "
             "save it after a whole segment and its commit"
         )
-    shift = attachment._shifts.get(cache, torch.zeros(1, 1, dtype=torch.int64))
-    clock = torch.tensor([history.num_seen])
-    tensors = {"position": history.position, "num_seen": clock, "shift": shift}
+    tensors = {"position": history.position, "shift": text.shift}
     for number, layer in enumerate(cache.layers):
         held: Any = layer
         tensors[f"layers.{number}.length"] = torch.tensor([held.cumulative_length])
@@ -58,7 +58,7 @@ def load_cache(attachment: Attachment, tensors: dict[str, Tensor]) -> DynamicCac
     cache = attachment.make_cache()
     try:
         position = tensors["position"].cpu()
-        history = attachment._make_history(len(position), device)
+        history = attachment.start_history(cache, len(position))
         for number, state in history.states.items():
             for memory in state.memories.values():
                 names = memory.state_dict()
@@ -81,7 +81,5 @@ def load_cache(attachment: Attachment, tensors: dict[str, Tensor]) -> DynamicCac
             f"the saved cache does not fit this model: {error}; go on with the model, memory and "
             "precision it was saved with"
         ) from error
-    history.num_seen = int(tensors["num_seen"])
-    attachment._histories[cache] = history
-    attachment._shifts[cache] = tensors["shift"].to(torch.int64).cpu()
+    find_text(cache).shift = tensors["shift"].to(torch.int64).cpu()
     return cache

@@ -26,11 +26,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from memorizing.errors import ConfigError
 from memorizing.huggingface.families import find_eager_attention
-from memorizing.huggingface.memory_layer import MemoryLayer
+from memorizing.huggingface.memory_layer import find_memory
 
 NAMES = {"sdpa": "memorizing", "eager": "memorizing_eager"}
 """What is underneath -> what is registered. `transformers` reads meaning into names that hold
 `sdpa`, `flash` or `flex_attention`."""
+
+
+STEP = "memorizing_step"
+"""Keyword argument by which the base model hands the `Step` of a call down to its attention."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,14 @@ def _make_attention(underneath: str) -> Callable[..., tuple[Tensor, Tensor | Non
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Local attention as before; then what a memory layer adds."""
+        step = kwargs.pop(STEP, None)
         run = ALL_ATTENTION_FUNCTIONS.get_interface(underneath, find_eager_attention(module))
         output, weights = run(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        layer = module._modules.get("memory")
-        if isinstance(layer, MemoryLayer):
-            output = layer.add(module, query, key, value, attention_mask, scaling, kwargs, output)
+        layer = find_memory(module)
+        if step is not None and layer is not None:
+            output = layer.add(
+                step, module, query, key, value, attention_mask, scaling, kwargs, output
+            )
         return output, weights
 
     return attend

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,23 @@ from memorizing.model.memory_attention import (
 
 CLOSED = -30.0
 """Bias of a head that does not read: sigmoid(-30) is 1e-13."""
+
+
+@dataclass(frozen=True)
+class Attended:
+    """Attention over what was retrieved."""
+
+    output: Tensor
+    """V_m (B, H, T, D); 0 where nothing was found."""
+    log_sum: Tensor
+    """(B, H, T): log-sum-exp of the scores, -inf where nothing was found."""
+    shares: tuple[Tensor, ...] = ()
+    """Per part, the share (B, H, T, k) of each entry in all retrieved scores; without gradient."""
+
+    @property
+    def found(self) -> Tensor:
+        """(B, H, T) bool: whether something was found."""
+        return self.log_sum > -torch.inf
 
 
 class MemoryHead(nn.Module):
@@ -38,58 +56,79 @@ class MemoryHead(nn.Module):
         self.joint = joint
         self.bias = nn.Parameter(torch.full((num_heads,), float(bias)))
         self.log_scale = nn.Parameter(torch.full((num_heads,), -math.log(temperature)))
+        self.strength: Tensor | None = None
+        """(H,): shares of what the memory changes that are let through, while it is calibrated."""
 
     def attend(
         self, queries: Tensor, parts: Sequence[Retrieved], scaling: float, softcap: float | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Attention over all that was retrieved, from one or more stores.
+    ) -> Attended:
+        """Attention over all that was retrieved, from any number of stores.
 
         Args:
             queries: (B, H, T, D), as the search used them, live.
             parts: what the search found, at most k over all parts for each query.
             scaling: of the layer.
             softcap: bound of the layer's scores, or None.
-
-        Returns:
-            V_m (B, H, T, D); the log-sum-exp of its scores (B, H, T), -inf where nothing was found;
-            whether something was found (B, H, T).
         """
-        scale = torch.exp(self.log_scale) * scaling
+        if not parts:
+            nothing = queries.new_full(queries.shape[:3], -torch.inf, dtype=torch.float32)
+            return Attended(torch.zeros_like(queries), nothing)
+        scale = torch.exp(self.log_scale.float()) * scaling
         scaled = queries * scale.to(queries.dtype).view(-1, 1, 1)
-        outputs, sums = [], []
-        for part in parts:
-            if softcap is None:
-                output, _, log_sum = attend_to_retrieved(scaled, part, scale)
-            else:
-                output, _, log_sum = attend_to_copies(scaled, part, softcap=softcap)
-            outputs.append(output)
-            sums.append(log_sum)
-        total = torch.stack(sums).logsumexp(0) if len(sums) > 1 else sums[0]
-        found = total > -torch.inf
-        if len(outputs) == 1:
-            return outputs[0], total, found
+        attended = [
+            attend_to_retrieved(scaled, part, scale)
+            if softcap is None
+            else attend_to_copies(scaled, part, softcap=softcap)
+            for part in parts
+        ]
+        if len(attended) == 1:
+            output, weights, total = attended[0]
+            return Attended(output, total, (weights,))
+        sums = [log_sum for _, _, log_sum in attended]
+        total = _add_log_sums(sums)
         # A finite total keeps queries without any entry free of NaN, in value and in gradient.
-        finite = total.masked_fill(~found, 0.0)
-        shares = [torch.exp(s - finite).to(queries.dtype).unsqueeze(-1) for s in sums]
-        output = sum(share * output for share, output in zip(shares, outputs, strict=True))
-        return output, total, found  # type: ignore[return-value]
+        finite = total.masked_fill(total == -torch.inf, 0.0)
+        shares = [torch.exp(log_sum - finite).unsqueeze(-1) for log_sum in sums]
+        output = torch.zeros_like(queries)
+        for share, (part_output, _, _) in zip(shares, attended, strict=True):
+            output = output + share.to(queries.dtype) * part_output
+        return Attended(
+            output,
+            total,
+            tuple(
+                weights * share.detach()
+                for share, (_, weights, _) in zip(shares, attended, strict=True)
+            ),
+        )
 
-    def mix(
-        self, local: Tensor, memory: Tensor, found: Tensor, memory_sum: Tensor, local_sum: Tensor
-    ) -> Tensor:
+    def mix(self, local: Tensor, memory: Attended, local_sum: Tensor | None) -> Tensor:
         """The layer's output (B, H, T, D); exactly `local` where nothing was found.
 
-        `local_sum` (B, H, T): log-sum-exp of the local scores; not used by the gate.
+        `local_sum` (B, H, T): log-sum-exp of the local scores; the gate does not need it.
         """
-        if not self.joint:
-            return combine_by_gate(local, memory, self.bias, found)
-        raised = memory_sum + self.bias.view(-1, 1)
-        return combine_jointly(local, memory, local_sum, raised, found)
+        if local_sum is None:
+            mixed = combine_by_gate(local, memory.output, self.bias, memory.found)
+        else:
+            raised = memory.log_sum + self.bias.view(-1, 1)
+            mixed = combine_jointly(local, memory.output, local_sum, raised, memory.found)
+        if self.strength is None:
+            return mixed
+        return local + self.strength.view(-1, 1, 1) * (mixed - local)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether any head reads."""
-        return bool((self.bias.detach() > CLOSED).any())
+    def close_all_but(self, heads: Sequence[int]) -> None:
+        """Close the gates of all other heads. In place."""
+        closed = torch.ones_like(self.bias, dtype=torch.bool)
+        closed[list(heads)] = False
+        with torch.no_grad():
+            self.bias.masked_fill_(closed, CLOSED)
+
+
+def _add_log_sums(sums: Sequence[Tensor]) -> Tensor:
+    """Log of the summed exponentials of all, -inf where all are; without NaN in the gradient."""
+    stacked = torch.stack(list(sums))
+    is_nothing = (stacked == -torch.inf).all(0)
+    total = stacked.masked_fill(is_nothing, 0.0).logsumexp(0)
+    return total.masked_fill(is_nothing, -torch.inf)
 
 
 def sum_local_scores(
@@ -100,6 +139,8 @@ def sum_local_scores(
     softcap: float | None,
 ) -> Tensor:
     """Log-sum-exp (B, H, T) of the scores of local attention, as the layer itself has them.
+
+    It is finite also for padding, which may see nothing.
 
     Args:
         queries: (B, H, T, D).
@@ -117,10 +158,10 @@ def sum_local_scores(
     num_queries, num_keys = scores.shape[2:]
     if mask is None:
         ages = torch.arange(num_queries, device=scores.device).unsqueeze(1) + num_keys - num_queries
-        seen = torch.arange(num_keys, device=scores.device) <= ages
-        scores = scores.masked_fill(~seen, -torch.inf)
-    elif mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask[..., :num_keys], -torch.inf)
+        mask = torch.arange(num_keys, device=scores.device) <= ages
+    mask = mask[..., :num_keys]
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     else:
-        scores = scores + mask[..., :num_keys].float()
+        scores = scores + mask.float()
     return torch.logsumexp(scores, -1)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memorizing.huggingface.families import Decoder, rotate, rotate_back
-from memorizing.huggingface.memory_head import MemoryHead, sum_local_scores
+from memorizing.errors import ConfigError
+from memorizing.huggingface.families import Decoder, rotate_back
+from memorizing.huggingface.memory_head import Attended, MemoryHead, sum_local_scores
 from memorizing.huggingface.memory_settings import MemorySettings
 from memorizing.huggingface.step import Step
 
@@ -21,44 +22,34 @@ class EntriesRead(Exception):
 class MemoryLayer(MemoryHead):
     """Gates of one layer, and how its queries and keys become free of positions.
 
-    Only the gates are parameters. `rotation` and `step` are those of the call that is running.
+    Only the gates are parameters. With `search="normalized"` the buffer `key_norm` (H_kv,) is set,
+    which unit keys are multiplied by.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        layer: int,
-        settings: MemorySettings,
-        num_heads: int,
-        num_key_heads: int,
-    ) -> None:
+    TENSORS = ("bias", "log_scale", "key_norm")
+    """Names of all parameters and buffers."""
+
+    def __init__(self, decoder: Decoder, layer: int, settings: MemorySettings) -> None:
         """Make the gates of a layer."""
+        num_heads, _ = decoder.count_heads(layer)
         super().__init__(
             num_heads, settings.bias, settings.temperature, joint=settings.combine == "joint"
         )
         self.layer = layer
         self.settings = settings
-        self.step: Step | None = None
-        self.rotation: tuple[Tensor, Tensor] | None = None
-        self.is_rotated = decoder.is_rotated(layer)
-        self.key_norm: Tensor
-        # What unit keys are multiplied by; 0: keys are stored as they are.
-        self.register_buffer("key_norm", torch.zeros(num_key_heads), persistent=True)
-        self.seen_from: tuple[Tensor, Tensor] | None = None
-        if self.is_rotated and settings.distance:
-            position = torch.tensor([settings.distance])
-            parameter = next(decoder.base.parameters())
-            self.seen_from = decoder.look_up_rotation(layer, position, parameter)
+        self._decoder = decoder
+        own_window = decoder.own_windows[layer]
+        self._window = min(settings.window, own_window or settings.window)
+        self.key_norm: Tensor | None
+        self.register_buffer("key_norm", None)
 
-    def take_rotation(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Hook before the attention module: cosines and sines of the call's positions."""
-        given = kwargs.get("position_embeddings")
-        if given is None:
-            given = next((a for a in args if isinstance(a, tuple) and len(a) == 2), None)
-        self.rotation = given
+    def set_key_norm(self, norm: Tensor) -> None:
+        """From now on, make keys so long: a number per head (H_kv,). In place."""
+        self.key_norm = norm.to(self.bias.device)
 
     def add(
         self,
+        step: Step,
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -71,6 +62,7 @@ class MemoryLayer(MemoryHead):
         """Local attention's `output` (B, T, H, D), with what the memory has for it.
 
         Args:
+            step: the call.
             module: the attention layer.
             query: (B, H, T, D), rotated.
             key: (B, H_kv, S, D), rotated; the last T are of this call.
@@ -83,43 +75,53 @@ class MemoryLayer(MemoryHead):
         Raises:
             EntriesRead: nothing more of this call is needed.
         """
-        step = self.step
-        if step is None:
-            return output
         num_new = query.shape[2]
         softcap = kwargs.get("softcap")
         scaling = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-        free_query = self.free(module, query)
-        free_key = self.free(module, key[:, :, -num_new:].detach())
-        if self.seen_from is not None:
-            free_query = rotate(module, free_query, self._match(self.seen_from, query))
-        if self.settings.search == "normalized":
-            norms = self.key_norm.to(free_key).view(-1, 1, 1)
-            free_key = nn.functional.normalize(free_key, dim=-1) * norms
-        new_value = value[:, :, -num_new:]
+        free_key = self._free(module, key[:, :, -num_new:].detach(), kwargs)
+        new_value = value[:, :, -num_new:].detach()
+        if self.key_norm is not None:
+            norm = self.key_norm.to(free_key).view(-1, 1, 1)
+            free_key = nn.functional.normalize(free_key, dim=-1) * norm
         if step.collected is not None:
-            step.collected[self.layer] = (free_key.detach(), new_value.detach())
-            if self.layer == max(step.history.states):
+            step.collected[self.layer] = (free_key, new_value)
+            if self.layer == max(step.settings.layers):
+                step.is_cut = True
                 raise EntriesRead
-        result = step.run_layer(
-            self.layer, self, self.settings, free_query, free_key, new_value, scaling, softcap
-        )
-        if result is None:
+        free_query = self._free(module, query, kwargs, distance=self.settings.distance)
+        attended = []
+        for found in step.walk(self.layer, self._window, free_query, free_key, new_value):
+            part = self.attend(free_query[:, :, found.columns], found.parts, scaling, softcap)
+            step.tell(self.layer, found, part.shares)
+            attended.append(part)
+        if not any(part.shares for part in attended):
             return output
-        memory, memory_sum, found = result
-        local = output.transpose(1, 2)
-        local_sum = memory_sum
-        if self.joint:
-            local_sum = sum_local_scores(query, key, mask, scaling, softcap)
-        return self.mix(local, memory, found, memory_sum, local_sum).transpose(1, 2)
+        memory = attended[0]
+        if len(attended) > 1:
+            memory = Attended(
+                torch.cat([part.output for part in attended], 2),
+                torch.cat([part.log_sum for part in attended], 2),
+            )
+        local_sum = sum_local_scores(query, key, mask, scaling, softcap) if self.joint else None
+        return self.mix(output.transpose(1, 2), memory, local_sum).transpose(1, 2)
 
-    def free(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Queries or keys (B, H, T, D) of this call, their positions undone."""
-        if not self.is_rotated or self.rotation is None:
+    def _free(
+        self, module: nn.Module, x: Tensor, kwargs: dict[str, Any], distance: int = 0
+    ) -> Tensor:
+        """Queries or keys (B, H, T, D) of this call without their positions, at `distance`."""
+        if not self._decoder.is_rotated(self.layer):
             return x
-        return rotate_back(module, x, self.rotation)
+        position = kwargs.get("position_ids")
+        if position is None:
+            raise ConfigError(
+                f"{type(module).__name__} is not told the positions of its tokens, so its keys "
+                "cannot be stored without them; see memorizing.huggingface.families.FAMILIES"
+            )
+        rotation = self._decoder.look_up_rotation(self.layer, position - distance, x)
+        return rotate_back(module, x, rotation)
 
-    @staticmethod
-    def _match(rotation: tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = (part.to(x.device, x.dtype) for part in rotation)
-        return cos, sin
+
+def find_memory(module: nn.Module) -> MemoryLayer | None:
+    """The memory of an attention layer."""
+    layer = module._modules.get("memory")
+    return layer if isinstance(layer, MemoryLayer) else None

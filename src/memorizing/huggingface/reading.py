@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +84,7 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
         tokens: (n,) int64.
     """
     model = attachment.model()
-    assert model is not None
-    device = next(model.parameters()).device
+    device = model.get_input_embeddings().weight.device
     settings = attachment.settings
     dtype = attachment.stored_dtype
     cache, num_left_out = attachment.make_cache(), settings.num_sinks
@@ -93,14 +93,12 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
     try:
         for piece in tokens.split(settings.segment_len):
             with torch.inference_mode(), attachment.collect() as collected:
-                try:
+                with suppress(EntriesRead):
                     attachment.decoder.base(
                         input_ids=piece.unsqueeze(0).to(device),
                         past_key_values=cache,
                         use_cache=True,
                     )
-                except EntriesRead:
-                    attachment.finish_early()
                 entries = {
                     layer: tuple(part[0, :, num_left_out:].to("cpu", dtype) for part in both)
                     for layer, both in collected.items()

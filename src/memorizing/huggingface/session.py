@@ -15,7 +15,6 @@ from transformers import DynamicCache
 
 from memorizing.errors import MemoryFolderError, StateError
 from memorizing.huggingface.attachment import Attachment, add_memory, get_attachment
-from memorizing.huggingface.families import count_head_dim, count_heads
 from memorizing.huggingface.fingerprint import hash_tokenizer
 from memorizing.huggingface.reading import (
     TokenizedText,
@@ -315,13 +314,10 @@ def _read_settings(description: FolderDescription) -> dict[str, Any]:
 
 def _describe(attachment: Attachment, model: Any, dtype: str | None) -> FolderDescription:
     settings = attachment.settings
-    attention = attachment.decoder.attentions[settings.layers[0]]
-    config = attachment.decoder.base.config
     return FolderDescription(
         attachment.fingerprint(),
         settings.layers,
-        count_heads(attention, config)[1],
-        count_head_dim(attention, config),
+        *attachment.entry_shape,
         dtype or settings.dtype,
         {
             "memory": settings.to_dict(),

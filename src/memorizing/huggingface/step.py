@@ -5,14 +5,14 @@ Shapes: B rows, H heads of queries, H_kv heads of keys, T tokens of the call, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from memorizing.errors import StateError
-from memorizing.huggingface.memory_head import MemoryHead
 from memorizing.huggingface.memory_settings import MemorySettings
 from memorizing.index_settings import parse_index
 from memorizing.memory import Memory, Retrieved
@@ -21,7 +21,6 @@ from memorizing.memory.retrieved import keep_best
 from memorizing.model import ModelState, RetrievalControl
 from memorizing.model.state import Entries, Staged
 
-Parts = tuple[Retrieved, ...]
 OnRetrieved = Callable[[int, Sequence[Tensor], Sequence[Tensor | None]], None]
 """Layer; per part, shares of attention (B, H, T, k); per part, numbers of entries, or None for the
 text's own memory."""
@@ -29,12 +28,12 @@ text's own memory."""
 
 @dataclass
 class History:
-    """What belongs to one cache: the memory layers' clocks and the entries of its own text."""
+    """What the texts of one cache have in memory, and the memory layers' clocks."""
 
     states: dict[int, ModelState]
     """Per memory layer, a state with its memory; all stand at the same positions."""
-    num_seen: int = 0
-    """Columns of the cache so far, padding included."""
+    has_ended: Tensor
+    """(B,) bool on the CPU: rows whose last column was padding after their tokens."""
     is_broken: bool = False
     """A call began and did not end."""
 
@@ -54,7 +53,7 @@ def make_history(
     num_heads: int,
     head_dim: int,
     dtype: torch.dtype,
-    device: torch.device,
+    devices: Mapping[int, torch.device],
     *,
     without: int | None = None,
 ) -> History:
@@ -65,22 +64,41 @@ def make_history(
         if settings.capacity and layer != without:
             index = parse_index(settings.index)
             memories[layer] = Memory(
-                num_rows, num_heads, settings.capacity, head_dim, dtype, device, index
+                num_rows, num_heads, settings.capacity, head_dim, dtype, devices[layer], index
             )
         states[layer] = ModelState(
             settings.segment_len, torch.zeros(num_rows, dtype=torch.int64), (), (), {}, memories
         )
-    return History(states)
+    return History(states, torch.zeros(num_rows, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was retrieved for some columns of the call, in one or more stores."""
+
+    columns: slice
+    parts: tuple[Retrieved, ...]
+    """At most k over all of them for each query."""
+    first_entries: tuple[int | None, ...]
+    """Per part, the number of the entry in its slot 0; None for the text's own memory."""
 
 
 @dataclass
 class Step:
-    """One call. Made before it, used by its memory layers, taken over after it."""
+    """One call. Made before it, used by its memory layers, part of the history after it.
+
+    It keeps the states from before the call, so that a layer may be computed again by the backward
+    pass, after the history went on.
+    """
 
     history: History
+    settings: MemorySettings
     valid: Tensor
     """(B, T) bool on the CPU: tokens that are not padding."""
-    base: dict[int, FrozenMemory]
+    first_seen: Tensor
+    """(B,) int64 on the CPU: the first token of each row that local attention could see, if its
+    window were endless."""
+    base: Mapping[int, FrozenMemory]
     """Per memory layer, what was read before; may be empty."""
     needs_graph: bool
     """Whether the call may be followed by a backward pass: memories must not change in it."""
@@ -88,159 +106,174 @@ class Step:
     """Whether memory layers retrieve."""
     control: RetrievalControl | None = None
     """Retrieval that is wrong on purpose."""
-    next_states: dict[int, ModelState] = field(default_factory=dict)
     collected: dict[int, tuple[Tensor, Tensor]] | None = None
     """Given, the call only reads: it takes the keys and values (B, H_kv, T, D) of every layer, and
     ends with the last memory layer."""
     on_retrieved: OnRetrieved | None = None
     """Told of what is retrieved, where asked for."""
+    is_cut: bool = False
+    """The call has ended with the last memory layer."""
+    _states: dict[int, ModelState] = field(init=False)
+    _next_states: dict[int, ModelState] = field(init=False, default_factory=dict)
 
-    def check(self) -> None:
-        """Refuse a call that would write to memories that its own backward pass reads.
+    def __post_init__(self) -> None:
+        """Keep where the rows stand.
 
         Raises:
-            StateError: with the row and what to do.
+            StateError: padding between the tokens of a row; with gradients, a call over a boundary
+                of segments, or one past entries that are not committed.
         """
+        self._check_padding()
+        self._states = dict(self.history.states)
         num_new = self.valid.sum(1)
-        for state in self.history.states.values():
-            state.check_step(num_new if self.needs_graph else torch.zeros_like(num_new))
+        for state in self._states.values():
+            if not self.needs_graph:
+                state.check_step(torch.zeros_like(num_new))
+                continue
+            try:
+                state.check_step(num_new)
+            except StateError as error:
+                raise StateError(
+                    f"{error} (here: memory.commit(cache)); under torch.no_grad() the model does "
+                    "both by itself"
+                ) from None
 
-    def run_layer(
-        self,
-        layer: int,
-        head: MemoryHead,
-        settings: MemorySettings,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        scaling: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Retrieve for all tokens of the call, and stage their entries.
+    def _check_padding(self) -> None:
+        before = torch.cat([self.history.has_ended.unsqueeze(1), ~self.valid[:, :-1]], 1)
+        started = torch.cat(
+            [self.history.position.unsqueeze(1) > 0, self.valid[:, :-1].cumsum(1) > 0], 1
+        )
+        wrong = self.valid & before & (started.cumsum(1) > 0)
+        if bool(wrong.any()):
+            row = int(wrong.any(1).nonzero()[0])
+            raise StateError(
+                f"row {row} of attention_mask has padding between its tokens; pad on the left"
+            )
+
+    @cached_property
+    def _spans(self) -> tuple[slice, ...]:
+        """Columns of the call between boundaries of segments of any row."""
+        position = next(iter(self._states.values())).position
+        count = position.unsqueeze(1) + self.valid.cumsum(1)
+        # A boundary comes after the column whose token ends a segment of its row.
+        ends = (count % self.settings.segment_len == 0) & self.valid
+        cuts = [column + 1 for column in ends.any(0).nonzero().flatten().tolist()]
+        starts = sorted({0, *cuts, self.valid.shape[1]})
+        return tuple(slice(*pair) for pair in zip(starts, starts[1:], strict=False))
+
+    def walk(
+        self, layer: int, window: int, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> Iterator[Found]:
+        """Retrieve for the tokens of the call, span after span, and stage their entries.
+
+        What was found must be used before the next is asked for, which may write to the memory.
 
         Args:
-            layer: its number.
-            head: its gates.
-            settings: of the memory.
+            layer: a memory layer.
+            window: tokens that its local attention sees.
             queries: (B, H, T, D), free of positions.
             keys: (B, H_kv, T, D), free of positions, of the tokens of this call.
             values: (B, H_kv, T, D).
-            scaling: of the layer.
-            softcap: bound of the layer's scores, or None.
-
-        Returns:
-            As `MemoryHead.attend`; None where nothing at all is stored.
         """
-        state = self.history.states[layer]
-        outputs = []
-        for start, stop in self._split(state.position, settings.segment_len):
-            span = slice(start, stop)
+        state = self._states[layer]
+        if self.needs_graph:
+            self._check_unchanged(state)
+        for span in self._spans:
             if not self.needs_graph:
                 # Entries of segments that ended in this call or before it are retrievable now.
                 state = state.commit()
-            parts = self._retrieve(layer, state, settings, queries[:, :, span], span)
-            asked = queries[:, :, span]
-            if self.on_retrieved is not None and parts:
-                self._tell(layer, head, parts, scaling)
-            outputs.append(head.attend(asked, parts, scaling, softcap) if parts else asked)
+            yield self._retrieve(layer, state, window, queries[:, :, span], span)
             state = self._stage(layer, state, keys[:, :, span], values[:, :, span], span)
-        self.next_states[layer] = state
-        if not any(isinstance(output, tuple) for output in outputs):
-            return None
-        filled = [
-            output
-            if isinstance(output, tuple)
-            else (torch.zeros_like(output), *_find_nothing(output))
-            for output in outputs
-        ]
-        if len(filled) == 1:
-            return filled[0]
-        memory, total, found = zip(*filled, strict=True)
-        return torch.cat(memory, 2), torch.cat(total, 2), torch.cat(found, 2)
+        self._next_states[layer] = state
 
-    def _split(self, position: Tensor, segment_len: int) -> Iterator[tuple[int, int]]:
-        """Columns of the call between boundaries of segments of any row."""
-        num_columns = self.valid.shape[1]
-        count = self.valid.cumsum(1)
-        # A boundary comes after the column whose token ends a segment of its row.
-        ends = ((position.unsqueeze(1) + count) % segment_len == 0) & self.valid
-        cuts = [column + 1 for column in ends.any(0).nonzero().flatten().tolist()]
-        start = 0
-        for stop in [*cuts, num_columns]:
-            if stop > start:
-                yield start, stop
-            start = stop
+    @staticmethod
+    def _check_unchanged(state: ModelState) -> None:
+        """Refuse to compute again after memories were written."""
+        try:
+            state.check_step(torch.zeros_like(state.position))
+        except StateError:
+            raise StateError(
+                "the memory was written between the forward pass and its backward pass, which "
+                "computes layers again; call memory.commit(cache) after backward()"
+            ) from None
 
     def _retrieve(
+        self, layer: int, state: ModelState, window: int, queries: Tensor, span: slice
+    ) -> Found:
+        parts: list[Retrieved] = []
+        firsts: list[int | None] = []
+        if not self.is_reading:
+            return Found(span, (), ())
+        k = self.settings.num_neighbors
+        base = self.base.get(layer)
+        if base is not None and base.size and self.control is None:
+            parts += base.retrieve(queries, k)
+            firsts += base.first_entries
+        memory = state.memories.get(layer)
+        has_sinks = False
+        if memory is not None and bool((memory.size > 0).any()):
+            # Sinks are left out of what is found, until they are evicted.
+            first_stored = memory.num_appended - memory.size
+            has_sinks = bool((first_stored < self.settings.num_sinks).any())
+            num_more = self.settings.num_sinks if has_sinks else 0
+            parts.append(self._search(memory, state, window, queries, span, k + num_more))
+            firsts.append(None)
+        best = keep_best(parts, k) if len(parts) > 1 or has_sinks else tuple(parts)
+        return Found(span, best, tuple(firsts))
+
+    def _search(
         self,
-        layer: int,
+        memory: Memory,
         state: ModelState,
-        settings: MemorySettings,
+        window: int,
         queries: Tensor,
         span: slice,
-    ) -> Parts:
-        parts: list[Retrieved] = []
-        if not self.is_reading:
-            return ()
-        k, control = settings.num_neighbors, self.control
-        base = self.base.get(layer)
-        if base is not None and base.size and control is None:
-            parts += base.retrieve(queries, k)
-        memory = state.memories.get(layer)
-        if memory is not None and bool((memory.size > 0).any()):
-            hidden = None
-            if settings.combine == "joint":
-                hidden = self._count_hidden(state, settings, span)
-            shuffled = control is not None and control.shuffle_values
-            donors = None if control is None else control.donor_rows
-            found = memory.retrieve(
-                queries,
-                k,
-                num_hidden=hidden,
-                donor_rows=donors,
-                value_seed=control.seed if control is not None and shuffled else None,
-            )
-            if settings.num_sinks:
-                position = memory.compute_positions(found.neighbors.slots, donors)
-                found = _leave_out(found, position < settings.num_sinks)
-            parts.append(found)
-        return keep_best(parts, k) if len(parts) > 1 else tuple(parts)
+        num_neighbors: int,
+    ) -> Retrieved:
+        """What a text's own memory has for it, less what local attention sees."""
+        control = self.control or RetrievalControl()
+        is_joint = self.settings.combine == "joint"
+        found = memory.retrieve(
+            queries,
+            num_neighbors,
+            num_hidden=self._count_hidden(state, window, span) if is_joint else None,
+            donor_rows=control.donor_rows,
+            value_seed=control.seed if control.shuffle_values else None,
+        )
+        position = memory.compute_positions(found.neighbors.slots, control.donor_rows)
+        return _leave_out(found, position < self.settings.num_sinks)
 
-    def _tell(self, layer: int, head: MemoryHead, parts: Parts, scaling: float) -> None:
-        """Report what was retrieved, with its shares of attention among all that was."""
-        assert self.on_retrieved is not None
-        scale = (torch.exp(head.log_scale.detach()) * scaling).view(-1, 1, 1)
-        scores = torch.cat([part.neighbors.scores.float() for part in parts], -1) * scale
-        weights = torch.softmax(scores, -1).nan_to_num(0.0)
-        widths = [part.neighbors.scores.shape[-1] for part in parts]
-        base = self.base.get(layer)
-        firsts: list[int | None] = list(base.first_entries) if base is not None else []
-        firsts += [None] * (len(parts) - len(firsts))
+    def _count_hidden(self, state: ModelState, window: int, span: slice) -> Tensor:
+        """(B, n): newest entries that a query must not retrieve, since local attention sees them.
+
+        One softmax must not count a token twice.
+        """
+        token = state.position.unsqueeze(1) + self.valid[:, span].cumsum(1) - 1
+        first_seen = torch.maximum(token - window + 1, self.first_seen.unsqueeze(1))
+        boundary = token // self.settings.segment_len * self.settings.segment_len
+        return (boundary - first_seen).clamp(min=0)
+
+    def tell(self, layer: int, found: Found, shares: Sequence[Tensor]) -> None:
+        """Report what was retrieved, with its shares (B, H, T, k) of attention; not of padding."""
+        if self.on_retrieved is None or not found.parts:
+            return
         entries = [
             None if first is None else part.neighbors.slots + first
-            for first, part in zip(firsts, parts, strict=True)
+            for first, part in zip(found.first_entries, found.parts, strict=True)
         ]
-        self.on_retrieved(layer, weights.split(widths, -1), entries)
+        valid = self.valid[:, None, found.columns, None]
+        self.on_retrieved(layer, [share * valid.to(share.device) for share in shares], entries)
 
     def finish(self) -> None:
         """Take over what the layers of the call staged. Changes the history."""
         history = self.history
         num_new = self.valid.sum(1)
-        for layer, state in history.states.items():
+        for layer, state in self._states.items():
             # A layer that is only read from has no memory of its own, and nothing staged.
             moved = replace(state, position=state.position + num_new)
-            history.states[layer] = self.next_states.get(layer, moved)
-        history.num_seen += self.valid.shape[1]
+            history.states[layer] = self._next_states.get(layer, moved)
+        history.has_ended = ~self.valid[:, -1] & (history.position > 0)
         history.is_broken = False
-
-    def _count_hidden(self, state: ModelState, settings: MemorySettings, span: slice) -> Tensor:
-        """(B, n): newest entries that a query must not retrieve, since local attention sees them.
-
-        One softmax must not count a token twice.
-        """
-        count = self.valid[:, span].cumsum(1)
-        offset = (state.position.unsqueeze(1) + count - 1).clamp(min=0) % settings.segment_len
-        return (settings.window - 1 - offset).clamp(min=0)
 
     def _stage(
         self, layer: int, state: ModelState, keys: Tensor, values: Tensor, span: slice
@@ -258,7 +291,7 @@ class Step:
                 )
                 valid = torch.cat([before.valid, valid], 1)
             staged[layer] = Staged(new, valid)
-        return ModelState(state.segment_len, position, (), (), staged, state.memories)
+        return replace(state, position=position, staged=staged)
 
 
 def _leave_out(part: Retrieved, left_out: Tensor) -> Retrieved:
@@ -267,23 +300,3 @@ def _leave_out(part: Retrieved, left_out: Tensor) -> Retrieved:
     valid = neighbors.valid & ~left_out
     scores = neighbors.scores.masked_fill(~valid, -torch.inf)
     return replace(part, neighbors=replace(neighbors, valid=valid, scores=scores))
-
-
-def _find_nothing(queries: Tensor) -> tuple[Tensor, Tensor]:
-    shape = queries.shape[:3]
-    total = torch.full(shape, -torch.inf, device=queries.device)
-    return total, torch.zeros(shape, dtype=torch.bool, device=queries.device)
-
-
-def check_valid(valid: Tensor) -> None:
-    """Refuse padding between the tokens of a row.
-
-    Raises:
-        StateError: with the row.
-    """
-    stretches = valid[:, :1].sum(1) + (valid[:, 1:] & ~valid[:, :-1]).sum(1)
-    if bool((stretches > 1).any()):
-        row = int((stretches > 1).nonzero()[0])
-        raise StateError(
-            f"row {row} of attention_mask has padding between its tokens; pad on the left"
-        )

@@ -1,11 +1,14 @@
-"""A cache of the last tokens, and of the first few, with positions that the model was trained on.
+"""A cache of the last tokens, and of the first few.
 
 Shapes: B rows, H heads of keys, S keys, T tokens of a call, D head_dim.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,10 +16,22 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 
 from memorizing.errors import StateError
-from memorizing.huggingface.families import Decoder, rotate_back
+from memorizing.huggingface.step import History
 
 NEVER = 2**40
 """First column of a row that has only padding so far."""
+
+
+@dataclass
+class Text:
+    """What belongs to the texts of one cache besides their keys and values."""
+
+    shift: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
+    """(B or 1, 1) int64 on the CPU: how far positions are moved back now."""
+    history: History | None = None
+    """What they have in memory, where one is open."""
+    binding: object = None
+    """Of the open memory that the history belongs to."""
 
 
 class WindowLayer(DynamicSlidingWindowLayer):
@@ -26,10 +41,16 @@ class WindowLayer(DynamicSlidingWindowLayer):
     and loses its language without them (Xiao et al. 2023, "attention sinks"): so they stay. Once
     they have left the window they stand in front of the other keys.
 
-    Only what `transformers` asks of a cache layer is replaced here.
+    A call does not change the layer: `update` makes the `next` one, and makes it again where a
+    backward pass computes the call again. Only what `transformers` asks of a cache layer is
+    replaced here.
     """
 
-    def __init__(self, sliding_window: int, num_sinks: int, *, is_sliding: bool) -> None:
+    is_croppable = False
+
+    def __init__(
+        self, sliding_window: int, num_sinks: int, text: Text, *, is_sliding: bool
+    ) -> None:
         """Take the tokens that are seen, and whether the layer has such a window by itself.
 
         `transformers` sizes the masks of all layers with a window by the first of them, and those
@@ -38,20 +59,22 @@ class WindowLayer(DynamicSlidingWindowLayer):
         super().__init__(sliding_window)
         self.is_sliding = is_sliding
         self.num_sinks = num_sinks
+        self.text = text
         self.first_valid: Tensor | None = None
-        """(B,): column of the first token of each row; None is 0. Set before each call."""
+        """(B,): column of the first token of each row; None is 0."""
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
+        self.next: WindowLayer | None = None
+
+    def enter(self, first_valid: Tensor | None) -> WindowLayer:
+        """The layer as one call sees it, where rows begin at `first_valid`."""
+        entered = copy.copy(self)
+        entered.first_valid = first_valid
+        return entered
 
     def count_held(self) -> int:
         """Tokens in the cache, without sinks."""
         return self.keys.shape[-2] if self.keys is not None and self.keys.dim() == 4 else 0
-
-    def get_held(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the tokens in the cache, without sinks."""
-        assert self.keys is not None
-        assert self.values is not None
-        return self.keys, self.values
 
     def count_dropped(self) -> int:
         """Columns that were seen and are held no more, but for sinks."""
@@ -66,45 +89,47 @@ class WindowLayer(DynamicSlidingWindowLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Take in (B, H, T, D) and return what the call sees: sinks, held, new."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         dropped = self.count_dropped()
-        held_keys, held_values = self.get_held()
-        keys = torch.cat([held_keys, key_states], dim=-2)
-        values = torch.cat([held_values, value_states], dim=-2)
-        seen = (keys, values)
-        if dropped and self.num_sinks:
-            assert self.sink_keys is not None
-            assert self.sink_values is not None
-            seen = (
-                torch.cat([self.sink_keys, keys], -2),
-                torch.cat([self.sink_values, values], -2),
-            )
-        self.cumulative_length += key_states.shape[-2]
-        excess = max(0, keys.shape[-2] - self.sliding_window + 1)
-        self._drop(keys, values, dropped, excess)
-        return seen
-
-    def clear(self) -> None:
-        """Hold nothing but sinks from now on."""
+        keys, values = key_states, value_states
         if self.count_held():
-            self._drop(*self.get_held(), self.count_dropped(), self.count_held())
+            assert self.keys is not None
+            assert self.values is not None
+            keys = torch.cat([self.keys, keys], -2)
+            values = torch.cat([self.values, values], -2)
+        after = copy.copy(self)
+        after.next = None
+        if not after.is_initialized:
+            after.lazy_initialization(key_states, value_states)
+        after.keys, after.values = keys, values
+        after.cumulative_length += key_states.shape[-2]
+        after.drop(max(0, keys.shape[-2] - self.sliding_window + 1), dropped)
+        self.next = after
+        if not dropped or self.sink_keys is None or self.sink_values is None:
+            return keys, values
+        return torch.cat([self.sink_keys, keys], -2), torch.cat([self.sink_values, values], -2)
 
-    def _drop(self, keys: Tensor, values: Tensor, first: int, count: int) -> None:
-        """Keep keys and values but for their first `count` columns, which begin at `first`."""
-        if count and self.num_sinks:
-            if self.sink_keys is None or self.sink_values is None:
-                self.sink_keys = torch.zeros_like(keys[:, :, :1]).repeat(1, 1, self.num_sinks, 1)
-                self.sink_values = torch.zeros_like(self.sink_keys)
-            places = self._place_sinks(keys) - first
-            is_leaving = ((places >= 0) & (places < count))[:, None, :, None]
-            where = places.clamp(0, count - 1)[:, None, :, None]
-            where = where.expand(-1, keys.shape[1], -1, keys.shape[3])
-            self.sink_keys = torch.where(is_leaving, keys.gather(2, where), self.sink_keys)
-            self.sink_values = torch.where(is_leaving, values.gather(2, where), self.sink_values)
-        # A view would keep everything in memory.
-        self.keys = keys[:, :, count:].clone() if count else keys
-        self.values = values[:, :, count:].clone() if count else values
+    def drop(self, count: int, first: int) -> None:
+        """Hold the first `count` tokens, which begin at column `first`, no more. In place."""
+        keys, values = self.keys, self.values
+        if not count or keys is None or values is None:
+            return
+        if self.num_sinks:
+            self._keep_sinks(keys, values, count, first)
+        self.keys, self.values = keys[:, :, count:], values[:, :, count:]
+        if count > keys.shape[2] // 2:
+            # A view would keep everything in memory.
+            self.keys, self.values = self.keys.clone(), self.values.clone()
+
+    def _keep_sinks(self, keys: Tensor, values: Tensor, count: int, first: int) -> None:
+        if self.sink_keys is None or self.sink_values is None:
+            self.sink_keys = torch.zeros_like(keys[:, :, :1]).repeat(1, 1, self.num_sinks, 1)
+            self.sink_values = torch.zeros_like(values[:, :, :1]).repeat(1, 1, self.num_sinks, 1)
+        places = self._place_sinks(keys) - first
+        is_leaving = ((places >= 0) & (places < count))[:, None, :, None]
+        where = places.clamp(0, count - 1)[:, None, :, None].expand(-1, keys.shape[1], -1, -1)
+        left = [part.gather(2, where.expand(-1, -1, -1, part.shape[3])) for part in (keys, values)]
+        self.sink_keys = torch.where(is_leaving, left[0], self.sink_keys)
+        self.sink_values = torch.where(is_leaving, left[1], self.sink_values)
 
     def _place_sinks(self, keys: Tensor) -> Tensor:
         """(B, num_sinks) int64: columns of the first tokens of each row."""
@@ -114,18 +139,22 @@ class WindowLayer(DynamicSlidingWindowLayer):
         return self.first_valid.to(keys.device).unsqueeze(1) + offsets
 
     def detach(self) -> None:
-        """Cut the cache off from the graph of the call that wrote it."""
-        if self.is_initialized:
-            keys, values = self.get_held()
-            self.keys, self.values = keys.detach(), values.detach()
-        if self.sink_keys is not None and self.sink_values is not None:
-            self.sink_keys, self.sink_values = self.sink_keys.detach(), self.sink_values.detach()
+        """Cut what is held off from the graph of the calls that wrote it. In place."""
+        for name in ("keys", "values", "sink_keys", "sink_values"):
+            held = getattr(self, name)
+            setattr(self, name, None if held is None else held.detach())
 
-    def activate_past_recording(self) -> None:
+    def reset(self) -> None:
+        """Begin a new text. In place."""
+        self.keys = self.values = self.sink_keys = self.sink_values = None
+        self.is_initialized, self.cumulative_length = False, 0
+        self.text.history, self.text.shift = None, torch.zeros(1, 1, dtype=torch.int64)
+
+    def activate_past_recording(self) -> NoReturn:
         """Refused: see `crop`."""
-        self.crop(0)
+        self.crop()
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: what was read is in memory, and cannot be taken back.
 
         Raises:
@@ -133,10 +162,11 @@ class WindowLayer(DynamicSlidingWindowLayer):
         """
         raise StateError(
             "assisted and speculative decoding reject tokens that a memory has taken in already; "
-            "call generate() without an assistant model, prompt lookup or DoLa"
+            "call generate() without an assistant model, prompt lookup or DoLa, or go on from a "
+            "copy.deepcopy of the cache"
         )
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refused: a memory belongs to its row.
 
         Raises:
@@ -147,24 +177,74 @@ class WindowLayer(DynamicSlidingWindowLayer):
             "with num_beams=1"
         )
 
+    def batch_select_indices(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, as `reorder_cache`."""
+        self.reorder_cache()
 
-def make_window_cache(decoder: Decoder, window: int, num_sinks: int) -> DynamicCache:
-    """An empty cache of the model; layers with a shorter window of their own are as they were."""
-    cache = DynamicCache(config=decoder.base.config)
-    shorten(cache, decoder, window, num_sinks)
+    def batch_repeat_interleave(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, as `reorder_cache`."""
+        self.reorder_cache()
+
+
+class CallCache(DynamicCache):
+    """What a model is given in the place of its cache for one call.
+
+    The cache changes only after the call, at once and as a whole, so that a call that fails leaves
+    it as it was. A layer that a backward pass computes again sees again what it saw.
+    """
+
+    def __init__(self, owner: DynamicCache, layers: Sequence[WindowLayer], shift: Tensor) -> None:
+        """Take the cache, its layers as the call sees them, and `Text.shift` after the call."""
+        super().__init__()
+        self.owner, self.entered, self._shift = owner, tuple(layers), shift
+        self.layers = [*layers]
+        self.layer_class_to_replicate = None
+
+    def finish(self, *, is_cut: bool) -> None:
+        """Make the call part of the cache. `is_cut`: its upper layers were left out.
+
+        Raises:
+            StateError: layers that wrote nothing.
+        """
+        after = [layer.next for layer in self.entered]
+        if not is_cut and None in after:
+            raise StateError(
+                "a layer of the model wrote nothing into the cache, which this release of "
+                "transformers leaves out under gradient checkpointing; call "
+                "model.gradient_checkpointing_disable(), or read every text in one call"
+            )
+        pairs = zip(self.entered, after, strict=True)
+        self.owner.layers = [*(new if new is not None else old for old, new in pairs)]
+        find_text(self.owner).shift = self._shift
+
+
+def make_window_cache(
+    own_windows: Iterable[int | None], window: int, num_sinks: int
+) -> DynamicCache:
+    """An empty cache.
+
+    Args:
+        own_windows: per layer, the tokens that it sees by itself, or None. Layers that see fewer
+            than `window` stay as they are.
+        window: tokens that are seen.
+        num_sinks: first tokens that stay.
+    """
+    cache = DynamicCache()
+    make_windows(cache, own_windows, window, num_sinks)
     return cache
 
 
-def shorten(cache: DynamicCache, decoder: Decoder, window: int, num_sinks: int) -> None:
-    """Give an empty cache layers of at most `window` tokens. In place."""
-    own = [getattr(layer, "sliding_window", None) for layer in cache.layers]
-    own += [None] * (len(decoder.attentions) - len(own))
+def make_windows(
+    cache: DynamicCache, own_windows: Iterable[int | None], window: int, num_sinks: int
+) -> None:
+    """Make an empty cache one of `make_window_cache`. In place."""
+    text = Text()
     cache.layers = []
-    for length in own:
-        if length is not None and length <= window:
-            cache.layers.append(WindowLayer(length, 0, is_sliding=True))
+    for own in own_windows:
+        if own is not None and own <= window:
+            cache.layers.append(WindowLayer(own, 0, text, is_sliding=True))
         else:
-            cache.layers.append(WindowLayer(window, num_sinks, is_sliding=length is not None))
+            cache.layers.append(WindowLayer(window, num_sinks, text, is_sliding=own is not None))
     cache.layer_class_to_replicate = None
 
 
@@ -173,73 +253,7 @@ def list_layers(cache: Cache) -> list[WindowLayer]:
     return [layer for layer in cache.layers if isinstance(layer, WindowLayer)]
 
 
-class Positions:
-    """Keeps positions below the model's limit, whatever the length of the text.
-
-    Rotary positions matter by their differences only: a zone's first tokens find the cached keys
-    moved back, all by as much, and go on behind them; sinks keep their place. Learned positions
-    cannot be moved: there a new zone starts at position 0 with a cache of nothing but sinks, so
-    that its first tokens see little local context. Zones begin at multiples of the segment, so that
-    a text has the same positions however its calls are cut.
-    """
-
-    def __init__(self, decoder: Decoder, window: int, segment_len: int, num_sinks: int) -> None:
-        """Plan zones for a model."""
-        self._decoder = decoder
-        limit = decoder.max_positions // segment_len * segment_len
-        self.is_learned = decoder.family.positions == "learned"
-        overlap = 0 if self.is_learned else -(-window // segment_len) * segment_len
-        if limit <= overlap:  # positions of one window only: a zone per segment
-            limit, overlap = decoder.max_positions, max(0, decoder.max_positions - segment_len)
-        self.limit, self._overlap = limit, overlap
-        self._zone_len = limit - overlap
-
-    def find_zone(self, column: int) -> int:
-        """The zone of a column of the cache, from 0."""
-        return max(0, (column - self._overlap) // self._zone_len)
-
-    def check(self, start: int, num_tokens: int) -> None:
-        """Refuse a call over the end of a zone.
-
-        Raises:
-            StateError: with the most tokens that may follow.
-        """
-        zone = self.find_zone(start)
-        if zone != self.find_zone(start + num_tokens - 1):
-            most = self._overlap + (zone + 1) * self._zone_len - start
-            raise StateError(
-                f"a call reads {num_tokens} tokens at once, and here the model has positions for "
-                f"{most} more; read in pieces of segment_len (generate() does, with the "
-                "prefill_chunk_size that add_memory sets)"
-            )
-
-    def move(self, cache: DynamicCache, start: int, position_ids: Tensor, shift: Tensor) -> Tensor:
-        """How far positions are moved back from column `start` on; cached keys move in place.
-
-        Args:
-            cache: of the text.
-            start: columns seen so far.
-            position_ids: (B or 1, T) of the call, not moved.
-            shift: (B or 1, 1) int64 so far.
-        """
-        is_entering = start > 0 and self.find_zone(start) != self.find_zone(start - 1)
-        if not is_entering:
-            return shift
-        if self.is_learned:
-            for layer in list_layers(cache):
-                layer.clear()
-            return position_ids[:, :1].clone()
-        for index, layer in enumerate(list_layers(cache)):
-            if self._decoder.is_rotated(index) and layer.count_held():
-                attention = self._decoder.attentions[index]
-                distance = torch.tensor([self._zone_len])
-                keys, _ = layer.get_held()
-                rotation = self._decoder.look_up_rotation(index, distance, keys)
-                layer.keys = rotate_back(attention, keys, rotation, keep_norm=True)
-        return shift + self._zone_len
-
-
-def list_positions(kwargs: dict[str, Any], num_tokens: int, start: int) -> Tensor:
-    """Position ids of a call, given or what `transformers` would take."""
-    given = kwargs.get("position_ids")
-    return (torch.arange(num_tokens) + start).unsqueeze(0) if given is None else given
+def find_text(cache: Cache) -> Text:
+    """The text of a cache; one of nothing where it is not a cache of ours."""
+    layers = list_layers(cache)
+    return layers[0].text if layers else Text()
