@@ -123,9 +123,19 @@ MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32")
 
 
 @pytest.fixture(scope="session")
-def memory(tmp_path_factory: pytest.TempPathFactory, llama: Path, texts: Path) -> Path:
-    """What the tiny model read of five documents, texts kept; it is not to be changed."""
-    folder = tmp_path_factory.mktemp("memories") / "texts.memory"
-    words = ["read", str(llama), str(texts), "--memory", str(folder), "--keep-text", *MEMORY_WORDS]
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of five short documents."""
+    folder = tmp_path_factory.mktemp("notes")
+    for index, word in enumerate(("alpha", "beta", "gamma", "delta", "epsilon")):
+        lines = (f"{word} {number * (index + 3) % 89}\n" for number in range(7 + index))
+        (folder / f"{word}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory: pytest.TempPathFactory, llama: Path, notes: Path) -> Path:
+    """What the tiny model read of the notes, texts kept; it is not to be changed."""
+    folder = tmp_path_factory.mktemp("memories") / "notes.memory"
+    words = ["read", str(llama), str(notes), "--memory", str(folder), "--keep-text", *MEMORY_WORDS]
     assert main(words) == 0
     return folder

@@ -41,11 +41,11 @@ def damage(folder: Path) -> Path:
     return path
 
 
-def test_info_says_whose_memory_it_is_and_how_large(run, memory, llama, texts, tmp_path):
+def test_info_says_whose_memory_it_is_and_how_large(run, memory, llama, notes, tmp_path):
     outcome = run("memory", "info", memory, "--json", tmp_path / "info.json")
     assert outcome.status == 0
     values = json.loads((tmp_path / "info.json").read_text())
-    num_tokens = sum(len(path.read_bytes()) for path in texts.iterdir())
+    num_tokens = sum(len(path.read_bytes()) for path in notes.iterdir())
     assert values["model"] == str(llama)
     assert (values["layers"], values["dtype"], values["settings"]["window"]) == (
         [1],
@@ -60,13 +60,13 @@ def test_info_says_whose_memory_it_is_and_how_large(run, memory, llama, texts, t
     assert f"{num_tokens:,}" in outcome.out
 
 
-def test_list_names_documents_in_the_order_they_were_read(run, memory, texts, tmp_path):
+def test_list_names_documents_in_the_order_they_were_read(run, memory, notes, tmp_path):
     outcome = run("memory", "list", memory, "--json", tmp_path / "list.json")
     assert outcome.status == 0
     listed = json.loads((tmp_path / "list.json").read_text())["documents"]
     assert [document["name"] for document in listed] == NAMES
     for document, line in zip(listed, outcome.out.splitlines(), strict=False):
-        assert document["tokens"] == len((texts / document["name"]).read_bytes())
+        assert document["tokens"] == len((notes / document["name"]).read_bytes())
         assert line.split() == [
             f"{document['tokens']:,}",
             "tokens",

@@ -16,6 +16,7 @@ import typer
 from memorizing.cli.evaluate import Precision
 from memorizing.cli.output import INTERRUPTED_STATUS, JsonOption, prepare_file, say, write_result
 from memorizing.cli.pretrained import (
+    AdapterOption,
     DeviceOption,
     ModelArgument,
     PrecisionOption,
@@ -88,6 +89,7 @@ def run(
             min=1, metavar="N", help="Without --memory: tokens of local attention. Default: 512."
         ),
     ] = None,
+    adapter: AdapterOption = None,
     precision: PrecisionOption = Precision.AUTO,
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
@@ -98,7 +100,9 @@ def run(
     window and all other settings of the memory are those it was read with.
     """
     is_read = memory is not None and not no_memory
-    check_options(memory, no_memory, sources, temperature, top_p, window)
+    check_options(memory, no_memory, sources, temperature, top_p)
+    if window is not None and (memory is not None or adapter is not None):
+        raise ConfigError("--window is given, and --memory or --adapter has one; leave it out")
     text = find_prompt(prompt, prompt_file)
     prepare_file(json_file)
     if memory is not None:
@@ -109,12 +113,15 @@ def run(
     inputs = encode(tokenizer, text, chat=chat).to(loaded.device)
 
     from memorizing.huggingface import add_memory, open_memory
+    from memorizing.huggingface.adapter import load_adapter
     from memorizing.huggingface.used_entries import watch_entries
 
     session = None
-    if memory is None:
+    if adapter is not None:
+        load_adapter(loaded, adapter)
+    elif memory is None:
         add_memory(loaded, window=window or choose_window(loaded))
-    else:
+    if memory is not None:
         session = open_memory(loaded, memory)
         say(f"memory: {describe_memory(session, memory, is_read)}")
     result: dict[str, Any] = {
@@ -143,12 +150,7 @@ def run(
 
 
 def check_options(
-    memory: Path | None,
-    no_memory: bool,
-    sources: bool,
-    temperature: float,
-    top_p: float,
-    window: int | None,
+    memory: Path | None, no_memory: bool, sources: bool, temperature: float, top_p: float
 ) -> None:
     """Refuse options that say nothing together.
 
@@ -159,8 +161,6 @@ def check_options(
         raise ConfigError("--no-memory is given without --memory, whose window it takes; add it")
     if sources and (memory is None or no_memory):
         raise ConfigError("--sources is given, and no memory is read; give --memory DIR")
-    if window is not None and memory is not None:
-        raise ConfigError("--window is given with --memory, which has a window; leave it out")
     if top_p == 0.0:
         raise ConfigError("--top-p is 0.0; allowed: above 0, up to 1, which is no limit")
     if top_p < 1.0 and temperature == 0.0:

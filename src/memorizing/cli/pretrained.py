@@ -27,6 +27,12 @@ PrecisionOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1; auto is cuda where there is one.")
 ]
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter", metavar="DIR", help="What `memorizing finetune` learned for this model."
+    ),
+]
 
 _PROBE_DIM = 128
 """Small: where a processor has no bf16, its products take a hundred times as long."""

@@ -19,6 +19,7 @@ from memorizing.cli.output import (
     write_result,
 )
 from memorizing.cli.pretrained import (
+    AdapterOption,
     DeviceOption,
     ModelArgument,
     PrecisionOption,
@@ -113,6 +114,7 @@ def run(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of what is read from standard input.")
     ] = None,
+    adapter: AdapterOption = None,
     precision: PrecisionOption = Precision.AUTO,
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
@@ -137,11 +139,14 @@ def run(
     loaded, tokenizer = load_model(model, precision, device)
 
     from memorizing.huggingface import add_memory, open_memory
+    from memorizing.huggingface.adapter import load_adapter
     from memorizing.huggingface.attachment import get_attachment
 
-    if folder is None:
-        if dtype and dtype != EntryType.INT8:
-            wanted["dtype"] = dtype.value
+    if folder is None and dtype and dtype != EntryType.INT8:
+        wanted["dtype"] = dtype.value
+    if adapter is not None:
+        load_adapter(loaded, adapter, **({} if folder else wanted))
+    elif folder is None:
         add_memory(loaded, **wanted)
     session = open_memory(
         loaded, memory, keep_text=keep_text, dtype=dtype.value if dtype and not folder else None

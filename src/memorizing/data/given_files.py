@@ -197,7 +197,7 @@ def _is_readable(file: TextFile, rules: Rules, left_out: LeftOut) -> bool:
     if not stat.S_ISREG(status.st_mode):
         reason = "no plain file"
     elif status.st_size > rules.max_bytes:
-        reason = f"larger than {rules.max_bytes / 2**20:g} MiB"
+        reason = f"larger than {rules.max_bytes / 2**20:.3g} MiB"
     if reason:
         left_out.add(file.name, reason)
     return not reason
