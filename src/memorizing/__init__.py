@@ -37,16 +37,18 @@ if TYPE_CHECKING:
         StateError,
         TokenizerError,
     )
-    from memorizing.evaluation import EvaluationResult, evaluate_documents
+    from memorizing.evaluation import EvaluationResult, evaluate_documents, evaluate_model
     from memorizing.huggingface import (
         MemorySession,
         MemorySettings,
         add_memory,
+        load_adapter,
         open_memory,
         remove_memory,
+        save_adapter,
     )
     from memorizing.model import MemorizingTransformer, ModelOutput, ModelState
-    from memorizing.training import load_model, train
+    from memorizing.training import FinetuneSettings, finetune, load_model, train
 
 _MODULE_OF_NAME = {
     "CheckpointError": "errors",
@@ -58,6 +60,7 @@ _MODULE_OF_NAME = {
     "Document": "data",
     "EvaluationConfig": "config",
     "EvaluationResult": "evaluation",
+    "FinetuneSettings": "training",
     "IndexUnavailableError": "errors",
     "MemorizingError": "errors",
     "MemorizingTransformer": "model",
@@ -77,12 +80,16 @@ _MODULE_OF_NAME = {
     "TrainingConfig": "config",
     "add_memory": "huggingface",
     "evaluate_documents": "evaluation",
+    "evaluate_model": "evaluation",
+    "finetune": "training",
     "list_recipes": "config",
+    "load_adapter": "huggingface",
     "load_config": "config",
     "load_corpus": "data",
     "load_model": "training",
     "open_memory": "huggingface",
     "remove_memory": "huggingface",
+    "save_adapter": "huggingface",
     "train": "training",
 }
 
@@ -96,6 +103,7 @@ __all__ = [
     "Document",
     "EvaluationConfig",
     "EvaluationResult",
+    "FinetuneSettings",
     "IndexUnavailableError",
     "MemorizingError",
     "MemorizingTransformer",
@@ -116,12 +124,16 @@ __all__ = [
     "__version__",
     "add_memory",
     "evaluate_documents",
+    "evaluate_model",
+    "finetune",
     "list_recipes",
+    "load_adapter",
     "load_config",
     "load_corpus",
     "load_model",
     "open_memory",
     "remove_memory",
+    "save_adapter",
     "train",
 ]
 

@@ -1,5 +1,9 @@
 """Perplexity over whole documents: with a memory of any capacity, without, and with a wrong one."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from memorizing.evaluation.capacities import check_capacities, evaluate_capacities
 from memorizing.evaluation.reading import Progress, evaluate_documents
 from memorizing.evaluation.results import (
@@ -8,6 +12,9 @@ from memorizing.evaluation.results import (
     EvaluationResult,
     compare_results,
 )
+
+if TYPE_CHECKING:
+    from memorizing.evaluation.pretrained import evaluate_model
 
 __all__ = [
     "Control",
@@ -18,4 +25,14 @@ __all__ = [
     "compare_results",
     "evaluate_capacities",
     "evaluate_documents",
+    "evaluate_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs `transformers` at first use (PEP 562): its import takes seconds."""
+    if name == "evaluate_model":
+        from memorizing.evaluation.pretrained import evaluate_model
+
+        return evaluate_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,9 @@
 """Training: optimizers and schedules, the loop, checkpoints, run folders."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from memorizing.training.checkpoint import LoadedModel, load_model, save_model
 from memorizing.training.checkpoints import find_checkpoint, list_checkpoints
 from memorizing.training.metrics_log import read_metrics
@@ -10,8 +14,12 @@ from memorizing.training.run_folder import read_run_config
 from memorizing.training.train import TokenizedCorpus, prepare_corpus, train
 from memorizing.training.trainer import StepMetrics, Trainer, TrainingResult
 
+if TYPE_CHECKING:
+    from memorizing.training.finetuning import FinetuneSettings, finetune
+
 __all__ = [
     "Display",
+    "FinetuneSettings",
     "LineDisplay",
     "LoadedModel",
     "Precision",
@@ -24,6 +32,7 @@ __all__ = [
     "choose_precision",
     "estimate_needs",
     "find_checkpoint",
+    "finetune",
     "list_checkpoints",
     "load_model",
     "make_display",
@@ -34,3 +43,12 @@ __all__ = [
     "save_model",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs `transformers` at first use (PEP 562): its import takes seconds."""
+    if name in ("FinetuneSettings", "finetune"):
+        from memorizing.training import finetuning
+
+        return getattr(finetuning, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
