@@ -217,10 +217,10 @@ def encode(tokenizer: Any, text: str, *, chat: bool) -> Any:
 
 
 def choose_window(model: Any) -> int:
-    """The default of `add_memory`, or all positions of a model that has fewer."""
+    """The default of `add_memory`, or half of the positions of a model that has few."""
     from memorizing.huggingface.memory_settings import MemorySettings
 
-    return min(MemorySettings.window, int(model.config.max_position_embeddings))
+    return min(MemorySettings.window, int(model.config.max_position_embeddings) // 2)
 
 
 def describe_memory(session: MemorySession, path: Path, is_read: bool) -> str:

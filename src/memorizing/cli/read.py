@@ -133,7 +133,7 @@ def run(
     left_out = LeftOut()
     folder = open_folder(memory)
     check_settings(memory, folder, wanted, dtype)
-    rules = Rules(int(max_file_mib * 2**20), tuple(exclude or ()))
+    rules = Rules(round(max_file_mib * 2**20), tuple(exclude or ()))
     sources = find_sources(files, rules, prefix, name, left_out)
     plan = plan_reading(sources, folder, update=update, path=memory)
     loaded, tokenizer = load_model(model, precision, device)
