@@ -42,7 +42,7 @@ from memorizing.huggingface.calibration import Calibration, calibrate
 RESULTS = Path("experiments/results/pretrained_training_free.json")
 NATS = Path("runs/pretrained/training_free")
 CALIBRATED_ON: dict[Family, str] = {"proofs": "hol_EC.txt", "code": "jinja2"}
-CALIBRATION_TOKENS = 4096
+CALIBRATION_TOKENS = 3072
 CONTROL_TOKENS = 16_384
 CONTROLS = ("other_document", "shuffled")
 ARMS = ("window", "memory", *CONTROLS)
@@ -58,6 +58,7 @@ def main() -> int:
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--tokens", type=int, default=TEST_TOKENS, help="of each document")
+    parser.add_argument("--documents", type=int, default=3, help="first test documents of a family")
     parser.add_argument("--layers", type=int, default=4, help="at most so many read a memory")
     parser.add_argument("--nats", type=Path, default=NATS, help="folder; nats of every token")
     parser.add_argument("--json", type=Path, default=RESULTS)
@@ -80,7 +81,7 @@ def measure(options: argparse.Namespace) -> None:
         {
             family: load_documents(
                 family, "test", tokenizer, corpora=options.corpora, max_tokens=max_tokens
-            )
+            )[: options.documents]
             for family in options.families
         }
         for max_tokens in (options.tokens, min(options.tokens, CONTROL_TOKENS))
@@ -92,7 +93,7 @@ def measure(options: argparse.Namespace) -> None:
             chosen = found[family]
             heads = {int(layer): heads for layer, heads in chosen["heads"].items()}
             calibration = Calibration(
-                heads, chosen["bias"], torch.empty(0), 0.0, 0.0, {"window": chosen["window"]}
+                heads, chosen["bias"], (), torch.empty(0), 0.0, 0.0, {"window": chosen["window"]}
             )
             calibration.add_to(model)
             read_arm(model, read[arm][family], tokenizer.start_token, arm, options.nats)
@@ -133,6 +134,7 @@ def find_heads(
                 "bias": chosen.bias,
                 "nats_without": chosen.nats_without,
                 "nats_with": chosen.nats_with,
+                "candidates": list(chosen.candidates),
                 "slopes": [[round(s, 4) for s in row] for row in chosen.slopes.tolist()],
             },
         )

@@ -39,9 +39,12 @@ if TYPE_CHECKING:
     )
     from memorizing.evaluation import EvaluationResult, evaluate_documents, evaluate_model
     from memorizing.huggingface import (
+        Calibration,
+        MemorizingTransformerForCausalLM,
         MemorySession,
         MemorySettings,
         add_memory,
+        calibrate,
         load_adapter,
         open_memory,
         remove_memory,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
     from memorizing.training import FinetuneSettings, finetune, load_model, train
 
 _MODULE_OF_NAME = {
+    "Calibration": "huggingface",
     "CheckpointError": "errors",
     "Config": "config",
     "ConfigError": "errors",
@@ -64,6 +68,7 @@ _MODULE_OF_NAME = {
     "IndexUnavailableError": "errors",
     "MemorizingError": "errors",
     "MemorizingTransformer": "model",
+    "MemorizingTransformerForCausalLM": "huggingface",
     "MemoryFolderError": "errors",
     "MemorySession": "huggingface",
     "MemorySettings": "huggingface",
@@ -79,6 +84,7 @@ _MODULE_OF_NAME = {
     "TokenizerError": "errors",
     "TrainingConfig": "config",
     "add_memory": "huggingface",
+    "calibrate": "huggingface",
     "evaluate_documents": "evaluation",
     "evaluate_model": "evaluation",
     "finetune": "training",
@@ -94,6 +100,7 @@ _MODULE_OF_NAME = {
 }
 
 __all__ = [
+    "Calibration",
     "CheckpointError",
     "Config",
     "ConfigError",
@@ -107,6 +114,7 @@ __all__ = [
     "IndexUnavailableError",
     "MemorizingError",
     "MemorizingTransformer",
+    "MemorizingTransformerForCausalLM",
     "MemoryFolderError",
     "MemorySession",
     "MemorySettings",
@@ -123,6 +131,7 @@ __all__ = [
     "TrainingConfig",
     "__version__",
     "add_memory",
+    "calibrate",
     "evaluate_documents",
     "evaluate_model",
     "finetune",
