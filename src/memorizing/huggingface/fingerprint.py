@@ -13,11 +13,12 @@ from memorizing.huggingface.families import Decoder
 from memorizing.huggingface.memory_settings import MemorySettings
 
 _NUM_SAMPLES = 4096
-_IGNORED = ("memory.", "lora_", "dropout")
-_NOT_SHAPE = {
-    "_attn_implementation", "_name_or_path", "architectures", "dtype", "torch_dtype",
-    "transformers_version", "use_cache", "model_type",
-}  # fmt: skip
+_MATTERS = (
+    "act", "eps", "head", "layer_types", "multiplier", "parallel", "rope", "rotary", "scal",
+    "softcap", "window",
+)  # fmt: skip
+"""Parts of the names of those settings of a model that its entries depend on. Others come and go
+with the releases of `transformers`, or show in the weights."""
 
 
 def compute_fingerprint(decoder: Decoder, settings: MemorySettings) -> str:
@@ -26,20 +27,25 @@ def compute_fingerprint(decoder: Decoder, settings: MemorySettings) -> str:
     Of each weight, rounded to bf16 so that it does not depend on the dtype a model is loaded in,
     the sum of all bits as integers and a few thousand numbers are hashed: a pass over the memory,
     where hashing all would take seconds. What changes entries but little, such as a change of a
-    single weight and its opposite in another, is not told apart.
+    single weight and its opposite in another, is not told apart. LoRA that is not merged makes
+    another model.
     """
     digest = hashlib.sha256()
     config = decoder.base.config.to_dict()
-    shape = {key: value for key, value in config.items() if key not in _NOT_SHAPE}
+    matters = {
+        key: value
+        for key, value in config.items()
+        if value not in (None, False) and any(part in key for part in _MATTERS)
+    }
     stored = {"search": settings.search, "num_sinks": settings.num_sinks}
     _add(
         digest,
-        json.dumps([decoder.base.config.model_type, shape, stored], default=str, sort_keys=True),
+        json.dumps([decoder.base.config.model_type, matters, stored], default=str, sort_keys=True),
     )
     last = max(settings.layers)
     layers = f"{decoder.family.layers}."
     for name, weight in sorted(decoder.base.state_dict(keep_vars=True).items()):
-        if any(part in name for part in _IGNORED):
+        if f".{decoder.family.attention}.memory." in name:
             continue
         if name.startswith(layers):
             number = int(name[len(layers) :].partition(".")[0])

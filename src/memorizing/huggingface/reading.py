@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,14 @@ class TokenizedText:
     """(n, 2): first character of each token and the one after its last, where known."""
 
 
+@dataclass(frozen=True)
+class ReadDocument:
+    """A document that was read whole."""
+
+    description: NewDocument
+    pieces: list[LayerEntries]
+
+
 def tokenize(tokenizer: Any, text: Text, *, with_offsets: bool) -> TokenizedText:
     """A document with the special tokens that the tokenizer puts around a text."""
     with_offsets = with_offsets and bool(getattr(tokenizer, "is_fast", False))
@@ -85,38 +93,40 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
     """
     model = attachment.model()
     device = model.get_input_embeddings().weight.device
-    settings = attachment.settings
-    dtype = attachment.stored_dtype
+    settings, dtype = attachment.settings, attachment.stored_dtype
     cache, num_left_out = attachment.make_cache(), settings.num_sinks
     was_training = model.training
     model.eval()
     try:
-        for piece in tokens.split(settings.segment_len):
-            with torch.inference_mode(), attachment.collect() as collected:
-                with suppress(EntriesRead):
-                    attachment.decoder.base(
-                        input_ids=piece.unsqueeze(0).to(device),
-                        past_key_values=cache,
-                        use_cache=True,
-                    )
-                entries = {
-                    layer: tuple(part[0, :, num_left_out:].to("cpu", dtype) for part in both)
-                    for layer, both in collected.items()
-                }
+        for piece in tokens.split(settings.segment_len) if len(tokens) else ():
+            with torch.no_grad(), attachment.collect() as collected, suppress(EntriesRead):
+                attachment.decoder.base(
+                    input_ids=piece.unsqueeze(0).to(device), past_key_values=cache, use_cache=True
+                )
+            yield {
+                layer: (
+                    keys[0, :, num_left_out:].to("cpu", dtype),
+                    values[0, :, num_left_out:].to("cpu", dtype),
+                )
+                for layer, (keys, values) in collected.items()
+            }
             num_left_out = max(0, num_left_out - len(piece))
-            yield entries  # type: ignore[misc]
     finally:
         model.train(was_training)
 
 
-def join_entries(pieces: list[LayerEntries]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Entries one after another."""
+def join_entries(
+    pieces: Sequence[LayerEntries], attachment: Attachment
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Entries (H, n, D) of all memory layers one after another; of no pieces, none."""
+    num_heads, head_dim = attachment.entry_shape
+    nothing = torch.zeros(num_heads, 0, head_dim, dtype=attachment.stored_dtype)
     return {
         layer: (
-            torch.cat([piece[layer][0] for piece in pieces], 1),
-            torch.cat([piece[layer][1] for piece in pieces], 1),
+            torch.cat([nothing, *(piece[layer][0] for piece in pieces)], 1),
+            torch.cat([nothing, *(piece[layer][1] for piece in pieces)], 1),
         )
-        for layer in (pieces[0] if pieces else {})
+        for layer in attachment.settings.layers
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,18 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from memorizing.errors import MemoryFolderError, StateError
-from memorizing.huggingface.attachment import Attachment, add_memory, get_attachment
+from memorizing.huggingface.attachment import (
+    Attachment,
+    add_memory,
+    find_attachment,
+    get_attachment,
+    remove_memory,
+)
 from memorizing.huggingface.fingerprint import hash_tokenizer
+from memorizing.huggingface.memory_settings import MemorySettings
 from memorizing.huggingface.reading import (
-    TokenizedText,
+    ReadDocument,
+    Text,
     describe_document,
     join_entries,
     list_texts,
@@ -77,7 +85,7 @@ class MemorySession:
         self._attachment.unbind()
 
     def _bind(self) -> None:
-        self._attachment.bind(self._store.open_layers())
+        self._attachment.bind(self._store.open_layers(self._attachment.devices))
 
     @property
     def documents(self) -> tuple[StoredDocument, ...]:
@@ -109,54 +117,58 @@ class MemorySession:
         from memorizing.huggingface.progress import show_progress
 
         report = ReadReport()
-        waiting: list[tuple[TokenizedText, list[Any]]] = []
+        waiting: dict[str, ReadDocument] = {}
         self._store.check_tokenizer(hash_tokenizer(tokenizer))
-        num_sinks = self._attachment.settings.num_sinks
         with self._store.write(), show_progress(progress) as advance:
             try:
                 for text in list_texts(documents):
-                    if self._is_known(text.name, hash_text(text.text)):
+                    if self._is_known(text, waiting.get(text.name)):
                         report.skipped.append(text.name)
                         continue
-                    read = tokenize(tokenizer, text, with_offsets=self._keep_text)
-                    pieces = []
-                    for entries in read_tokens(self._attachment, read.tokens):
-                        pieces.append(entries)
-                        advance(text.name, next(iter(entries.values()))[0].shape[1])
-                    waiting.append((read, pieces))
+                    read = self._read_document(tokenizer, text, advance)
+                    waiting[text.name] = read
                     report.num_documents += 1
-                    report.num_tokens += len(read.tokens)
-                    report.num_entries += max(0, len(read.tokens) - num_sinks)
-                    if sum(len(one.tokens) for one, _ in waiting) >= _FLUSH:
+                    report.num_tokens += read.description.num_tokens
+                    report.num_entries += read.description.num_entries
+                    if sum(one.description.num_tokens for one in waiting.values()) >= _FLUSH:
                         self._flush(waiting)
             finally:
                 self._flush(waiting)
-        if self._attachment.is_bound:
-            self._bind()
+                if self._attachment.is_bound:
+                    self._bind()
         return report
 
-    def _is_known(self, name: str, sha256: str) -> bool:
-        known = self._store.find_document(name)
+    def _read_document(
+        self, tokenizer: Any, text: Text, advance: Callable[[str, int], None]
+    ) -> ReadDocument:
+        read = tokenize(tokenizer, text, with_offsets=self._keep_text)
+        pieces = []
+        for entries in read_tokens(self._attachment, read.tokens):
+            pieces.append(entries)
+            advance(text.name, next(iter(entries.values()))[0].shape[1])
+        num_sinks = self._attachment.settings.num_sinks
+        return ReadDocument(describe_document(read, num_sinks, keep_text=self._keep_text), pieces)
+
+    def _is_known(self, text: Text, waiting: ReadDocument | None) -> bool:
+        known = self._store.find_document(text.name) or (waiting and waiting.description)
         if known is None:
             return False
-        if known.sha256 != sha256:
+        if known.sha256 != hash_text(text.text):
             raise MemoryFolderError(
-                f"a document {name!r} with another text is in memory already; forget it first "
+                f"a document {text.name!r} with another text is in memory already; forget it first "
                 "(memory.forget(name), or `memorizing memory forget`), or give another name"
             )
         return True
 
-    def _flush(self, waiting: list[tuple[TokenizedText, list[Any]]]) -> None:
-        if not waiting:
-            return
-        num_sinks = self._attachment.settings.num_sinks
-        described = [
-            describe_document(read, num_sinks, keep_text=self._keep_text) for read, _ in waiting
-        ]
-        pieces = [piece for _, pieces in waiting for piece in pieces]
-        if pieces:
-            self._store.append(described, join_entries(pieces))
+    def _flush(self, waiting: dict[str, ReadDocument]) -> None:
+        documents = list(waiting.values())
         waiting.clear()
+        if documents:
+            pieces = [piece for document in documents for piece in document.pieces]
+            self._store.append(
+                [document.description for document in documents],
+                join_entries(pieces, self._attachment),
+            )
 
     def forget(self, name: str) -> None:
         """Forget a document; its entries and text are gone, from a folder too.
@@ -200,12 +212,18 @@ class MemorySession:
     @contextmanager
     def record(self) -> Iterator[Sources]:
         """Collect which documents the calls inside retrieve from."""
-        sources = Sources(self._store)
-        self._attachment.on_retrieved = sources.add
+        sources, others = Sources(self._store), self._attachment.on_retrieved
+
+        def tell(layer: int, weights: Sequence[Tensor], entries: Sequence[Tensor | None]) -> None:
+            sources.add(layer, weights, entries)
+            if others is not None:
+                others(layer, weights, entries)
+
+        self._attachment.on_retrieved = tell
         try:
             yield sources
         finally:
-            self._attachment.on_retrieved = None
+            self._attachment.on_retrieved = others
 
 
 class Sources:
@@ -230,11 +248,12 @@ class Sources:
             if entry is None:
                 self.own_mass += float(weight.sum())
                 continue
-            found = self._store.number_documents(entry.flatten())
-            sums = torch.zeros(len(self._store.documents), dtype=torch.float64)
-            sums.index_add_(0, found, weight.flatten().double())
+            documents = self._store.documents
+            found = self._store.number_documents(entry.flatten()).cpu()
+            sums = torch.zeros(len(documents), dtype=torch.float64)
+            sums.index_add_(0, found, weight.flatten().double().cpu())
             for number in sums.nonzero().flatten().tolist():
-                name = self._store.documents[number].name
+                name = documents[number].name
                 self.mass[name] = self.mass.get(name, 0.0) + float(sums[number])
 
     def list(self) -> list[tuple[str, float]]:
@@ -269,22 +288,37 @@ def open_memory(
             is damaged.
         ConfigError: the model has no memory, and there is no folder to tell what it should be.
     """
-    folder = None
-    if path is not None and Path(path).exists() and any(Path(path).iterdir()):
-        folder = MemoryFolder.open(path)
-        if "memorizing" not in model.__dict__:
-            add_memory(model, **_read_settings(folder.description))
-            get_attachment(model).load_heads(folder.description.settings.get("heads", {}))
-    attachment = get_attachment(model)
-    description = _describe(attachment, model, dtype)
-    store: Store
-    if path is None:
-        store = RamStore(description, attachment.settings.index)
-    else:
+    folder = _open_folder(path)
+    followed = folder if find_attachment(model) is None else None
+    if followed is not None:
+        add_memory(model, **_read_settings(followed.description).to_dict())
+    try:
+        attachment = get_attachment(model)
+        if followed is not None:
+            attachment.load_heads(followed.description.settings.get("heads", {}))
+        description = _describe(attachment, dtype)
         if folder is not None:
             check_folder(folder, description)
-        store = FolderStore(Path(path), folder, description, attachment.settings.index)
+        index = attachment.settings.index
+        store = (
+            RamStore(description, index)
+            if path is None
+            else FolderStore(Path(path), folder, description, index)
+        )
+    except BaseException:
+        if followed is not None:
+            remove_memory(model)
+        raise
     return MemorySession(attachment, store, keep_text=keep_text)
+
+
+def _open_folder(path: Path | str | None) -> MemoryFolder | None:
+    """The memory at a path; None where one may be made."""
+    if path is None or not Path(path).exists():
+        return None
+    if Path(path).is_dir() and not any(Path(path).iterdir()):
+        return None
+    return MemoryFolder.open(path)
 
 
 def check_folder(folder: MemoryFolder, description: FolderDescription) -> None:
@@ -300,20 +334,24 @@ def check_folder(folder: MemoryFolder, description: FolderDescription) -> None:
             f"layers are {list(description.layers)}; call add_memory with these layers, or read "
             "the text again"
         )
-    MemoryFolder.open(folder.path, fingerprint=description.fingerprint)
+    if found.fingerprint != description.fingerprint:
+        raise MemoryFolderError(
+            f"{folder.path} was read by another model ({found.settings.get('model')}), or with "
+            "another search or num_sinks; use the model that wrote it, or read the text again"
+        )
 
 
-def _read_settings(description: FolderDescription) -> dict[str, Any]:
+def _read_settings(description: FolderDescription) -> MemorySettings:
     settings = description.settings.get("memory")
     if not isinstance(settings, dict):
         raise MemoryFolderError(
             "this memory does not say how a model reads it; call add_memory(model, ...) first"
         )
-    return settings
+    return MemorySettings.from_dict(settings)
 
 
-def _describe(attachment: Attachment, model: Any, dtype: str | None) -> FolderDescription:
-    settings = attachment.settings
+def _describe(attachment: Attachment, dtype: str | None) -> FolderDescription:
+    settings, model = attachment.settings, attachment.model()
     return FolderDescription(
         attachment.fingerprint(),
         settings.layers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -46,8 +46,8 @@ class Store(ABC):
         """For numbers of entries (n,), the places of their documents in `documents`."""
 
     @abstractmethod
-    def open_layers(self) -> dict[int, FrozenMemory]:
-        """Per layer, all entries, to be searched."""
+    def open_layers(self, devices: Mapping[int, torch.device]) -> dict[int, FrozenMemory]:
+        """Per layer, all entries, to be searched on its device."""
 
     @abstractmethod
     def check_tokenizer(self, tokenizer_hash: str) -> None:
@@ -80,34 +80,43 @@ class RamStore(Store):
     def __init__(self, description: FolderDescription, index: str) -> None:
         """Empty."""
         super().__init__(description, index)
-        self._documents: list[NewDocument] = []
+        self._given: list[NewDocument] = []
+        self._documents: tuple[StoredDocument, ...] = ()
+        self._by_name: dict[str, StoredDocument] = {}
+        self._ends = torch.zeros(0, dtype=torch.int64)
         self._entries: dict[int, tuple[Tensor, Tensor]] = {}
         self._tokenizer: str | None = None
 
     @property
     def documents(self) -> tuple[StoredDocument, ...]:
         """As `Store.documents`; their segment has no file."""
-        stored, first = [], 0
-        for one in self._documents:
-            stored.append(
-                StoredDocument(one.name, one.num_tokens, one.num_entries, one.sha256, "", first)
+        return self._documents
+
+    def _list_documents(self) -> None:
+        """Take over what is among the given ones now."""
+        self._ends = torch.tensor([one.num_entries for one in self._given]).cumsum(0)
+        self._documents = tuple(
+            StoredDocument(
+                one.name, one.num_tokens, one.num_entries, one.sha256, "", end - one.num_entries
             )
-            first += one.num_entries
-        return tuple(stored)
+            for one, end in zip(self._given, self._ends.tolist(), strict=True)
+        )
+        self._by_name = {one.name: one for one in self._documents}
 
     def find_document(self, name: str) -> StoredDocument | None:
         """As `Store.find_document`."""
-        return next((one for one in self.documents if one.name == name), None)
+        return self._by_name.get(name)
 
     def number_documents(self, entries: Tensor) -> Tensor:
         """As `Store.number_documents`."""
-        ends = torch.tensor([one.num_entries for one in self._documents]).cumsum(0)
-        return torch.searchsorted(ends, entries.cpu(), right=True)
+        return torch.searchsorted(self._ends, entries.cpu(), right=True)
 
-    def open_layers(self) -> dict[int, FrozenMemory]:
+    def open_layers(self, devices: Mapping[int, torch.device]) -> dict[int, FrozenMemory]:
         """As `Store.open_layers`."""
         return {
-            layer: FrozenMemory.from_tensors(keys, values, self.index)
+            layer: FrozenMemory.from_tensors(
+                keys.to(devices[layer]), values.to(devices[layer]), self.index
+            )
             for layer, (keys, values) in self._entries.items()
             if keys.shape[1]
         }
@@ -123,7 +132,8 @@ class RamStore(Store):
 
     def append(self, documents: Sequence[NewDocument], entries: LayerEntries) -> None:
         """As `Store.append`."""
-        self._documents += documents
+        self._given += documents
+        self._list_documents()
         for layer, new in entries.items():
             before = self._entries.get(layer)
             self._entries[layer] = (
@@ -141,7 +151,8 @@ class RamStore(Store):
                 f"{len(self._documents)}: see memory.documents"
             )
         start, stop = document.first_entry, document.first_entry + document.num_entries
-        self._documents = [one for one in self._documents if one.name != name]
+        self._given = [one for one in self._given if one.name != name]
+        self._list_documents()
         self._entries = {
             layer: (_cut_out(keys, start, stop), _cut_out(values, start, stop))
             for layer, (keys, values) in self._entries.items()
@@ -149,11 +160,11 @@ class RamStore(Store):
 
     def save(self, path: Path, dtype: str | None) -> None:
         """As `Store.save`."""
+        if not self._given:
+            raise MemoryFolderError("nothing was read, so there is nothing to save; read first")
         description = _add_tokenizer(self.description, self._tokenizer)
         description = replace(description, dtype=dtype or description.dtype)
-        folder = MemoryFolder.create(path, description)
-        if self._documents:
-            folder.append(self._documents, self._entries)
+        MemoryFolder.create(path, description).append(self._given, self._entries)
 
 
 class FolderStore(Store):
@@ -183,12 +194,12 @@ class FolderStore(Store):
         assert self.folder is not None
         return self.folder.contents.document_of(entries.cpu())
 
-    def open_layers(self) -> dict[int, FrozenMemory]:
+    def open_layers(self, devices: Mapping[int, torch.device]) -> dict[int, FrozenMemory]:
         """As `Store.open_layers`."""
         if self.folder is None:
             return {}
         return {
-            layer: self.folder.open_layer(layer, index=self.index)
+            layer: self.folder.open_layer(layer, devices[layer], self.index)
             for layer in self.description.layers
         }
 
@@ -225,9 +236,8 @@ class FolderStore(Store):
                 f"{dtype}; read the text again with open_memory(model, dtype={dtype!r})"
             )
         if self.folder is None:
-            MemoryFolder.create(path, self.description)
-        else:
-            MemoryFolder.merge([self.path], path)
+            raise MemoryFolderError("nothing was read, so there is nothing to save; read first")
+        MemoryFolder.merge([self.path], path)
 
 
 def _cut_out(entries: Tensor, start: int, stop: int) -> Tensor:

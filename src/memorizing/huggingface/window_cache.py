@@ -213,8 +213,10 @@ class CallCache(DynamicCache):
                 "transformers leaves out under gradient checkpointing; call "
                 "model.gradient_checkpointing_disable(), or read every text in one call"
             )
-        pairs = zip(self.entered, after, strict=True)
-        self.owner.layers = [*(new if new is not None else old for old, new in pairs)]
+        layers: list[Any] = [
+            new if new is not None else old for old, new in zip(self.entered, after, strict=True)
+        ]
+        self.owner.layers = layers
         find_text(self.owner).shift = self._shift
 
 
