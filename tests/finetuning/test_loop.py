@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,21 @@ def test_a_run_may_go_on_after_a_pause():
     tuner.run(until=3)
     tuner.run()
     assert parts == whole
+
+
+def test_an_interrupt_saves_first(tmp_path: Path):
+    def interrupt(metrics: Any) -> None:
+        if metrics.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    tuner = Finetuner(
+        make_model(), DOCUMENTS, START, make_settings(), run_dir=tmp_path, on_step=interrupt
+    )
+    result = tuner.run()
+    assert (result.interrupted, result.steps) == (True, 2)
+    again = make_tuner(make_model(), run_dir=tmp_path)
+    again.load(tmp_path / "checkpoints" / "step-000002")
+    assert again.run().steps == 7
 
 
 def test_a_bad_step_stops_with_the_state_before_it_saved(tmp_path: Path):
