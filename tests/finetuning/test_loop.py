@@ -129,6 +129,25 @@ def _find(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     return weights[name] if name in weights else weights[f"{owner}.base_layer.{last}"]
 
 
+@pytest.mark.parametrize("train", ["gates", "lora", "all"])
+def test_gradient_checkpointing_changes_nothing(train: str):
+    found: list[list[tuple[float, float]]] = []
+    for is_on in (False, True):
+        model, steps = make_model(), []
+        if is_on:
+            turn_on = getattr(model, "activation_checkpointing_enable", None)
+            (turn_on or model.gradient_checkpointing_enable)()
+        Finetuner(
+            model,
+            DOCUMENTS,
+            START,
+            make_settings(train=train),
+            on_step=lambda m, steps=steps: steps.append((m.nats, m.grad_norm)),
+        ).run()
+        found.append(steps)
+    assert found[0] == found[1]
+
+
 def test_lora_can_begin_with_the_memory_layer():
     model = make_model()
     make_tuner(model, lora_layers="from_memory", steps=1).run()
@@ -269,6 +288,7 @@ def test_the_whole_model_is_saved_so_that_it_loads(tmp_path: Path):
         progress=False,
     )
     folder = tmp_path / "run" / RESULT_FOLDER
+    assert "prefill_chunk_size" not in (folder / "generation_config.json").read_text()
     loaded = load_adapter(AutoModelForCausalLM.from_pretrained(folder), folder)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, loaded.get_parameter(name)), name

@@ -114,12 +114,7 @@ def _save_model(folder: Path, inner: Any, weights: TrainedWeights) -> None:
         for name, tensor in inner.state_dict(keep_vars=True).items()
         if ".memory." not in name
     }
-    generation = inner.generation_config
-    chunk_size, generation.prefill_chunk_size = generation.prefill_chunk_size, None
-    try:
-        inner.save_pretrained(folder, state_dict=tensors, max_shard_size="1TB")
-    finally:
-        generation.prefill_chunk_size = chunk_size
+    inner.save_pretrained(folder, state_dict=tensors, max_shard_size="1TB")
 
 
 def _load_model(folder: Path, inner: Any, weights: TrainedWeights) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from memorizing.data import SegmentLoader, TokenizedDocument
-from memorizing.errors import CheckpointError, ConfigError, NonFiniteLossError, NonFiniteQueryError
+from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
 from memorizing.huggingface.attachment import get_attachment
 from memorizing.huggingface.scoring import read_memory
 from memorizing.huggingface.unwrapping import unwrap
@@ -77,17 +77,12 @@ class Finetuner:
             on_step: called after every step.
 
         Raises:
-            ConfigError: nothing would be trained, or the model's state does not allow it.
+            ConfigError: nothing would be trained, or LoRA is in the way.
             IndexUnavailableError: LoRA without peft.
         """
         self.model = inner = unwrap(model)
         self.attachment = get_attachment(inner)
         self.settings = settings
-        if any(getattr(module, "gradient_checkpointing", False) for module in inner.modules()):
-            raise ConfigError(
-                "the model's gradient checkpointing is on, and transformers then takes away the "
-                "cache that memory needs; turn it off"
-            )
         self._config = settings.make_training_config()
         self._run_dir, self._on_step = run_dir, on_step
         self._device = inner.get_input_embeddings().weight.device
