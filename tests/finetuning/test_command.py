@@ -3,11 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
+import memorizing.huggingface
 from memorizing.cli import main
 from memorizing.cli.finetune import parse_settings
 from memorizing.errors import ConfigError
+from memorizing.huggingface import Calibration
 from memorizing.huggingface.adapter import load_adapter
 
 from .tools import make_base, make_texts, make_tokenizer, one_thread
@@ -62,6 +65,40 @@ def test_a_finished_run_goes_on_with_more_steps(
     assert "finetuned after 7 steps" in capsys.readouterr().out
     assert main([*words, "--capacity", "29", "--resume"]) == 2
     assert "memory.capacity was 23 and is 29" in capsys.readouterr().err
+
+
+def test_layers_can_be_found_before_training(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    asked: list[dict[str, Any]] = []
+
+    def find(model: Any, tokens: list[int], **settings: Any) -> Calibration:
+        asked.append({"tokens": len(tokens), **settings})
+        return Calibration({2: (0, 2)}, 1.0, (1, 2), torch.zeros(2, 3), 5.0, 4.0, settings)
+
+    # A random model gains nothing by a memory.
+    monkeypatch.setattr(memorizing.huggingface, "calibrate", find)
+    place = words.index("--layers")
+    words = [*words[:place], *words[place + 2 :], "--calibrate"]
+    assert main(words) == 0
+    assert "calibrated: layer 2, heads 0, 2; bias 1" in capsys.readouterr().err
+    assert asked == [
+        {"tokens": 89, "window": 11, "num_neighbors": 5, "segment_len": 7, "combine": "gate"}
+    ]
+    description = (tmp_path / "run" / "finetune.json").read_text()
+    about = json.loads(description)
+    assert about["memory"]["layers"] == [2]
+    assert about["heads"]["2"]["bias"] == [1, -30, 1]
+    assert main([*words, "--steps", "7", "--resume"]) == 0
+    assert "another setting: finetune.steps was 5 and is 7" in capsys.readouterr().err
+    assert len(asked) == 1
+    again = json.loads((tmp_path / "run" / "finetune.json").read_text())
+    assert again["heads"] == about["heads"]
+    assert main([*words, "--layers", "1"]) == 2
+    assert "leave out --layers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

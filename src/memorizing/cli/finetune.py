@@ -6,7 +6,7 @@ import dataclasses
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,11 @@ from memorizing.cli.output import (
     say,
     write_result,
 )
+from memorizing.cli.pretrained import DeviceOption, ModelArgument, PrecisionOption, load_model
 from memorizing.errors import ConfigError
+
+if TYPE_CHECKING:
+    from memorizing.data import Document
 
 EXAMPLES = """\b
 examples:
@@ -29,6 +33,11 @@ examples:
       --train gates --held-out 'torch/nn/*' --set memory.combine=gate
   memorizing finetune runs/smollm2 --corpus files:books --out runs/books --resume
 """
+
+CALIBRATION_WINDOWS = 8
+"""Read for --calibrate."""
+NOT_CALIBRATED = ("capacity", "dtype", "index")
+"""Settings that say how entries are kept, not how they are read."""
 
 
 class Train(StrEnum):
@@ -40,12 +49,7 @@ class Train(StrEnum):
 
 
 def run(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="Folder of a model of transformers, or its name on the hub."
-        ),
-    ],
+    model: ModelArgument,
     corpus: Annotated[
         str,
         typer.Option(metavar="KIND:WHERE", help="What is read (`memorizing info corpora`)."),
@@ -64,9 +68,15 @@ def run(
         str | None,
         typer.Option(
             metavar="N,N,...",
-            help="Layers that read the memory, from 0. Default: the one at three quarters.",
+            help="Layers that read the memory, from 0. Default: chosen by the model's depth.",
         ),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Find layers and heads that gain by a memory before any training."
+        ),
+    ] = False,
     window: Annotated[
         int, typer.Option(min=1, metavar="N", help="Tokens that local attention sees.")
     ] = 512,
@@ -109,13 +119,8 @@ def run(
             "documents are held out.",
         ),
     ] = None,
-    precision: Annotated[
-        Precision,
-        typer.Option(help="Of the model. auto is bf16 where a short probe says that it is faster."),
-    ] = Precision.AUTO,
-    device: Annotated[
-        str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
-    ] = "auto",
+    precision: PrecisionOption = Precision.AUTO,
+    device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Order of documents, LoRA.")] = 0,
     settings: Annotated[
         list[str] | None,
@@ -141,6 +146,10 @@ def run(
     options, continues bit for bit.
     """
     tables = parse_settings(settings or [])
+    if calibrate and (layers is not None or not capacity):
+        raise ConfigError(
+            "--calibrate finds layers that read a memory: leave out --layers, and give a capacity"
+        )
     chosen_layers = None if layers is None else parse_numbers(layers, "--layers")
     data = {"corpus": corpus, "validation": held_out or "", **tables["data"]}
     wants_evaluation = bool(held_out or data.get("held_out_share"))
@@ -172,18 +181,22 @@ def run(
         max_document_tokens=reading.max_document_tokens or tuning.max_document_tokens,
     )
 
-    from memorizing.cli.pretrained import load_model
     from memorizing.data import load_splits
     from memorizing.huggingface import MemorySettings, add_memory
-    from memorizing.training.finetuning import finetune
+    from memorizing.training import finetune
 
     # Refused before anything is loaded.
     MemorySettings.from_dict({"layers": chosen_layers or [0], "segment_len": window, **memory})
     loaded, tokenizer = load_model(model, precision, device)
-    add_memory(loaded, chosen_layers, **memory)
     splits = load_splits(reading)
     for line in splits.describe():
         say(line)
+    if not calibrate:
+        add_memory(loaded, chosen_layers, **memory)
+    elif resume:
+        restore_memory(loaded, out)
+    else:
+        add_calibrated_memory(loaded, tokenizer, splits.train, memory)
     result = finetune(
         loaded,
         tokenizer,
@@ -211,6 +224,48 @@ def run(
         say("to go on: the same command with --resume")
         raise typer.Exit(INTERRUPTED_STATUS)
     print(f"adapter: {out / 'adapter'}")
+
+
+def add_calibrated_memory(
+    model: Any, tokenizer: Any, documents: list[Document], memory: dict[str, Any]
+) -> None:
+    """Give a model a memory in the layers and heads that gain on the first long document.
+
+    Raises:
+        ConfigError: every document is too short, or no head gains.
+    """
+    from memorizing.huggingface import calibrate
+    from memorizing.huggingface.texts import encode_text
+
+    most = CALIBRATION_WINDOWS * memory["window"] + 1
+    longest: list[int] = []
+    for document in documents:
+        tokens = encode_text(tokenizer, document.text)[:most].tolist()
+        longest = max(longest, tokens, key=len)
+        if len(longest) == most:
+            break
+    say(f"calibrating on {len(longest):,} tokens")
+    settings = {key: value for key, value in memory.items() if key not in NOT_CALIBRATED}
+    found = calibrate(model, longest, **settings)
+    found.add_to(model, **memory)
+    chosen = "; ".join(
+        f"layer {layer}, heads {', '.join(map(str, heads))}" for layer, heads in found.heads.items()
+    )
+    say(
+        f"calibrated: {chosen}; bias {found.bias:g}; {found.nats_with:.3f} nats per token with "
+        f"memory, {found.nats_without:.3f} without"
+    )
+
+
+def restore_memory(model: Any, run_dir: Path) -> None:
+    """Give a model the memory that a run began with. In place."""
+    from memorizing.huggingface import add_memory
+    from memorizing.huggingface.attachment import get_attachment
+    from memorizing.training.finetuning.run_folder import read_description
+
+    description = read_description(run_dir)
+    add_memory(model, **description["memory"])
+    get_attachment(model).load_heads(description["heads"])
 
 
 def parse_settings(settings: list[str]) -> dict[str, dict[str, Any]]:

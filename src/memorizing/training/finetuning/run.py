@@ -90,6 +90,7 @@ def finetune(
     description = {
         "finetune": settings.to_dict(),
         "memory": attachment.settings.to_dict(),
+        "heads": attachment.dump_heads(),
         "dtype": str(inner.dtype),
         "about": about or {},
     }

@@ -48,7 +48,8 @@ def prepare_run_folder(
 
     Args:
         run_dir: the folder.
-        description: `finetune` and `memory` settings, and what else is good to know.
+        description: `finetune` and `memory` settings, `heads` as they begin, and what else is good
+            to know.
         resume: the folder must hold a run with the same settings, but for a few.
         overwrite: the folder may hold a run. What finetuning wrote there is deleted.
 
@@ -68,7 +69,9 @@ def prepare_run_folder(
         raise RunFolderError(f"{nearest} is a file; give the run a folder")
     is_run = (run_dir / SETTINGS_FILE).is_file()
     if resume:
-        changes = _compare(read_description(run_dir), description)
+        before = read_description(run_dir)
+        changes = _compare(before, description)
+        description = {**description, "heads": before.get("heads", description["heads"])}
     elif run_dir.exists() and any(run_dir.iterdir()):
         if not is_run:
             raise RunFolderError(
