@@ -18,6 +18,7 @@ Nats of every token go to `runs/pretrained/baselines`, for paired comparisons; s
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Every arm on every document; the JSON is written after each."""
+    made_by = {"machine": describe_machine(), "command": shlex.join(["python", *sys.argv])}
     model, tokenizer = load_smollm(options.model)
     documents = {
         family: load_documents(
@@ -100,9 +102,7 @@ def measure(options: argparse.Namespace) -> None:
                 path = options.nats / name / f"{document.name}.npy"
                 read_document(model, document, ARMS[name], tokenizer.start_token, path)
                 values = collect(documents, options.nats, SHOWN)
-                values["machine"] = describe_machine()
-                values["command"] = "python experiments/pretrained/baselines.py"
-                write_json(options.json, values)
+                write_json(options.json, values | made_by)
     show(collect(documents, options.nats, SHOWN))
 
 
