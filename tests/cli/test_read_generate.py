@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -657,3 +658,73 @@ def test_an_adapter_is_read_and_generated_with(run, llama, notes, tmp_path):
     outcome = run("read", llama, notes, *words)
     assert outcome.status == 2
     assert "window" in outcome.err
+
+
+def test_calibration_chooses_layers_and_heads(run, llama, tmp_path):
+    letters = random.Random(0).choices("abcdefgh ", k=300)
+    (tmp_path / "long.txt").write_text("".join(letters))
+    words = ("read", llama, tmp_path / "long.txt", "--calibrate", "--window", "17", *FP32)
+    memory, path = tmp_path / "found.memory", tmp_path / "info.json"
+    outcome = run(*words, "--memory", memory)
+    assert outcome.status == 0, outcome.err
+    assert "calibrated: layer " in outcome.err
+    assert run("memory", "info", memory, "--json", path).status == 0
+    layers = json.loads(path.read_text())["layers"]
+    assert f"of layers {', '.join(map(str, layers))};" in outcome.err
+    again = run(*words, "--memory", memory)
+    assert again.status == 0
+    assert "calibrat" not in again.err
+    assert run(*words, "--memory", memory, "--layers", "1").status == 2
+    (tmp_path / "long.txt").write_text("too short")
+    outcome = run(*words, "--memory", tmp_path / "none.memory")
+    assert outcome.status == 2
+    assert "tokens is 9" in outcome.err
+    assert not (tmp_path / "none.memory").exists()
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "how-to-read-a-repository.md"
+
+
+def find_block(language: str) -> str:
+    return DOCS.read_text(encoding="utf-8").split(f"```{language}\n")[1].partition("```")[0]
+
+
+def test_the_documented_commands_run(run, llama, notes, tmp_path, monkeypatch):
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    names = {"HuggingFaceTB/SmolLM2-135M": str(llama), "my_repository": str(notes)}
+    lines = find_block("sh").splitlines()
+    for line in lines:
+        program, *words = [names.get(word, word) for word in shlex.split(line)]
+        assert program == "memorizing"
+        # The tiny model has fewer positions than the window that is the default.
+        quick = {"read": MEMORY_WORDS, "generate": ("--max-new-tokens", "3", *FP32)}
+        outcome = run(*words, *quick.get(words[0], ()))
+        assert outcome.status == 0, outcome.err
+    assert "alpha.txt" in outcome.out
+    assert len(lines) == 3
+
+
+def test_the_documented_python_runs(llama, notes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = find_block("python").replace("HuggingFaceTB/SmolLM2-135M", str(llama))
+    code = code.replace("my_repository", str(notes)).replace(
+        "_memory(model)", "_memory(model, window=17)"
+    )
+    names: dict = {}
+    exec(compile(code, str(DOCS), "exec"), names)
+    assert names["tokens"].shape[1] > len("def load_config(")
+    assert len(list_names(tmp_path / "repo.memory")) == 5
+
+
+def test_the_example_reads_and_answers(llama, notes, tmp_path):
+    folder = shutil.copytree(notes, tmp_path / "notes")
+    example = DOCS.parents[1] / "examples" / "ask_a_repository.py"
+    code = example.read_text(encoding="utf-8").replace(
+        "_memory(model)", "_memory(model, window=17)"
+    )
+    names: dict = {"__name__": "example"}
+    exec(compile(code, str(example), "exec"), names)
+    names["main"](str(llama), str(folder), "what is alpha?")
+    assert len(list_names(tmp_path / "notes.memory")) == 5

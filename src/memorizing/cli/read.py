@@ -42,12 +42,16 @@ EXAMPLES = """\b
 examples:
   memorizing read runs/smollm2 src docs README.md --memory repo.memory
   memorizing read runs/smollm2 src --memory repo.memory --update
+  memorizing read runs/smollm2 proofs --memory proofs.memory --calibrate
   memorizing read runs/smollm2 'books/**/*.txt' --memory books.memory --layers 20 --keep-text
   memorizing read runs/smollm2 . --memory repo.memory --exclude node_modules --exclude '*.min.js'
   git log | memorizing read runs/smollm2 - --name history --memory repo.memory
 """
 
 _LEFT_OUT_SHOWN = 5
+_CALIBRATION_WINDOWS = 8
+_NOT_CALIBRATED = ("capacity", "dtype", "index")
+"""Settings that say how entries are kept, not how they are read."""
 
 
 class EntryType(StrEnum):
@@ -75,6 +79,12 @@ def run(
         str | None,
         typer.Option(metavar="N,N,...", help="Layers that read it. Default: chosen by the model."),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Find layers and heads that gain, on the beginning of FILES."
+        ),
+    ] = False,
     window: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Tokens of local attention. Default: 512."),
@@ -125,6 +135,8 @@ def run(
     and empty ones are left out. What is in the memory already is not read again, so that the same
     command goes on where it was stopped; Ctrl-C keeps all documents that were read whole.
     """
+    if calibrate and (layers is not None or adapter is not None):
+        raise ConfigError("--calibrate finds layers, and --layers or --adapter has them; give one")
     prepare_file(json_file)
     wanted = parse_settings(layers, window, settings or [])
 
@@ -146,6 +158,8 @@ def run(
         wanted["dtype"] = dtype.value
     if adapter is not None:
         load_adapter(loaded, adapter, **({} if folder else wanted))
+    elif folder is None and calibrate:
+        add_calibrated_memory(loaded, tokenizer, plan, wanted)
     elif folder is None:
         add_memory(loaded, **wanted)
     session = open_memory(
@@ -196,6 +210,34 @@ def parse_settings(
     if window is not None:
         values["window"] = window
     return values
+
+
+def add_calibrated_memory(model: Any, tokenizer: Any, plan: Plan, wanted: dict[str, Any]) -> None:
+    """Give a model a memory in the layers and heads that gain on the first documents. In place.
+
+    Raises:
+        ConfigError: there are too few tokens, or no head gains.
+    """
+    from memorizing.huggingface import MemorySettings, calibrate
+
+    window = wanted.get("window", MemorySettings.window)
+    tokens: list[int] = []
+    for source in plan.sources:
+        tokens += tokenizer(source.load() or "", verbose=False)["input_ids"]
+        if len(tokens) > _CALIBRATION_WINDOWS * window:
+            break
+    tokens = tokens[: _CALIBRATION_WINDOWS * window + 1]
+    say(f"calibrating on {len(tokens):,} tokens")
+    settings = {key: value for key, value in wanted.items() if key not in _NOT_CALIBRATED}
+    found = calibrate(model, tokens, **settings)
+    found.add_to(model, **wanted)
+    chosen = "; ".join(
+        f"layer {layer}, heads {', '.join(map(str, heads))}" for layer, heads in found.heads.items()
+    )
+    say(
+        f"calibrated: {chosen}; bias {found.bias:g}; {found.nats_with:.3f} nats per token with a "
+        f"memory of this text, {found.nats_without:.3f} without"
+    )
 
 
 def check_settings(
