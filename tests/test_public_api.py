@@ -8,6 +8,8 @@ import pytest
 
 import memorizing
 from memorizing.cli import app
+from memorizing.memory import MemoryFolder
+from tests.cli.conftest import save_tiny_llama
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -92,10 +94,24 @@ def test_type_checkers_are_told_that_the_package_is_typed():
 
 
 def test_the_readmes_example_runs_as_printed(capsys):
-    (example,) = find_blocks("python")
+    example = find_blocks("python")[0]
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     exec(compile(example, "README.md", "exec"), {})
     assert "torch.Size([1, 32, 512])" in capsys.readouterr().out
+
+
+def test_the_readmes_memory_for_an_existing_model_runs_as_printed(tmp_path, monkeypatch):
+    example = find_blocks("python")[1]
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "path": save_tiny_llama(tmp_path / "llama", 0, max_positions=1031),
+        "documents": [("alpha.py", "def alpha(): return 7\n" * 5), ("beta.py", "beta = 3\n" * 7)],
+        "prompt": "def alpha(",
+    }
+    exec(compile(example, "README.md", "exec"), given)
+    folder = MemoryFolder.open(tmp_path / "repo.memory")
+    assert [document.name for document in folder.documents] == ["alpha.py", "beta.py"]
+    assert given["tokens"].shape[1] > len(given["prompt"])
 
 
 COMMANDS = [

@@ -72,7 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, settings: list[str]) -> Pa
     return folder
 
 
-def save_tiny_llama(folder: Path, seed: int) -> Path:
+def save_tiny_llama(folder: Path, seed: int, max_positions: int = 128) -> Path:
     """A Llama of three layers with a token for every byte, drawn at random, as on the hub."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -95,7 +95,7 @@ def save_tiny_llama(folder: Path, seed: int) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=10,
-        max_position_embeddings=128,
+        max_position_embeddings=max_positions,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         # Loud enough that what is retrieved is heard.
