@@ -176,8 +176,15 @@ def test_without_capacity_the_memory_does_nothing():
         make_tuner(make_model(capacity=0), train="gates")
 
 
-@pytest.mark.parametrize("train", ["gates", "lora", "all"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("train", "dtype"),
+    [
+        ("gates", torch.float32),
+        ("lora", torch.bfloat16),
+        ("all", torch.float32),
+        ("all", torch.bfloat16),
+    ],
+)
 def test_a_resumed_run_is_bit_for_bit_the_whole_one(tmp_path: Path, train: str, dtype: torch.dtype):
     def make() -> Any:
         return add_memory(make_base().to(dtype), **MEMORY)
