@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from memorizing.huggingface.memory_settings import MemorySettings
 from memorizing.huggingface.model_changes import ModelChanges
 from memorizing.huggingface.probing import check_family, measure_key_norms
 from memorizing.huggingface.step import History, OnRetrieved, Step, make_history
+from memorizing.huggingface.unwrapping import unwrap
 from memorizing.huggingface.window_cache import find_text, list_layers
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.model import RetrievalControl
@@ -35,6 +37,8 @@ from memorizing.settings import require
 
 _ATTRIBUTE = "memorizing"
 """Of a model with memory: its `Attachment`."""
+_BINDINGS = itertools.count(1)
+"""Tells memories that are opened one after another apart."""
 
 
 class Attachment:
@@ -61,7 +65,7 @@ class Attachment:
         self.control: RetrievalControl | None = None
         self.is_reading = True
         self.on_retrieved: OnRetrieved | None = None
-        self._binding: object = None
+        self._binding: int | None = None
         self._base: Mapping[int, FrozenMemory] = {}
         self._collected: dict[int, tuple[Tensor, Tensor]] | None = None
         self._fingerprint: tuple[int, str] | None = None
@@ -139,7 +143,7 @@ class Attachment:
 
     def bind(self, base: Mapping[int, FrozenMemory]) -> None:
         """From now on, calls read this and what they remember of their own texts. In place."""
-        self._binding, self._base = self._binding or object(), base
+        self._binding, self._base = self._binding or next(_BINDINGS), base
 
     def unbind(self) -> None:
         """From now on, calls read and remember nothing. In place."""
@@ -167,7 +171,7 @@ class Attachment:
             StateError: the cache has none.
         """
         text = find_text(cache)
-        if text.history is None or text.binding is not self._binding:
+        if text.history is None or text.binding != self._binding:
             raise StateError(
                 "this cache has no memory: it was made by another model, or read while no memory "
                 "was open; make one with memory.new_cache() inside of open_memory(...)"
@@ -237,7 +241,7 @@ class Attachment:
             history = self.start_history(cache, given.num_rows)
         else:
             text = find_text(cache)
-            if text.history is None or text.binding is not self._binding:
+            if text.history is None or text.binding != self._binding:
                 raise StateError(
                     f"the cache holds {given.start} tokens that no memory knows: they were read "
                     "while it was not open; read the text anew"
@@ -306,9 +310,10 @@ def add_memory(
     Raises:
         ConfigError: a model, layer, head or setting that cannot work.
     """
-    if _ATTRIBUTE in model.__dict__:
+    inner = unwrap(model)
+    if find_attachment(inner) is not None:
         raise ConfigError("this model has a memory; call remove_memory(model) first")
-    decoder = find_decoder(model)
+    decoder = find_decoder(inner)
     num_layers = len(decoder.attentions)
     heads = {} if heads is None else heads
     if layers is None:
@@ -325,9 +330,9 @@ def add_memory(
     )
     shapes = {(decoder.count_heads(layer), decoder.count_head_dim(layer)) for layer in chosen}
     require(len(shapes) == 1, "layers", list(chosen), "layers with equally many and long heads")
-    attachment = model.__dict__[_ATTRIBUTE] = Attachment(model, decoder, parsed)
+    attachment = inner.__dict__[_ATTRIBUTE] = Attachment(inner, decoder, parsed)
     try:
-        if model.config.model_type not in FAMILIES:
+        if inner.config.model_type not in FAMILIES:
             check_family(attachment)
         if parsed.search == "normalized":
             measure_key_norms(attachment)
@@ -356,9 +361,14 @@ def get_attachment(model: Any) -> Attachment:
     Raises:
         ConfigError: the model has no memory.
     """
-    attachment = model.__dict__.get(_ATTRIBUTE)
+    attachment = find_attachment(model)
     if attachment is None:
         raise ConfigError(
             f"this {type(model).__name__} has no memory; call memorizing.add_memory(model) first"
         )
     return attachment
+
+
+def find_attachment(model: Any) -> Attachment | None:
+    """What `add_memory` put on a model, if it did."""
+    return unwrap(model).__dict__.get(_ATTRIBUTE)

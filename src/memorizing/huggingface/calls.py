@@ -168,8 +168,10 @@ class Windows:
                     f"the cache holds {int(cache.get_seq_length())} tokens that were read without "
                     "add_memory; read the text anew"
                 )
-            settings = self._settings
-            make_windows(cache, self._decoder.own_windows, settings.window, settings.num_sinks)
+            # A cache that was made without the model's config holds what the model would not see.
+            own_windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
+            own_windows += [None] * (len(self._decoder.attentions) - len(own_windows))
+            make_windows(cache, own_windows, self._settings.window, self._settings.num_sinks)
         return cache
 
     def _enter_cache(

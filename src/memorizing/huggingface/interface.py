@@ -112,22 +112,25 @@ def _make_mask(underneath: str) -> Callable[..., Tensor | None]:
             kv_offset=kv_offset,
             **kwargs,
         )
-        is_own = local_size is not None and view is not None and local_size <= view.window
-        if view is None or is_own or q_offset + q_length <= view.window:
+        if view is None or q_offset + q_length <= view.window:
             return make(kv_length=kv_length, mask_function=mask_function, local_size=local_size)
         num_columns = q_offset + q_length - kv_offset
-        narrow = and_masks(mask_function, sliding_window_overlay(view.window))
-        if view.num_sinks:
-            narrow = or_masks(narrow, _see_sinks(view))
-        made = make(
-            kv_length=num_columns,
-            mask_function=narrow,
-            local_size=view.window,
-            allow_is_causal_skip=False,
-        )
-        if kv_length == num_columns or made is None:
+        has_sinks = kv_length > num_columns
+        if local_size is None or local_size > view.window:
+            narrow = and_masks(mask_function, sliding_window_overlay(view.window))
+            if view.num_sinks:
+                narrow = or_masks(narrow, _see_sinks(view))
+            make = partial(make, allow_is_causal_skip=False)
+            made = make(kv_length=num_columns, mask_function=narrow, local_size=view.window)
+            num_seen = kv_offset
+        else:  # a window of the layer's own
+            if has_sinks:
+                make = partial(make, allow_is_causal_skip=False)
+            made = make(kv_length=num_columns, mask_function=mask_function, local_size=local_size)
+            num_seen = 0
+        if not has_sinks or made is None:
             return made
-        return torch.cat([_show_dropped_sinks(view, made, kv_offset), made], -1)
+        return torch.cat([_show_dropped_sinks(view, made, num_seen), made], -1)
 
     return mask
 
@@ -145,7 +148,10 @@ def _see_sinks(view: CallWindow) -> Callable[..., Any]:
 
 
 def _show_dropped_sinks(view: CallWindow, mask: Tensor, num_dropped: int) -> Tensor:
-    """(B, 1, T, num_sinks) like `mask`: sinks that stand in front, since they left the window."""
+    """(B, 1, T, num_sinks) like `mask`: sinks that stand in front, since they left the window.
+
+    They are seen where they are among the first `num_dropped` columns.
+    """
     first = torch.zeros(1, dtype=torch.int64) if view.first_valid is None else view.first_valid
     places = first.to(mask.device).unsqueeze(1) + torch.arange(view.num_sinks, device=mask.device)
     seen = (places < num_dropped)[:, None, None, :]

@@ -33,9 +33,10 @@ class MemorySettings:
     """One softmax over local and retrieved scores, or a gate per head."""
     search: Literal["inner_product", "normalized"] = "inner_product"
     """What is nearest: the largest inner product with a key as it is, or with its direction."""
-    distance: int = 0
-    """Retrieved entries are seen as if they stood so many tokens before the query. Without rotary
-    positions it has no meaning."""
+    distance: int = 512
+    """Retrieved entries are seen as if they stood so many tokens before the query; `add_memory`
+    takes the window: the farthest that local attention sees. Without rotary positions it has no
+    meaning."""
     bias: float = 0.0
     """Where gates start: the logit of the gate, or what is added to the retrieved scores."""
     temperature: float = 1.0

@@ -30,7 +30,7 @@ class Text:
     """(B or 1, 1) int64 on the CPU: how far positions are moved back now."""
     history: History | None = None
     """What they have in memory, where one is open."""
-    binding: object = None
+    binding: int | None = None
     """Of the open memory that the history belongs to."""
 
 
@@ -90,17 +90,15 @@ class WindowLayer(DynamicSlidingWindowLayer):
     ) -> tuple[Tensor, Tensor]:
         """Take in (B, H, T, D) and return what the call sees: sinks, held, new."""
         dropped = self.count_dropped()
-        keys, values = key_states, value_states
-        if self.count_held():
-            assert self.keys is not None
-            assert self.values is not None
-            keys = torch.cat([self.keys, keys], -2)
-            values = torch.cat([self.values, values], -2)
         after = copy.copy(self)
         after.next = None
         if not after.is_initialized:
             after.lazy_initialization(key_states, value_states)
-        after.keys, after.values = keys, values
+        assert after.keys is not None
+        assert after.values is not None
+        # Also where nothing is held: matrix products round by how their factors lie in memory.
+        after.keys = keys = torch.cat([after.keys, key_states], -2)
+        after.values = values = torch.cat([after.values, value_states], -2)
         after.cumulative_length += key_states.shape[-2]
         after.drop(max(0, keys.shape[-2] - self.sliding_window + 1), dropped)
         self.next = after
