@@ -10,6 +10,8 @@ from typing import Any
 from memorizing.cli.output import say
 from memorizing.cli.pretrained import show_name
 
+_BYTES_PER_TOKEN = 3.5
+"""Of the first document; it is not known before."""
 _LINE_EVERY_S = 30.0
 """Where standard error is no terminal, a line so often."""
 
@@ -25,6 +27,7 @@ class ReadingProgress:
         self._num_done = -1
         self._bytes_done = 0
         self._bytes_now = 0
+        self._tokens_done = 0
         self._bar: Any = None
         self._start = self._said = time.perf_counter()
 
@@ -43,6 +46,7 @@ class ReadingProgress:
         self._num_done += 1
         self._bytes_done += self._bytes_now
         self._bytes_now = num_bytes
+        self._tokens_done = self.num_tokens
         self._show(name)
 
     def count(self, num_tokens: int) -> None:
@@ -57,12 +61,20 @@ class ReadingProgress:
             f"{self.num_tokens:,} tokens, {self.tokens_per_s:,.0f} tokens/s"
         )
 
+    def _guess_bytes_read(self) -> float:
+        """Of the document that is being read, by the bytes of a token so far."""
+        bytes_per_token = _BYTES_PER_TOKEN
+        if self._tokens_done:
+            bytes_per_token = self._bytes_done / self._tokens_done
+        read = (self.num_tokens - self._tokens_done) * bytes_per_token
+        return min(read, self._bytes_now)
+
     def _show(self, name: str | None) -> None:
         if self._bar is not None:
             named = {} if name is None else {"name": show_name(name)[-40:]}
             self._bar.update(
                 self._bar.task_ids[0],
-                completed=self._bytes_done,
+                completed=self._bytes_done + self._guess_bytes_read(),
                 description=self.describe(),
                 **named,
             )
