@@ -207,9 +207,9 @@ class CallCache(DynamicCache):
         after = [layer.next for layer in self.entered]
         if not is_cut and None in after:
             raise StateError(
-                "a layer of the model wrote nothing into the cache, which this release of "
-                "transformers leaves out under gradient checkpointing; call "
-                "model.gradient_checkpointing_disable(), or read every text in one call"
+                "a layer of the model wrote nothing into the cache: this family, or this release "
+                "of transformers, leaves it out under gradient checkpointing; switch that off, or "
+                "train without past_key_values, a text of its own in every call"
             )
         layers: list[Any] = [
             new if new is not None else old for old, new in zip(self.entered, after, strict=True)

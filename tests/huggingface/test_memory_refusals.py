@@ -1,0 +1,287 @@
+"""What cannot be right with a memory is refused, and is never silently wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from memorizing.errors import ConfigError, NonFiniteQueryError, StateError
+from memorizing.huggingface import add_memory, open_memory
+from memorizing.huggingface.window_cache import find_text
+
+from .tools import (
+    LAYER,
+    SEGMENT_LEN,
+    WINDOW,
+    find_model,
+    give_memory,
+    make_model,
+    make_tokens,
+    memory_open,
+    one_thread,  # noqa: F401
+    read,
+)
+
+TOKENS = make_tokens(2, 21)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({"num_beams": 2}, "BEAM_SEARCH"),
+        ({"num_beams": 2, "do_sample": True}, "BEAM_SAMPLE"),
+        ({"prompt_lookup_num_tokens": 3}, "ASSISTED_GENERATION"),
+        ({"assistant_model": "itself"}, "ASSISTED_GENERATION"),
+        ({"dola_layers": "low"}, "DOLA_GENERATION"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "CONTRASTIVE_SEARCH"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.1}, "GROUP_BEAM_SEARCH"),
+    ],
+)
+def test_ways_of_generating_that_take_tokens_back_are_refused_before_anything_is_computed(
+    settings: dict[str, Any], mode: str
+):
+    model, calls = find_model(), []
+    give_memory(model)
+    hook = model.model.register_forward_hook(lambda *args: calls.append(1))
+    if "assistant_model" in settings:
+        settings = {"assistant_model": model}
+    with open_memory(model), pytest.raises(ValueError, match=rf"only supports.*{mode}"):
+        # No code is loaded: that is not come to.
+        model.generate(TOKENS[:1], max_new_tokens=3, trust_remote_code=True, **settings)
+    hook.remove()
+    assert not calls
+
+
+def test_a_model_whose_memory_is_removed_searches_with_beams_again():
+    model = find_model()
+    expected = model.generate(TOKENS, max_new_tokens=5, num_beams=2)
+    give_memory(model)
+    model = find_model()
+    assert torch.equal(model.generate(TOKENS, max_new_tokens=5, num_beams=2), expected)
+
+
+def test_what_exchanges_or_takes_back_rows_of_a_cache_is_refused():
+    model = find_model()
+    give_memory(model)
+    with torch.no_grad():
+        cache = model(TOKENS).past_key_values
+    for exchange in (
+        lambda: cache.reorder_cache(torch.tensor([1, 0])),
+        lambda: cache.batch_select_indices(torch.tensor([1])),
+        lambda: cache.batch_repeat_interleave(2),
+    ):
+        with pytest.raises(StateError, match="num_beams=1"):
+            exchange()
+    with pytest.raises(StateError, match="assisted and speculative decoding"):
+        cache.crop(-1)
+    assert not cache.is_croppable
+    assert not cache.is_compileable
+
+
+def test_other_caches_are_refused():
+    model = find_model()
+    give_memory(model)
+    with pytest.raises(StateError, match=r"is a StaticCache.*cache_implementation"):
+        model.generate(TOKENS, max_new_tokens=3, cache_implementation="static")
+    with pytest.raises(StateError, match="StaticCache"):
+        model(TOKENS, past_key_values=StaticCache(config=model.config, max_cache_len=31))
+    with pytest.raises(StateError, match="DynamicSubclass"):
+        model(TOKENS, past_key_values=type("DynamicSubclass", (DynamicCache,), {})())
+    cache = DynamicCache(config=model.config)
+    cache.offloading = True
+    with pytest.raises(StateError, match="offloaded"):
+        model(TOKENS, past_key_values=cache)
+
+
+def test_a_cache_that_was_read_without_memory_is_refused():
+    model = find_model()
+    with torch.no_grad():
+        cache = model(TOKENS).past_key_values
+        give_memory(model)
+        with pytest.raises(StateError, match="21 tokens that were read without add_memory"):
+            model(TOKENS, past_key_values=cache)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_masks_that_do_not_say_where_tokens_are_are_refused(is_open: bool):
+    model = find_model()
+    attachment = give_memory(model)
+    long = make_tokens(2, WINDOW + 1)
+    if is_open:
+        attachment.bind({})
+    with torch.no_grad():
+        for tokens in (TOKENS, long):
+            size = tokens.shape[1]
+            seen = torch.ones(2, 1, size, size, dtype=torch.bool).tril()
+            if is_open or tokens is long:
+                with pytest.raises(StateError, match=rf"\(2, {size}\)"):
+                    model(tokens, attention_mask=seen)
+            else:
+                torch.testing.assert_close(
+                    model(tokens, attention_mask=seen).logits, model(tokens).logits
+                )
+        if is_open:
+            cache = model(TOKENS).past_key_values
+            with pytest.raises(StateError, match=r"attention_mask is \(2, 3\).*\(2, 24\)"):
+                model(
+                    TOKENS[:, :3],
+                    attention_mask=torch.ones(2, 3, dtype=torch.int64),
+                    past_key_values=cache,
+                )
+    attachment.unbind()
+
+
+def test_padding_between_the_tokens_of_a_row_is_refused():
+    model = find_model()
+    attachment = give_memory(model)
+    mask = torch.ones_like(TOKENS)
+    mask[1, 4] = 0
+    with torch.no_grad(), memory_open(attachment):
+        with pytest.raises(StateError, match="row 1 of attention_mask has padding between"):
+            model(TOKENS, attention_mask=mask)
+        mask = torch.ones_like(TOKENS)
+        mask[0, -2:] = 0
+        cache = attachment.make_cache()
+        model(TOKENS, attention_mask=mask, past_key_values=cache)
+        # Between two calls.
+        longer = torch.cat([mask, torch.ones(2, 3, dtype=torch.int64)], 1)
+        with pytest.raises(StateError, match="row 0 of attention_mask has padding between"):
+            model(TOKENS[:, :3], attention_mask=longer, past_key_values=cache)
+        longer[0, -3:] = 0
+        model(TOKENS[:, :3], attention_mask=longer, past_key_values=cache)
+        assert attachment.find_history(cache).position.tolist() == [19, 24]
+
+
+def test_another_number_of_rows_is_refused():
+    model = find_model()
+    attachment = give_memory(model)
+    with torch.no_grad(), memory_open(attachment):
+        cache = model(TOKENS).past_key_values
+        with pytest.raises(StateError, match="1 rows and its memory 2"):
+            model(TOKENS[:1], past_key_values=cache)
+
+
+def interrupt(model: Any, error: BaseException) -> Any:
+    """The next call of the last layer fails."""
+
+    def fail(module: Any, args: Any) -> None:
+        raise error
+
+    return model.model.layers[2].register_forward_pre_hook(fail)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_a_history_is_refused_after_a_call_that_was_interrupted(error: BaseException):
+    model, tokens = find_model(), make_tokens(2, 74)
+    attachment = give_memory(model)
+    with torch.no_grad(), memory_open(attachment):
+        cache = attachment.make_cache()
+        read(model, tokens[:, :30], SEGMENT_LEN, cache=cache)
+        hook = interrupt(model, error)
+        with pytest.raises(type(error)):
+            model(tokens[:, 30:70], past_key_values=cache)
+        hook.remove()
+        assert cache.get_seq_length() == 30
+        with pytest.raises(StateError, match="was interrupted"):
+            model(tokens[:, 30:70], past_key_values=cache)
+        cache.reset()
+        found = read(model, tokens, SEGMENT_LEN, cache=cache)
+        assert torch.equal(found, read(model, tokens, SEGMENT_LEN))
+
+
+def test_a_first_call_that_was_interrupted_can_be_made_again():
+    model = find_model()
+    attachment = give_memory(model)
+    with torch.no_grad(), memory_open(attachment):
+        cache = attachment.make_cache()
+        hook = interrupt(model, RuntimeError("out of memory"))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            model(TOKENS, past_key_values=cache)
+        hook.remove()
+        found = model(TOKENS, past_key_values=cache).logits
+        assert torch.equal(found, model(TOKENS).logits)
+
+
+def test_without_a_memory_open_a_call_that_was_interrupted_can_be_made_again():
+    model, tokens = make_model(max_position_embeddings=67), make_tokens(2, 78)
+    give_memory(model)
+    with torch.no_grad():
+        expected = read(model, tokens, SEGMENT_LEN)
+        cache = model(tokens[:, :65]).past_key_values
+        # Where positions begin again, cached keys move.
+        hook = interrupt(model, RuntimeError("out of memory"))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            model(tokens[:, 65:], past_key_values=cache)
+        hook.remove()
+        found = model(tokens[:, 65:], past_key_values=cache).logits
+    torch.testing.assert_close(found, expected[:, 65:], rtol=1e-5, atol=2e-5)
+
+
+def test_the_mask_of_one_model_is_not_that_of_the_next_after_an_interrupt():
+    model, other = find_model(), find_model("qwen3")
+    give_memory(model, window=13)
+    hook = interrupt(model, KeyboardInterrupt())
+    with torch.no_grad():
+        expected = other(make_tokens(2, 40)).logits
+        with pytest.raises(KeyboardInterrupt):
+            model(make_tokens(2, 40))
+        hook.remove()
+        assert torch.equal(other(make_tokens(2, 40)).logits, expected)
+        give_memory(other, window=41)
+        assert torch.equal(other(make_tokens(2, 40)).logits, expected)
+
+
+def test_queries_that_are_not_numbers_are_refused():
+    model = make_model()
+    attachment = give_memory(model)
+    with torch.no_grad(), memory_open(attachment):
+        cache = model(TOKENS[:, :SEGMENT_LEN]).past_key_values
+        model.model.layers[LAYER].self_attn.q_proj.weight[0, 0] = torch.nan
+        with pytest.raises(NonFiniteQueryError):
+            model(TOKENS[:, SEGMENT_LEN:], past_key_values=cache)
+
+
+def test_a_family_that_is_not_known_is_tried_out():
+    # Granite works as the known families do; Phi turns a part of its heads by itself.
+    sizes = {
+        "vocab_size": 101,
+        "hidden_size": 40,
+        "intermediate_size": 31,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 97,
+    }
+    granite = make_unknown("granite", **sizes)
+    attachment = give_memory(granite)
+    tokens = make_tokens(1, 74)
+    with torch.no_grad(), memory_open(attachment):
+        whole = granite(tokens).logits
+        torch.testing.assert_close(read(granite, tokens, 7), whole, rtol=1e-5, atol=2e-5)
+    phi = make_unknown("phi", **sizes)
+    before = sorted(vars(phi))
+    with pytest.raises(ConfigError, match=r"model_type 'phi' is not among the known.*trial call"):
+        give_memory(phi)
+    assert sorted(vars(phi)) == before
+    assert phi.config._attn_implementation == "sdpa"
+
+
+def make_unknown(family: str, **sizes: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+
+
+def test_layers_whose_heads_differ_are_refused():
+    model = make_model()
+    model.model.layers[2].self_attn.num_key_value_groups = 4
+    with pytest.raises(ConfigError, match="equally many and long heads"):
+        add_memory(model, [1, 2], window=WINDOW)
+
+
+def test_a_cache_of_another_model_is_no_cache_of_a_memory():
+    assert find_text(DynamicCache()).history is None
