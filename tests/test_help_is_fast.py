@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -23,10 +22,13 @@ def test_help_imports_nothing_heavy(words):
 
 
 def test_help_starts_in_under_half_a_second():
+    # Of the processor's time: other work on the machine does not count.
+    code = (
+        "import time; from memorizing.cli import main; main(['--help']); print(time.process_time())"
+    )
     times_s = []
     for _ in range(3):
-        start_s = time.perf_counter()
-        done = run_python("from memorizing.cli import main; main(['--help'])")
-        times_s.append(time.perf_counter() - start_s)
+        done = run_python(code)
         assert done.returncode == 0
+        times_s.append(float(done.stdout.splitlines()[-1]))
     assert min(times_s) < TOO_LONG_S

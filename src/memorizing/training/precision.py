@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from memorizing.knn import is_emulated
+
 MIN_SPEEDUP = 1.2
 """bf16 is chosen where it is at least this many times faster; conversions eat a smaller gain."""
 PROBE_TOKENS = 1024
@@ -38,6 +40,8 @@ def choose_precision(
 ) -> Precision:
     """Turn `training.precision` into a choice; `auto` times a few products of the model's sizes.
 
+    On a CPU whose bf16 products torch emulates, `auto` is fp32 without timing anything.
+
     Args:
         setting: `fp32` and `bf16` are taken as they are.
         model_dim: columns of the probe's left factor.
@@ -47,6 +51,9 @@ def choose_precision(
     if setting != "auto":
         return Precision(setting, f"{setting}, as set")
     device = torch.device(device)
+    if device.type == "cpu" and is_emulated(torch.bfloat16):
+        # A probe would take half a minute to find out what torch knows.
+        return Precision("fp32", "fp32: this processor does not multiply bf16")
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(PROBE_TOKENS, model_dim, generator=generator).to(device)
     right = torch.randn(model_dim, ffn_dim, generator=generator).to(device)
