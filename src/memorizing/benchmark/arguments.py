@@ -8,9 +8,13 @@ import torch
 
 from memorizing.config import ModelConfig, check_capacity
 from memorizing.errors import ConfigError
+from memorizing.knn import is_emulated
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """Precisions, by name."""
+
+DEFAULT_PRECISION = "fp32" if is_emulated(torch.bfloat16) else "bf16"
+"""bf16, but for processors on which torch emulates it."""
 
 
 def check_arguments(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memorizing.benchmark.arguments import DTYPES, check_arguments
+from memorizing.benchmark.arguments import DEFAULT_PRECISION, DTYPES, check_arguments
 from memorizing.benchmark.building import build_index
 from memorizing.benchmark.checking import check_memory
 from memorizing.benchmark.filling import fill_state
@@ -39,7 +39,7 @@ def benchmark_decode(
     entries: int = 65_536,
     num_pairs: int = 100,
     num_warmup: int = 5,
-    precision: str = "bf16",
+    precision: str = DEFAULT_PRECISION,
     *,
     index: str = "exact",
     recording: Recording | None = None,

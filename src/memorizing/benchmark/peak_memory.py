@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from memorizing.benchmark.arguments import DTYPES
+from memorizing.benchmark.arguments import DEFAULT_PRECISION, DTYPES
 from memorizing.benchmark.filling import fill_state, run_step
 from memorizing.config import ModelConfig
 from memorizing.errors import MemorizingError
@@ -43,7 +43,7 @@ class Peak:
 
 
 def measure_peak(
-    config: ModelConfig, capacity: int, precision: str = "bf16", index: str = "exact"
+    config: ModelConfig, capacity: int, precision: str = DEFAULT_PRECISION, index: str = "exact"
 ) -> Peak:
     """Run a training step in a fresh process, as `benchmark_step` does, and take its peak.
 

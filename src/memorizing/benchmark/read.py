@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from memorizing.benchmark.arguments import DTYPES, check_arguments
+from memorizing.benchmark.arguments import DEFAULT_PRECISION, DTYPES, check_arguments
 from memorizing.benchmark.checking import check_state
 from memorizing.benchmark.filling import fill_state
 from memorizing.benchmark.machine import describe_machine
@@ -24,7 +24,7 @@ def benchmark_read(
     entries: Sequence[int] = (8192, 65_536),
     num_pairs: int = 20,
     num_warmup: int = 3,
-    precision: str = "bf16",
+    precision: str = DEFAULT_PRECISION,
     *,
     index: str = "exact",
     on_progress: Callable[[int, int], None] | None = None,

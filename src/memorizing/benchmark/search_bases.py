@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from memorizing.knn.blocks import import_package
+from memorizing.knn.product import widen_for_product
 
 
 def make_product(queries: Tensor, keys: Tensor) -> Callable[[], None]:
     """The scores alone, in the dtype of the keys, into one buffer (T, N) that all heads reuse.
 
-    The limit of a search that scores every key.
+    The limit of a search that scores every key. Where the processor emulates that dtype it is the
+    product in fp32, of copies made beforehand.
     """
+    queries, keys = widen_for_product(queries), widen_for_product(keys)
     buffer = keys.new_empty(queries.shape[1], keys.shape[1])
 
     def multiply() -> None:
@@ -28,7 +31,8 @@ def make_product(queries: Tensor, keys: Tensor) -> Callable[[], None]:
 
 
 def make_topk(queries: Tensor, keys: Tensor, num_neighbors: int) -> Callable[[], Tensor]:
-    """`torch.mm` into a reused buffer, then `torch.topk`: slots (H, T, k)."""
+    """`torch.mm` as in `make_product`, then `torch.topk`: slots (H, T, k)."""
+    queries, keys = widen_for_product(queries), widen_for_product(keys)
     buffer = keys.new_empty(queries.shape[1], keys.shape[1])
 
     def search() -> Tensor:

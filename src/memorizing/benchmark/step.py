@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from memorizing.benchmark.arguments import DTYPES, check_arguments
+from memorizing.benchmark.arguments import DEFAULT_PRECISION, DTYPES, check_arguments
 from memorizing.benchmark.checking import check_state
 from memorizing.benchmark.filling import fill_state, run_step
 from memorizing.benchmark.limit import count_step_flops, make_large_product
@@ -38,7 +38,7 @@ def benchmark_step(
     entries: Sequence[int] = (8192, 65_536),
     num_pairs: int = 20,
     num_warmup: int = 3,
-    precision: str = "bf16",
+    precision: str = DEFAULT_PRECISION,
     *,
     index: str = "exact",
     num_peaks: int = 0,
@@ -66,7 +66,7 @@ def benchmark_step(
         `rows`, first without memory, then one for each of `entries`, each with `name`, `entries`,
         `seconds` (median), `compared_with`, `ratio` (median of the pairwise ratios) and `added_s`
         (median of the pairwise differences). Rows with memory also have `recall` (on random
-        queries); `product_s` (the bare bf16 products of queries and keys, of all heads and memory
+        queries); `product_s` (the bare products of queries and keys, of all heads and memory
         layers, into a reused buffer); `append_s` (committing one segment) and `append_ratio` (to
         the same with the fewest entries). Where asked for, all rows have `peak_mib` (most that was
         resident), `entries_mib` and `beyond_entries_mib` (the peak less that of the step without
@@ -137,7 +137,7 @@ def _name(what: str, size: int) -> str:
 
 
 def _make_products(state: ModelState, config: ModelConfig) -> Callable[[], None]:
-    """The bare products of a step's searches, in bf16."""
+    """The bare products of a step's searches; see `make_product`."""
     queries = torch.randn(config.num_heads, config.segment_len, config.head_dim).bfloat16()
     products = [
         make_product(queries, memory.keys[0].bfloat16()) for memory in state.memories.values()
