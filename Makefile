@@ -6,7 +6,7 @@ DEMO_VENV := .venv
 TEST_VENV := .venv-test
 DEMO_EXTRAS := plots,tensorboard
 TEST_EXTRAS := dev
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
 
 # Another project's modules must not be found before the installed ones.
@@ -22,8 +22,9 @@ help: ## show this list
 demo: $(DEMO_VENV)/.installed ## train with and without memory on installed source code, and compare
 	$(DEMO_VENV)/bin/memorizing demo $(DEMO_ARGS)
 
+# Two processes; threads that spin while they wait would take each other's time.
 test: $(TEST_VENV)/.installed ## run the tests (PYTEST_ARGS="-k memory" runs some of them)
-	$(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 check: $(TEST_VENV)/.installed ## format, lint and types, nothing is changed
 	$(TEST_VENV)/bin/ruff format --check .
