@@ -38,12 +38,13 @@ from memorizing.errors import MemorizingError
 from memorizing.evaluation.pretrained import evaluate_model
 from memorizing.files import write_json
 from memorizing.huggingface.calibration import Calibration, calibrate
+from memorizing.metrics import compare_token_nats
 
 RESULTS = Path("experiments/results/pretrained_training_free.json")
 NATS = Path("runs/pretrained/training_free")
 CALIBRATED_ON: dict[Family, str] = {"proofs": "hol_EC.txt", "code": "jinja2"}
 CALIBRATION_TOKENS = 3072
-CONTROL_TOKENS = 16_384
+CONTROL_TOKENS = 8192
 CONTROLS = ("other_document", "shuffled")
 ARMS = ("window", "memory", *CONTROLS)
 
@@ -98,20 +99,58 @@ def measure(options: argparse.Namespace) -> None:
             calibration.add_to(model)
             read_arm(model, read[arm][family], tokenizer.start_token, arm, options.nats)
             remove_memory(model)
-            both = [
-                collect(
-                    documents, options.nats, {name: {} for name in ARMS if read[name] is documents}
-                )
-                for documents in (whole, begun)
-            ]
-            values = both[0] | {"arms": both[0]["arms"] | both[1]["arms"]}
-            values |= {
-                "calibration": found,
-                "machine": describe_machine(),
-                "command": "python experiments/pretrained/training_free.py",
-            }
-            write_json(options.json, values)
-            show(values)
+            report(options, whole, begun, found)
+    show(report(options, whole, begun, found))
+
+
+def report(
+    options: argparse.Namespace,
+    whole: dict[Family, list[ReadDocument]],
+    begun: dict[Family, list[ReadDocument]],
+    found: dict[Family, dict[str, Any]],
+) -> dict[str, Any]:
+    """Write all that is measured so far to the JSON."""
+    of_texts = [arm for arm in ARMS if arm not in CONTROLS]
+    values = collect(whole, options.nats, {arm: {} for arm in of_texts})
+    values["arms"] |= collect(begun, options.nats, {arm: {} for arm in CONTROLS})["arms"]
+    values |= {
+        "changes": {arm: compare(arm, begun, options.nats) for arm in ("memory", *CONTROLS)},
+        "calibration": found,
+        "machine": describe_machine(),
+        "command": "python experiments/pretrained/training_free.py",
+    }
+    write_json(options.json, values)
+    for arm, families in values["changes"].items():
+        for family, change in families.items():
+            low, high = change["interval"]
+            print(f"{arm}, {family}: {change['change']:+.1%} ({low:+.1%} to {high:+.1%})")
+    return values
+
+
+def compare(
+    arm: str, documents: dict[Family, list[ReadDocument]], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Change of perplexity against the window, on the tokens that both have read."""
+    changes = {}
+    for family, members in documents.items():
+        pairs = [
+            (folder / arm / f"{d.name}.npy", folder / "window" / f"{d.name}.npy") for d in members
+        ]
+        read = [(np.load(a), np.load(b)) for a, b in pairs if a.is_file() and b.is_file()]
+        if not read:
+            continue
+        lengths = [min(len(a), len(b)) for a, b in read]
+        difference = compare_token_nats(
+            [a[:n] for (a, _), n in zip(read, lengths, strict=True)],
+            [b[:n] for (_, b), n in zip(read, lengths, strict=True)],
+        )
+        changes[family] = {
+            "documents": len(read),
+            "tokens": sum(lengths),
+            "change": difference.perplexity_change,
+            "interval": list(difference.perplexity_interval),
+        }
+    return changes
 
 
 def find_heads(
