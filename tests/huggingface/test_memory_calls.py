@@ -14,11 +14,13 @@ from transformers.generation.streamers import BaseStreamer
 from memorizing.huggingface import open_memory
 
 from .tools import (
+    CACHE,
     CONFIGS,
     FAMILY_AND_IMPLEMENTATION,
     LAYER,
     NUM_SINKS,
     SEGMENT_LEN,
+    call,
     find_model,
     give_memory,
     make_model,
@@ -79,7 +81,7 @@ def test_padding_is_not_stored():
         read(model, tokens, SEGMENT_LEN, mask, cache)
         state = attachment.find_history(cache).states[LAYER]
         alone = attachment.make_cache()
-        model(texts[0].unsqueeze(0), past_key_values=alone)
+        call(model, texts[0].unsqueeze(0), alone)
         state_alone = attachment.find_history(alone).states[LAYER]
     assert state.position.tolist() == [41, 12, 26]
     # The third row ended its second segment with the last column; the next call writes it.
@@ -101,7 +103,7 @@ def decode_greedily(model: Any, text: Tensor, num_new: int) -> Tensor:
     with torch.no_grad():
         for index in range(len(text) + num_new - 1):
             token = int(text[index]) if index < len(text) else int(found[-1].argmax())
-            logits = model(torch.tensor([[token]]), past_key_values=cache).logits
+            logits = call(model, torch.tensor([[token]]), cache).logits
             if index >= len(text) - 1:
                 found.append(logits[0, -1])
     return torch.stack(found)
@@ -150,7 +152,7 @@ def test_a_prompt_is_read_in_segments_and_generated_tokens_enter_the_memory_on_i
     )
     with open_memory(model):
         output = generate(model, tokens, return_dict_in_generate=True)
-        state = attachment.find_history(output.past_key_values).states[LAYER]
+        state = attachment.find_history(output[CACHE]).states[LAYER]
     hook.remove()
     assert lengths == [13] * 5 + [5] + [1] * 30
     assert state.position.tolist() == [100]
@@ -163,9 +165,9 @@ def test_a_conversation_goes_on_with_the_cache_that_generate_returned():
     with open_memory(model):
         first = generate(model, tokens, return_dict_in_generate=True, max_new_tokens=9)
         asked = torch.cat([first.sequences, make_tokens(1, 20, seed=5)], 1)
-        found = generate(model, asked, past_key_values=first.past_key_values)
+        found = generate(model, asked, **{CACHE: first[CACHE]})
         assert torch.equal(found, generate(model, asked))
-        history = attachment.find_history(first.past_key_values)
+        history = attachment.find_history(first[CACHE])
     assert history.position.tolist() == [69 + 30]
 
 
@@ -173,12 +175,10 @@ def test_a_copy_of_a_cache_goes_on_by_itself():
     model, tokens = find_model(), make_tokens(1, 40)
     give_memory(model)
     with open_memory(model):
-        read_once = model.generate(
-            tokens, max_new_tokens=1, return_dict_in_generate=True
-        ).past_key_values
+        read_once = model.generate(tokens, max_new_tokens=1, return_dict_in_generate=True)[CACHE]
         for seed in (5, 6):
             asked = torch.cat([tokens, make_tokens(1, 20, seed=seed)], 1)
-            found = generate(model, asked, past_key_values=copy.deepcopy(read_once))
+            found = generate(model, asked, **{CACHE: copy.deepcopy(read_once)})
             assert torch.equal(found, generate(model, asked))
     assert read_once.get_seq_length() == 40
 

@@ -19,6 +19,7 @@ from .tools import (
     NUM_SINKS,
     ROTARY,
     SEGMENT_LEN,
+    call,
     find_model,
     give_memory,
     make_model,
@@ -119,7 +120,7 @@ def test_the_gradients_of_training_equal_those_of_loops_over_tokens_and_heads(co
         cache = attachment.make_cache()
         pieces = zip(tokens.split(SEGMENT_LEN, 1), weight.split(SEGMENT_LEN), strict=True)
         for piece, factor in pieces:
-            logits = model(piece, past_key_values=cache).logits[0]
+            logits = call(model, piece, cache).logits[0]
             (logits * factor).sum().backward()
             attachment.commit(cache)
     found = {name: p.grad for name, p in list(model.named_parameters()) + list(heads.items())}
@@ -171,7 +172,7 @@ def test_heads_of_a_group_read_the_memory_of_their_head():
     attachment = give_memory(model)
     with torch.no_grad(), memory_open(attachment):
         cache = attachment.make_cache()
-        model(tokens, past_key_values=cache)
+        call(model, tokens, cache)
         state = attachment.find_history(cache).states[LAYER]
     # Four heads of queries, two of keys; 65 of 74 tokens are before the last boundary.
     assert state.memories[LAYER].keys.shape == (1, 2, CAPACITY, 10)
@@ -221,7 +222,7 @@ def test_distance_turns_the_query_and_nothing_else():
         attachment = give_memory(model, distance=distance)
         with torch.no_grad(), memory_open(attachment):
             cache = attachment.make_cache()
-            logits = model(tokens, past_key_values=cache).logits
+            logits = call(model, tokens, cache).logits
             memory = attachment.find_history(cache).states[LAYER].memories[LAYER]
         found[distance] = (logits, memory.keys.clone())
         remove_memory(model)

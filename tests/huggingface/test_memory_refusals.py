@@ -13,9 +13,11 @@ from memorizing.huggingface import add_memory, open_memory
 from memorizing.huggingface.window_cache import find_text
 
 from .tools import (
+    CACHE,
     LAYER,
     SEGMENT_LEN,
     WINDOW,
+    call,
     find_model,
     give_memory,
     make_model,
@@ -67,7 +69,7 @@ def test_what_exchanges_or_takes_back_rows_of_a_cache_is_refused():
     model = find_model()
     give_memory(model)
     with torch.no_grad():
-        cache = model(TOKENS).past_key_values
+        cache = model(TOKENS)[CACHE]
     for exchange in (
         lambda: cache.reorder_cache(torch.tensor([1, 0])),
         lambda: cache.batch_select_indices(torch.tensor([1])),
@@ -87,22 +89,22 @@ def test_other_caches_are_refused():
     with pytest.raises(StateError, match=r"is a StaticCache.*cache_implementation"):
         model.generate(TOKENS, max_new_tokens=3, cache_implementation="static")
     with pytest.raises(StateError, match="StaticCache"):
-        model(TOKENS, past_key_values=StaticCache(config=model.config, max_cache_len=31))
+        call(model, TOKENS, StaticCache(config=model.config, max_cache_len=31))
     with pytest.raises(StateError, match="DynamicSubclass"):
-        model(TOKENS, past_key_values=type("DynamicSubclass", (DynamicCache,), {})())
+        call(model, TOKENS, type("DynamicSubclass", (DynamicCache,), {})())
     cache = DynamicCache(config=model.config)
     cache.offloading = True
     with pytest.raises(StateError, match="offloaded"):
-        model(TOKENS, past_key_values=cache)
+        call(model, TOKENS, cache)
 
 
 def test_a_cache_that_was_read_without_memory_is_refused():
     model = find_model()
     with torch.no_grad():
-        cache = model(TOKENS).past_key_values
+        cache = model(TOKENS)[CACHE]
         give_memory(model)
         with pytest.raises(StateError, match="21 tokens that were read without add_memory"):
-            model(TOKENS, past_key_values=cache)
+            call(model, TOKENS, cache)
 
 
 @pytest.mark.parametrize("is_open", [False, True])
@@ -124,12 +126,13 @@ def test_masks_that_do_not_say_where_tokens_are_are_refused(is_open: bool):
                     model(tokens, attention_mask=seen).logits, model(tokens).logits
                 )
         if is_open:
-            cache = model(TOKENS).past_key_values
+            cache = model(TOKENS)[CACHE]
             with pytest.raises(StateError, match=r"attention_mask is \(2, 3\).*\(2, 24\)"):
-                model(
+                call(
+                    model,
                     TOKENS[:, :3],
+                    cache,
                     attention_mask=torch.ones(2, 3, dtype=torch.int64),
-                    past_key_values=cache,
                 )
     attachment.unbind()
 
@@ -145,13 +148,13 @@ def test_padding_between_the_tokens_of_a_row_is_refused():
         mask = torch.ones_like(TOKENS)
         mask[0, -2:] = 0
         cache = attachment.make_cache()
-        model(TOKENS, attention_mask=mask, past_key_values=cache)
+        call(model, TOKENS, cache, attention_mask=mask)
         # Between two calls.
         longer = torch.cat([mask, torch.ones(2, 3, dtype=torch.int64)], 1)
         with pytest.raises(StateError, match="row 0 of attention_mask has padding between"):
-            model(TOKENS[:, :3], attention_mask=longer, past_key_values=cache)
+            call(model, TOKENS[:, :3], cache, attention_mask=longer)
         longer[0, -3:] = 0
-        model(TOKENS[:, :3], attention_mask=longer, past_key_values=cache)
+        call(model, TOKENS[:, :3], cache, attention_mask=longer)
         assert attachment.find_history(cache).position.tolist() == [19, 24]
 
 
@@ -159,9 +162,9 @@ def test_another_number_of_rows_is_refused():
     model = find_model()
     attachment = give_memory(model)
     with torch.no_grad(), memory_open(attachment):
-        cache = model(TOKENS).past_key_values
+        cache = model(TOKENS)[CACHE]
         with pytest.raises(StateError, match="1 rows and its memory 2"):
-            model(TOKENS[:1], past_key_values=cache)
+            call(model, TOKENS[:1], cache)
 
 
 def interrupt(model: Any, error: BaseException) -> Any:
@@ -182,11 +185,11 @@ def test_a_history_is_refused_after_a_call_that_was_interrupted(error: BaseExcep
         read(model, tokens[:, :30], SEGMENT_LEN, cache=cache)
         hook = interrupt(model, error)
         with pytest.raises(type(error)):
-            model(tokens[:, 30:70], past_key_values=cache)
+            call(model, tokens[:, 30:70], cache)
         hook.remove()
         assert cache.get_seq_length() == 30
         with pytest.raises(StateError, match="was interrupted"):
-            model(tokens[:, 30:70], past_key_values=cache)
+            call(model, tokens[:, 30:70], cache)
         cache.reset()
         found = read(model, tokens, SEGMENT_LEN, cache=cache)
         assert torch.equal(found, read(model, tokens, SEGMENT_LEN))
@@ -199,9 +202,9 @@ def test_a_first_call_that_was_interrupted_can_be_made_again():
         cache = attachment.make_cache()
         hook = interrupt(model, RuntimeError("out of memory"))
         with pytest.raises(RuntimeError, match="out of memory"):
-            model(TOKENS, past_key_values=cache)
+            call(model, TOKENS, cache)
         hook.remove()
-        found = model(TOKENS, past_key_values=cache).logits
+        found = call(model, TOKENS, cache).logits
         assert torch.equal(found, model(TOKENS).logits)
 
 
@@ -210,13 +213,13 @@ def test_without_a_memory_open_a_call_that_was_interrupted_can_be_made_again():
     give_memory(model)
     with torch.no_grad():
         expected = read(model, tokens, SEGMENT_LEN)
-        cache = model(tokens[:, :65]).past_key_values
+        cache = model(tokens[:, :65])[CACHE]
         # Where positions begin again, cached keys move.
         hook = interrupt(model, RuntimeError("out of memory"))
         with pytest.raises(RuntimeError, match="out of memory"):
-            model(tokens[:, 65:], past_key_values=cache)
+            call(model, tokens[:, 65:], cache)
         hook.remove()
-        found = model(tokens[:, 65:], past_key_values=cache).logits
+        found = call(model, tokens[:, 65:], cache).logits
     torch.testing.assert_close(found, expected[:, 65:], rtol=1e-5, atol=2e-5)
 
 
@@ -238,10 +241,10 @@ def test_queries_that_are_not_numbers_are_refused():
     model = make_model()
     attachment = give_memory(model)
     with torch.no_grad(), memory_open(attachment):
-        cache = model(TOKENS[:, :SEGMENT_LEN]).past_key_values
+        cache = model(TOKENS[:, :SEGMENT_LEN])[CACHE]
         model.model.layers[LAYER].self_attn.q_proj.weight[0, 0] = torch.nan
         with pytest.raises(NonFiniteQueryError):
-            model(TOKENS[:, SEGMENT_LEN:], past_key_values=cache)
+            call(model, TOKENS[:, SEGMENT_LEN:], cache)
 
 
 def test_a_family_that_is_not_known_is_tried_out():

@@ -24,10 +24,12 @@ from memorizing.huggingface.attachment import get_attachment
 from memorizing.memory import FrozenMemory, MemoryFolder
 
 from .tools import (
+    CACHE,
     LAYER,
     NUM_SINKS,
     SEGMENT_LEN,
     VOCAB_SIZE,
+    call,
     find_model,
     give_memory,
     make_model,
@@ -105,7 +107,7 @@ def test_entries_are_those_of_a_full_forward_pass(layers: list[int]):
     more = torch.cat([tokens, make_tokens(1, 2 * SEGMENT_LEN)], 1)
     with torch.no_grad(), memory_open(attachment):
         cache = attachment.make_cache()
-        model(more, past_key_values=cache)
+        call(model, more, cache)
         states = attachment.find_history(cache).states
     with open_memory(model) as memory:
         read_all(memory, {"first": DOCUMENTS["first"]})
@@ -429,15 +431,15 @@ def test_a_cache_ends_with_the_memory_that_was_open():
     with torch.no_grad():
         with open_memory(model) as memory:
             cache = memory.new_cache()
-            model(QUESTION[:, :5], past_key_values=cache)
+            call(model, QUESTION[:, :5], cache)
         with open_memory(model) as memory:
             with pytest.raises(StateError, match="no memory knows"):
-                model(QUESTION[:, 5:9], past_key_values=cache)
+                call(model, QUESTION[:, 5:9], cache)
             with pytest.raises(StateError, match="new_cache"):
                 memory.commit(cache)
-        cache = model(QUESTION[:, :5]).past_key_values
+        cache = model(QUESTION[:, :5])[CACHE]
         with open_memory(model), pytest.raises(StateError, match="no memory knows"):
-            model(QUESTION[:, 5:9], past_key_values=cache)
+            call(model, QUESTION[:, 5:9], cache)
 
 
 def test_saving_nothing_or_over_something_is_refused(path: Path | None, tmp_path: Path):

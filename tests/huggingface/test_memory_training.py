@@ -14,9 +14,11 @@ from memorizing.huggingface.attachment import Attachment
 from memorizing.huggingface.window_cache import list_layers
 
 from .tools import (
+    CACHE,
     LAYER,
     SEGMENT_LEN,
     WINDOW,
+    call,
     find_model,
     give_memory,
     make_model,
@@ -42,7 +44,7 @@ def train_step(
         for length in lengths:
             piece = tokens[:, start : start + length]
             if piece.shape[1]:
-                logits = model(piece, past_key_values=cache, use_cache=True).logits
+                logits = call(model, piece, cache).logits
                 loss = loss + torch.logsumexp(logits, -1).square().sum()
             start += piece.shape[1]
         loss.backward()
@@ -69,15 +71,15 @@ def test_a_call_over_a_boundary_of_segments_is_refused(attachment: Attachment):
     with memory_open(attachment):
         with pytest.raises(StateError, match=r"at most 13 tokens follow.*torch\.no_grad"):
             model(tokens)
-        cache = model(tokens[:, :5]).past_key_values
+        cache = model(tokens[:, :5])[CACHE]
         with pytest.raises(StateError, match="at most 8 tokens follow"):
-            model(tokens[:, 5:14], past_key_values=cache)
+            call(model, tokens[:, 5:14], cache)
         # What is refused changes nothing.
-        model(tokens[:, 5:13], past_key_values=cache)
+        call(model, tokens[:, 5:13], cache)
         with pytest.raises(StateError, match=r"uncommitted.*memory\.commit"):
-            model(tokens[:, 13:14], past_key_values=cache)
+            call(model, tokens[:, 13:14], cache)
         attachment.commit(cache)
-        model(tokens[:, 13:14], past_key_values=cache)
+        call(model, tokens[:, 13:14], cache)
 
 
 def test_without_a_memory_open_longer_calls_take_gradients_too(attachment: Attachment):
@@ -93,7 +95,7 @@ def test_what_was_committed_is_retrieved_and_the_cache_is_cut_off(attachment: At
         for count, piece in enumerate(tokens.split(SEGMENT_LEN, 1)):
             stored = attachment.find_history(cache).states[LAYER].memories[LAYER] if count else None
             assert stored is None or stored.num_appended.tolist() == [count * SEGMENT_LEN] * 2
-            model(piece, past_key_values=cache).logits.sum().backward()
+            call(model, piece, cache).logits.sum().backward()
             assert any(layer.keys.requires_grad for layer in list_layers(cache))
             memory.commit(cache)
             assert not any(layer.keys.requires_grad for layer in list_layers(cache))
@@ -104,7 +106,7 @@ def test_training_and_reading_give_the_same_logits(attachment: Attachment):
     with memory_open(attachment):
         cache, found = attachment.make_cache(), []
         for piece in tokens.split(SEGMENT_LEN, 1):
-            found.append(model(piece, past_key_values=cache).logits.detach())
+            found.append(call(model, piece, cache).logits.detach())
             attachment.commit(cache)
         with torch.no_grad():
             expected = model(tokens).logits
@@ -116,7 +118,7 @@ def test_gradient_reaches_gates_scales_and_weights_and_no_entry(attachment: Atta
     with memory_open(attachment):
         gradients = train_step(attachment, tokens)
         cache = attachment.make_cache()
-        attachment.model()(tokens[:, :SEGMENT_LEN], past_key_values=cache)
+        call(attachment.model(), tokens[:, :SEGMENT_LEN], cache)
         attachment.commit(cache)
         memory = attachment.find_history(cache).states[LAYER].memories[LAYER]
     prefix = f"model.layers.{LAYER}.self_attn"
@@ -177,9 +179,9 @@ def test_a_commit_before_the_backward_pass_is_refused(attachment: Attachment):
     model, tokens = attachment.model(), make_tokens(1, 2 * SEGMENT_LEN)
     with memory_open(attachment):
         cache = attachment.make_cache()
-        model(tokens[:, :SEGMENT_LEN], past_key_values=cache)
+        call(model, tokens[:, :SEGMENT_LEN], cache)
         attachment.commit(cache)
-        loss = model(tokens[:, SEGMENT_LEN:], past_key_values=cache).logits.sum()
+        loss = call(model, tokens[:, SEGMENT_LEN:], cache).logits.sum()
         attachment.commit(cache)
         with pytest.raises(StateError, match="after backward"):
             loss.backward()
@@ -192,7 +194,7 @@ def test_a_commit_before_layers_are_computed_again_is_refused():
     with memory_open(attachment):
         cache = attachment.make_cache()
         for piece in tokens.split(SEGMENT_LEN, 1):
-            loss = model(piece, past_key_values=cache).logits.sum()
+            loss = call(model, piece, cache).logits.sum()
             attachment.commit(cache)
         with pytest.raises(StateError, match="after backward"):
             loss.backward()
@@ -210,16 +212,14 @@ def test_training_with_padding_gives_finite_gradients_that_padding_does_not_chan
             tokens = torch.cat([pad[:, :num_pads], text], 1)
             mask = (tokens != 0).long()
             position = (mask.cumsum(1) - 1).clamp(min=0)
-            logits = model(
-                tokens, attention_mask=mask, position_ids=position, past_key_values=cache
-            ).logits
+            logits = call(model, tokens, cache, attention_mask=mask, position_ids=position).logits
             logits[:, num_pads:].sum().backward()
             attachment.commit(cache)
             piece = make_tokens(1, 5, seed=7)
             mask = torch.cat([mask, torch.ones(1, 5, dtype=torch.int64)], 1)
             position = torch.arange(SEGMENT_LEN, SEGMENT_LEN + 5).unsqueeze(0)
-            model(
-                piece, attention_mask=mask, position_ids=position, past_key_values=cache
+            call(
+                model, piece, cache, attention_mask=mask, position_ids=position
             ).logits.sum().backward()
             found.append({name: p.grad.clone() for name, p in model.named_parameters()})
     assert all(gradient.isfinite().all() for gradient in found[1].values())
@@ -248,7 +248,7 @@ def test_a_model_that_is_evaluated_between_steps_goes_on_with_its_training():
         cache = attachment.make_cache()
         found = []
         for piece in tokens.split(SEGMENT_LEN, 1):
-            found.append(model(piece, past_key_values=cache).logits.detach())
+            found.append(call(model, piece, cache).logits.detach())
             attachment.commit(cache)
             with torch.no_grad():
                 read(model, tokens, 7)

@@ -12,12 +12,14 @@ from memorizing.errors import StateError
 from memorizing.huggingface import remove_memory
 
 from .tools import (
+    CACHE,
     FAMILY_AND_IMPLEMENTATION,
     NUM_SINKS,
     OWN_WINDOW,
     ROTARY,
     SEGMENT_LEN,
     WINDOW,
+    call,
     find_model,
     give_memory,
     list_seen,
@@ -193,17 +195,17 @@ def test_a_call_over_the_end_of_a_zone_is_refused_with_the_tokens_that_may_follo
     with torch.no_grad():
         with pytest.raises(StateError, match="230 tokens at once.*208 more"):
             model(tokens)
-        cache = model(tokens[:, :200]).past_key_values
+        cache = model(tokens[:, :200])[CACHE]
         with pytest.raises(StateError, match="9 tokens at once.*8 more"):
-            model(tokens[:, 200:209], past_key_values=cache)
-        assert model(tokens[:, 200:208], past_key_values=cache).logits.shape[1] == 8
+            call(model, tokens[:, 200:209], cache)
+        assert call(model, tokens[:, 200:208], cache).logits.shape[1] == 8
 
 
 def test_the_cache_holds_no_more_than_the_window():
     model, tokens = find_model("gemma3_text"), make_tokens(1, NUM_TOKENS)
     give_memory(model)
     with torch.no_grad():
-        cache = model(tokens).past_key_values
+        cache = model(tokens)[CACHE]
     assert [layer.keys.shape[2] for layer in cache.layers] == [OWN_WINDOW - 1, WINDOW - 1, 18]
     assert cache.get_seq_length() == NUM_TOKENS
     assert all(layer.keys.untyped_storage().nbytes() < 4 * 2 * 10 * 40 for layer in cache.layers)

@@ -6,6 +6,7 @@ even length.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
+    LlamaForCausalLM,
 )
 
 from memorizing.huggingface import add_memory, remove_memory
@@ -88,6 +90,13 @@ FAMILY_AND_IMPLEMENTATION = [
     for family, implementations in sorted(IMPLEMENTATIONS.items())
     for implementation in implementations
 ]
+
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters
+    else "past_key_values"
+)
+"""What a cache is called in this release of `transformers`, among arguments and in outputs."""
 
 _MODELS: dict[tuple[str, str], Any] = {}
 
@@ -173,6 +182,11 @@ def pad_left(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
+def call(model: Any, tokens: Tensor, cache: Any = None, **kwargs: Any) -> Any:
+    """One call, which goes on with a cache."""
+    return model(tokens, use_cache=True, **{CACHE: cache}, **kwargs)
+
+
 def read(
     model: Any,
     tokens: Tensor,
@@ -193,12 +207,12 @@ def read(
         length = next(turns)
         piece, tokens = tokens[:, :length], tokens[:, length:]
         stop = start + piece.shape[1]
-        output = model(
+        output = call(
+            model,
             piece,
-            past_key_values=cache,
+            cache,
             attention_mask=None if mask is None else mask[:, :stop],
             position_ids=None if position is None else position[:, start:stop],
-            use_cache=True,
         )
         logits.append(output.logits)
         start = stop

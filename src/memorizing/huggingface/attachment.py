@@ -120,6 +120,10 @@ class Attachment:
         """An empty cache for a text of its own."""
         return self._windows.make_cache()
 
+    def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
+        """The arguments by which the model takes a cache, in this release of `transformers`."""
+        return self._windows.pass_cache(cache)
+
     @property
     def stored_dtype(self) -> torch.dtype:
         """Of entries while a text is read."""
@@ -235,7 +239,7 @@ class Attachment:
         return (), kwargs
 
     def _make_step(self, kwargs: dict[str, Any], given: CallInputs) -> Step:
-        entered = kwargs.get("past_key_values")
+        entered = self._windows.find_cache(kwargs)
         cache = None if entered is None else entered.owner
         if given.start == 0 or cache is None:
             history = self.start_history(cache, given.num_rows)

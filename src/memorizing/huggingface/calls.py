@@ -31,6 +31,8 @@ from memorizing.huggingface.window_cache import (
     make_windows,
 )
 
+_OLD_CACHE_NAME = "past_key_values"
+
 
 @dataclass(frozen=True)
 class CallInputs:
@@ -68,6 +70,12 @@ class Windows:
         self._decoder, self._settings = decoder, settings
         self.positions = Positions(decoder, settings)
         self._parameters = tuple(inspect.signature(decoder.base.forward).parameters)
+        # It was renamed in transformers 5.24.
+        self._cache_name = "cache" if "cache" in self._parameters else _OLD_CACHE_NAME
+
+    def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
+        """The arguments by which a model of this release takes a cache."""
+        return {self._cache_name: cache, "use_cache": True}
 
     def make_cache(self) -> DynamicCache:
         """An empty cache."""
@@ -76,7 +84,15 @@ class Windows:
 
     def name_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of a call by name."""
-        return dict(zip(self._parameters, args, strict=False)) | kwargs
+        named = dict(zip(self._parameters, args, strict=False)) | kwargs
+        if named.get(_OLD_CACHE_NAME) is not None:
+            named[self._cache_name] = named.pop(_OLD_CACHE_NAME)
+        return named
+
+    def find_cache(self, kwargs: dict[str, Any]) -> CallCache | None:
+        """The cache that `enter` put among the arguments."""
+        cache = kwargs.get(self._cache_name)
+        return cache if isinstance(cache, CallCache) else None
 
     def enter(self, kwargs: dict[str, Any], *, needs_tokens: bool) -> CallInputs | None:
         """Before a call: put a cache for it among its arguments, and positions. In place.
@@ -115,14 +131,14 @@ class Windows:
             The output, with the cache that the caller knows.
         """
         WINDOW.set(None)
-        cache = kwargs.get("past_key_values")
-        if not isinstance(cache, CallCache) or (output is None and not is_cut):
+        cache = self.find_cache(kwargs)
+        if cache is None or (output is None and not is_cut):
             return output
         cache.finish(is_cut=is_cut)
         if isinstance(output, tuple):
             return tuple(cache.owner if part is cache else part for part in output)
-        if output is not None and output.past_key_values is cache:
-            output.past_key_values = cache.owner
+        if output is not None and output.get(self._cache_name) is cache:
+            output[self._cache_name] = cache.owner
         return output
 
     def _check_attention(self) -> None:
@@ -149,7 +165,7 @@ class Windows:
 
     def _prepare_cache(self, kwargs: dict[str, Any]) -> DynamicCache | None:
         """The cache of a call; one that is empty gets layers that keep the window only."""
-        cache, base = kwargs.get("past_key_values"), self._decoder.base
+        cache, base = kwargs.get(self._cache_name), self._decoder.base
         use_cache = kwargs.get("use_cache")
         use_cache = base.config.use_cache if use_cache is None else use_cache
         if cache is None:
@@ -186,7 +202,7 @@ class Windows:
         if ids is None:
             ids = (torch.arange(given.num_tokens) + given.start).unsqueeze(0)
         shift = self.positions.enter(layers, given.start, ids, find_text(cache).shift)
-        kwargs["past_key_values"] = CallCache(cache, layers, shift)
+        kwargs[self._cache_name] = CallCache(cache, layers, shift)
         if bool(shift.any()):
             moved = ids - shift.to(ids.device)
             moved = moved.clamp(min=0) if self.positions.is_learned else moved

@@ -101,7 +101,7 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
         for piece in tokens.split(settings.segment_len) if len(tokens) else ():
             with torch.no_grad(), attachment.collect() as collected, suppress(EntriesRead):
                 attachment.decoder.base(
-                    input_ids=piece.unsqueeze(0).to(device), past_key_values=cache, use_cache=True
+                    input_ids=piece.unsqueeze(0).to(device), **attachment.pass_cache(cache)
                 )
             yield {
                 layer: (
