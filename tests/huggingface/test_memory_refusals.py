@@ -158,6 +158,17 @@ def test_padding_between_the_tokens_of_a_row_is_refused():
         assert attachment.find_history(cache).position.tolist() == [19, 24]
 
 
+def test_several_texts_in_a_row_are_refused():
+    model = find_model()
+    position = torch.cat([torch.arange(13), torch.arange(8)]).unsqueeze(0)
+    with torch.no_grad():
+        base = model(TOKENS, position_ids=position, use_cache=False).logits
+        attachment = give_memory(model)
+        assert torch.equal(model(TOKENS, position_ids=position, use_cache=False).logits, base)
+        with memory_open(attachment), pytest.raises(StateError, match="a row of its own"):
+            model(TOKENS, position_ids=position, use_cache=False)
+
+
 def test_another_number_of_rows_is_refused():
     model = find_model()
     attachment = give_memory(model)

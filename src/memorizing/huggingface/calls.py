@@ -117,7 +117,9 @@ class Windows:
         mask = kwargs.get("attention_mask")
         first_valid = _find_first(mask, start + inputs.shape[1])
         given = CallInputs(inputs.shape[0], inputs.shape[1], start, mask, first_valid)
-        self._check_mask(given, needs_tokens=needs_tokens)
+        if needs_tokens or given.num_columns > self._settings.window:
+            _check_mask(given)
+            _check_positions(kwargs.get("position_ids"), given)
         self.positions.check(start, given.num_tokens)
         if cache is not None:
             self._enter_cache(cache, kwargs, given, inputs.device)
@@ -147,20 +149,6 @@ class Windows:
             raise StateError(
                 f"attention runs by {found!r}, which was set after add_memory; call "
                 "remove_memory(model), then model.set_attn_implementation(...), then add_memory"
-            )
-
-    def _check_mask(self, given: CallInputs, *, needs_tokens: bool) -> None:
-        """Refuse masks that do not say where tokens are, where that must be known."""
-        mask = given.mask
-        if mask is None or not (needs_tokens or given.num_columns > self._settings.window):
-            return
-        expected = (given.num_rows, given.num_columns)
-        found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        if found != expected:
-            raise StateError(
-                f"attention_mask is {found}; with a memory open, or past the window, it must be "
-                f"(rows, tokens seen and given) = {expected}: from it the memory knows what is "
-                "padding"
             )
 
     def _prepare_cache(self, kwargs: dict[str, Any]) -> DynamicCache | None:
@@ -215,6 +203,28 @@ def _find_first(mask: Any, num_columns: int) -> Tensor | None:
         return None
     seen = mask[:, :num_columns].bool()
     return torch.where(seen.any(1), seen.to(torch.int8).argmax(1), NEVER)
+
+
+def _check_mask(given: CallInputs) -> None:
+    """Refuse a mask that does not say where tokens are."""
+    mask, expected = given.mask, (given.num_rows, given.num_columns)
+    found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+    if mask is not None and found != expected:
+        raise StateError(
+            f"attention_mask is {found}; with a memory open, or past the window, it must be "
+            f"(rows, tokens seen and given) = {expected}: from it the memory knows what is padding"
+        )
+
+
+def _check_positions(position_ids: Tensor | None, given: CallInputs) -> None:
+    """Refuse several texts in one row."""
+    if position_ids is None or given.mask is not None or given.num_tokens < 2:
+        return  # a row with a mask has positions of its own for padding
+    if not bool((position_ids.diff(dim=-1) == 1).all()):
+        raise StateError(
+            "position_ids do not count on from token to token, as where several texts are packed "
+            "into a row; give every text a row of its own"
+        )
 
 
 def list_valid(given: CallInputs) -> Tensor:
