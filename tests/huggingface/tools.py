@@ -281,6 +281,9 @@ class Naive:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         number = self.decoder.attentions.index(module)
         num_groups = query.shape[1] // key.shape[1]
+        if number not in self.layers and not self.find_shift(query.shape[2] - 1):
+            key, value = (part.repeat_interleave(num_groups, 1) for part in (key, value))
+            return self._attend_densely(number, query, key, value, scaling, kwargs.get("softcap"))
         position = torch.arange(query.shape[2])
         free_query = query - 0
         free_key = key
@@ -303,6 +306,31 @@ class Naive:
             ]  # fmt: skip
             heads.append(torch.stack(rows))
         return torch.stack(heads, 1).unsqueeze(0), None
+
+    def _attend_densely(
+        self,
+        number: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, None]:
+        """A layer without memory, by matrices."""
+        num_tokens = query.shape[2]
+        own = self.decoder.own_windows[number]
+        is_own = own is not None and own <= self.settings.window
+        window, num_sinks = (own, 0) if is_own else (self.settings.window, self.num_sinks)
+        seen = list_seen(num_tokens, 0, window or 0)
+        time = torch.arange(num_tokens)
+        seen &= time >= torch.tensor([self.find_first(t) for t in range(num_tokens)]).unsqueeze(1)
+        seen |= (time < num_sinks) & (time <= time.unsqueeze(1))
+        segment = time // self.settings.segment_len
+        is_new = segment.unsqueeze(1) == segment
+        scores = torch.where(is_new, query @ key.mT, query @ key.detach().mT) * scaling
+        weights = torch.softmax(self._bound(scores, softcap).masked_fill(~seen, -torch.inf), -1)
+        output = (weights * is_new) @ value + (weights * ~is_new) @ value.detach()
+        return output.transpose(1, 2), None
 
     def _attend_one(
         self,

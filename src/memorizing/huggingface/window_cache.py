@@ -62,6 +62,8 @@ class WindowLayer(DynamicSlidingWindowLayer):
         self.text = text
         self.first_valid: Tensor | None = None
         """(B,): column of the first token of each row; None is 0."""
+        self.num_begun = num_sinks
+        """Columns among which the sinks of all rows are."""
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
         self.next: WindowLayer | None = None
@@ -69,7 +71,9 @@ class WindowLayer(DynamicSlidingWindowLayer):
     def enter(self, first_valid: Tensor | None) -> WindowLayer:
         """The layer as one call sees it, where rows begin at `first_valid`."""
         entered = copy.copy(self)
-        entered.first_valid = first_valid
+        if first_valid is not None:
+            entered.first_valid = first_valid
+            entered.num_begun = int(first_valid.max()) + self.num_sinks
         return entered
 
     def count_held(self) -> int:
@@ -97,21 +101,24 @@ class WindowLayer(DynamicSlidingWindowLayer):
         assert after.keys is not None
         assert after.values is not None
         # Also where nothing is held: matrix products round by how their factors lie in memory.
-        after.keys = keys = torch.cat([after.keys, key_states], -2)
-        after.values = values = torch.cat([after.values, value_states], -2)
+        keys, values = [after.keys, key_states], [after.values, value_states]
+        num_sinks = 0
+        if dropped and self.sink_keys is not None and self.sink_values is not None:
+            keys, values = [self.sink_keys, *keys], [self.sink_values, *values]
+            num_sinks = self.num_sinks
+        seen = torch.cat(keys, -2), torch.cat(values, -2)
+        after.keys, after.values = (part[:, :, num_sinks:] for part in seen)
         after.cumulative_length += key_states.shape[-2]
-        after.drop(max(0, keys.shape[-2] - self.sliding_window + 1), dropped)
+        after.drop(max(0, after.count_held() - self.sliding_window + 1), dropped)
         self.next = after
-        if not dropped or self.sink_keys is None or self.sink_values is None:
-            return keys, values
-        return torch.cat([self.sink_keys, keys], -2), torch.cat([self.sink_values, values], -2)
+        return seen
 
     def drop(self, count: int, first: int) -> None:
         """Hold the first `count` tokens, which begin at column `first`, no more. In place."""
         keys, values = self.keys, self.values
         if not count or keys is None or values is None:
             return
-        if self.num_sinks:
+        if first < self.num_begun:
             self._keep_sinks(keys, values, count, first)
         self.keys, self.values = keys[:, :, count:], values[:, :, count:]
         if count > keys.shape[2] // 2:
@@ -119,6 +126,8 @@ class WindowLayer(DynamicSlidingWindowLayer):
             self.keys, self.values = self.keys.clone(), self.values.clone()
 
     def _keep_sinks(self, keys: Tensor, values: Tensor, count: int, first: int) -> None:
+        if not self.num_sinks:
+            return
         if self.sink_keys is None or self.sink_values is None:
             self.sink_keys = torch.zeros_like(keys[:, :, :1]).repeat(1, 1, self.num_sinks, 1)
             self.sink_values = torch.zeros_like(values[:, :, :1]).repeat(1, 1, self.num_sinks, 1)
