@@ -8,12 +8,14 @@ DEMO_EXTRAS := plots,tensorboard
 TEST_EXTRAS := dev
 PYTEST_ARGS ?= -n 2
 DEMO_ARGS ?=
+# Of transformers, besides that of constraints.txt: the first that works, and the newest that was tried.
+RELEASES ?= 5.21.0 5.24.0
 
 # Another project's modules must not be found before the installed ones.
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test releases check format clean
 
 help: ## show this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -25,6 +27,15 @@ demo: $(DEMO_VENV)/.installed ## train with and without memory on installed sour
 # Two processes; threads that spin while they wait would take each other's time.
 test: $(TEST_VENV)/.installed ## run the tests (PYTEST_ARGS="-k memory" runs some of them)
 	OMP_WAIT_POLICY=PASSIVE $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+releases: $(TEST_VENV)/.installed ## test memory for existing models with other releases of transformers
+	@set -e; for release in $(RELEASES); do \
+	  folder=build/transformers-$$release; echo "transformers $$release"; \
+	  [ -d $$folder ] || $(TEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps --target $$folder transformers==$$release; \
+	  PYTHONPATH=$$folder OMP_WAIT_POLICY=PASSIVE $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS) \
+	    tests/huggingface/test_memory_*.py; \
+	done
 
 check: $(TEST_VENV)/.installed ## format, lint and types, nothing is changed
 	$(TEST_VENV)/bin/ruff format --check .
