@@ -185,7 +185,10 @@ class Windows:
         given: CallInputs,
         device: torch.device,
     ) -> None:
-        layers: list[WindowLayer] = [layer.enter(given.first_valid) for layer in list_layers(cache)]
+        last_first = 0 if given.first_valid is None else int(given.first_valid.max())
+        layers: list[WindowLayer] = [
+            layer.enter(given.first_valid, last_first) for layer in list_layers(cache)
+        ]
         ids = kwargs.get("position_ids")
         if ids is None:
             ids = (torch.arange(given.num_tokens) + given.start).unsqueeze(0)

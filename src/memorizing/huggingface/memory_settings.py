@@ -32,7 +32,9 @@ class MemorySettings:
     combine: Literal["gate", "joint"] = "joint"
     """One softmax over local and retrieved scores, or a gate per head."""
     search: Literal["inner_product", "normalized"] = "inner_product"
-    """What is nearest: the largest inner product with a key as it is, or with its direction."""
+    """What is nearest: the largest inner product with a key as it is, or with its direction. Where
+    directions count, all keys of a head are as long as its keys are on average, which `add_memory`
+    measures on fixed pseudo-random tokens."""
     distance: int = 512
     """Retrieved entries are seen as if they stood so many tokens before the query; `add_memory`
     takes the window: the farthest that local attention sees. Without rotary positions it has no

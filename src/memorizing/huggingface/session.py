@@ -195,7 +195,10 @@ class MemorySession:
         self._store.save(Path(path), dtype)
 
     def new_cache(self) -> DynamicCache:
-        """A cache for a text of its own, to be passed as `past_key_values`."""
+        """A cache for a text of its own, for the model's argument `past_key_values`.
+
+        Since transformers 5.24 the argument is called `cache`.
+        """
         return self._attachment.make_cache()
 
     def commit(self, cache: DynamicCache) -> None:

@@ -68,12 +68,11 @@ class WindowLayer(DynamicSlidingWindowLayer):
         self.sink_values: Tensor | None = None
         self.next: WindowLayer | None = None
 
-    def enter(self, first_valid: Tensor | None) -> WindowLayer:
-        """The layer as one call sees it, where rows begin at `first_valid`."""
+    def enter(self, first_valid: Tensor | None, last_first: int) -> WindowLayer:
+        """The layer as one call sees it, where rows begin at `first_valid`, the last one there."""
         entered = copy.copy(self)
-        if first_valid is not None:
-            entered.first_valid = first_valid
-            entered.num_begun = int(first_valid.max()) + self.num_sinks
+        entered.first_valid = first_valid
+        entered.num_begun = last_first + self.num_sinks
         return entered
 
     def count_held(self) -> int:
