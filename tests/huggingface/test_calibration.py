@@ -88,6 +88,15 @@ def test_a_calibrated_model_is_as_it_was_and_gains_on_its_text(model, tokens):
     assert float(nats) == pytest.approx(found.nats_with, abs=1e-5)
 
 
+def test_candidates_may_be_named_in_any_order(model, tokens):
+    both = [
+        calibrate(model, tokens, candidates=layers, biases=(0.0,), **SETTINGS)
+        for layers in ([1, 2], [2, 1])
+    ]
+    assert both[0].heads == both[1].heads
+    assert both[0].candidates == both[1].candidates == (1, 2)
+
+
 def test_heads_are_chosen_by_what_they_promise_in_every_segment():
     slopes = torch.zeros(4, 3, 2)
     slopes[:, 0, 1] = -0.02

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from memorizing.config import check_capacity
 from memorizing.errors import ConfigError
-from memorizing.evaluation.reading import evaluation_mode
-from memorizing.model import MemorizingTransformer, Retrieval
+from memorizing.model import MemorizingTransformer, Retrieval, evaluation_mode
 
 if TYPE_CHECKING:
     from memorizing.data import TokenizedDocument

@@ -5,8 +5,7 @@ A start token precedes each document, so that every token of it is counted exact
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from memorizing.config import check_capacity
 from memorizing.errors import ConfigError
 from memorizing.evaluation.results import Control, DocumentResult, EvaluationResult
 from memorizing.loss import compute_token_nats
-from memorizing.model import MemorizingTransformer, RetrievalControl
+from memorizing.model import MemorizingTransformer, RetrievalControl, evaluation_mode
 
 if TYPE_CHECKING:
     from memorizing.data import TokenizedDocument
@@ -115,18 +114,6 @@ def count_reachable(longest: int, model: MemorizingTransformer) -> int:
     """Slots that a document of `longest` tokens can fill and search; more would stay empty."""
     segment_len = model.config.segment_len
     return max(model.config.num_neighbors, (longest - 1) // segment_len * segment_len)
-
-
-@contextmanager
-def evaluation_mode(model: MemorizingTransformer) -> Iterator[None]:
-    """No dropout, no gradient; the model's mode is restored afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def _make_groups(lengths: list[int], rows: int, control: Control | None) -> list[list[int]]:

@@ -16,6 +16,8 @@ from torch.nn.functional import cross_entropy
 from memorizing.errors import ConfigError
 from memorizing.huggingface.attachment import Attachment, add_memory, get_attachment, remove_memory
 from memorizing.huggingface.families import find_decoder
+from memorizing.huggingface.scoring import read_memory
+from memorizing.model import evaluation_mode
 from memorizing.settings import require
 
 LEAST_GAIN = 0.003
@@ -91,8 +93,8 @@ def calibrate(
     require(max_layers >= 1, "max_layers", max_layers, "1 or more")
     common = {"window": window, "capacity": len(ids), "dtype": "float32", **settings}
     num_layers = len(find_decoder(model).attentions)
-    if candidates is None:
-        candidates = range(num_layers // 3, num_layers)
+    # Slopes come in the order of the layers, whatever the order they are named in.
+    candidates = sorted(range(num_layers // 3, num_layers) if candidates is None else candidates)
     add_memory(model, candidates, **common)
     try:
         nats, slopes = measure_slopes(get_attachment(model), ids)
@@ -161,27 +163,27 @@ def measure_slopes(attachment: Attachment, tokens: Tensor) -> tuple[Tensor, Tens
     was_training = model.training
     model.eval().requires_grad_(False)
     nats, slopes = [], []
-    attachment.bind({})
     try:
-        cache = attachment.make_cache()
-        for piece, targets in split_segments(tokens, attachment.settings.segment_len):
-            with torch.enable_grad():
-                loss = _compute_loss(model, piece, targets, cache)
-                # The first segment has nothing to retrieve, and a loss without a graph.
-                found = (
-                    torch.autograd.grad(loss, list(strengths.values()), allow_unused=True)
-                    if loss.requires_grad
-                    else [None] * len(strengths)
-                )
-            attachment.commit(cache)
-            nats.append(float(loss.detach()) / len(targets))
-            rows = [
-                torch.zeros_like(s) if g is None else g
-                for s, g in zip(strengths.values(), found, strict=True)
-            ]
-            slopes.append(torch.stack([row.detach().float().cpu() for row in rows]) / len(targets))
+        with read_memory(attachment):
+            cache = attachment.make_cache()
+            for piece, targets in split_segments(tokens, attachment.settings.segment_len):
+                with torch.enable_grad():
+                    loss = _compute_loss(model, piece, targets, cache)
+                    # The first segment has nothing to retrieve, and a loss without a graph.
+                    found = (
+                        torch.autograd.grad(loss, list(strengths.values()), allow_unused=True)
+                        if loss.requires_grad
+                        else [None] * len(strengths)
+                    )
+                attachment.commit(cache)
+                nats.append(float(loss.detach()) / len(targets))
+                rows = [
+                    torch.zeros_like(s) if g is None else g
+                    for s, g in zip(strengths.values(), found, strict=True)
+                ]
+                slope = torch.stack([row.detach().float().cpu() for row in rows])
+                slopes.append(slope / len(targets))
     finally:
-        attachment.unbind()
         model.train(was_training)
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -192,19 +194,11 @@ def measure_nats(attachment: Attachment, tokens: Tensor) -> Tensor:
     """Nats per token of each whole segment, with what the model remembers of the text itself."""
     model = attachment.model()
     assert model is not None
-    was_training = model.training
-    model.eval()
     nats = []
-    attachment.bind({})
-    try:
+    with evaluation_mode(model), read_memory(attachment):
         cache = attachment.make_cache()
         for piece, targets in split_segments(tokens, attachment.settings.segment_len):
-            with torch.inference_mode():
-                loss = _compute_loss(model, piece, targets, cache)
-            nats.append(float(loss) / len(targets))
-    finally:
-        attachment.unbind()
-        model.train(was_training)
+            nats.append(float(_compute_loss(model, piece, targets, cache)) / len(targets))
     return torch.tensor(nats)
 
 

@@ -24,7 +24,8 @@ from memorizing.errors import ConfigError, IndexUnavailableError
 from memorizing.huggingface.adapter import load_adapter
 from memorizing.huggingface.attachment import add_memory, get_attachment
 from memorizing.huggingface.cache_state import dump_cache, load_cache
-from memorizing.huggingface.scoring import evaluation_mode, read_memory, score_texts
+from memorizing.huggingface.scoring import read_memory, score_texts
+from memorizing.model import evaluation_mode
 from memorizing.huggingface.unwrapping import unwrap
 
 _UNLIMITED = 1 << 30

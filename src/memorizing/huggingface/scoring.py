@@ -16,7 +16,7 @@ from memorizing.errors import ConfigError
 from memorizing.huggingface.attachment import Attachment, get_attachment
 from memorizing.huggingface.unwrapping import unwrap
 from memorizing.loss import compute_token_nats
-from memorizing.model import RetrievalControl
+from memorizing.model import RetrievalControl, evaluation_mode
 
 ScoringControl = Literal["off", "other_document", "shuffled"]
 Tokens = NDArray[np.integer[Any]]
@@ -184,15 +184,3 @@ def read_memory(attachment: Attachment, capacity: int | None = None) -> Iterator
         attachment.settings, attachment.is_reading = settings, was_reading
         if not was_bound:
             attachment.unbind()
-
-
-@contextmanager
-def evaluation_mode(model: Any) -> Iterator[None]:
-    """No dropout, no gradient; the model's mode is restored afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)

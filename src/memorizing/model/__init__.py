@@ -1,6 +1,7 @@
 """The model: local attention, memory attention, gate, blocks, and the history they read."""
 
 from memorizing.model.exposure import Exposed, join_exposed
+from memorizing.model.inference import evaluation_mode
 from memorizing.model.state import ModelState, RetrievalControl
 from memorizing.model.transformer import MemorizingTransformer, ModelOutput, Retrieval
 
@@ -11,5 +12,6 @@ __all__ = [
     "ModelState",
     "Retrieval",
     "RetrievalControl",
+    "evaluation_mode",
     "join_exposed",
 ]

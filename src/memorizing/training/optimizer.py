@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from memorizing.config import TrainingConfig
 from memorizing.errors import CheckpointError
@@ -218,3 +219,17 @@ def _build_optimizer(kind: str, groups: list[dict[str, Any]]) -> torch.optim.Opt
             groups, momentum=MUON_MOMENTUM, nesterov=True, adjust_lr_fn="match_rms_adamw"
         )
     return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
+
+
+def clip_gradients(parameters: Sequence[Tensor], clip_norm: float) -> float:
+    """Clip the gradients in place, where `clip_norm` is not 0; their norm before that.
+
+    0 where there is none: only gates are trained, and no memory holds anything yet.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return 0.0
+    norm = get_total_norm(gradients)
+    if clip_norm:
+        clip_grads_with_norm_(parameters, clip_norm, norm)
+    return norm.item()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,23 +56,27 @@ class TrainingResult:
     """Nats per token of the last evaluation; None without one."""
 
 
-class Reporter:
+class RunReporter(ABC):
     """Writes the metrics and moves the progress display. Reads the training, never changes it."""
 
-    def __init__(
-        self,
-        display: Display,
-        model: MemorizingTransformer,
-        loader: SegmentLoader,
-        optimizer: Optimizer,
-        rows: Rows,
-    ) -> None:
+    def __init__(self, display: Display, loader: SegmentLoader, optimizer: Optimizer) -> None:
         """Report on these."""
         self.display = display
-        self._model, self._loader = model, loader
-        self._optimizer, self._rows = optimizer, rows
+        self._loader, self._optimizer = loader, optimizer
         self._log: MetricsLog | None = None
         self._shown_s = 0.0
+
+    @abstractmethod
+    def _measure_fill(self) -> dict[int, float]:
+        """Per memory layer, the share of its slots that hold something."""
+
+    @abstractmethod
+    def _list_facts(self) -> dict[str, str]:
+        """What else the progress display shows."""
+
+    @abstractmethod
+    def _describe_gates(self) -> dict[str, Any]:
+        """What is logged of gates."""
 
     def open(self, run_dir: Path | None, step: int, last_step: int) -> None:
         """Begin: metrics go to the run's folder where there is one, continued after `step`."""
@@ -99,16 +104,9 @@ class Reporter:
             "loss": f"{counters.recent_nats:.3f}",
             "tokens/s": f"{metrics.num_targets / metrics.step_s:,.0f}",
         }
-        if fills := self._rows.measure_fill().values():
+        if fills := self._measure_fill().values():
             facts["memory"] = f"{sum(fills) / len(fills):.0%}"
-        if gates := self._read_gates().values():
-            values = torch.cat(list(gates))
-            facts["gates"] = f"{values.min().item():.2f}-{values.max().item():.2f}"
-        self.display.update(metrics.step, facts)
-
-    def _read_gates(self) -> dict[int, torch.Tensor]:
-        """Gates of a model that reads a memory: without one they say nothing."""
-        return self._model.gates() if self._model.config.has_memory else {}
+        self.display.update(metrics.step, facts | self._list_facts())
 
     def make_evaluation_progress(self, step: int) -> Progress:
         """What an evaluation after a step calls to move the progress display."""
@@ -122,35 +120,74 @@ class Reporter:
 
     def log_training(self, counters: Counters, window: Window) -> None:
         """Write a line about the steps of a window."""
-        self._write(
-            counters.step,
-            "train",
-            {
-                "nats_per_token": window.nats / max(window.num_targets, 1),
-                "tokens": counters.tokens,
-                "epoch": self._loader.epoch,
-                "seconds": counters.seconds,
-                "tokens_per_s": window.num_targets / window.seconds,
-                "grad_norm": window.grad_norm / window.steps,
-                "rate": self._optimizer.rates(),
-                "memory_fill": {str(k): v for k, v in self._rows.measure_fill().items()},
-                "gate": {str(k): gate.tolist() for k, gate in self._read_gates().items()},
-            },
-        )
-
-    def log_validation(self, step: int, result: EvaluationResult, is_best: bool) -> None:
-        """Write a line about an evaluation, and say it."""
         values = {
-            "nats_per_token": result.nats / result.tokens,
-            "perplexity": result.perplexity,
-            "tokens": result.tokens,
-            "capacity": result.capacity,
-            "is_best": is_best,
+            "nats_per_token": window.nats / max(window.num_targets, 1),
+            "tokens": counters.tokens,
+            "epoch": self._loader.epoch,
+            "seconds": counters.seconds,
+            "tokens_per_s": window.num_targets / window.seconds,
+            "grad_norm": window.grad_norm / window.steps,
+            "rate": self._optimizer.rates(),
+            "memory_fill": {str(k): v for k, v in self._measure_fill().items()},
         }
-        self._write(step, "validation", values)
+        self._write(counters.step, "train", values | self._describe_gates())
+
+    def _report_validation(
+        self, step: int, values: dict[str, Any], said: str, is_best: bool
+    ) -> None:
+        """Write a line about an evaluation, and say it."""
+        self._write(step, "validation", {**values, "is_best": is_best})
         note = " (best so far)" if is_best else ""
-        self.display.say(f"step {step}: validation perplexity {result.perplexity:.3f}{note}")
+        self.display.say(f"step {step}: validation {said}{note}")
 
     def _write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         if self._log is not None:
             self._log.write(step, {kind: values})
+
+
+class Reporter(RunReporter):
+    """Reports on the training of our own model."""
+
+    def __init__(
+        self,
+        display: Display,
+        model: MemorizingTransformer,
+        loader: SegmentLoader,
+        optimizer: Optimizer,
+        rows: Rows,
+    ) -> None:
+        """Report on these."""
+        super().__init__(display, loader, optimizer)
+        self._model, self._rows = model, rows
+
+    def log_validation(self, step: int, result: EvaluationResult, is_best: bool) -> None:
+        """Write a line about an evaluation, and say it."""
+        said = f"perplexity {result.perplexity:.3f}"
+        self._report_validation(step, describe_result(result), said, is_best)
+
+    def _measure_fill(self) -> dict[int, float]:
+        return self._rows.measure_fill()
+
+    def _list_facts(self) -> dict[str, str]:
+        gates = self._read_gates().values()
+        if not gates:
+            return {}
+        values = torch.cat(list(gates))
+        return {"gates": f"{values.min().item():.2f}-{values.max().item():.2f}"}
+
+    def _describe_gates(self) -> dict[str, Any]:
+        return {"gate": {str(k): gate.tolist() for k, gate in self._read_gates().items()}}
+
+    def _read_gates(self) -> dict[int, torch.Tensor]:
+        """Gates of a model that reads a memory: without one they say nothing."""
+        return self._model.gates() if self._model.config.has_memory else {}
+
+
+def describe_result(result: EvaluationResult) -> dict[str, Any]:
+    """What is logged of an evaluation."""
+    return {
+        "nats_per_token": result.nats / result.tokens,
+        "perplexity": result.perplexity,
+        "tokens": result.tokens,
+        "capacity": result.capacity,
+    }

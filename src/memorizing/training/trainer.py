@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from memorizing.config import TrainingConfig
 from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument, Tokenizer
@@ -26,7 +25,7 @@ from memorizing.training.checkpoint import (
 from memorizing.training.checkpoints import locate_checkpoint, prune_checkpoints
 from memorizing.training.counters import Counters, Window, capture_generators, restore_generators
 from memorizing.training.interruption import StopRequest, catch_stop_signals
-from memorizing.training.optimizer import Optimizer, group_parameters
+from memorizing.training.optimizer import Optimizer, clip_gradients, group_parameters
 from memorizing.training.precision import Precision, choose_precision
 from memorizing.training.progress import Display, SilentDisplay
 from memorizing.training.reporting import Reporter, StepMetrics, TrainingResult
@@ -164,7 +163,7 @@ class Trainer:
             nats = self._rows.read(
                 self.model, batches, self._draw_open_rows(), self.config.crossbatch_rows
             )
-            norm = self._clip()
+            norm = clip_gradients(self.optimizer.parameters(), self.config.clip_norm)
         except NonFiniteQueryError:
             # What the search refuses would have made the loss NaN.
             nats = norm = math.nan
@@ -193,14 +192,6 @@ class Trainer:
             return torch.zeros(self.config.rows, dtype=torch.bool)
         draws = torch.rand(self.config.rows, generator=self._closing)
         return draws >= self.config.memory_closed_share
-
-    def _clip(self) -> float:
-        """Clip the gradients in place; their norm before that."""
-        parameters = self.optimizer.parameters()
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.config.clip_norm:
-            clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
-        return norm.item()
 
     def _stop_at_bad_step(self, nats: float, norm: float, before: _Position) -> None:
         self.optimizer.zero_grad()

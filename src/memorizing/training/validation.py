@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,23 +15,21 @@ _MIN_SEGMENTS = 4
 """Documents are read at least this far, so that there is something in memory to find."""
 
 
-class Validator:
-    """Evaluates the same tokens each time, with its own state; remembers the best result."""
+class HeldOut(ABC):
+    """The same tokens each time, and which result on them was the best."""
 
     def __init__(
         self,
         documents: Sequence[TokenizedDocument],
         start_token: int,
-        config: TrainingConfig,
+        num_tokens: int,
         segment_len: int,
     ) -> None:
-        """Choose about `config.evaluate_tokens` tokens from the beginnings of documents."""
-        self._rows = config.rows
+        """Choose about `num_tokens` tokens from the beginnings of documents."""
         self._start_token = start_token
-        share = config.evaluate_tokens // max(len(documents), 1)
-        self._max_tokens = max(share, _MIN_SEGMENTS * segment_len)
+        self._max_tokens = max(num_tokens // max(len(documents), 1), _MIN_SEGMENTS * segment_len)
         self._documents: list[TokenizedDocument] = []
-        left = config.evaluate_tokens
+        left = num_tokens
         for document in documents:
             if left > 0:
                 self._documents.append(document)
@@ -43,6 +42,45 @@ class Validator:
     def __bool__(self) -> bool:
         """Whether there is something to evaluate on."""
         return bool(self._documents)
+
+    def _judge(self, step: int, result: EvaluationResult) -> bool:
+        """Remember a result; whether it is the best so far."""
+        self.last_nats = result.nats / result.tokens
+        is_best = self.best_nats is None or self.last_nats < self.best_nats
+        if is_best:
+            self.best_step, self.best_nats = step, self.last_nats
+        return is_best
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "best_step": self.best_step,
+            "best_nats": self.best_nats,
+            "last_nats": self.last_nats,
+        }
+
+    def load_dict(self, values: dict[str, Any]) -> None:
+        """Put back what `to_dict` gave."""
+        self.best_step, self.best_nats, self.last_nats = (
+            values["best_step"],
+            values["best_nats"],
+            values["last_nats"],
+        )
+
+
+class Validator(HeldOut):
+    """Evaluates a model in training, with a state of its own."""
+
+    def __init__(
+        self,
+        documents: Sequence[TokenizedDocument],
+        start_token: int,
+        config: TrainingConfig,
+        segment_len: int,
+    ) -> None:
+        """Choose about `config.evaluate_tokens` tokens from the beginnings of documents."""
+        super().__init__(documents, start_token, config.evaluate_tokens, segment_len)
+        self._rows = config.rows
 
     def evaluate(
         self, model: MemorizingTransformer, step: int, capacity: int, progress: Progress
@@ -61,24 +99,4 @@ class Validator:
             max_tokens=self._max_tokens,
             progress=progress,
         )
-        self.last_nats = result.nats / result.tokens
-        is_best = self.best_nats is None or self.last_nats < self.best_nats
-        if is_best:
-            self.best_step, self.best_nats = step, self.last_nats
-        return result, is_best
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "best_step": self.best_step,
-            "best_nats": self.best_nats,
-            "last_nats": self.last_nats,
-        }
-
-    def load_dict(self, values: dict[str, Any]) -> None:
-        """Put back what `to_dict` gave."""
-        self.best_step, self.best_nats, self.last_nats = (
-            values["best_step"],
-            values["best_nats"],
-            values["last_nats"],
-        )
+        return result, self._judge(step, result)

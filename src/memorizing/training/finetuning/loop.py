@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from memorizing.data import SegmentLoader, TokenizedDocument
 from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
@@ -37,7 +36,7 @@ from memorizing.training.finetuning.validation import FinetuneValidator
 from memorizing.training.finetuning.weights import TrainedWeights, prepare_weights
 from memorizing.training.folder import read_json
 from memorizing.training.interruption import StopRequest, catch_stop_signals
-from memorizing.training.optimizer import Optimizer
+from memorizing.training.optimizer import Optimizer, clip_gradients
 from memorizing.training.progress import Display, SilentDisplay
 from memorizing.training.reporting import StepMetrics, TrainingResult
 
@@ -187,7 +186,7 @@ class Finetuner:
         try:
             nats = self._rows.read(batch)
             self.weights.take_gradients()
-            norm = self._clip()
+            norm = clip_gradients(self.optimizer.parameters(), self.settings.clip_norm)
         except NonFiniteQueryError:
             # What the search refuses would have made the loss NaN.
             nats = norm = math.nan
@@ -200,17 +199,6 @@ class Finetuner:
         step_s = time.perf_counter() - start_s
         self._counters.add(nats, batch.num_targets, norm, step_s)
         return StepMetrics(self.step, nats, batch.num_targets, norm, step_s)
-
-    def _clip(self) -> float:
-        """Clip the gradients in place; their norm before that."""
-        parameters = self.optimizer.parameters()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:  # only gates are trained, and no memory holds anything yet
-            return 0.0
-        norm = get_total_norm(gradients)
-        if self.settings.clip_norm:
-            clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
-        return norm.item()
 
     def _stop_at_bad_step(self, nats: float, norm: float, before: _Position) -> None:
         self.optimizer.zero_grad()
