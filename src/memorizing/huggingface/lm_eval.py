@@ -25,8 +25,8 @@ from memorizing.huggingface.adapter import load_adapter
 from memorizing.huggingface.attachment import add_memory, get_attachment
 from memorizing.huggingface.cache_state import dump_cache, load_cache
 from memorizing.huggingface.scoring import read_memory, score_texts
-from memorizing.model import evaluation_mode
 from memorizing.huggingface.unwrapping import unwrap
+from memorizing.model import evaluation_mode
 
 _UNLIMITED = 1 << 30
 """Tokens: nothing is cut."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ _MIN_SEGMENTS = 4
 """Documents are read at least this far, so that there is something in memory to find."""
 
 
-class HeldOut(ABC):
+class HeldOut:
     """The same tokens each time, and which result on them was the best."""
 
     def __init__(
