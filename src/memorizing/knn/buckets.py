@@ -70,7 +70,9 @@ class BucketIndex(KeysOnlyIndex):
         num_heads, num_queries, _ = queries.shape
         scores = keys.new_empty(num_heads, num_queries, k)
         slots = torch.empty_like(scores, dtype=torch.int64)
-        for part, span in iterate_tiles(num_heads, num_queries, size, keys.dtype.itemsize):
+        for part, span in iterate_tiles(
+            num_heads, num_queries, size * keys.dtype.itemsize, keys.device
+        ):
             hidden = None if num_hidden is None else num_hidden[span]
             scores[part, span], slots[part, span] = self._search_tile(
                 queries[part, span], keys[part], k, newest, hidden

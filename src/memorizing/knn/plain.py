@@ -23,6 +23,9 @@ _TILE_BYTES = 16 * 2**20
 """Scores of one tile of queries: small enough to stay in a shared cache between the product and
 the selection."""
 
+_ACCELERATOR_TILE_BYTES = 2**30
+"""On an accelerator, where every tile costs a dozen launches and bandwidth is plenty."""
+
 
 def search_plainly(
     queries: Tensor, keys: Tensor, k: int, newest: int, num_hidden: Tensor | None
@@ -35,7 +38,8 @@ def search_plainly(
     heads, num_queries, _ = queries.shape
     scores = keys.new_empty(heads, num_queries, k)
     slots = torch.empty_like(scores, dtype=torch.int64)
-    for part, span in iterate_tiles(heads, num_queries, keys.shape[1], keys.dtype.itemsize):
+    query_bytes = keys.shape[1] * keys.dtype.itemsize
+    for part, span in iterate_tiles(heads, num_queries, query_bytes, keys.device):
         scores[part, span], slots[part, span] = _search_tile(
             queries[part, span],
             keys[part],
@@ -47,10 +51,11 @@ def search_plainly(
 
 
 def iterate_tiles(
-    num_heads: int, num_queries: int, size: int, item_bytes: int
+    num_heads: int, num_queries: int, query_bytes: int, device: torch.device
 ) -> Iterator[tuple[slice, slice]]:
-    """Split heads x queries into tiles whose scores fit `_TILE_BYTES`."""
-    num_together = max(1, _TILE_BYTES // (size * item_bytes))
+    """Split heads x queries into tiles whose scores, `query_bytes` for each, fit a tile."""
+    tile_bytes = _TILE_BYTES if device.type == "cpu" else _ACCELERATOR_TILE_BYTES
+    num_together = max(1, tile_bytes // query_bytes)
     if num_together >= num_queries:
         step = num_together // num_queries
         for head in range(0, num_heads, step):
@@ -68,9 +73,11 @@ def _search_tile(
     bucket_len = _choose_bucket_len(size, k)
     num_buckets = -(-size // bucket_len)
     scores = score_tile(queries, keys, num_buckets * bucket_len, newest, num_hidden)
-    if keys.dtype == torch.float32:
+    if keys.dtype != torch.float32:
+        return _select_two_stage(scores, k, bucket_len, num_buckets)
+    if keys.device.type == "cpu":  # the oracle: simple
         return sort_newest_first(scores[..., :size], k, newest)
-    return _select_two_stage(scores, k, bucket_len, num_buckets)
+    return _select_newest_first(scores, size, k, newest)
 
 
 def score_tile(
@@ -119,6 +126,27 @@ def sort_newest_first(scores: Tensor, k: int, newest: int) -> tuple[Tensor, Tens
     by_age = (newest - torch.arange(size, device=scores.device)) % size
     best, chosen = scores[..., by_age].sort(dim=-1, descending=True, stable=True)
     return best[..., :k], by_age[chosen[..., :k]]
+
+
+def _select_newest_first(scores: Tensor, size: int, k: int, newest: int) -> tuple[Tensor, Tensor]:
+    """As `sort_newest_first` of the first `size` scores, which are sorted only where the k-th ties.
+
+    `scores` has the width of whole buckets, -inf beyond `size`.
+    """
+    bucket_len = _choose_bucket_len(size, k)
+    num_left = min(k + 1, size)  # one more shows whether an equal one was left out
+    best, slots = _select_two_stage(scores, num_left, bucket_len, scores.shape[-1] // bucket_len)
+    is_tied = (best[..., k - 1] == best[..., -1]) & (best[..., -1] > -math.inf) & (num_left > k)
+    by_age = ((newest - slots[..., :k]) % size).argsort(dim=-1)
+    best, slots = best[..., :k].gather(-1, by_age), slots[..., :k].gather(-1, by_age)
+    best, order = best.sort(dim=-1, descending=True, stable=True)
+    slots = slots.gather(-1, order)
+    head, query = is_tied.nonzero(as_tuple=True)
+    if len(head):
+        best[head, query], slots[head, query] = sort_newest_first(
+            scores[head, query, :size], k, newest
+        )
+    return best, slots
 
 
 def _hide_newest(scores: Tensor, size: int, newest: int, num_hidden: Tensor) -> None:
