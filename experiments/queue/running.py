@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jobs import Evaluation, Job
 
 from memorizing.benchmark.machine import describe_machine
@@ -37,6 +38,7 @@ from memorizing.training.run_folder import read_run_config, record
 RECIPES = Path(__file__).parent.parent / "recipes"
 BLOCK_LEN = 1024
 """Nats are published as sums over blocks of so many tokens: enough for paired intervals."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MACHINE = describe_machine()
 """Taken with the code: a commit that comes while a worker runs is not what it ran."""
 
@@ -134,7 +136,7 @@ def _measure(
     missing = [e for e in job.evaluations if not is_kept(e, done.get(e.name))]
     if not missing:
         return {evaluation.name: done[evaluation.name] for evaluation in job.evaluations}
-    model = load_model(model_dir).model
+    model = load_model(model_dir, device=DEVICE).model
     # As it was trained: a recipe may leave the choice to the machine.
     model.compute_dtype = choose_precision(_read_session(model_dir)["precision"], 0, 0).dtype
     for evaluation in missing:

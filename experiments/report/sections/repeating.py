@@ -79,7 +79,9 @@ def _describe_machine(machine: dict[str, Any]) -> str:
     versions = machine["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in _PACKAGES if name in versions)
     threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    return f"{machine['processor']}, {machine['cores']} cores, {threads} a run; {named}"
+    device = machine.get("device", "cpu")
+    gpu = "" if device == "cpu" else f"{device}, "
+    return f"{gpu}{machine['processor']}, {machine['cores']} cores, {threads} a run; {named}"
 
 
 def _make_table(runs: Sequence[Run]) -> str:

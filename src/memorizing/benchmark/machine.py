@@ -11,7 +11,7 @@ _SEARCH_PACKAGES = ("faiss-cpu", "scann", "usearch")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, threads, versions and commit, as plain values for JSON."""
+    """Processor, cores, threads, device, versions and commit, as plain values for JSON."""
     machine = run_folder.describe_machine()
     versions = {"memorizing": machine["memorizing"], "python": machine["python"]}
     versions |= machine["packages"]
@@ -24,6 +24,7 @@ def describe_machine() -> dict[str, Any]:
         "processor": machine["processor"],
         "cores": machine["cores"],
         "threads": machine["threads"],
+        "device": machine["device"],
         "system": machine["system"],
         "versions": versions,
         "commit": machine["commit"],
@@ -36,9 +37,12 @@ def summarize_machine(result: dict[str, Any]) -> str:
     named = [
         f"{name} {versions[name]}" for name in ("torch", *_SEARCH_PACKAGES) if name in versions
     ]
+    # Files written before GPUs were named have none.
+    device = result.get("device", "cpu")
+    gpu = "" if device == "cpu" else f"{device}; "
     commit, _, changes = (result["commit"] or "unknown").partition(" ")
     return (
-        f"{result['processor']}, {result['cores']} cores, {result['threads']} threads; "
+        f"{gpu}{result['processor']}, {result['cores']} cores, {result['threads']} threads; "
         f"memorizing {versions['memorizing']}, {', '.join(named)}, Python {versions['python']}; "
         f"commit {' '.join([commit[:12], changes]).strip()}"
     )

@@ -206,12 +206,15 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _find_commit() -> str | None:
-    """Commit of the source this package was imported from; None outside a git checkout of it."""
+    """Commit of the source this package was imported from; None outside a git checkout of it.
+
+    `MEMORIZING_COMMIT` says it of a copy without its repository.
+    """
     package = Path(__file__).resolve().parent
     commit = _run_git(["rev-parse", "HEAD"], package)
     # A package that is installed inside somebody's repository is not under its version control.
     if commit is None or not _run_git(["ls-files", Path(__file__).name], package):
-        return None
+        return os.environ.get("MEMORIZING_COMMIT")
     return f"{commit} with changes" if _run_git(["status", "--porcelain"], package) else commit
 
 
