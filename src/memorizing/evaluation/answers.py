@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from memorizing.devices import send
 from memorizing.loss import compute_token_nats
 from memorizing.model import MemorizingTransformer, ModelState, RetrievalControl
 
@@ -49,9 +50,10 @@ def read_blocks(
     reads with its memory closed: the same, but faster.
     """
     is_open = len(model.config.memory_layers) > 1
+    device = model.embedding.weight.device
     with torch.no_grad():
         for block in blocks:
-            state = model(block.tokens, state, memory_open=is_open).state.commit()
+            state = model(send(block.tokens, device), state, memory_open=is_open).state.commit()
     return state
 
 
@@ -105,11 +107,15 @@ def answer_questions(
         "other_document": RetrievalControl(donor_rows=torch.arange(num_rows).roll(-1)),
         "shuffled": RetrievalControl(shuffle_values=True),
     }.get(control or "")
-    output = model(questions.tokens, state, control=retrieval, return_retrievals=has_memory)
+    device = model.embedding.weight.device
+    targets = send(questions.targets, device)
+    output = model(
+        send(questions.tokens, device), state, control=retrieval, return_retrievals=has_memory
+    )
     by_question = (*batch.is_first.shape, -1)
 
     def pick(values: Tensor) -> Tensor:
-        return values[questions.valid].view(by_question)
+        return values.cpu()[questions.valid].view(by_question)
 
     own = None
     if output.retrievals:
@@ -120,8 +126,8 @@ def answer_questions(
         ]
         own = pick(torch.stack(shares).mean(0))
     return Answers(
-        pick(output.logits.argmax(-1) == questions.targets),
-        pick(compute_token_nats(output.logits, questions.targets)),
+        pick(output.logits.argmax(-1) == targets),
+        pick(compute_token_nats(output.logits, targets)),
         own,
     )
 

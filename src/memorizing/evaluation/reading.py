@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from memorizing.config import check_capacity
+from memorizing.devices import send
 from memorizing.errors import ConfigError
 from memorizing.evaluation.results import Control, DocumentResult, EvaluationResult
 from memorizing.loss import compute_token_nats
@@ -157,14 +158,14 @@ class _GroupReader:
             counts = [min(max(self.lengths[row] - begin, 0), segment_len) for row in rows]
             tokens, valid = _fill_rows(self.inputs, rows, begin, counts)
             output = model(
-                tokens.to(device),
+                send(tokens, device),
                 state,
-                valid=None if valid.all() else valid.to(device),
+                valid=None if valid.all() else valid,
                 control=self._make_control(rows, counts, begin),
             )
             state = output.state.commit()
             targets, _ = _fill_rows(self.targets, rows, begin, counts)
-            found = compute_token_nats(output.logits, targets.to(device)).cpu().numpy()
+            found = compute_token_nats(output.logits, send(targets, device)).cpu().numpy()
             for line, (row, count) in enumerate(zip(rows, counts, strict=True)):
                 nats[row][begin : begin + count] = found[line, :count]
             report(sum(counts))

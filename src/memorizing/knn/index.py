@@ -5,12 +5,12 @@ Shapes: B rows, H heads, T queries, N slots, D head_dim, k neighbors.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from memorizing.errors import NonFiniteQueryError
@@ -55,9 +55,8 @@ def check_queries(queries: Tensor) -> None:
     """
     if queries.numel() == 0:
         return
-    # One pass without a temporary; a NaN makes both of them NaN.
-    least, most = queries.detach().aminmax()
-    if math.isfinite(float(least)) and math.isfinite(float(most)):
+    # One pass without a temporary, one wait for a GPU; a NaN makes both of them NaN.
+    if bool(torch.stack(queries.detach().aminmax()).isfinite().all()):
         return
     row, head, query, _ = (~queries.detach().isfinite()).nonzero()[0].tolist()
     raise NonFiniteQueryError(

@@ -36,13 +36,15 @@ def search_rows(
     scores = torch.full(shape, -math.inf, dtype=keys.dtype, device=keys.device)
     queries = queries.detach().to(keys.dtype)
     check_queries(queries)
+    # A search asks for the largest of them, which would be a wait for a GPU in every row.
+    num_hidden = None if num_hidden is None else num_hidden.cpu()
     with torch.no_grad():
         for row in range(num_rows):
             source = row if key_rows is None else key_rows[row]
             k = 0 if source is None else min(num_neighbors, stored.sizes[source])
             if source is None or k == 0 or num_queries == 0:
                 continue
-            hidden = None if num_hidden is None else num_hidden[row].to(keys.device)
+            hidden = None if num_hidden is None else num_hidden[row]
             scores[row, ..., :k], slots[row, ..., :k] = search(
                 queries[row], stored, source, k, hidden
             )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, relu
 
 from memorizing.config import ModelConfig
+from memorizing.devices import send
 from memorizing.errors import StateError
 from memorizing.memory import Memory, Retrieved
 from memorizing.model.exposure import Exposed, attend_to_exposed
@@ -182,7 +183,7 @@ class Attention(nn.Module):
                 seen, seen_log_sum = attend_to_exposed(scaled_queries, reading.exposed, num_hidden)
                 memory = combine_jointly(seen, memory, seen_log_sum, memory_log_sum, found)
                 memory_log_sum = torch.logaddexp(memory_log_sum, seen_log_sum)
-                found = reading.is_open.to(x.device).view(-1, 1, 1).expand_as(found)
+                found = send(reading.is_open, x.device).view(-1, 1, 1).expand_as(found)
             if self.gate_bias is not None:
                 local = combine_by_gate(local, memory, self.gate_bias, found)
             elif local_log_sum is not None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memorizing.devices import send
+
 
 @dataclass(frozen=True)
 class Exposed:
@@ -26,7 +28,7 @@ class Exposed:
     """(B, H, n, D), with gradient."""
     values: Tensor
     valid: Tensor
-    """(B, n) bool: entries that are not padding."""
+    """(B, n) bool on the CPU: entries that are not padding."""
     num_rows: int = 1
     """Rows whose entries each row sees: its own, and of the `num_rows` - 1 rows after it."""
 
@@ -53,7 +55,7 @@ def attend_to_exposed(
     Args:
         queries: (B, H, T, D), scaled.
         exposed: what is seen; each row has one valid entry at least.
-        num_hidden: (B, T): how many of the newest *own* entries a query must not see.
+        num_hidden: (B, T) on the CPU: how many of the newest *own* entries a query must not see.
 
     Returns:
         (B, H, T, D), and the log-sum-exp of the scores (B, H, T). Gradients flow into everything.
@@ -65,12 +67,12 @@ def attend_to_exposed(
     )
     num_own = exposed.keys.shape[2]
     device = queries.device
-    seen = torch.cat([exposed.valid.roll(-shift, 0) for shift in shifts], 1).to(device)
+    seen = send(torch.cat([exposed.valid.roll(-shift, 0) for shift in shifts], 1), device)
     mask = seen[:, None, None, :].expand(-1, 1, queries.shape[2], -1)
     if num_hidden is not None:
         # 1 is the newest; padding is as old as what follows it, and masked already.
-        age = exposed.valid.flip(1).cumsum(1).flip(1).to(device).unsqueeze(1)
-        own = age > num_hidden.to(device).unsqueeze(-1)
+        age = exposed.valid.flip(1).cumsum(1).flip(1).unsqueeze(1)
+        own = send(age > num_hidden.unsqueeze(-1), device)
         mask = torch.cat([mask[..., :num_own] & own.unsqueeze(1), mask[..., num_own:]], -1)
     scores = torch.matmul(queries, keys.transpose(-1, -2))
     scores = scores if scores.dtype == torch.float64 else scores.float()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memorizing.config import ModelConfig
+from memorizing.devices import send
 from memorizing.errors import ConfigError, StateError
 from memorizing.model.state import ModelState
 
@@ -39,6 +40,10 @@ class Layout:
     distances follow from the columns."""
     first_valid: Tensor | None
     """(B,) int64 for calls with padding on the left: index of the first valid token."""
+    at_start: Tensor
+    """(B,) bool on the tokens' device: rows whose first token is their document's first."""
+    is_first: Tensor
+    """(B, T) bool on the tokens' device: valid tokens that are their document's first."""
 
     @classmethod
     def build(
@@ -94,7 +99,7 @@ class Layout:
                 torch.int8
             )
             both = torch.cat([old, new.expand(num_rows, -1)], 1)
-            columns = both.gather(1, order.sort(dim=1, stable=True).indices).to(device)
+            columns = send(both.gather(1, order.sort(dim=1, stable=True).indices), device)
         if left_padded:
             cached_position = state.position.unsqueeze(1) - num_cached + torch.arange(num_cached)
             lowest = (state.position - count).unsqueeze(1)
@@ -105,10 +110,9 @@ class Layout:
             # A pad looks at itself only: its output is never used, but must be a number.
             own = torch.zeros_like(distances, dtype=torch.bool)
             own[:, :, num_cached:] = torch.eye(num_tokens, dtype=torch.bool)
-            distances = torch.where(mask.unsqueeze(2), distances, torch.where(own, 0, -1)).to(
-                device
-            )
-            first_valid = mask.to(torch.int8).argmax(1).to(device)
+            distances = torch.where(mask.unsqueeze(2), distances, torch.where(own, 0, -1))
+            distances = send(distances, device)
+            first_valid = send(mask.to(torch.int8).argmax(1), device)
         hidden = (num_cached - count.clamp(max=num_cached)).tolist()
         kept = min(num_cached + num_tokens, int(_count_context(config, next_position).max()))
         return cls(
@@ -123,6 +127,8 @@ class Layout:
             columns,
             distances,
             first_valid,
+            send(query_position[:, 0] == 0, device),
+            send((query_position == 0) & mask, device),
         )
 
     def keep(self, keys: Tensor) -> Tensor:

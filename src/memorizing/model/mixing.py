@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from memorizing.devices import send
 from memorizing.model.layout import Layout
 
 _INDUCTION_SHARE = 0.12
@@ -75,8 +76,7 @@ def smear(extended: Tensor, share: Tensor, layout: Layout) -> Tensor:
         layout: of the call.
     """
     previous, keys = extended[:, :, :-1], extended[:, :, 1:]
-    is_first = (layout.query_position == 0) & layout.valid
-    previous = torch.where(is_first.to(keys.device)[:, None, :, None], keys, previous)
+    previous = torch.where(layout.is_first[:, None, :, None], keys, previous)
     return torch.lerp(previous, keys, share.to(keys.dtype).view(-1, 1, 1))
 
 
@@ -90,8 +90,7 @@ def extend_back(x: Tensor, recent: Tensor, layout: Layout) -> Tensor:
         recent: (B, H, P, D), the last tokens of the calls before.
         layout: of the call.
     """
-    at_start = (layout.query_position[:, 0] == 0).to(x.device).view(-1, 1, 1, 1)
-    recent = recent.masked_fill(at_start, 0.0)
+    recent = recent.masked_fill(layout.at_start.view(-1, 1, 1, 1), 0.0)
     if layout.first_valid is None:
         return torch.cat([recent, x], 2)
     num_before, first = recent.shape[2], layout.first_valid.view(-1, 1)
@@ -106,7 +105,7 @@ def keep_recent(extended: Tensor, num_before: int, layout: Layout) -> Tensor:
     extended = extended.detach()
     if layout.is_whole:
         return extended[:, :, extended.shape[2] - num_before :].clone()
-    end = layout.num_new.to(extended.device)
+    end = send(layout.num_new, extended.device)
     if layout.first_valid is not None:
         end = end + layout.first_valid
     return _gather_tokens(

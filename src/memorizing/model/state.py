@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from memorizing.devices import send
 from memorizing.errors import StateError
 from memorizing.memory import Memory
 
@@ -39,8 +40,9 @@ class Staged:
     def keep(self, rows: Tensor) -> Staged:
         """The entries of rows where the mask (B, 1) is True, less the columns that hold none."""
         valid = self.valid & rows
-        columns = valid.any(0)
-        entries = Entries(self.entries.keys[:, :, columns], self.entries.values[:, :, columns])
+        columns = valid.any(0).nonzero().flatten()
+        chosen = send(columns, self.entries.keys.device)
+        entries = Entries(self.entries.keys[:, :, chosen], self.entries.values[:, :, chosen])
         return Staged(entries, valid[:, columns])
 
 

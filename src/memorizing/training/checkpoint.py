@@ -243,7 +243,7 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     seen: set[int] = set()
     whole: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        tensor = tensor.detach().contiguous()
+        tensor = tensor.detach().cpu().contiguous()
         if tensor.data_ptr() in seen:
             tensor = tensor.clone()
         seen.add(tensor.data_ptr())

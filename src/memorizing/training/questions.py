@@ -16,6 +16,7 @@ import torch
 
 from memorizing.config import ModelConfig, TrainingConfig
 from memorizing.data.synthetic import QuestionBatch
+from memorizing.devices import send
 from memorizing.evaluation.answers import read_blocks, split_questions
 from memorizing.loss import sum_nats
 from memorizing.model import MemorizingTransformer
@@ -104,6 +105,7 @@ def train_on_questions(
         optimizer.load_state_dict(saved.optimizer, saved.trainer["optimizer"])
         state = state.load_state_dict(saved.state)
         first_step = saved.trainer["step"] + 1
+    device = model.embedding.weight.device
     every_row = torch.ones(config.rows, dtype=torch.bool)
     start_s = time.perf_counter()
     for step in range(first_step, config.steps + 1):
@@ -114,15 +116,18 @@ def train_on_questions(
             state = state.start_documents(every_row)
         state = read_blocks(model, blocks, state)
         # Of the questions nothing is kept: their state is dropped, uncommitted.
-        logits = model(questions.tokens, state).logits
-        loss = sum_nats(logits, questions.targets, questions.valid) / questions.valid.sum()
+        tokens, targets, valid = (
+            send(part, device) for part in (questions.tokens, questions.targets, questions.valid)
+        )
+        logits = model(tokens, state).logits
+        loss = sum_nats(logits, targets, valid) / questions.valid.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.set_step(step)
         optimizer.step()
         optimizer.zero_grad()
         if on_step is not None:
-            right = (logits.argmax(-1) == questions.targets)[questions.valid]
+            right = (logits.argmax(-1) == targets).cpu()[questions.valid]
             whole = right.view(*questions.is_first.shape, -1).all(-1)[questions.is_first]
             seconds = time.perf_counter() - start_s
             share = whole.float().mean().item()

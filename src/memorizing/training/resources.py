@@ -11,6 +11,7 @@ import torch
 from memorizing.config import ModelConfig, TrainingConfig
 from memorizing.errors import ResourceError
 from memorizing.memory import memory_bytes
+from memorizing.model.position_bias import choose_block_len
 
 _STATE_PER_WEIGHT = {"adafactor": 4, "adamw": 8, "muon": 8}
 """Bytes of optimizer state per weight: one or two fp32 moments (Muon is rounded up)."""
@@ -34,7 +35,11 @@ class Needs:
 
 
 def estimate_needs(
-    model: ModelConfig, training: TrainingConfig, num_weights: int, bytes_per_value: int = 4
+    model: ModelConfig,
+    training: TrainingConfig,
+    num_weights: int,
+    bytes_per_value: int = 4,
+    device: torch.device | str = "cpu",
 ) -> Needs:
     """Estimate the bytes that training takes.
 
@@ -43,14 +48,16 @@ def estimate_needs(
         training: batch, accumulation, optimizer.
         num_weights: parameters of the model.
         bytes_per_value: of activations: 4 for fp32, 2 for bf16.
+        device: where training is.
     """
+    device = torch.device(device)
     weights = num_weights * (8 + _STATE_PER_WEIGHT[training.optimizer])
     inner = model.num_heads * model.head_dim
     num_segments = 1 + training.crossbatch_segments
     tokens = training.rows // training.accumulation * model.segment_len * num_segments
     # Blocks of queries, each with the keys in its window.
     num_keys = min(
-        model.window + max(32, model.window // 4),
+        model.window + choose_block_len(model.window, device),
         model.segment_len + (model.window if model.xl_cache else 0),
     )
     scores = tokens * model.num_heads * num_keys
@@ -61,8 +68,9 @@ def estimate_needs(
     activations = layer * num_kept + 2 * scores + tokens * model.model_dim * model.num_layers
     if model.has_memory:
         computes_in = "bfloat16" if bytes_per_value == 2 else "float32"
-        # Entries are read in place; in another dtype, keys and values are copied and converted.
-        per_neighbor = 8 * model.num_heads if model.memory_dtype == computes_in else 4 * inner
+        # Entries are read in place; in another dtype or on a GPU they are copied and converted.
+        in_place = device.type == "cpu" and model.memory_dtype == computes_in
+        per_neighbor = 8 * model.num_heads if in_place else 4 * inner
         # Crossbatch: softmax weights over the segments before, half of them on average.
         exposed = training.crossbatch_segments * model.segment_len * training.crossbatch_rows // 2
         per_token = model.num_neighbors * per_neighbor + 4 * exposed * model.num_heads

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memorizing.data import SegmentBatch
+from memorizing.devices import send
 from memorizing.errors import CheckpointError, StateError
 from memorizing.loss import sum_nats
 from memorizing.model import Exposed, MemorizingTransformer, ModelState, join_exposed
@@ -59,7 +60,8 @@ class Rows:
         """
         device = model.embedding.weight.device
         num_targets = max(sum(batch.num_targets for batch in batches), 1)
-        total, self._next = 0.0, []
+        totals: list[Tensor] = []
+        self._next = []
         for part, state in enumerate(self._states):
             rows = slice(part * self._part_len, (part + 1) * self._part_len)
             state = state.start_documents(batches[0].doc_start[rows])
@@ -72,22 +74,22 @@ class Rows:
                     for layer in (live[0] if live else ())
                 }
                 output = model(
-                    batch.tokens[rows].to(device),
+                    send(batch.tokens[rows], device),
                     state,
-                    valid=None if bool(valid.all()) else valid.to(device),
+                    valid=None if bool(valid.all()) else valid,
                     memory_open=memory_open[rows],
                     exposed=exposed,
                 )
-                nats.append(
-                    sum_nats(output.logits, batch.targets[rows].to(device), valid.to(device))
-                )
+                targets = send(batch.targets[rows], device)
+                nats.append(sum_nats(output.logits, targets, send(valid, device)))
                 live.append(output.live)
                 state = output.state
             part_nats = torch.stack(nats).sum()
             (part_nats / num_targets).backward()
-            total += part_nats.item()
+            totals.append(part_nats.detach())
             self._next.append(state)
-        return total
+        # One wait for a GPU, after all its work is given to it.
+        return sum(torch.stack(totals).tolist(), 0.0)
 
     def commit(self) -> None:
         """Go on from the segments that were read last: their entries become retrievable."""

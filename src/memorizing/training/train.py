@@ -165,6 +165,7 @@ def _check_memory(config: Config, precision: Precision, device: torch.device) ->
         config.training,
         _count_weights(config.model),
         2 if precision.name == "bf16" else 4,
+        device,
     )
     check_resources(needs, config.model, config.training, measure_available(device))
 

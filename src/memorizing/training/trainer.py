@@ -209,7 +209,8 @@ class Trainer:
         )
 
     def _has_finite_weights(self) -> bool:
-        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+        finite = [torch.isfinite(p).all() for p in self.model.parameters()]
+        return bool(torch.stack(finite).all())
 
     def _evaluate(self) -> bool:
         """Evaluate on the validation documents; whether it is the best so far."""
