@@ -19,6 +19,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from memorizing.devices import send
+
 _TILE_BYTES = 16 * 2**20
 """Scores of one tile of queries: small enough to stay in a shared cache between the product and
 the selection."""
@@ -156,5 +158,5 @@ def _hide_newest(scores: Tensor, size: int, newest: int, num_hidden: Tensor) -> 
         return
     ages = torch.arange(most, device=scores.device)
     slots = (newest - ages) % size
-    hide = ages < num_hidden.to(scores.device).unsqueeze(-1)
+    hide = ages < send(num_hidden, scores.device).unsqueeze(-1)
     scores[..., slots] = scores[..., slots].masked_fill(hide, -math.inf)
