@@ -31,7 +31,7 @@ from documents import CORPORA, FAMILIES, TEST_TOKENS, ReadDocument, load_documen
 from rich.console import Console
 from rich.table import Table
 from sliding import BLOCK_LEN, compute_window_nats
-from smollm import CONTEXT_LEN, FOLDER, load_smollm
+from smollm import CONTEXT_LEN, add_model_options, load_smollm
 from transformers import LlamaForCausalLM
 
 from memorizing.benchmark.machine import describe_machine
@@ -65,7 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=FOLDER)
+    add_model_options(parser)
     parser.add_argument("--corpora", type=Path, default=CORPORA)
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--tokens", type=int, default=TEST_TOKENS, help="of each document")
@@ -88,8 +88,8 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Every arm on every document; the JSON is written after each."""
+    model, tokenizer = load_smollm(options.model, options.device)
     made_by = {"machine": describe_machine(), "command": shlex.join(["python", *sys.argv])}
-    model, tokenizer = load_smollm(options.model)
     documents = {
         family: load_documents(
             family, "test", tokenizer, corpora=options.corpora, max_tokens=options.tokens

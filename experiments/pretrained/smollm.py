@@ -6,11 +6,13 @@ rotary base 100,000, tied embeddings, vocabulary 49,152, context 8,192; weights 
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM
 
+from memorizing.cli.pretrained import choose_device
 from memorizing.data import Tokenizer, load_tokenizer
 from memorizing.errors import CheckpointError
 
@@ -19,17 +21,28 @@ CONTEXT_LEN = 8192
 """Tokens the model was trained to see."""
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """`--model` and `--device`. In place."""
+    parser.add_argument("--model", type=Path, default=FOLDER)
+    parser.add_argument("--device", default="auto", help="cpu, cuda; auto is cuda where there is")
+
+
 def load_smollm(
-    folder: Path = FOLDER, dtype: torch.dtype = torch.float32
+    folder: Path = FOLDER, device: str = "auto", dtype: torch.dtype = torch.float32
 ) -> tuple[LlamaForCausalLM, Tokenizer]:
     """The model, in evaluation mode, and its tokenizer; documents begin with `<|endoftext|>`.
 
+    On an accelerator too, products of fp32 are computed in fp32.
+
     Raises:
         CheckpointError: the folder holds no model.
+        ConfigError: the device is not there.
     """
+    place = choose_device(device)
+    torch.set_float32_matmul_precision("highest")
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{str(folder)!r} holds no model; make it: python experiments/pretrained/convert.py"
         )
     model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
-    return model.eval(), load_tokenizer(folder)
+    return model.to(place).eval(), load_tokenizer(folder)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from smollm import FOLDER, load_smollm
+from smollm import add_model_options, load_smollm
 
 import memorizing
 from memorizing.benchmark.machine import describe_machine
@@ -42,18 +42,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=FOLDER)
+    add_model_options(parser)
     parser.add_argument("--layers", type=int, nargs="+", default=[18])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
-    model, tokenizer = load_smollm(options.model)
+    model, tokenizer = load_smollm(options.model, options.device)
     memorizing.add_memory(model, options.layers)
     attachment = get_attachment(model)
     text = inspect.getsource(argparse)
     tokens = torch.tensor(tokenizer.encode(text))
-    base = make_base(list(read_tokens(attachment, tokens[: NUM_REAL + 4])))
-    segment = tokens[NUM_REAL : NUM_REAL + SEGMENT]
+    base = make_base(list(read_tokens(attachment, tokens[: NUM_REAL + 4])), model.device)
+    segment = tokens[NUM_REAL : NUM_REAL + SEGMENT].to(model.device)
+
+    def mark() -> float:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        return time.perf_counter()
 
     @torch.inference_mode()
     def run(layers: dict[int, FrozenMemory] | None, num_decoded: int) -> tuple[float, float]:
@@ -62,20 +67,20 @@ def main() -> None:
             attachment.bind(layers)
         try:
             cache = attachment.make_cache()
-            marks = [time.perf_counter()]
+            marks = [mark()]
             for piece in (segment, *segment[:num_decoded].split(1)):
                 model(input_ids=piece[None], past_key_values=cache, use_cache=True)
-                marks.append(time.perf_counter())
+                marks.append(mark())
         finally:
             attachment.unbind()
         decoded = [b - a for a, b in itertools.pairwise(marks[1:])]
         return marks[1] - marks[0], statistics.median(decoded) if decoded else 0.0
 
     def read() -> float:
-        start = time.perf_counter()
+        start = mark()
         for _ in read_tokens(attachment, segment):
             pass
-        return time.perf_counter() - start
+        return mark() - start
 
     times: dict[str, list[tuple[float, float]]] = {"reading": [], "segment": [], "decoding": []}
     for pair in range(options.pairs + 1):
@@ -106,7 +111,7 @@ def main() -> None:
     )
 
 
-def make_base(pieces: list[Any]) -> dict[int, FrozenMemory]:
+def make_base(pieces: list[Any], device: torch.device) -> dict[int, FrozenMemory]:
     """Per layer, real entries written many times with noise."""
     generator = torch.Generator().manual_seed(0)
     base = {}
@@ -115,7 +120,8 @@ def make_base(pieces: list[Any]) -> dict[int, FrozenMemory]:
         copies = NUM_ENTRIES // keys.shape[1]
         keys, values = keys.repeat(1, copies, 1), values.repeat(1, copies, 1)
         noise = torch.randn(keys.shape, generator=generator) * (0.1 * keys.float().std())
-        base[layer] = FrozenMemory.from_tensors((keys.float() + noise).to(keys.dtype), values)
+        noisy = (keys.float() + noise).to(device, keys.dtype)
+        base[layer] = FrozenMemory.from_tensors(noisy, values.to(device))
     return base
 
 

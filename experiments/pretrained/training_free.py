@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 from baselines import collect, show
 from documents import CORPORA, FAMILIES, TEST_TOKENS, Family, ReadDocument, load_documents
-from smollm import FOLDER, load_smollm
+from smollm import add_model_options, load_smollm
 
 from memorizing import remove_memory
 from memorizing.benchmark.machine import describe_machine
@@ -47,6 +48,8 @@ CALIBRATION_TOKENS = 3072
 CONTROL_TOKENS = 8192
 CONTROLS = ("other_document", "shuffled")
 ARMS = ("window", "memory", *CONTROLS)
+MAX_LAYERS = 4
+"""Each costs a search for every token; those that promise less gain little more."""
 
 
 def main() -> int:
@@ -54,13 +57,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=FOLDER)
+    add_model_options(parser)
     parser.add_argument("--corpora", type=Path, default=CORPORA)
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--tokens", type=int, default=TEST_TOKENS, help="of each document")
-    parser.add_argument("--documents", type=int, default=3, help="first test documents of a family")
-    parser.add_argument("--layers", type=int, default=4, help="at most so many read a memory")
+    parser.add_argument("--documents", type=int, default=4, help="first test documents of a family")
+    parser.add_argument(
+        "--layers", type=int, default=MAX_LAYERS, help="at most so many read a memory"
+    )
     parser.add_argument("--nats", type=Path, default=NATS, help="folder; nats of every token")
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -77,7 +82,7 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Every arm on every document; the JSON is written after each."""
-    model, tokenizer = load_smollm(options.model)
+    model, tokenizer = load_smollm(options.model, options.device)
     whole, begun = (
         {
             family: load_documents(
@@ -88,15 +93,15 @@ def measure(options: argparse.Namespace) -> None:
         for max_tokens in (options.tokens, min(options.tokens, CONTROL_TOKENS))
     )
     read = {arm: begun if arm in CONTROLS else whole for arm in ARMS}
-    found = {family: find_heads(model, tokenizer, family, options) for family in options.families}
+    found = {
+        family: find_heads(
+            model, tokenizer, family, options.corpora, options.nats, max_layers=options.layers
+        )
+        for family in options.families
+    }
     for arm in options.arms:
         for family in options.families:
-            chosen = found[family]
-            heads = {int(layer): heads for layer, heads in chosen["heads"].items()}
-            calibration = Calibration(
-                heads, chosen["bias"], (), torch.empty(0), 0.0, 0.0, {"window": chosen["window"]}
-            )
-            calibration.add_to(model)
+            restore_calibration(found[family]).add_to(model)
             read_arm(model, read[arm][family], tokenizer.start_token, arm, options.nats)
             remove_memory(model)
             report(options, whole, begun, found)
@@ -117,7 +122,7 @@ def report(
         "changes": {arm: compare(arm, begun, options.nats) for arm in ("memory", *CONTROLS)},
         "calibration": found,
         "machine": describe_machine(),
-        "command": "python experiments/pretrained/training_free.py",
+        "command": shlex.join(["python", *sys.argv]),
     }
     write_json(options.json, values)
     for arm, families in values["changes"].items():
@@ -154,21 +159,30 @@ def compare(
 
 
 def find_heads(
-    model: Any, tokenizer: Tokenizer, family: Family, options: argparse.Namespace
+    model: Any,
+    tokenizer: Tokenizer,
+    family: Family,
+    corpora: Path,
+    folder: Path,
+    *,
+    max_layers: int = MAX_LAYERS,
+    search: str = "inner_product",
 ) -> dict[str, Any]:
-    """What `calibrate` found for a family, kept in a file."""
-    path = options.nats / f"calibration-{family}-{options.layers}.json"
+    """What `calibrate` found for a family, kept in a file of `folder`."""
+    kind = "" if search == "inner_product" else f"-{search}"
+    path = folder / f"calibration-{family}-{max_layers}{kind}.json"
     if not path.is_file():
-        documents = load_documents(family, "validation", tokenizer, corpora=options.corpora)
+        documents = load_documents(family, "validation", tokenizer, corpora=corpora)
         document = next(d for d in documents if d.name == CALIBRATED_ON[family])
         tokens = [tokenizer.start_token, *document.tokens[:CALIBRATION_TOKENS].tolist()]
-        chosen = calibrate(model, tokens, max_layers=options.layers)
+        chosen = calibrate(model, tokens, max_layers=max_layers, search=search)
         write_json(
             path,
             {
                 "document": document.name,
                 "tokens": len(tokens),
                 "window": chosen.settings["window"],
+                "search": search,
                 "heads": {str(layer): list(heads) for layer, heads in chosen.heads.items()},
                 "bias": chosen.bias,
                 "nats_without": chosen.nats_without,
@@ -184,6 +198,21 @@ def find_heads(
         flush=True,
     )
     return values
+
+
+def restore_calibration(values: dict[str, Any]) -> Calibration:
+    """What `find_heads` gave, to be added to a model."""
+    heads = {int(layer): tuple(heads) for layer, heads in values["heads"].items()}
+    settings = {key: values[key] for key in ("window", "search") if key in values}
+    return Calibration(
+        heads,
+        values["bias"],
+        tuple(values["candidates"]),
+        torch.tensor(values["slopes"]),
+        values["nats_without"],
+        values["nats_with"],
+        settings,
+    )
 
 
 def read_arm(
