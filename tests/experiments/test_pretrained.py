@@ -15,6 +15,7 @@ import tokenizers
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from memorizing import add_memory, remove_memory
 from memorizing.data import Tokenizer
 from memorizing.errors import ConfigError, CorpusError
 from memorizing.loss import compute_token_nats
@@ -42,7 +43,14 @@ def scripts() -> Iterator[SimpleNamespace]:
     before = set(sys.modules)
     sys.path.insert(0, str(PRETRAINED))
     try:
-        names = ("documents", "passkey", "sliding")
+        names = (
+            "documents",
+            "passkey",
+            "sliding",
+            "finetuned",
+            "passkey_test",
+            "search_and_storage",
+        )
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         sys.path.remove(str(PRETRAINED))
@@ -293,3 +301,88 @@ def test_documents_that_are_not_there_are_named(scripts, backend, tmp_path):
         scripts.documents.load_documents(
             "code", "test", Tokenizer(backend), corpora=tmp_path, num_pieces=2
         )
+
+
+def test_a_passkey_answer_is_what_greedy_decoding_says(scripts, tokenizer, sentences):
+    right = scripts.passkey.make_sample(tokenizer, 211, 0.5, "s", sentences=sentences)
+    said = list(right.answer)
+    assert scripts.passkey_test.is_right(tokenizer, right, said)
+    digit = tokenizer.encode("7")[0]
+    assert not scripts.passkey_test.is_right(tokenizer, right, [*said[:-1], digit])
+    for place in range(len(said) - 1):
+        wrong = [*said[:place], said[place] + 1, *said[place + 1 :]]
+        assert not scripts.passkey_test.is_right(tokenizer, right, wrong)
+
+
+@pytest.mark.parametrize("num_tokens", [211, 216, 222, 223, 229])
+def test_the_last_piece_of_a_passkey_holds_the_question_or_the_answer(
+    scripts, tokenizer, sentences, num_tokens
+):
+    module, segment_len = scripts.passkey_test, 37
+    samples = [
+        scripts.passkey.make_sample(tokenizer, num_tokens, 0.3, seed, sentences=sentences)
+        for seed in "ab"
+    ]
+    batch = module.make_batch(samples, START_TOKEN)
+    num_answer = batch.answers.shape[1]
+    assert batch.inputs.shape == (2, num_tokens + num_answer)
+    assert batch.inputs[:, 0].tolist() == [START_TOKEN] * 2
+    filler, question = module.split_batch(batch, segment_len)
+    assert filler.shape[1] % segment_len == 0
+    assert num_answer <= question.shape[1] < segment_len + num_answer
+    assert torch.cat([filler, question], 1).tolist() == batch.inputs.tolist()
+    # The first of them predicts the answer's first token.
+    assert question[:, 1 - num_answer :].tolist() == batch.answers[:, :-1].tolist()
+
+
+def test_what_a_model_answers_does_not_depend_on_the_other_rows(scripts, model):
+    rng = torch.Generator().manual_seed(0)
+    inputs = torch.randint(VOCAB_SIZE, (3, 61), generator=rng)
+    module = scripts.passkey_test
+    batch = module.Batch(inputs, inputs[:, -5:])
+    add_memory(model, [1], window=13, num_sinks=2, num_neighbors=7, capacity=64)
+    try:
+        together = {arm: module.answer(model, batch, arm) for arm in ("memory", "off")}
+        for row in range(3):
+            alone = module.Batch(inputs[row : row + 1], inputs[row : row + 1, -5:])
+            for arm, expected in together.items():
+                assert module.answer(model, alone, arm)[0].tolist() == expected[row].tolist()
+    finally:
+        remove_memory(model)
+
+
+def test_runs_are_compared_on_what_both_have_read(scripts):
+    rng = np.random.default_rng(0)
+    base = {"a": rng.random(211), "b": rng.random(307)}
+    nats = {
+        0: {"plain": base, "memory": {"a": base["a"][:101] - 0.1, "b": base["b"] - 0.1}},
+        1: {"plain": base, "memory": {"a": base["a"] - 0.3}},
+        2: {"plain": base, "memory": {}},
+    }
+    found = scripts.finetuned.compare_seeds(nats, "memory")
+    assert found.keys() == {"0", "1", "all"}
+    assert found["0"]["num_tokens"] == 101 + 307
+    assert found["0"]["nats_per_token"] == pytest.approx(-0.1)
+    assert found["all"]["documents"] == ["a"]
+    assert found["all"]["nats_per_token"] == pytest.approx(-0.2)
+    assert scripts.finetuned.compare_seeds({0: {"plain": base, "off": {}}}, "off") == {}
+
+
+def test_no_training_document_is_read_twice(scripts):
+    module = scripts.finetuned
+    num_tokens = module.SETTINGS.steps * module.SETTINGS.rows * 512
+    for family, pieces in module.TRAIN_PIECES.items():
+        available = len(scripts.documents.NAMES[family]["train"]) * pieces * module.TRAIN_TOKENS
+        assert available >= num_tokens
+
+
+def test_the_recall_of_real_keys_is_that_of_an_exact_search(scripts, model, tokens):
+    module = scripts.search_and_storage
+    long = np.concatenate([tokens] * 11)
+    document = scripts.documents.ReadDocument("d", "", long, 0)
+    queries, keys = module.collect(model, document, START_TOKEN, 1)
+    assert queries.shape == (1, 6, module.NUM_QUERIES, 4)
+    assert keys.shape == (1, 2, len(long) - module.NUM_QUERIES, 4)
+    recalls = module.compare_indexes(queries, keys)
+    assert recalls.keys() == set(module.INDEXES)
+    assert recalls["exact"] == 1.0
