@@ -9,6 +9,9 @@ from __future__ import annotations
 from jobs import FAMILIES, Evaluation, Job
 
 LARGE = 65_536
+SEEDS = (0, 1, 2)
+TUNED_SEED = 1
+"""Of the models of tier 1 that are read with larger memories or trained on."""
 NO_MEMORY = ("model.capacity=0",)
 PAPER = (
     "model.conv_len=0",
@@ -24,14 +27,13 @@ PAPER = (
 """What the paper has and our recipe has not; its warm-up of 1000 steps is scaled to a short run."""
 
 
-def read_off(max_tokens: int = 0) -> tuple[Evaluation, ...]:
-    """How a model without memory is measured."""
-    return (Evaluation(0, max_tokens=max_tokens),)
+READ_OFF = (Evaluation(0),)
+"""How a model without memory is measured."""
 
 
-def read_on(*capacities: int, max_tokens: int = 0) -> tuple[Evaluation, ...]:
+def read_on(*capacities: int) -> tuple[Evaluation, ...]:
     """How a model with memory is measured where only its size matters."""
-    return tuple(Evaluation(capacity, max_tokens=max_tokens) for capacity in capacities)
+    return tuple(Evaluation(capacity) for capacity in capacities)
 
 
 CONTROLS = (
@@ -43,10 +45,8 @@ CONTROLS = (
 
 def list_jobs() -> list[Job]:
     """Every job, first things first."""
-    main = _plan_main()
-    early = [job for job in main if job.seed == 0 or (job.seed, job.family) == (1, "proofs")]
-    return [
-        *early,
+    jobs = [
+        *_plan_main(),
         *_plan_finetuning(),
         *_plan_sizes_of_memory(),
         *_plan_rates(),
@@ -57,8 +57,17 @@ def list_jobs() -> list[Job]:
         *_plan_sizes_of_models(),
         *_plan_windows(),
         *_plan_staleness(),
-        *(job for job in main if job not in early),
     ]
+    return sorted(jobs, key=_rank)
+
+
+def _rank(job: Job) -> int:
+    """One result of everything comes before other seeds and families of what is known."""
+    if job.experiment == "main":
+        return 0 if job.seed == 0 or (job.seed, job.family) == (TUNED_SEED, "proofs") else 2
+    if job.experiment == "recipes":
+        return 1 if job.family in ("proofs", "code", "math") else 3
+    return 1 if job.experiment == "finetuning" or job.seed == 0 or not job.trains else 3
 
 
 def find_jobs(patterns: list[str]) -> list[Job]:
@@ -67,24 +76,21 @@ def find_jobs(patterns: list[str]) -> list[Job]:
 
 
 def _plan_main() -> list[Job]:
-    """Memory against cache only on the five families: three seeds of two, one of the others."""
+    """Memory against cache only on the five families."""
     jobs = []
-    seeds = {0: FAMILIES, 1: ("proofs", "code"), 2: ("proofs", "code")}
-    for seed, families in seeds.items():
-        for family in families:
+    for seed in SEEDS:
+        for family in FAMILIES:
             capacities = (512, 2048, 8192, LARGE) if seed == 0 else (8192, LARGE)
             on = (*read_on(*capacities), *(CONTROLS if seed == 0 else CONTROLS[:1]))
             jobs.append(Job("main", "memory", family, (), on, 1, seed))
-            jobs.append(Job("main", "cache", family, NO_MEMORY, read_off(), 1, seed))
+            jobs.append(Job("main", "cache", family, NO_MEMORY, READ_OFF, 1, seed))
     return jobs
 
 
-SHORT = "training.steps=245"
-"""1 million tokens."""
-SHORT_TEST = 32_768
-"""Tokens of each test document that models of short runs read."""
-OURS_TIMED, PAPER_TIMED = "training.steps=245", "training.steps=280"
-"""1 million tokens in our recipe, and what the paper's reads in the time that this takes
+SHORT = "training.steps=490"
+"""2 million tokens."""
+OURS_TIMED, PAPER_TIMED = "training.steps=490", "training.steps=560"
+"""2 million tokens in our recipe, and what the paper's reads in the time that this takes
 (`experiments/step_times.py`)."""
 LONG_CONTEXT = ("model.segment_len=2048", "model.window=2048", "training.rows=2")
 NO_CACHE = ("model.xl_cache=false",)
@@ -116,7 +122,7 @@ def _plan_table_4() -> list[Job]:
         for arm, changes in TABLE_4.items():
             capacity = _read_capacity(changes)
             sizes = (capacity, LARGE) if 0 < capacity < LARGE else (capacity,)
-            on = read_on(*sizes, max_tokens=SHORT_TEST)
+            on = read_on(*sizes)
             changed = (SHORT, *settings, *changes)
             jobs.append(Job("table4", f"{recipe}-{arm}", "proofs", changed, on, 2))
     return jobs
@@ -126,8 +132,8 @@ def _read_capacity(changes: tuple[str, ...]) -> int:
     return next(int(c.partition("=")[2]) for c in changes if c.startswith("model.capacity="))
 
 
-QUICK = "training.steps=195"
-"""0.8 million tokens."""
+QUICK = "training.steps=390"
+"""1.6 million tokens."""
 CHOICE = (Evaluation(8192, use="validation"),)
 NO_CHOICE = (Evaluation(0, use="validation"),)
 
@@ -164,13 +170,13 @@ SIZES: dict[str, tuple[str, ...]] = {
 CROSSBATCH: dict[str, tuple[str, ...]] = {
     "ours": (),
     "crossbatch-1": (
-        "training.steps=236",
+        "training.steps=472",
         "training.rows=4",
         "training.crossbatch_segments=1",
         "training.crossbatch_rows=1",
     ),
     "crossbatch-4": (
-        "training.steps=210",
+        "training.steps=420",
         "training.rows=4",
         "training.crossbatch_segments=1",
         "training.crossbatch_rows=4",
@@ -178,32 +184,29 @@ CROSSBATCH: dict[str, tuple[str, ...]] = {
 }
 """Two segments a step and half the rows: as many tokens a step as without, until the last tenth of
 the steps, which read one segment. As many steps as take the time of `SHORT` in our recipe
-(`experiments/step_times.py`): 0.9 n x 1.307 + 0.1 n x 0.6 = 245 x 1.192, and with 1.480."""
+(`experiments/step_times.py`): 0.9 n x 1.307 + 0.1 n x 0.6 = 490 x 1.192, and with 1.480."""
 
-WINDOWS = {512: "training.steps=292", 1024: "training.steps=242", 2048: "training.steps=193"}
+WINDOWS = {512: "training.steps=584", 1024: "training.steps=484", 2048: "training.steps=386"}
 """Without memory, in as much time as `SHORT` takes with the window of 512 and memory."""
 
 
 def _plan_ablations() -> list[Job]:
     """One thing changed at a time."""
-    jobs = [
-        Job("ablations", arm, "proofs", (QUICK, *changes), CHOICE, 3)
-        for arm, changes in ABLATIONS.items()
-    ]
-    return [*jobs, Job("ablations", "cache", "proofs", (QUICK, *NO_MEMORY), NO_CHOICE, 3)]
+    jobs = []
+    for seed in (0, 1):
+        for arm, changes in ABLATIONS.items():
+            jobs.append(Job("ablations", arm, "proofs", (QUICK, *changes), CHOICE, 3, seed))
+        off = (QUICK, *NO_MEMORY)
+        jobs.append(Job("ablations", "cache", "proofs", off, NO_CHOICE, 3, seed))
+    return jobs
 
 
 def _plan_crossbatch() -> list[Job]:
     """FoT's training beside the paper's, at equal time."""
     return [
-        Job(
-            "crossbatch",
-            arm,
-            "proofs",
-            (SHORT, *changes),
-            read_on(8192, LARGE, max_tokens=SHORT_TEST),
-            3,
-        )
+        Job("crossbatch", arm, family, (SHORT, *changes), read_on(8192, LARGE), 3, seed)
+        for family in ("proofs", "code", "math")
+        for seed in SEEDS
         for arm, changes in CROSSBATCH.items()
     ]
 
@@ -214,9 +217,9 @@ def _plan_sizes_of_models() -> list[Job]:
     for size, changes in SIZES.items():
         on = (SHORT, *changes)
         off = (*on, *NO_MEMORY)
-        with_memory = read_on(8192, LARGE, max_tokens=SHORT_TEST)
+        with_memory = read_on(8192, LARGE)
         jobs.append(Job("sizes", f"{size}-memory", "proofs", on, with_memory, 3))
-        jobs.append(Job("sizes", f"{size}-cache", "proofs", off, read_off(SHORT_TEST), 3))
+        jobs.append(Job("sizes", f"{size}-cache", "proofs", off, READ_OFF, 3))
     return jobs
 
 
@@ -228,7 +231,7 @@ def _plan_windows() -> list[Job]:
             f"window-{window}",
             "proofs",
             (steps, f"model.window={window}", *NO_MEMORY),
-            read_off(SHORT_TEST),
+            READ_OFF,
             3,
         )
         for window, steps in WINDOWS.items()
@@ -248,18 +251,14 @@ def _plan_rates() -> list[Job]:
 
 
 def _plan_recipes() -> list[Job]:
-    """Our recipe against the paper's, with memory, at equal time, three seeds on three families."""
+    """Our recipe against the paper's, with memory, at equal time."""
     jobs = []
-    for seed in (0, 1, 2):
-        for family in ("proofs", "code", "math"):
+    for seed in SEEDS:
+        for family in FAMILIES:
             for recipe, settings in (("ours", (OURS_TIMED,)), ("paper", (*PAPER, PAPER_TIMED))):
-                on = read_on(8192, LARGE, max_tokens=SHORT_TEST)
+                on = read_on(8192, LARGE)
                 jobs.append(Job("recipes", recipe, family, settings, on, 2, seed))
     return jobs
-
-
-TUNED_SEED = 1
-"""Of the models of tier 1 that are read with larger memories or trained on."""
 
 
 def _plan_sizes_of_memory() -> list[Job]:
@@ -287,7 +286,7 @@ def _plan_finetuning() -> list[Job]:
     rate = (
         # 13 percent of the training before, on documents in another order; at the end of it a
         # memory of 65,536 entries has been full for a while.
-        "training.steps=160",
+        "training.steps=190",
         "training.seed=7",
         "training.learning_rate=0.005",
         "training.embedding_learning_rate=0.005",
@@ -303,7 +302,7 @@ def _plan_finetuning() -> list[Job]:
                 TUNED_SEED, f"main/proofs-memory-seed{TUNED_SEED}")
         )  # fmt: skip
     for arm, changes in (("cache-to-memory", ()), ("cache-to-cache", NO_MEMORY)):
-        on = read_on(8192, LARGE) if not changes else read_off()
+        on = read_on(8192, LARGE) if not changes else READ_OFF
         jobs.append(
             Job("finetuning", arm, "proofs", (*rate, *changes), on, 3,
                 TUNED_SEED, f"main/proofs-cache-seed{TUNED_SEED}")
