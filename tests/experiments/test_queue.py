@@ -185,9 +185,9 @@ def compute_time(name: str, timed: str) -> float:
     [
         ("recipes/proofs-ours-seed0", "memory"),
         ("recipes/proofs-paper-seed0", "paper-memory"),
-        ("crossbatch/proofs-ours-", "memory"),
-        ("crossbatch/proofs-crossbatch-1-", "crossbatch-1"),
-        ("crossbatch/proofs-crossbatch-4-", "crossbatch-4"),
+        ("crossbatch/proofs-ours-seed0", "memory"),
+        ("crossbatch/proofs-crossbatch-1-seed0", "crossbatch-1"),
+        ("crossbatch/proofs-crossbatch-4-seed0", "crossbatch-4"),
         ("window/proofs-window-512-", "cache"),
         ("window/proofs-window-1024-", "window-1024"),
         ("window/proofs-window-2048-", "window-2048"),
