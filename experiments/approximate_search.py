@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device_option import add_device_option
 from held_out import load_validation, make_inputs
 from rich.console import Console
 from rich.table import Table
@@ -53,7 +54,8 @@ def read_document(
     index: str,
 ) -> tuple[DocumentResult, list[float]]:
     """The nats of every token, and the recall of the searches of the last segments."""
-    inputs, targets = make_inputs(document, start_token)
+    device = model.embedding.weight.device
+    inputs, targets = (part.to(device) for part in make_inputs(document, start_token))
     state = model.init_state(1, capacity, index=index)
     segment_len = model.config.segment_len
     starts = range(0, targets.shape[1], segment_len)
@@ -65,7 +67,7 @@ def read_document(
             for layer, memory in state.memories.items():
                 memory.index = recorders[layer] = RecordingIndex(memory.index)
         output = model(inputs[:, part], state)
-        nats.append(compute_token_nats(output.logits, targets[:, part])[0])
+        nats.append(compute_token_nats(output.logits, targets[:, part])[0].cpu())
         for layer, recorder in recorders.items():
             memory = state.memories[layer]
             queries = recorder.queries[-1].to(memory.keys.dtype)
@@ -78,11 +80,11 @@ def read_document(
 
 
 def measure(
-    run_dir: Path, capacity: int, max_tokens: int, indexes: Sequence[str]
+    run_dir: Path, capacity: int, max_tokens: int, indexes: Sequence[str], device: torch.device
 ) -> list[dict[str, Any]]:
     """A row per index; the first is what the others are compared with."""
     config = read_run_config(run_dir)
-    model, _, tokenizer = load_model(run_dir)
+    model, _, tokenizer = load_model(run_dir, device=device)
     assert tokenizer is not None
     model.compute_dtype = torch.bfloat16
     documents = load_validation(config, tokenizer, max_tokens)
@@ -123,8 +125,12 @@ def main() -> None:
     parser.add_argument("--indexes", nargs="+", default=INDEXES)
     path = Path("experiments/results/approximate_search.json")
     parser.add_argument("--json", type=Path, default=path)
+    about = "where documents are read; some indexes search on a CPU only"
+    add_device_option(parser, "cpu", about)
     arguments = parser.parse_args()
-    rows = measure(arguments.run, arguments.capacity, arguments.tokens, arguments.indexes)
+    rows = measure(
+        arguments.run, arguments.capacity, arguments.tokens, arguments.indexes, arguments.device
+    )
     table = Table("index", "recall", "perplexity", "against exact", "against no memory")
     for row in rows:
         if "recall" not in row:

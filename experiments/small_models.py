@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from device_option import add_device_option
 
 from memorizing.config import ModelConfig, TrainingConfig
 from memorizing.data.synthetic import BLOCK_LEN, VOCAB_SIZE, QuestionBatch
@@ -82,6 +89,7 @@ class SmallModel:
         keeps_documents: bool = False,
         folder: Path | None = None,
         num_reports: int = 0,
+        device: torch.device | str = "cpu",
     ) -> MemorizingTransformer:
         """Train a model, or go on, or take the one that is kept in the folder.
 
@@ -93,6 +101,7 @@ class SmallModel:
             keeps_documents: as `train_on_questions`.
             folder: None keeps nothing.
             num_reports: how many lines are printed.
+            device: where it is trained; it starts with the same weights on any.
         """
 
         def report(step: QuestionStep) -> None:
@@ -106,6 +115,7 @@ class SmallModel:
                 )
 
         model = build_gathering_model(self.to_model(num_blocks * block_len, block_len), seed)
+        model.to(device)
         train_on_questions(
             model,
             self.to_training(seed),
@@ -118,11 +128,49 @@ class SmallModel:
 
 
 def sharpen(model: MemorizingTransformer, factor: float) -> MemorizingTransformer:
-    """A copy of the model whose memory layers compare `factor` times as sharply."""
-    copy = MemorizingTransformer(model.config)
+    """A copy of the model whose memory layers compare `factor` times as sharply.
+
+    It writes the same entries: scales are of queries only.
+    """
+    copy = MemorizingTransformer(model.config).to(model.embedding.weight.device)
     weights = dict(model.state_dict())
     for layer in model.config.memory_layers:
         name = f"blocks.{layer}.attention.scale"
         weights[name] = weights[name] * factor
     copy.load_state_dict(weights)
     return copy
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """`--device`, which becomes a torch device, and `--jobs`. In place."""
+    add_device_option(parser)
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
+
+
+def list_machines(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The machines that results name, each once."""
+    machines = [result["machine"] for result in results]
+    return [machine for i, machine in enumerate(machines) if machine not in machines[:i]]
+
+
+def run_side_by_side(
+    function: Callable[..., None], calls: Sequence[tuple[Any, ...]], jobs: int
+) -> None:
+    """Call a function of a module with each of the arguments; with several jobs, in processes.
+
+    Small models leave most of a GPU idle: what takes their time is one core that starts its work.
+    All calls are made, also where one fails; the first error is raised then.
+    """
+    if jobs == 1:
+        for arguments in calls:
+            function(*arguments)
+        return
+    with ProcessPoolExecutor(
+        min(jobs, len(calls)),
+        mp_context=multiprocessing.get_context("spawn"),  # CUDA cannot be forked
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        futures = [pool.submit(function, *arguments) for arguments in calls]
+    for future in futures:
+        future.result()

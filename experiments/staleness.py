@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device_option import add_device_option
 from held_out import load_validation, make_inputs
 from rich.console import Console
 from rich.table import Table
@@ -73,9 +74,9 @@ def read_with_stale_memory(
 ) -> Drift:
     """Read documents with one model from a memory that the other writes."""
     drift = Drift()
-    segment_len = reader.config.segment_len
+    segment_len, device = reader.config.segment_len, reader.embedding.weight.device
     for document in documents:
-        inputs, targets = make_inputs(document, start_token)
+        inputs, targets = (part.to(device) for part in make_inputs(document, start_token))
         states = [model.init_state(1) for model in (reader, writer)]
         for start in range(0, targets.shape[1], segment_len):
             part = slice(start, start + segment_len)
@@ -93,14 +94,14 @@ def read_with_stale_memory(
     return drift
 
 
-def measure(run_dir: Path, max_tokens: int) -> dict[str, Any]:
+def measure(run_dir: Path, max_tokens: int, device: torch.device) -> dict[str, Any]:
     """All pairs of a run's checkpoints: the reader is not older than the writer."""
     config = read_run_config(run_dir)
     checkpoints = list_checkpoints(run_dir)
     models: dict[int, MemorizingTransformer] = {}
     tokenizer = None
     for checkpoint in checkpoints:
-        loaded = load_model(checkpoint)
+        loaded = load_model(checkpoint, device=device)
         loaded.model.compute_dtype = torch.bfloat16
         models[read_step(checkpoint)], tokenizer = loaded.model, loaded.tokenizer
     assert tokenizer is not None
@@ -129,9 +130,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments/staleness"))
     parser.add_argument("--tokens", type=int, default=16_384, help="of each document")
     parser.add_argument("--json", type=Path, default=Path("experiments/results/staleness.json"))
+    add_device_option(parser)
     arguments = parser.parse_args()
     models = {
-        name: measure(arguments.runs / folder, arguments.tokens) for name, folder in MODELS.items()
+        name: measure(arguments.runs / folder, arguments.tokens, arguments.device)
+        for name, folder in MODELS.items()
     }
     show(models)
     write_json(arguments.json, {"models": models, "machine": describe_machine()})

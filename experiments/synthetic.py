@@ -10,6 +10,9 @@ segment with the questions, so that answers are in the memory or nowhere; an arm
 therefore measured at one length. The memory is read with a sharper softmax than in training
 (`small_models.SHARPNESS`). An answer counts when all of its tokens are right, which is what
 greedy decoding would give. What is done is kept in `--output` and not done again.
+
+A task and seed are one of the `--jobs` that run side by side. Minutes on a GPU, with
+`--jobs 16`; an hour or two on two cores.
 """
 
 from __future__ import annotations
@@ -17,15 +20,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from small_models import sharpen
+from small_models import add_machine_options, list_machines, run_side_by_side, sharpen
 from synthetic_tasks import TASKS, Arm, Cell, Task
 
+from memorizing.benchmark.machine import describe_machine
 from memorizing.data.synthetic import QuestionBatch
 from memorizing.evaluation.answers import answer_questions, compute_wilson_interval
 from memorizing.files import write_json
@@ -33,12 +38,18 @@ from memorizing.model import MemorizingTransformer
 from memorizing.training.questions import build_gathering_model
 
 
-def train_arm(task: Task, arm: Arm, seed: int, folder: Path | None) -> MemorizingTransformer:
+def train_arm(
+    task: Task,
+    arm: Arm,
+    seed: int,
+    folder: Path | None,
+    device: torch.device | str = "cpu",
+) -> MemorizingTransformer:
     """Train an arm, or take what is kept in the folder; an untrained one is as it starts."""
     num_blocks = task.train.num_blocks * arm.num_kept if arm.has_memory else 0
     if not arm.is_trained:
         config = task.model.to_model(num_blocks * task.block_len, task.block_len)
-        return build_gathering_model(config, seed)
+        return build_gathering_model(config, seed).to(device)
     print(f"{task.name}, seed {seed}, {arm.name}: training, unless it is done", flush=True)
     return task.model.train(
         lambda step, seeds: task.make(seeds, task.choose_cell(step)),
@@ -48,6 +59,7 @@ def train_arm(task: Task, arm: Arm, seed: int, folder: Path | None) -> Memorizin
         keeps_documents=arm.num_kept > 1,
         folder=folder,
         num_reports=5,
+        device=device,
     )
 
 
@@ -92,31 +104,47 @@ def measure(model: MemorizingTransformer, task: Task, cell: Cell, seed: int) -> 
     return result
 
 
-def run_task(task: Task, seeds: list[int], output: Path) -> dict[str, Any]:
-    """Train and measure what is not there yet; the results of all seeds."""
-    settings = task.describe()
-    results: dict[str, Any] = {"task": task.name, "settings": settings, "seeds": {}}
+def run_seed(task: Task, seed: int, output: Path, device: torch.device | str = "cpu") -> None:
+    """Train and measure what is not there yet, in `output/task/seed-N/result.json`."""
+    settings, folder = task.describe(), output / task.name / f"seed-{seed}"
+    path = folder / "result.json"
+    found: dict[str, Any] = {"settings": settings, "scores": {}}
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    if found["settings"] != settings:
+        raise SystemExit(f"{path} is of other settings; remove it or choose another --output")
+    scores = found["scores"]
+    for arm in task.arms:
+        cells = [cell for cell in task.list_cells(arm) if f"{arm.name}/{cell}" not in scores]
+        if not cells:
+            continue
+        found["machine"] = describe_machine()
+        model = sharpen(train_arm(task, arm, seed, folder / arm.name, device), task.sharpness)
+        for cell in cells:
+            start_s = time.perf_counter()
+            score = measure(model, task, cell, seed)
+            seconds = time.perf_counter() - start_s
+            scores[f"{arm.name}/{cell}"] = score | {"seconds": seconds}
+            write_json(path, found)
+            print(
+                f"{task.name}, seed {seed}, {arm.name}, {cell}: {score['exact']:.1%} "
+                f"({seconds:.0f} s)",
+                flush=True,
+            )
+
+
+def collect(task: Task, seeds: Sequence[int], output: Path) -> dict[str, Any]:
+    """The results of a task, all seeds together."""
+    found = {}
     for seed in seeds:
-        folder = output / task.name / f"seed-{seed}"
-        path = folder / "result.json"
-        found = {"settings": settings, "scores": {}}
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] != settings:
-            raise SystemExit(f"{path} is of other settings; remove it or choose another --output")
-        scores = found["scores"]
-        for arm in task.arms:
-            cells = [cell for cell in task.list_cells(arm) if f"{arm.name}/{cell}" not in scores]
-            if not cells:
-                continue
-            model = sharpen(train_arm(task, arm, seed, folder / arm.name), task.sharpness)
-            for cell in cells:
-                start_s = time.perf_counter()
-                score = measure(model, task, cell, seed)
-                scores[f"{arm.name}/{cell}"] = score | {"seconds": time.perf_counter() - start_s}
-                write_json(path, found)
-        results["seeds"][str(seed)] = json.loads(path.read_text(encoding="utf-8"))["scores"]
-    return results
+        path = output / task.name / f"seed-{seed}" / "result.json"
+        found[str(seed)] = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        "task": task.name,
+        "settings": task.describe(),
+        "seeds": {seed: result["scores"] for seed, result in found.items()},
+        "machines": list_machines(found.values()),
+    }
 
 
 def show(results: dict[str, Any]) -> None:
@@ -155,16 +183,19 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2", help="initialization and documents")
     parser.add_argument("--output", type=Path, default=Path("runs/synthetic"))
     parser.add_argument("--json", type=Path, default=None, help="where all results go")
+    add_machine_options(parser)
     arguments = parser.parse_args()
     names = list(TASKS) if arguments.task == "all" else [arguments.task]
-    everything = {}
-    for name in names:
-        everything[name] = run_task(
-            TASKS[name], [int(seed) for seed in arguments.seeds.split(",")], arguments.output
-        )
-        show(everything[name])
-        if arguments.json is not None:
-            write_json(arguments.json, everything if len(names) > 1 else everything[name])
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    calls = [
+        (TASKS[name], seed, arguments.output, arguments.device) for name in names for seed in seeds
+    ]
+    run_side_by_side(run_seed, calls, arguments.jobs)
+    everything = {name: collect(TASKS[name], seeds, arguments.output) for name in names}
+    for results in everything.values():
+        show(results)
+    if arguments.json is not None:
+        write_json(arguments.json, everything if len(names) > 1 else everything[names[0]])
 
 
 if __name__ == "__main__":

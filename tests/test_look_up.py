@@ -45,11 +45,11 @@ def test_a_tiny_model_learns_dictionary_look_up_with_memory_and_not_without(
     # right once in 60.
     settings = experiment.Settings(steps=NUM_STEPS, model_dim=64, head_dim=16, training_blocks=1)
     model = experiment.train_model(settings, seed=0, has_memory=has_memory)
-    score = experiment.evaluate_model(model, experiment.TRAINING_RECORDS, num_documents=32)
+    (score,) = experiment.evaluate_model(model, experiment.TRAINING_RECORDS, num_documents=32)
     if has_memory:
         assert score.first > 0.9
         # The knowledge is in the entries, not in the weights.
-        wrong = experiment.evaluate_model(
+        (wrong,) = experiment.evaluate_model(
             model, experiment.TRAINING_RECORDS, num_documents=32, control="other_document"
         )
         assert wrong.first < 0.15

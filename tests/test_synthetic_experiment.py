@@ -22,7 +22,7 @@ def script() -> Iterator[ModuleType]:
         yield importlib.import_module("synthetic")
     finally:
         sys.path.remove(EXPERIMENTS)
-        for name in ("synthetic", "synthetic_tasks", "small_models"):
+        for name in ("synthetic", "synthetic_tasks", "small_models", "device_option"):
             sys.modules.pop(name, None)
         torch.set_num_threads(threads)
 
@@ -53,8 +53,8 @@ def test_a_task_goes_on_where_it_stopped(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     task = shrink(script.TASKS["needles"])
-    first = script.run_task(task, [0], tmp_path)
-    scores = first["seeds"]["0"]
+    script.run_seed(task, 0, tmp_path)
+    scores = script.collect(task, [0], tmp_path)["seeds"]["0"]
     assert len(scores) == len(task.list_cells(task.arms[0])) + 1
     for score in scores.values():
         low, high = score["interval"]
@@ -62,8 +62,11 @@ def test_a_task_goes_on_where_it_stopped(
         groups = score["by_group"].values()
         assert sum(group["asked"] for group in groups) == score["asked"]
     capsys.readouterr()
-    again = script.run_task(task, [0, 1], tmp_path)
+    for seed in (0, 1):
+        script.run_seed(task, seed, tmp_path)
+    again = script.collect(task, [0, 1], tmp_path)
     assert again["seeds"]["0"] == scores
+    assert len(again["machines"]) == 1
     printed = capsys.readouterr().out
     assert "seed 0" not in printed
     assert "seed 1" in printed
@@ -73,7 +76,7 @@ def test_a_task_goes_on_where_it_stopped(
     assert "other_document" in table
     other = dataclasses.replace(task, least_asked=7)
     with pytest.raises(SystemExit, match="other settings"):
-        script.run_task(other, [0], tmp_path)
+        script.run_seed(other, 0, tmp_path)
 
 
 def test_an_untrained_model_attends_to_all_documents_of_its_memory_alike(

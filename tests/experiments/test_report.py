@@ -512,6 +512,17 @@ def test_a_run_is_not_compared_with_one_of_other_training(report, tmp_path):
     assert cells[3] == "nothing alike is run"
 
 
+def make_look_up(*right: float) -> dict[str, Any]:
+    """Of a recipe, as learned and read three times as sharply."""
+    names = ("memory/512", "memory_x3/512")
+    machine = {
+        "processor": "abacus", "cores": 2, "threads": 1, "device": "Abacus", "commit": None,
+        "versions": {"memorizing": "1", "torch": "2", "python": "3"},
+    }  # fmt: skip
+    scores = {name: {"first": share} for name, share in zip(names, right, strict=True)}
+    return {"chance": 0.25, "weights": 7, "scores": {"100": scores}, "machines": [machine]}
+
+
 def test_synthetic_tasks_are_pooled_over_seeds(report, tmp_path):
     def score(right: int) -> dict[str, Any]:
         return {"right": right, "asked": 100, "exact": right / 100, "own_share": None}
@@ -522,12 +533,18 @@ def test_synthetic_tasks_are_pooled_over_seeds(report, tmp_path):
     )
     look_up = {"chance": 0.25, "scores": {"0": {"memory/512": {"first": 0.5}}, "1": {}}}
     (tmp_path / "look_up.json").write_text(json.dumps(look_up))
+    chosen_from = {"brave": make_look_up(0.75, 0.5), "odd": make_look_up(0.25, 1.0)}
+    (tmp_path / "choice.json").write_text(json.dumps(chosen_from))
     (tmp_path / "benchmark.json").write_text("[1, 2]")
     page = build(report, tmp_path)
     assert find_line(page, "memory", "### Passkey")[1:] == [
         "8 blocks", "80.0% (73.9 to 85.0)", "90.0%", "70.0%",
     ]  # fmt: skip
     assert find_line(page, "512", "look_up.json")[1:] == ["50.0%"]
+    assert find_line(page, "tokens read", "choice.json")[3:] == ["x1", "x3"]
+    assert find_line(page, "512 | `brave`", "choice.json")[2:] == ["7", "75.0%", "50.0%"]
+    assert find_line(page, "512 | `odd`", "choice.json")[2:] == ["7", "25.0%", "100.0%"]
+    assert page.count("Measured on Abacus; abacus, 2 cores") == 1
 
 
 def test_building_twice_gives_the_same_bytes(report, tmp_path):

@@ -27,6 +27,7 @@ def write(results: Results) -> Section:
         (stem, task) for stem, values in results.others.items() for task in _split_tasks(values)
     ]
     look_ups = {stem: values for stem, values in results.others.items() if _is_look_up(values)}
+    choices = {stem: values for stem, values in results.others.items() if _is_choice(values)}
     title = "Synthetic tasks"
     commands = (
         "`python experiments/dictionary_lookup.py` and `python experiments/synthetic.py --task all`"
@@ -36,16 +37,27 @@ def write(results: Results) -> Section:
         f"Answers are exact: all of their tokens are the likeliest. Repeat: {commands} (each "
         "says by `--help` how to choose tasks and seeds).",
     ]
-    if not tasks and not look_ups:
+    if not tasks and not look_ups and not choices:
         return Section(title, (*parts, "**Not run yet.**"))
     for stem, values in look_ups.items():
-        parts += [f"### Dictionary look-up (`{stem}.json`)", _write_look_up(values)]
+        parts += [
+            f"### Dictionary look-up (`{stem}.json`)",
+            _write_look_up(values),
+            _describe_machines([values]),
+        ]
+    for stem, values in choices.items():
+        parts += [
+            f"### Dictionary look-up: what was chosen from (`{stem}.json`)",
+            _write_choice(values),
+            _describe_machines(list(values.values())),
+        ]
     for stem, task in tasks:
         name = task["task"]
         parts += [
             f"### {name.capitalize()} (`{stem}.json`)",
             _ABOUT.get(name, ""),
             _write_task(task),
+            _describe_machines([task]),
         ]
     return Section(title, tuple(parts))
 
@@ -63,6 +75,19 @@ def _split_tasks(values: Any) -> list[dict[str, Any]]:
 
 def _is_look_up(values: Any) -> bool:
     return isinstance(values, dict) and {"chance", "scores"} <= set(values)
+
+
+def _is_choice(values: Any) -> bool:
+    """Several recipes of the look-up by name, as its script writes them."""
+    return isinstance(values, dict) and bool(values) and all(map(_is_look_up, values.values()))
+
+
+def _describe_machines(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Where results were measured; files from before machines were named say nothing."""
+    from memorizing.benchmark.machine import summarize_machine
+
+    named = [summarize_machine(machine) for part in parts for machine in part.get("machines", ())]
+    return f"Measured on {'; and on '.join(dict.fromkeys(named))}." if named else ""
 
 
 def _write_task(task: Mapping[str, Any]) -> str:
@@ -109,12 +134,49 @@ def _write_look_up(values: Mapping[str, Any]) -> str:
             for arm in arms
         ]
         rows.append((f"{length:,}", *cells))
+    weights = f"{values['weights']:,} weights. " if "weights" in values else ""
     about = (
-        f"First questions of a key: value tokens right, mean of {len(seeds)} seeds (least to "
-        f"most); chance is {values['chance']:.1%}."
+        f"{weights}First questions of a key: value tokens right, mean of {len(seeds)} seeds (least "
+        f"to most); chance is {values['chance']:.1%}."
     )
+    if any(_read_factor(arm) != 1 for arm in arms):
+        about += " x is what the memory's learned scale is multiplied by when it is read."
     header = ("tokens read", *(arm.replace("_", " ") for arm in arms))
     return f"{about}\n\n{make_table(header, rows, num_text=0)}"
+
+
+def _write_choice(recipes: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each length and recipe, a column for each factor of the memory's scale."""
+    names = dict.fromkeys(
+        name
+        for values in recipes.values()
+        for scores in values["scores"].values()
+        for name in scores
+    )
+    arms, lengths = zip(*(name.split("/") for name in names), strict=True)
+    factors = [arm for arm in dict.fromkeys(arms) if arm.startswith("memory")]
+    rows = []
+    for length in sorted(set(map(int, lengths))):
+        for recipe, values in recipes.items():
+            scores = values["scores"].values()
+            cells = [
+                _join([found[name] for found in scores if (name := f"{arm}/{length}") in found])
+                for arm in factors
+            ]
+            rows.append((f"{length:,}", f"`{recipe}`", f"{values['weights']:,}", *cells))
+    seeds = sorted({seed for values in recipes.values() for seed in values["scores"]}, key=int)
+    about = (
+        "First questions of a key: value tokens right, by what the memory's learned scale is "
+        f"multiplied by when it is read; {'seeds' if len(seeds) > 1 else 'seed'} "
+        f"{', '.join(seeds)}, whose documents no other table shows."
+    )
+    header = ("tokens read", "recipe", "weights", *(f"x{_read_factor(arm):g}" for arm in factors))
+    return f"{about}\n\n{make_table(header, rows, num_text=2)}"
+
+
+def _read_factor(arm: str) -> float:
+    """Of `memory_x3`, 3; of other arms 1."""
+    return float(arm.partition("_x")[2] or 1)
 
 
 def _join(scores: Sequence[Mapping[str, Any]]) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from memorizing.devices import send
+from memorizing.evaluation.lanes import read_in_lanes
 from memorizing.loss import compute_token_nats
 from memorizing.model import MemorizingTransformer, ModelState, RetrievalControl
 
@@ -74,21 +75,33 @@ def split_questions(
     return blocks, questions
 
 
+@dataclass(frozen=True)
+class ReadDocuments:
+    """Documents whose blocks are read, and whose questions can be asked."""
+
+    questions: QuestionBatch
+    """The last segment of every document."""
+    state: ModelState
+    """What was read; asking leaves it as it is."""
+    num_distracting: int
+    """Tokens of other documents in the memory of each row, written before its own."""
+
+
 @torch.no_grad()
-def answer_questions(
+def read_documents(
     model: MemorizingTransformer,
     batch: QuestionBatch,
     *,
-    control: AnswerControl | None = None,
     others: Sequence[QuestionBatch] = (),
-) -> Answers:
-    """Read documents into an empty memory that holds all of them, and answer their questions.
+    has_memory: bool = True,
+) -> ReadDocuments:
+    """Read documents, but for their questions, into an empty memory that holds all of them.
 
     Args:
         model: without a memory it reads no more than the questions can reach.
         batch: documents; each is read in a row of its own.
-        control: retrieval that is wrong on purpose.
         others: documents of as many rows whose blocks are in the memory too, written before.
+        has_memory: False leaves out the memory of a model that has one.
 
     Raises:
         ValueError: questions that do not fit the last segment.
@@ -96,13 +109,31 @@ def answer_questions(
     shape = model.config
     blocks, questions = split_questions(batch, shape.segment_len)
     num_rows = batch.tokens.shape[0]
-    has_memory = shape.has_memory and control != "off"
+    has_memory = has_memory and shape.has_memory
     distracting = [b for other in others for b in split_questions(other, shape.segment_len)[0]]
     if not has_memory and not shape.xl_cache:
         blocks, distracting = blocks[-1:], []
-    num_read = (len(distracting) + len(blocks)) * shape.segment_len
-    capacity = max(num_read, shape.num_neighbors) if has_memory else 0
-    state = read_blocks(model, [*distracting, *blocks], model.init_state(num_rows, capacity))
+    read = [*distracting, *blocks]
+    num_read = len(read) * shape.segment_len
+    state = model.init_state(num_rows, max(num_read, shape.num_neighbors) if has_memory else 0)
+    state, num_done = read_in_lanes(model, torch.cat([b.tokens for b in read], 1), state)
+    state = read_blocks(model, read[num_done // shape.segment_len :], state)
+    return ReadDocuments(questions, state, len(distracting) * shape.segment_len)
+
+
+@torch.no_grad()
+def ask_questions(
+    model: MemorizingTransformer, read: ReadDocuments, control: AnswerControl | None = None
+) -> Answers:
+    """Answer the questions of documents that are read.
+
+    Args:
+        model: the one that read them, or one that would have written the same entries.
+        read: of `read_documents`.
+        control: retrieval that is wrong on purpose; `off` is documents read without a memory.
+    """
+    questions = read.questions
+    num_rows = len(questions.tokens)
     retrieval = {
         "other_document": RetrievalControl(donor_rows=torch.arange(num_rows).roll(-1)),
         "shuffled": RetrievalControl(shuffle_values=True),
@@ -110,18 +141,20 @@ def answer_questions(
     device = model.embedding.weight.device
     targets = send(questions.targets, device)
     output = model(
-        send(questions.tokens, device), state, control=retrieval, return_retrievals=has_memory
+        send(questions.tokens, device),
+        read.state,
+        control=retrieval,
+        return_retrievals=bool(read.state.memories),
     )
-    by_question = (*batch.is_first.shape, -1)
+    by_question = (*questions.is_first.shape, -1)
 
     def pick(values: Tensor) -> Tensor:
         return values.cpu()[questions.valid].view(by_question)
 
     own = None
     if output.retrievals:
-        start = len(distracting) * shape.segment_len
         shares = [
-            (r.weights * (r.valid & (r.positions >= start))).sum(-1).mean(1).float()
+            (r.weights * (r.valid & (r.positions >= read.num_distracting))).sum(-1).mean(1).float()
             for r in output.retrievals.values()
         ]
         own = pick(torch.stack(shares).mean(0))
@@ -130,6 +163,18 @@ def answer_questions(
         pick(compute_token_nats(output.logits, targets)),
         own,
     )
+
+
+def answer_questions(
+    model: MemorizingTransformer,
+    batch: QuestionBatch,
+    *,
+    control: AnswerControl | None = None,
+    others: Sequence[QuestionBatch] = (),
+) -> Answers:
+    """`read_documents`, then `ask_questions`."""
+    read = read_documents(model, batch, others=others, has_memory=control != "off")
+    return ask_questions(model, read, control)
 
 
 def compute_wilson_interval(num_right: int, num_asked: int) -> tuple[float, float]:
