@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from memorizing.huggingface.own_cache import CACHE_NAME
 from memorizing.huggingface.own_model import (
     MemorizingTransformerConfig,
     MemorizingTransformerForCausalLM,
@@ -47,6 +49,11 @@ def make_own(
             block.attention.output.weight *= loudness
             block.feed_forward.contract.weight *= loudness
     return model.eval()
+
+
+def get_history(output: Any) -> Any:
+    """The history in what a call or `generate` returned."""
+    return getattr(output, CACHE_NAME)
 
 
 def decode_greedily(model: MemorizingTransformer, prompt: Tensor, num_new: int) -> list[int]:

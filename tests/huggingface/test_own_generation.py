@@ -22,7 +22,7 @@ from memorizing.huggingface.own_model import MemorizingTransformerForCausalLM
 from memorizing.huggingface.own_tokenizer import MemorizingTokenizer
 
 from ..model.tools import make_tokens
-from .own_tools import decode_greedily, make_own, one_thread, pad_left  # noqa: F401
+from .own_tools import decode_greedily, get_history, make_own, one_thread, pad_left  # noqa: F401
 
 NUM_NEW = 13
 
@@ -53,8 +53,8 @@ def test_generated_tokens_enter_the_memory_on_its_clock(
 ) -> None:
     output = generate(model, make_tokens(1, 5), return_dict_in_generate=True)
     # The last token was not read, and the last boundary before it is at 14.
-    assert output.past_key_values.state.position.tolist() == [17]
-    assert output.past_key_values.state.memories[1].num_appended.tolist() == [14]
+    assert get_history(output).state.position.tolist() == [17]
+    assert get_history(output).state.memories[1].num_appended.tolist() == [14]
 
 
 @pytest.mark.parametrize("settings", [{"use_cache": False}, {"prefill_chunk_size": 5}])
@@ -127,12 +127,29 @@ def test_several_sequences_go_on_from_a_history_whose_rows_were_repeated(
     assert torch.equal(found, generate(model, prompt, num_return_sequences=2, do_sample=True))
 
 
+def test_a_history_has_two_names_of_which_either_will_do(
+    model: MemorizingTransformerForCausalLM,
+) -> None:
+    text, prompt = make_tokens(1, 17), make_tokens(1, 23)
+    expected = generate(model, prompt)
+    for name in ("past_key_values", "cache"):
+        cache = model.init_cache(1)
+        with torch.no_grad():
+            assert get_history(model(prompt[:, :17], **{name: cache})) is cache
+        assert torch.equal(generate(model, prompt, **{name: cache}), expected)
+    both = {"past_key_values": model.init_cache(1), "cache": model.init_cache(1)}
+    with pytest.raises(ConfigError, match="two names of one history"):
+        generate(model, text, **both)
+    with pytest.raises(ConfigError, match="two names of one history"):
+        model(text, **both)
+
+
 @pytest.mark.parametrize("only_new", [False, True])
 def test_a_conversation_goes_on_from_its_history(
     model: MemorizingTransformerForCausalLM, only_new: bool
 ) -> None:
     first = generate(model, make_tokens(2, 9), return_dict_in_generate=True)
-    cache = first.past_key_values
+    cache = get_history(first)
     whole = torch.cat([first.sequences, make_tokens(2, 6, seed=5)], 1)
     expected = generate(model, whole)[:, whole.shape[1] :]
     if only_new:
@@ -235,7 +252,7 @@ def test_a_history_that_the_tokens_do_not_go_on_from_is_refused(
     model: MemorizingTransformerForCausalLM,
 ) -> None:
     first = generate(model, make_tokens(1, 9), return_dict_in_generate=True)
-    cache, whole = first.past_key_values, first.sequences
+    cache, whole = get_history(first), first.sequences
     with pytest.raises(StateError, match="read 21 columns and input_ids has 3"):
         generate(model, make_tokens(1, 3), past_key_values=cache)
     with pytest.raises(StateError, match="column 20 of input_ids"):

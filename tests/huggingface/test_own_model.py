@@ -17,7 +17,7 @@ from memorizing.huggingface.own_config import MemorizingTransformerConfig
 from memorizing.huggingface.own_model import MemorizingTransformerForCausalLM
 
 from ..model.tools import SMALL, make_tokens, read
-from .own_tools import VOCAB_SIZE, make_own, one_thread, pad_left  # noqa: F401
+from .own_tools import VOCAB_SIZE, get_history, make_own, one_thread, pad_left  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -153,15 +153,15 @@ def test_only_the_logits_asked_for_are_returned(
 def test_the_history_is_returned_where_it_is_asked_for() -> None:
     model = make_own()
     tokens = make_tokens(1, 3)
-    assert isinstance(model(tokens).past_key_values, MemorizingCache)
-    assert model(tokens, use_cache=False).past_key_values is None
+    assert isinstance(get_history(model(tokens)), MemorizingCache)
+    assert get_history(model(tokens, use_cache=False)) is None
     model.config.use_cache = False
-    assert model(tokens).past_key_values is None
+    assert get_history(model(tokens)) is None
     cache = model.init_cache(1)
-    assert model(tokens, past_key_values=cache, use_cache=False).past_key_values is cache
+    assert get_history(model(tokens, past_key_values=cache, use_cache=False)) is cache
     with torch.enable_grad():
-        assert model(tokens).past_key_values is None
-        assert model(tokens, use_cache=True).past_key_values is not None
+        assert get_history(model(tokens)) is None
+        assert get_history(model(tokens, use_cache=True)) is not None
 
 
 def test_a_tuple_is_returned_where_it_is_asked_for() -> None:

@@ -168,7 +168,7 @@ def measure_slopes(attachment: Attachment, tokens: Tensor) -> tuple[Tensor, Tens
             cache = attachment.make_cache()
             for piece, targets in split_segments(tokens, attachment.settings.segment_len):
                 with torch.enable_grad():
-                    loss = _compute_loss(model, piece, targets, cache)
+                    loss = _compute_loss(attachment, model, piece, targets, cache)
                     # The first segment has nothing to retrieve, and a loss without a graph.
                     found = (
                         torch.autograd.grad(loss, list(strengths.values()), allow_unused=True)
@@ -198,7 +198,9 @@ def measure_nats(attachment: Attachment, tokens: Tensor) -> Tensor:
     with evaluation_mode(model), read_memory(attachment):
         cache = attachment.make_cache()
         for piece, targets in split_segments(tokens, attachment.settings.segment_len):
-            nats.append(float(_compute_loss(model, piece, targets, cache)) / len(targets))
+            nats.append(
+                float(_compute_loss(attachment, model, piece, targets, cache)) / len(targets)
+            )
     return torch.tensor(nats)
 
 
@@ -210,7 +212,9 @@ def split_segments(tokens: Tensor, segment_len: int) -> list[tuple[Tensor, Tenso
     return list(zip(inputs, targets, strict=True))
 
 
-def _compute_loss(model: Any, piece: Tensor, targets: Tensor, cache: Any) -> Tensor:
+def _compute_loss(
+    attachment: Attachment, model: Any, piece: Tensor, targets: Tensor, cache: Any
+) -> Tensor:
     device = next(model.parameters()).device
-    output = model(input_ids=piece.unsqueeze(0).to(device), past_key_values=cache, use_cache=True)
+    output = model(input_ids=piece.unsqueeze(0).to(device), **attachment.pass_cache(cache))
     return cross_entropy(output.logits[0].float(), targets.to(device), reduction="sum")

@@ -189,7 +189,7 @@ class MemorizingLM(_HFLM):
     def _call(self, tokens: list[int], cache: Any) -> Tensor:
         """Logits (n, V) of the next tokens of a text."""
         inputs = torch.tensor([tokens], device=self.device)
-        return self._inner(input_ids=inputs, past_key_values=cache, use_cache=True).logits[0]
+        return self._inner(input_ids=inputs, **self._attachment.pass_cache(cache)).logits[0]
 
     def _model_generate(self, context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Generate after each row's prompt, which is read into the row's memory."""

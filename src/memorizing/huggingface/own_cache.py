@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memorizing.errors import StateError
 from memorizing.model import ModelState
 
+CACHE_NAME = (
+    "cache"
+    if any(field.name == "cache" for field in dataclasses.fields(CausalLMOutputWithPast))
+    else "past_key_values"
+)
+"""What this release of `transformers` calls a history: `cache` since 5.24."""
+
 
 class MemorizingCache(Cache):
-    """A `ModelState` that a model takes and returns as `past_key_values`.
+    """A `ModelState` that a model takes and returns as `past_key_values`, or `cache`.
 
     It holds the local caches, the memories and where every row is in its document. Like the caches
     of `transformers` it is changed in place by the calls that it is passed to. Passing it again
@@ -66,6 +75,11 @@ class MemorizingCache(Cache):
         return True
 
     @property
+    def is_linear(self) -> list[bool]:
+        """No layer is a recurrence: `generate` reads only what the history has not read."""
+        return [False] * len(self)
+
+    @property
     def is_compileable(self) -> bool:
         """Never: its sizes change with every call."""
         return False
@@ -114,5 +128,5 @@ class MemorizingCache(Cache):
         """
         raise StateError(
             "a MemorizingCache takes no keys and values from outside; pass it to a "
-            "MemorizingTransformerForCausalLM as past_key_values"
+            f"MemorizingTransformerForCausalLM as {CACHE_NAME}"
         )

@@ -28,7 +28,7 @@ class MemorizingTransformerConfig(PreTrainedConfig):
         "num_attention_heads": "num_heads",
         "num_hidden_layers": "num_layers",
     }
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     def __init__(self, *, use_cache: bool = True, **values: Any) -> None:
         """Take settings of `ModelConfig`, and any that `transformers` knows.

@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from memorizing.errors import ConfigError, StateError
-from memorizing.huggingface.own_cache import MemorizingCache
+from memorizing.huggingface.own_cache import CACHE_NAME, MemorizingCache
 
 _ONE_TOKEN_AFTER_ANOTHER = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 _CACHES = (None, "dynamic")
@@ -72,7 +72,7 @@ def check_inputs(
     num_rows = len(input_ids) * (settings.num_return_sequences or 1)
     if cache.batch_size != num_rows:
         raise StateError(
-            f"past_key_values has {cache.batch_size} rows and {num_rows} sequences are asked for; "
+            f"{CACHE_NAME} has {cache.batch_size} rows and {num_rows} sequences are asked for; "
             "copy its rows with cache.batch_repeat_interleave(num_return_sequences)"
         )
     num_read = cache.get_seq_length()
@@ -80,13 +80,13 @@ def check_inputs(
     if mask_width != width:  # Only new tokens; the mask is over all.
         if mask_width != num_read + width:
             raise StateError(
-                f"past_key_values has read {num_read} columns and {width} follow, but "
+                f"{CACHE_NAME} has read {num_read} columns and {width} follow, but "
                 f"attention_mask has {mask_width}; it must have {num_read + width}"
             )
         return
     if width <= num_read:
         raise StateError(
-            f"past_key_values has read {num_read} columns and input_ids has {width}; give the "
+            f"{CACHE_NAME} has read {num_read} columns and input_ids has {width}; give the "
             "whole conversation with new tokens at its end, or only the new tokens with an "
             "attention_mask over the whole"
         )
@@ -94,7 +94,7 @@ def check_inputs(
         last = input_ids[:, num_read - 1].repeat_interleave(num_rows // len(input_ids))
         if not bool((last.to(cache.last_tokens.device) == cache.last_tokens).all()):
             raise StateError(
-                f"column {num_read - 1} of input_ids is not what past_key_values read there; give "
+                f"column {num_read - 1} of input_ids is not what {CACHE_NAME} read there; give "
                 "the same conversation with new tokens at its end"
             )
 

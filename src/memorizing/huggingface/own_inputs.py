@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import ConfigError, StateError
-from memorizing.huggingface.own_cache import MemorizingCache
+from memorizing.huggingface.own_cache import CACHE_NAME, MemorizingCache
 from memorizing.loss import sum_nats
 
 IGNORED_LABEL = -100
@@ -38,6 +38,20 @@ def refuse_unknown(inputs: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} cannot be used here: {reason}")
 
 
+def choose_cache(past_key_values: object, cache: object) -> object:
+    """The history of a call, under whichever of its two names it was given.
+
+    Raises:
+        ConfigError: it was given under both.
+    """
+    if past_key_values is not None and cache is not None:
+        raise ConfigError(
+            "past_key_values and cache are two names of one history; give it once, as cache since "
+            "transformers 5.24"
+        )
+    return past_key_values if cache is None else cache
+
+
 def check_cache(cache: object) -> MemorizingCache:
     """The history itself, if it is one of ours.
 
@@ -46,7 +60,7 @@ def check_cache(cache: object) -> MemorizingCache:
     """
     if not isinstance(cache, MemorizingCache):
         raise StateError(
-            f"past_key_values is a {type(cache).__name__}; the history of this model is a "
+            f"{CACHE_NAME} is a {type(cache).__name__}; the history of this model is a "
             "MemorizingCache: pass what a call returned or model.init_cache(num_rows), or leave it "
             "out"
         )

@@ -24,11 +24,12 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memorizing.errors import CheckpointError, ConfigError, StateError
-from memorizing.huggingface.own_cache import MemorizingCache
+from memorizing.huggingface.own_cache import CACHE_NAME, MemorizingCache
 from memorizing.huggingface.own_config import MemorizingTransformerConfig
 from memorizing.huggingface.own_generation import check_inputs, check_settings
 from memorizing.huggingface.own_inputs import (
     check_cache,
+    choose_cache,
     choose_columns,
     compute_loss,
     find_valid,
@@ -200,6 +201,7 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
         return_dict: bool | None = None,
+        cache: MemorizingCache | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Read tokens; without a history, as the first of their documents.
@@ -221,11 +223,12 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             logits_to_keep: logits of the last so many columns, 0 for all, or of these columns.
             num_items_in_batch: what the loss is divided by; None is the number of targets.
             return_dict: False returns a tuple.
+            cache: what `transformers` calls `past_key_values` since 5.24; either name will do.
             others: other inputs that `transformers` has, which are refused.
 
         Returns:
             `loss` in nats per target, where there are labels; `logits` (B, K, vocab_size), 0 on
-            padding; `past_key_values`.
+            padding; `past_key_values`, which is called `cache` since transformers 5.24.
 
         Raises:
             ConfigError: inputs that this model does not know, or that do not fit together.
@@ -237,8 +240,9 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             self._check_layers()
         if use_cache is None:
             use_cache = self.config.use_cache and not torch.is_grad_enabled()
-        is_returned = use_cache or past_key_values is not None
-        cache = self._take_cache(past_key_values, *tokens.shape, is_returned=is_returned)
+        given = choose_cache(past_key_values, cache)
+        is_returned = use_cache or given is not None
+        cache = self._take_cache(given, *tokens.shape, is_returned=is_returned)
         valid = find_valid(attention_mask, tokens, cache.get_seq_length())
         is_kept, order = choose_columns(tokens.shape[1], logits_to_keep)
         needed = is_kept if labels is None else torch.ones_like(is_kept)
@@ -252,10 +256,11 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             logits = logits[:, is_kept]
         if order is not None:
             logits = logits[:, order]
+        history: dict[str, Any] = {CACHE_NAME: cache if is_returned else None}
         output = CausalLMOutputWithPast(
             loss=loss,  # type: ignore[arg-type]
             logits=logits,  # type: ignore[arg-type]
-            past_key_values=cache if is_returned else None,
+            **history,
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
@@ -266,33 +271,33 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         """Continue prompts as `GenerationMixin.generate` does: greedy or sampling, streamed or not.
 
         Prompts may be longer than the window; a batch is padded on the left and needs its
-        `attention_mask`. With `return_dict_in_generate=True` the history is in `past_key_values`:
-        pass it again with the whole conversation as `input_ids`, and only what is new is read.
+        `attention_mask`. With `return_dict_in_generate=True` the history is in `past_key_values`
+        (`cache` since transformers 5.24): pass it again with the whole conversation as `input_ids`,
+        and only what is new is read.
 
         Raises:
             ConfigError: beam search and what else takes tokens back, a cache of another kind,
                 `inputs_embeds`, padding on the right.
             StateError: a history that `input_ids` do not go on from.
         """
+        given = choose_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
+        cache = None if given is None else check_cache(given)
         settings, inputs_by_name = self._prepare_generation_config(  # type: ignore[attr-defined]
             generation_config, **kwargs
         )
         check_settings(settings, kwargs.get("assistant_model"), kwargs.get("custom_generate"))
         refuse_unknown({"inputs_embeds": kwargs.get("inputs_embeds")})
         tokens = inputs_by_name.get("input_ids") if inputs is None else inputs
-        cache = inputs_by_name.get("past_key_values")
-        if cache is not None:
-            check_cache(cache)
-            if not settings.use_cache:
-                raise ConfigError("use_cache is false with past_key_values; leave one of them out")
+        if cache is not None and not settings.use_cache:
+            raise ConfigError(f"use_cache is false with {CACHE_NAME}; leave one of them out")
         if tokens is not None:
             check_inputs(tokens, inputs_by_name.get("attention_mask"), cache, settings)
         if cache is None and settings.use_cache:
             num_prompts = 1 if tokens is None else len(tokens)
             num_rows = num_prompts * (settings.num_return_sequences or 1)
-            kwargs["past_key_values"] = self.init_cache(num_rows)
+            cache = self.init_cache(num_rows)
         return super().generate(  # type: ignore[attr-defined]
-            inputs, generation_config=generation_config, **kwargs
+            inputs, generation_config=generation_config, **kwargs, **{CACHE_NAME: cache}
         )
 
     def _prepare_attention_mask_for_generation(self, inputs_tensor: Tensor, *_: Any) -> Tensor:
@@ -329,14 +334,14 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         cache = check_cache(given)
         if cache.batch_size != num_rows:
             raise StateError(
-                f"past_key_values has {cache.batch_size} rows and input_ids {num_rows}; choose or "
+                f"{CACHE_NAME} has {cache.batch_size} rows and input_ids {num_rows}; choose or "
                 "repeat rows with cache.batch_select_indices or batch_repeat_interleave"
             )
         self._choose_compute_dtype()
         dtype = cache.state.xl_caches[0].keys.dtype
         if dtype != self.model.compute_dtype:
             raise StateError(
-                f"past_key_values is of {dtype} and this call of {self.model.compute_dtype}; read "
+                f"{CACHE_NAME} is of {dtype} and this call of {self.model.compute_dtype}; read "
                 "a whole document in one precision, inside autocast or outside"
             )
         return cache

@@ -119,7 +119,7 @@ def _score_rows(
         span = slice(begin, begin + segment_len)
         with _set_control(attachment, _make_control(control, len(rows), seed + begin)):
             logits = model(
-                input_ids=inputs[:, span].to(device), past_key_values=cache, use_cache=True
+                input_ids=inputs[:, span].to(device), **attachment.pass_cache(cache)
             ).logits
         yield compute_token_nats(logits[:1], targets[:1, span].to(device))[0].cpu().numpy()
 

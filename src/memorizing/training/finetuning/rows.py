@@ -44,10 +44,11 @@ class FinetuneRows:
                 self._caches[row] = self._attachment.make_cache()
             if not length:
                 continue
+            cache = self._caches[row]
+            assert cache is not None  # a row's first segment begins a document
             output = self._model(
                 input_ids=batch.tokens[row : row + 1, :length].to(self._device),
-                past_key_values=self._caches[row],
-                use_cache=True,
+                **self._attachment.pass_cache(cache),
             )
             targets = batch.targets[row : row + 1, :length].to(self._device)
             nats = sum_nats(output.logits, targets, torch.ones_like(targets, dtype=torch.bool))
