@@ -28,13 +28,13 @@ demo: $(DEMO_VENV)/.installed ## train with and without memory on installed sour
 test: $(TEST_VENV)/.installed ## run the tests (PYTEST_ARGS="-k memory" runs some of them)
 	OMP_WAIT_POLICY=PASSIVE $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
-releases: $(TEST_VENV)/.installed ## test memory for existing models with other releases of transformers
+releases: $(TEST_VENV)/.installed ## test all models with other releases of transformers
 	@set -e; for release in $(RELEASES); do \
 	  folder=build/transformers-$$release; echo "transformers $$release"; \
 	  [ -d $$folder ] || $(TEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --no-deps --target $$folder transformers==$$release; \
 	  PYTHONPATH=$$folder OMP_WAIT_POLICY=PASSIVE $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS) \
-	    tests/huggingface/test_memory_*.py; \
+	    tests/huggingface; \
 	done
 
 check: $(TEST_VENV)/.installed ## format, lint and types, nothing is changed
