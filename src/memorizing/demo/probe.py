@@ -12,6 +12,7 @@ from memorizing.config import Config
 from memorizing.data import TokenizedDocument
 from memorizing.loss import sum_nats
 from memorizing.model import MemorizingTransformer, ModelState
+from memorizing.training.optimizer import Optimizer, group_parameters
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,29 @@ def estimate_duration(
     model.compute_dtype = dtype
     longest = max(len(document.tokens) for document in test)
     rows, eval_rows = config.training.rows, config.evaluation.rows
-    train_s = sum(_time_step(model, rows, capacity) for capacity in (0, config.model.capacity))
+    groups = group_parameters(model, [model.embedding.weight], model.memory_parameters())
+    optimizer = Optimizer(groups, config.training)
+    train_s = sum(
+        _time_step(model, rows, capacity, optimizer) for capacity in (0, config.model.capacity)
+    )
     segments = longest / config.model.segment_len
     # Cache only, memory off, every capacity; the two other controls cost what the largest does.
     capacities = [min(c, longest) for c in config.evaluation.capacities]
     evaluate_s = sum(
         # On the average over a document, a memory that never fills up is half full.
-        _time_step(model, eval_rows, capacity if capacity < longest else longest // 2, train=False)
+        _time_step(model, eval_rows, capacity if capacity < longest else longest // 2)
         for capacity in (0, 0, *capacities, max(capacities), max(capacities))
     )
     return Estimate(train_s * config.training.steps, evaluate_s * segments)
 
 
-def _time_step(model: MemorizingTransformer, rows: int, capacity: int, train: bool = True) -> float:
-    """Seconds of one step over a segment of every row, with a full memory."""
+def _time_step(
+    model: MemorizingTransformer, rows: int, capacity: int, optimizer: Optimizer | None = None
+) -> float:
+    """Seconds of one step over a segment of every row, with a full memory.
+
+    With an optimizer a step of training, which changes the weights.
+    """
     config = model.config
     device = model.embedding.weight.device
     tokens = torch.zeros(rows, config.segment_len, dtype=torch.int64, device=device)
@@ -67,13 +77,13 @@ def _time_step(model: MemorizingTransformer, rows: int, capacity: int, train: bo
     state = replace(state, position=torch.full((rows,), num_read))
 
     def step(state: ModelState) -> ModelState:
-        with torch.set_grad_enabled(train):
+        with torch.set_grad_enabled(optimizer is not None):
             output = model(tokens, state)
-            if train:
-                sum_nats(
-                    output.logits, tokens, torch.ones_like(tokens, dtype=torch.bool)
-                ).backward()
-        model.zero_grad()
+        if optimizer is not None:
+            targets = torch.ones_like(tokens, dtype=torch.bool)
+            (sum_nats(output.logits, tokens, targets) / tokens.numel()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return output.state.commit()
