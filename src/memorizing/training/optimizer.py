@@ -67,9 +67,9 @@ class Optimizer:
       **Deviation:** gates and scales use AdamW.
     - `adamw`: AdamW, betas (0.9, 0.95), for all groups.
     - `muon`: `Muon` for the matrices and AdamW for the rest (Jordan et al. 2024). Ours and not
-      torch's, which is as slow as ten training steps where bf16 is emulated. Its step is scaled by
-      0.2 sqrt(max(rows, columns)), so that its RMS is that of an AdamW step and a learning rate
-      tuned for AdamW transfers (Liu et al. 2025, arXiv 2502.16982).
+      torch's, which is in bf16 also where that is emulated and slow. Its step is scaled by 0.2
+      sqrt(max(rows, columns)), so that its RMS is that of an AdamW step and a learning rate tuned
+      for AdamW transfers (Liu et al. 2025, arXiv 2502.16982).
 
     Weight decay applies to matrices and the embedding. State is exact in `state_dict` and needs no
     pickle.
