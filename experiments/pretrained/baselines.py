@@ -31,7 +31,7 @@ from documents import CORPORA, FAMILIES, TEST_TOKENS, ReadDocument, load_documen
 from rich.console import Console
 from rich.table import Table
 from sliding import BLOCK_LEN, compute_window_nats
-from smollm import CONTEXT_LEN, add_model_options, load_smollm
+from smollm import CONTEXT_LEN, add_model_options, describe_precision, load_smollm
 from transformers import LlamaForCausalLM
 
 from memorizing.benchmark.machine import describe_machine
@@ -180,7 +180,7 @@ def collect(
                 }
         if families:
             arms[name] = settings | families
-    return {"precision": "fp32", "block_nats_len": BLOCK_SUM_LEN, "arms": arms}
+    return {"precision": describe_precision(), "block_nats_len": BLOCK_SUM_LEN, "arms": arms}
 
 
 def describe(totals: Totals) -> dict[str, Any]:

@@ -38,7 +38,7 @@ import baselines
 import numpy as np
 import training_free
 from documents import CORPORA, FAMILIES, TEST_TOKENS, Family, ReadDocument, load_documents
-from smollm import add_model_options, load_smollm
+from smollm import add_model_options, describe_precision, load_smollm
 from training_free import CONTROL_TOKENS, CONTROLS, find_heads, read_arm, restore_calibration
 from transformers import AutoTokenizer
 
@@ -245,7 +245,7 @@ def time_steps(options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """Write all that is measured so far, by any process, to the JSON."""
     values: dict[str, Any] = {
-        "precision": "fp32",
+        "precision": describe_precision(options.device),
         "settings": SETTINGS.to_dict() | {"steps": options.steps},
         "train_tokens": {f: [TRAIN_PIECES[f], TRAIN_TOKENS] for f in FAMILIES},
         "test_tokens": options.tokens,

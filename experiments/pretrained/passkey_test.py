@@ -37,7 +37,7 @@ import torch
 import training_free
 from documents import CORPORA
 from passkey import PasskeySample, load_sentences, make_grid, make_sample
-from smollm import add_model_options, load_smollm
+from smollm import add_model_options, describe_precision, load_smollm
 from torch import Tensor
 from training_free import find_heads, restore_calibration
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -57,10 +57,12 @@ from memorizing.training.optimizer import Optimizer, clip_gradients
 
 RESULTS = Path("experiments/results/pretrained_passkey.json")
 RUNS = Path("runs/pretrained/passkey")
-SETTINGS = FinetuneSettings(train="lora", steps=200, rows=8, evaluate_every=0)
+SETTINGS = FinetuneSettings(train="lora", steps=500, rows=8, evaluate_every=0)
 """LoRA and gates at their usual rates."""
 TRAIN_SEGMENTS = (2, 3, 5, 8, 12, 16)
 """Of the documents of a step, drawn: 1K to 8K tokens. An eighth of the longest test."""
+FIRST_SEGMENTS = TRAIN_SEGMENTS[:2]
+"""In the first half of the steps, which then take a third of the time."""
 CALIBRATED_ON = "code"
 TEST_LENS = (4096, 8192, 16_384, 32_768, 65_536)
 """Tokens with the start token and the answer, in the order of the JSON."""
@@ -184,7 +186,8 @@ def draw_batch(
 
     The last segment holds the question: it is at least an eighth of a segment.
     """
-    num_segments = rng.choice(TRAIN_SEGMENTS)
+    is_first = step <= settings.steps // 2
+    num_segments = rng.choice(FIRST_SEGMENTS if is_first else TRAIN_SEGMENTS)
     spared = rng.randrange(segment_len * 7 // 8)
     samples = []
     for row in range(settings.rows):
@@ -333,7 +336,7 @@ def report(options: argparse.Namespace) -> None:
         for path in options.runs.glob(f"*-{options.seed}.json")
     ]
     values = {
-        "precision": "fp32",
+        "precision": describe_precision(options.device),
         "settings": SETTINGS.to_dict() | {"steps": options.steps, "seed": options.seed},
         "train_segments": list(TRAIN_SEGMENTS),
         "arms": {

@@ -27,19 +27,24 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto is cuda where there is")
 
 
+def describe_precision(device: str = "auto") -> str:
+    """In what products are computed."""
+    return "fp32" if choose_device(device).type == "cpu" else "fp32, products in tf32"
+
+
 def load_smollm(
     folder: Path = FOLDER, device: str = "auto", dtype: torch.dtype = torch.float32
 ) -> tuple[LlamaForCausalLM, Tokenizer]:
     """The model, in evaluation mode, and its tokenizer; documents begin with `<|endoftext|>`.
 
-    On an accelerator too, products of fp32 are computed in fp32.
+    On a GPU, factors of fp32 products are rounded to TF32 (10 bits): a fifth of the time.
 
     Raises:
         CheckpointError: the folder holds no model.
         ConfigError: the device is not there.
     """
     place = choose_device(device)
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("highest" if place.type == "cpu" else "high")
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"{str(folder)!r} holds no model; make it: python experiments/pretrained/convert.py"

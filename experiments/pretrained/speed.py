@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from smollm import add_model_options, load_smollm
+from smollm import add_model_options, describe_precision, load_smollm
 
 import memorizing
 from memorizing.benchmark.machine import describe_machine
@@ -102,7 +102,7 @@ def main() -> None:
             "layers": options.layers,
             "entries": NUM_ENTRIES,
             "segment": SEGMENT,
-            "precision": "fp32",
+            "precision": describe_precision(options.device),
             "threads": torch.get_num_threads(),
             "rows": rows,
             "machine": describe_machine(),
