@@ -18,6 +18,7 @@ from memorizing.training.finetuning.loop import Finetuner
 from memorizing.training.finetuning.run_folder import RESULT_FOLDER
 from memorizing.training.schedule import compute_schedule
 
+from ..huggingface.tools import CACHE
 from .tools import (
     MEMORY,
     SEGMENT_LEN,
@@ -73,7 +74,7 @@ def test_the_loss_of_one_row_is_that_of_a_loop_by_hand():
             if bool(batch.doc_start[0]):
                 cache = memory.new_cache()
             length = int(batch.valid.sum())
-            logits = model(input_ids=batch.tokens[:, :length], past_key_values=cache).logits
+            logits = model(input_ids=batch.tokens[:, :length], **{CACHE: cache}).logits
             loss = torch.nn.functional.cross_entropy(logits[0], batch.targets[0, :length])
             optimizer.zero_grad()
             loss.backward()

@@ -21,6 +21,8 @@ from transformers import (
 from memorizing.data import Document, TokenizedDocument
 from memorizing.huggingface.attachment import add_memory
 
+from ..huggingface.tools import CACHE
+
 VOCAB_SIZE = 263
 START = 257
 SEGMENT_LEN = 7
@@ -142,7 +144,7 @@ def read_alone(
     cache = memory.new_cache()
     with torch.no_grad():
         parts = [
-            model(input_ids=piece, past_key_values=cache, use_cache=True).logits
+            model(input_ids=piece, **{CACHE: cache}, use_cache=True).logits
             for piece in inputs.split(segment_len, 1)
         ]
     return torch.cat(parts, 1)
