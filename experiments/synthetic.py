@@ -66,7 +66,7 @@ def train_arm(
 def measure(model: MemorizingTransformer, task: Task, cell: Cell, seed: int) -> dict[str, Any]:
     """First answers about documents that no training and no other seed has seen."""
     num_read = cell.num_documents_read * cell.num_blocks * task.block_len
-    rows = 4 if num_read <= 2**16 else 2
+    rows = max(2, min(16, 2**18 // num_read))
     num_questions = cell.sizes.get("num_questions", 1)
     num_documents = max(-(-task.least_asked // num_questions), min(64, 2**18 // num_read))
     answers, is_first, groups = [], [], []

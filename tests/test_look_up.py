@@ -1,9 +1,11 @@
 """What a memory is for, learned from nothing: dictionary look-up, with memory and without.
 
-The model and its training are those of `experiments/dictionary_lookup.py`, with fewer steps.
+The model and its training are those of `experiments/dictionary_lookup.py`, with fewer steps. What
+that script has measured it does not measure again, and several processes may share the work.
 """
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,3 +59,50 @@ def test_a_tiny_model_learns_dictionary_look_up_with_memory_and_not_without(
         # It learned to look up what its context holds, and that is all it can do.
         assert score.again > 0.9
         assert score.first < 0.15
+
+
+def test_each_seed_is_measured_once_on_documents_of_its_own(
+    experiment: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(experiment, "_MOST_DOCUMENTS", 8)
+    settings = experiment.Settings(steps=2, model_dim=16, head_dim=8, training_blocks=2)
+    monkeypatch.setitem(experiment.RECIPES, "untrained", settings)
+    plan = experiment.Plan((512, 1024), (1.0, 3.0), has_controls=True)
+    cpu = torch.device("cpu")
+    for seed in (3, 5):
+        experiment.run_seed("untrained", seed, plan, tmp_path, cpu)
+    results = experiment.collect("untrained", [3, 5], plan, tmp_path)
+    arms = ["memory", "memory_x3", "without"]
+    expected = [f"{arm}/512" for arm in (*arms, "other_document")]
+    expected += [f"{arm}/1024" for arm in arms]
+    for scores in results["scores"].values():
+        assert list(scores) == expected
+        for score in scores.values():
+            assert score["documents"] == 8
+            assert score["first"] < 0.1
+    # Which keys a block of questions asks twice depends on the documents.
+    counts = [scores["memory/512"]["num_first"] for scores in results["scores"].values()]
+    assert counts[0] != counts[1]
+    capsys.readouterr()
+    experiment.run_seed("untrained", 3, plan, tmp_path, cpu)
+    assert capsys.readouterr().out == ""
+    further = experiment.Plan((512, 1280), (1.0,), has_controls=False)
+    experiment.run_seed("untrained", 3, further, tmp_path, cpu)
+    found = experiment.collect("untrained", [3], further, tmp_path)["scores"]["3"]
+    assert list(found) == ["memory/512", "memory/1280"]
+    assert found["memory/512"] == results["scores"]["3"]["memory/512"]
+    monkeypatch.setitem(experiment.RECIPES, "untrained", experiment.Settings(steps=3))
+    with pytest.raises(SystemExit, match="choose another --output"):
+        experiment.run_seed("untrained", 3, plan, tmp_path, cpu)
+
+
+def test_processes_side_by_side_make_all_calls_and_then_raise(
+    experiment: ModuleType, tmp_path: Path
+):
+    calls = [(tmp_path / name,) for name in ("a", "b", "a", "c")]
+    with pytest.raises(FileExistsError):
+        experiment.run_side_by_side(os.mkdir, calls, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]

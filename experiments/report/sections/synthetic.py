@@ -23,9 +23,7 @@ _ABOUT = {
 
 def write(results: Results) -> Section:
     """A table for each task."""
-    tasks = [
-        (stem, task) for stem, values in results.others.items() for task in _split_tasks(values)
-    ]
+    tasks = {stem: _split_tasks(values) for stem, values in results.others.items()}
     look_ups = {stem: values for stem, values in results.others.items() if _is_look_up(values)}
     choices = {stem: values for stem, values in results.others.items() if _is_choice(values)}
     title = "Synthetic tasks"
@@ -37,7 +35,7 @@ def write(results: Results) -> Section:
         f"Answers are exact: all of their tokens are the likeliest. Repeat: {commands} (each "
         "says by `--help` how to choose tasks and seeds).",
     ]
-    if not tasks and not look_ups and not choices:
+    if not any(tasks.values()) and not look_ups and not choices:
         return Section(title, (*parts, "**Not run yet.**"))
     for stem, values in look_ups.items():
         parts += [
@@ -51,14 +49,15 @@ def write(results: Results) -> Section:
             _write_choice(values),
             _describe_machines(list(values.values())),
         ]
-    for stem, task in tasks:
-        name = task["task"]
-        parts += [
-            f"### {name.capitalize()} (`{stem}.json`)",
-            _ABOUT.get(name, ""),
-            _write_task(task),
-            _describe_machines([task]),
-        ]
+    for stem, found in tasks.items():
+        for task in found:
+            name = task["task"]
+            parts += [
+                f"### {name.capitalize()} (`{stem}.json`)",
+                _ABOUT.get(name, ""),
+                _write_task(task),
+            ]
+        parts.append(_describe_machines(found))
     return Section(title, tuple(parts))
 
 
