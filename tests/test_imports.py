@@ -21,7 +21,7 @@ DATA_TYPES = "data types"
 
 CARRIERS = {"Document", "SegmentBatch", "TokenizedDocument", "Tokenizer"}
 
-CORE = {"data", "knn", "memory", "model", "loss", "metrics"}
+CORE = {"data", "devices", "knn", "memory", "model", "loss", "metrics"}
 ALL = {*CORE, "evaluation", "generation", "huggingface", "training", "analysis"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -30,14 +30,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "index_settings": {"errors", "settings"},
     "config": {"errors", "settings", "index_settings"},
     "files": {"errors"},
+    "devices": set(),
     "recipes": set(),
     "data": set(),
-    "knn": set(),
-    "memory": {"knn"},
-    "model": {"memory"},
+    "knn": {"devices"},
+    "memory": {"knn", "devices"},
+    "model": {"memory", "devices"},
     "loss": set(),
     "metrics": set(),
-    "evaluation": {"model", "huggingface", DATA_TYPES, "loss", "metrics"},
+    "evaluation": {"model", "huggingface", "devices", DATA_TYPES, "loss", "metrics"},
     "generation": {"model", DATA_TYPES, "loss", "metrics"},
     "huggingface": {"memory", "knn", "model", "loss", DATA_TYPES},
     "training": ALL - {"training", "analysis"},
