@@ -28,6 +28,8 @@ CONFIG = ModelConfig(
     conv_len=5,
 )
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
 
 def make_model(**changes) -> MemorizingTransformer:
     torch.manual_seed(0)
@@ -42,6 +44,7 @@ def make_model(**changes) -> MemorizingTransformer:
 @torch.no_grad()
 def read_in_order(model: MemorizingTransformer, tokens: torch.Tensor, state):
     for part in tokens.split(SEGMENT_LEN, 1):
+        part = part.to(model.embedding.weight.device)
         state = model(part, state, memory_open=False).state.commit()
     return state
 
@@ -52,11 +55,13 @@ def read_in_order(model: MemorizingTransformer, tokens: torch.Tensor, state):
     ids=["convolution", "smeared keys", "nothing mixed", "memory in the last layer"],
 )
 @pytest.mark.parametrize("capacity", [1000, 53], ids=["all fits", "the ring goes round"])
-def test_lanes_write_what_segments_in_order_write(monkeypatch, changes, capacity):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
+def test_lanes_write_what_segments_in_order_write(monkeypatch, changes, capacity, device):
     # Two rounds of 3 lanes of 2 segments, and segments that are left.
     monkeypatch.setattr(lanes, "LANE_SEGMENTS", 2)
-    monkeypatch.setattr(lanes, "_TOKENS_ON_CPU", 2 * 3 * SEGMENT_LEN)
-    model = make_model(**changes)
+    for name in ("_TOKENS_ON_CPU", "_TOKENS_ON_GPU"):
+        monkeypatch.setattr(lanes, name, 2 * 3 * SEGMENT_LEN)
+    model = make_model(**changes).to(device)
     warm_up = count_warm_up(model.config)
     assert warm_up is not None
     assert warm_up == (0 if changes == {"conv_len": 0} else 3)
