@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from formatting import format_tokens
 from results import Run
@@ -62,6 +63,18 @@ def _describe_lengths(runs: Sequence[Run]) -> str:
     if max(evaluation["capacity"] for evaluation in evaluations) > longest:
         text += ", so that larger memories hold no more than that"
     return f"{text}."
+
+
+def name_machines(machines: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence on where something was measured; files from before machines were named have none.
+
+    Args:
+        machines: as `describe_machine` of the package gives them; each is named once.
+    """
+    from memorizing.benchmark.machine import summarize_machine
+
+    named = dict.fromkeys(summarize_machine(dict(machine)) for machine in machines)
+    return f"Measured on {'; and on '.join(named)}." if named else ""
 
 
 def shorten_commit(commit: str) -> str:

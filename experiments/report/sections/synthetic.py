@@ -7,7 +7,7 @@ from typing import Any
 
 from formatting import make_table
 from results import Results
-from section import Section
+from section import Section, name_machines
 
 _ABOUT = {
     "pairs": "Associative retrieval: pairs of key and value, then keys are asked for.",
@@ -41,13 +41,13 @@ def write(results: Results) -> Section:
         parts += [
             f"### Dictionary look-up (`{stem}.json`)",
             _write_look_up(values),
-            _describe_machines([values]),
+            _name_machines([values]),
         ]
     for stem, values in choices.items():
         parts += [
             f"### Dictionary look-up: what was chosen from (`{stem}.json`)",
             _write_choice(values),
-            _describe_machines(list(values.values())),
+            _name_machines(list(values.values())),
         ]
     for stem, found in tasks.items():
         for task in found:
@@ -57,7 +57,7 @@ def write(results: Results) -> Section:
                 _ABOUT.get(name, ""),
                 _write_task(task),
             ]
-        parts.append(_describe_machines(found))
+        parts.append(_name_machines(found))
     return Section(title, tuple(parts))
 
 
@@ -81,12 +81,8 @@ def _is_choice(values: Any) -> bool:
     return isinstance(values, dict) and bool(values) and all(map(_is_look_up, values.values()))
 
 
-def _describe_machines(parts: Sequence[Mapping[str, Any]]) -> str:
-    """Where results were measured; files from before machines were named say nothing."""
-    from memorizing.benchmark.machine import summarize_machine
-
-    named = [summarize_machine(machine) for part in parts for machine in part.get("machines", ())]
-    return f"Measured on {'; and on '.join(dict.fromkeys(named))}." if named else ""
+def _name_machines(parts: Sequence[Mapping[str, Any]]) -> str:
+    return name_machines(machine for part in parts for machine in part.get("machines", ()))
 
 
 def _write_task(task: Mapping[str, Any]) -> str:
