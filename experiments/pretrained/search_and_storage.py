@@ -103,6 +103,9 @@ def measure(options: argparse.Namespace) -> None:
             )[: options.documents]
             run = {"gain": read_searches, "storage": read_storages, "recall": measure_recall}[part]
             run(model, tokenizer, family, documents, options)
+            machine = options.runs / f"machine-{part}.json"
+            if not machine.is_file():
+                write_json(machine, describe_machine())
             report(options)
 
 
@@ -190,11 +193,16 @@ def measure_recall(
     if path.is_file():
         return
     values: dict[str, Any] = {"document": documents[0].name}
+    layers = {
+        search: [int(n) for n in find(model, tokenizer, family, search, options)["heads"]]
+        for search in SEARCHES
+    }
+    wanted = sorted({layer for found in layers.values() for layer in found})
+    collected = collect(model, documents[0], tokenizer.start_token, wanted)
     for search in SEARCHES:
-        found = find(model, tokenizer, family, search, options)
         values[search] = {}
-        for layer in map(int, found["heads"]):
-            queries, keys = collect(model, documents[0], tokenizer.start_token, layer)
+        for layer in layers[search]:
+            queries, keys = collected[layer]
             if search == "normalized":
                 norm = keys.norm(dim=-1, keepdim=True).mean(2, keepdim=True)
                 keys = torch.nn.functional.normalize(keys, dim=-1) * norm
@@ -205,21 +213,26 @@ def measure_recall(
 
 @torch.inference_mode()
 def collect(
-    model: Any, document: ReadDocument, start_token: int, layer: int
-) -> tuple[Tensor, Tensor]:
-    """Queries (1, H, NUM_QUERIES, D) at the distance of a memory and keys (1, H_kv, n, D) before.
+    model: Any, document: ReadDocument, start_token: int, layers: list[int]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Per layer, queries (1, H, NUM_QUERIES, D) at the distance of a memory, and keys before them.
 
-    On the CPU, fp32, of the model without memory and with a context of 512 tokens: each segment is
-    read by itself.
+    Keys are (1, H_kv, n, D). On the CPU, fp32, of the model without memory and with a context of
+    512 tokens: each segment is read by itself.
     """
-    attention = model.model.layers[layer].self_attn
-    taken: dict[str, list[Tensor]] = {"q": [], "k": []}
-    hooks = [
-        projection.register_forward_hook(
-            lambda _module, _inputs, output, name=name: taken[name].append(output[0].float().cpu())
-        )
-        for name, projection in (("q", attention.q_proj), ("k", attention.k_proj))
-    ]
+    taken: dict[tuple[int, str], list[Tensor]] = {}
+    hooks = []
+    for layer in layers:
+        attention = model.model.layers[layer].self_attn
+        for name, projection in (("q", attention.q_proj), ("k", attention.k_proj)):
+            parts = taken[layer, name] = []
+            hooks.append(
+                projection.register_forward_hook(
+                    lambda _module, _inputs, output, parts=parts: parts.append(
+                        output[0].float().cpu()
+                    )
+                )
+            )
     tokens = torch.tensor([start_token, *document.tokens[:-1].tolist()])
     try:
         for piece in tokens.split(NUM_QUERIES):
@@ -227,14 +240,19 @@ def collect(
     finally:
         for hook in hooks:
             hook.remove()
-    queries, keys = (
-        torch.cat(parts).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)[None]
-        for parts in taken.values()
-    )
-    queries, keys = queries[:, :, -NUM_QUERIES:], keys[:, :, :-NUM_QUERIES]
     distance = torch.tensor([[NUM_QUERIES]], device=model.device)
-    cos, sin = (part.cpu() for part in model.model.rotary_emb(queries.to(model.device), distance))
-    return apply_rotary_pos_emb(queries, queries, cos, sin)[0], keys.contiguous()
+    found = {}
+    for layer in layers:
+        head_dim = model.model.layers[layer].self_attn.head_dim
+        queries, keys = (
+            torch.cat(taken[layer, name]).unflatten(-1, (-1, head_dim)).transpose(0, 1)[None]
+            for name in ("q", "k")
+        )
+        queries, keys = queries[:, :, -NUM_QUERIES:], keys[:, :, :-NUM_QUERIES]
+        turn = model.model.rotary_emb(queries.to(model.device), distance)
+        cos, sin = (part.cpu() for part in turn)
+        found[layer] = apply_rotary_pos_emb(queries, queries, cos, sin)[0], keys.contiguous()
+    return found
 
 
 def compare_indexes(queries: Tensor, keys: Tensor) -> dict[str, float]:
@@ -265,8 +283,13 @@ def report(options: argparse.Namespace) -> None:
         path = options.runs / "recall" / f"{family}.json"
         if path.is_file():
             values["recall"][family] = json.loads(path.read_text(encoding="utf-8"))
+    machines = {part: options.runs / f"machine-{part}.json" for part in PARTS}
     values |= {
-        "machine": describe_machine(),
+        "machines": {
+            part: json.loads(path.read_text(encoding="utf-8"))
+            for part, path in machines.items()
+            if path.is_file()
+        },
         "command": shlex.join(["python", *sys.argv]),
     }
     write_json(options.json, values)

@@ -11,6 +11,7 @@ from sections import (
     families,
     finetuning,
     learning,
+    pretrained,
     recipes,
     repeating,
     scale,
@@ -63,6 +64,7 @@ def write_report(results: Results) -> tuple[str, dict[str, bytes]]:
     sections += [
         beyond.write(results, rest),
         synthetic.write(results),
+        pretrained.write(results),
         repeating.write(results),
     ]
     titled = [s.to_markdown().replace("## ", f"## {n}. ", 1) for n, s in enumerate(sections, 1)]

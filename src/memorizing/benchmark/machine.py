@@ -40,9 +40,10 @@ def summarize_machine(result: dict[str, Any]) -> str:
     # Files written before GPUs were named have none.
     device = result.get("device", "cpu")
     gpu = "" if device == "cpu" else f"{device}; "
+    threads = f"{result['threads']} {'thread' if result['threads'] == 1 else 'threads'}"
     commit, _, changes = (result["commit"] or "unknown").partition(" ")
     return (
-        f"{gpu}{result['processor']}, {result['cores']} cores, {result['threads']} threads; "
+        f"{gpu}{result['processor']}, {result['cores']} cores, {threads}; "
         f"memorizing {versions['memorizing']}, {', '.join(named)}, Python {versions['python']}; "
         f"commit {' '.join([commit[:12], changes]).strip()}"
     )
