@@ -380,7 +380,7 @@ def test_the_recall_of_real_keys_is_that_of_an_exact_search(scripts, model, toke
     module = scripts.search_and_storage
     long = np.concatenate([tokens] * 11)
     document = scripts.documents.ReadDocument("d", "", long, 0)
-    queries, keys = module.collect(model, document, START_TOKEN, 1)
+    queries, keys = module.collect(model, document, START_TOKEN, [0, 1])[1]
     assert queries.shape == (1, 6, module.NUM_QUERIES, 4)
     assert keys.shape == (1, 2, len(long) - module.NUM_QUERIES, 4)
     recalls = module.compare_indexes(queries, keys)
