@@ -127,6 +127,12 @@ def build(report: SimpleNamespace, folder: Path, output: str = "out") -> str:
     return page.read_text()
 
 
+MACHINE = {
+    "processor": "abacus", "cores": 2, "threads": 1, "device": "Abacus", "commit": None,
+    "versions": {"memorizing": "1", "torch": "2", "python": "3"},
+}  # fmt: skip
+
+
 def find_line(page: str, beginning: str, after: str = "") -> list[str]:
     """Cells of the first table row that begins so, behind a heading."""
     for line in page[page.index(after) :].splitlines():
@@ -249,169 +255,9 @@ def test_without_any_run_every_part_says_so(report, tmp_path):
 
 
 def test_passkeys_are_told_by_length(report, tmp_path):
-    machine = {
-        "processor": "abacus", "cores": 2, "threads": 1, "device": "Abacus", "commit": None,
-        "versions": {"memorizing": "1", "torch": "2", "python": "3"},
-    }  # fmt: skip
-    scores = {name: {"first": share} for name, share in zip(names, right, strict=True)}
-    return {"chance": 0.25, "weights": 7, "scores": {"100": scores}, "machines": [machine]}
-
-
-def test_synthetic_tasks_are_pooled_over_seeds(report, tmp_path):
-    def score(right: int) -> dict[str, Any]:
-        return {"right": right, "asked": 100, "exact": right / 100, "own_share": None}
-
-    seeds = {"0": {"memory/8 blocks": score(90)}, "1": {"memory/8 blocks": score(70)}}
-    (tmp_path / "passkey.json").write_text(
-        json.dumps({"task": "passkey", "settings": {}, "seeds": seeds})
-    )
-    look_up = {"chance": 0.25, "scores": {"0": {"memory/512": {"first": 0.5}}, "1": {}}}
-    (tmp_path / "look_up.json").write_text(json.dumps(look_up))
-    chosen_from = {"brave": make_look_up(0.75, 0.5), "odd": make_look_up(0.25, 1.0)}
-    (tmp_path / "choice.json").write_text(json.dumps(chosen_from))
-    (tmp_path / "benchmark.json").write_text("[1, 2]")
-    page = build(report, tmp_path)
-    assert find_line(page, "memory", "### Passkey")[1:] == [
-        "8 blocks", "80.0% (73.9 to 85.0)", "90.0%", "70.0%",
-    ]  # fmt: skip
-    assert find_line(page, "512", "look_up.json")[1:] == ["50.0%"]
-    assert find_line(page, "tokens read", "choice.json")[3:] == ["x1", "x3"]
-    assert find_line(page, "512 | `brave`", "choice.json")[2:] == ["7", "75.0%", "50.0%"]
-    assert find_line(page, "512 | `odd`", "choice.json")[2:] == ["7", "25.0%", "100.0%"]
-    assert page.count("Measured on Abacus; abacus, 2 cores") == 1
-
-
-def test_building_twice_gives_the_same_bytes(report, tmp_path):
-    for family in ("proofs", "web"):
-        save(
-            tmp_path,
-            make_values(f"main/{family}-cache-seed0", {"0": 4.0}, (3.0, 2.5)),
-            make_values(
-                f"main/{family}-memory-seed0", {"512": 3.9, "8192": 3.5, "65536": 3.2}, (3.0, 2.3)
-            ),
-        )
-    for size, weights in (("small", 2_000_000), ("large", 11_000_000)):
-        for arm, name in (("cache", "0"), ("memory", "8192")):
-            job = f"sizes/proofs-{size}-{arm}-seed0"
-            save(tmp_path, make_values(job, {name: 4.0 - weights / 1e7}, num_weights=weights))
-    save(
-        tmp_path,
-        make_values("finetuning/proofs-cache-to-memory-seed0", {"8192": 3.6}, (2.4,)),
-        make_values("ablations/proofs-ours-seed0", {"8192 validation": 4.0}),
-        make_values("ablations/proofs-joint-seed0", {"8192 validation": 4.1}),
-    )
-    pages = [build(report, tmp_path, name) for name in ("first", "again")]
-    assert pages[0] == pages[1]
-    pictures = sorted((tmp_path / "first").glob("*.png"))
-    assert len(pictures) == 6
-    for picture in pictures:
-        assert f"]({picture.name})" in pages[0]
-        assert picture.read_bytes() == (tmp_path / "again" / picture.name).read_bytes()
-        assert picture.stat().st_size < 100_000
-
-
-def test_a_broken_file_is_named(report, tmp_path, capsys):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "half.json").write_text('{"job": ')
-    assert report.main.main(["--results", str(tmp_path / "runs"), "--output", "unused"]) == 2
-    assert "half.json" in capsys.readouterr().err
-
-
-def test_labels_are_moved_apart_and_no_farther(report):
-    spread = report.pictures.spread
-    assert spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
-    assert spread([0.2, 0.2, 0.25], 0.1) == pytest.approx([0.1167, 0.2167, 0.3167], abs=1e-4)
-
-
-def test_minus_zero_is_zero(report):
-    assert report.formatting.format_percent(-0.0001) == "+0.0%"
-
-
-def test_recipes_are_compared_family_by_family(report, tmp_path):
-    save(
-        tmp_path,
-        make_values("recipes/proofs-ours-seed0", {"8192": 3.0, "65536": 2.9}),
-        make_values("recipes/proofs-paper-seed0", {"8192": 4.0, "65536": 3.9}, tokens=2_500_000),
-        make_values("recipes/code-ours-seed0", {"8192": 3.96, "65536": 2.9}),
-        make_values("recipes/code-paper-seed0", {"8192": 4.0, "65536": 3.9}),
-        make_values("rates/proofs-paper-1.0-seed0", {"8192 validation": 5.0}),
-    )
-    part = cut_part(build(report, tmp_path), "Our recipe against the paper's")
-    cells = find_line(part, "proofs | 8,192")
-    assert cells[2:5] == ["4.00", "3.00", "-25.0% (-25.0 to -25.0)"]
-    assert "at 8,192 entries: proofs." in part
-    assert find_line(part, "`paper-1.0`") == ["`paper-1.0`", "5.00"]
-    assert "paper's recipe: rate used above 0.02, best of those tried 0.02." in part
-    assert "Our recipe: rate used above 0.02, best of those tried not tried yet." in part
-
-
-def test_the_best_rate_is_that_of_the_lowest_perplexity(report, tmp_path):
-    for rate, perplexity in ((0.01, 5.0), (0.04, 4.0), (0.02, 6.0)):
-        values = make_values(f"rates/proofs-ours-{rate}-seed0", {"8192 validation": perplexity})
-        values["config"]["training"]["learning_rate"] = rate
-        save(tmp_path, values)
-    part = cut_part(build(report, tmp_path), "Our recipe against the paper's")
-    assert "Our recipe: rate used above not run yet, best of those tried 0.04." in part
-
-
-def test_readings_of_a_larger_memory_are_compared_with_the_runs_own(report, tmp_path):
-    readings = {"8192": 5.0, "65536": 4.0, "262144": 3.0}
-    save(
-        tmp_path,
-        make_values("long/proofs-memory-seed0", readings) | {"trains": False},
-        make_values("main/proofs-memory-seed0", {"8192": 1.0, "65536": 1.0}),
-    )
-    page = build(report, tmp_path)
-    part = page[page.index("### `long`") :]
-    assert find_line(part, "proofs | `memory` | 8192")[3:6] == [
-        "its own 65536", "5.00", "+25.0% (+25.0 to +25.0)",
-    ]  # fmt: skip
-    assert find_line(part, "proofs | `memory` | 65536")[3:6] == ["-", "4.00", ""]
-    assert find_line(part, "proofs | `memory` | 262144")[5].startswith("-25.0%")
-    # 6M tokens at 2,500 a second; what only measures has not trained.
-    assert "Training took 0.7 hours of one worker" in page
-    assert "over 1 of 1 trainings" in page
-
-
-def test_windows_are_shown_with_the_times_that_were_measured_in_turns(report, tmp_path):
-    save(
-        tmp_path,
-        make_values("table4/proofs-ours-512-xl-seed0", {"0": 4.0}, tokens=1_000_000),
-        make_values("table4/proofs-ours-512-8192-xl-seed0", {"8192": 3.0}, tokens=1_000_000),
-        make_values("window/proofs-window-512-seed0", {"0": 3.8}, tokens=1_250_000),
-        make_values("window/proofs-window-2048-seed0", {"0": 3.5}, tokens=700_000),
-    )
-    times = {"cache": 1.0, "memory": 1.2, "window-2048": 1.5}
-    rows = [{"name": name, "ratio": ratio} for name, ratio in times.items()]
-    (tmp_path / "step_times.json").write_text(json.dumps({"rows": rows}))
-    part = cut_part(build(report, tmp_path), "A longer window instead")
-    assert find_line(part, "window 512, cache alone")[3:] == ["1.0M", "1.00", "1.00"]
-    assert find_line(part, "window 512, in as much time")[3:] == ["1.2M", "1.00", "1.25"]
-    assert find_line(part, "window 2,048, in as much time")[3:] == ["0.7M", "1.50", "1.05"]
-    assert find_line(part, "window 512, memory of 8,192")[3:] == ["1.0M", "1.20", "1.20"]
-
-
-def test_approximate_search_and_stale_entries_are_shown(report, tmp_path):
-    difference = {"perplexity_change": -0.125}
-    rows = [
-        {"index": "no memory", "perplexity": 8.0},
-        {
-            "index": "exact",
-            "recall": 0.98,
-            "perplexity": 7.0,
-            "against_exact": {"perplexity_change": 0.0},
-            "against_no_memory": difference,
-        },
-    ]
-    values = {
-        "run": "main/proofs-memory-seed0",
-        "capacity": 65_536,
-        "tokens_per_document": 1024,
-        "rows": rows,
-    }
     tested = {
         "asked": 50, "right": 49, "share": 0.98, "interval": [0.895, 0.996],
-        "share_of_digits": 0.995, "machine": machine,
+        "share_of_digits": 0.995, "machine": MACHINE,
     }  # fmt: skip
     values = {
         "settings": {"steps": 40, "rows": 8},
@@ -693,12 +539,8 @@ def test_a_run_is_not_compared_with_one_of_other_training(report, tmp_path):
 def make_look_up(*right: float) -> dict[str, Any]:
     """Of a recipe, as learned and read three times as sharply."""
     names = ("memory/512", "memory_x3/512")
-    machine = {
-        "processor": "abacus", "cores": 2, "threads": 1, "device": "Abacus", "commit": None,
-        "versions": {"memorizing": "1", "torch": "2", "python": "3"},
-    }  # fmt: skip
     scores = {name: {"first": share} for name, share in zip(names, right, strict=True)}
-    return {"chance": 0.25, "weights": 7, "scores": {"100": scores}, "machines": [machine]}
+    return {"chance": 0.25, "weights": 7, "scores": {"100": scores}, "machines": [MACHINE]}
 
 
 def test_synthetic_tasks_are_pooled_over_seeds(report, tmp_path):
