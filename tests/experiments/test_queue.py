@@ -466,4 +466,4 @@ def test_the_queue_says_its_status_from_the_command_line(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert "main/web-memory-seed0" in done.stdout
-    assert "2 waiting" in done.stdout
+    assert "6 waiting" in done.stdout
