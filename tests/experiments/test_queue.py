@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -455,6 +456,34 @@ def test_a_worker_that_is_killed_is_no_success(tmp_path: Path) -> None:
     # The second worker finds the folder there, and ends with status 1.
     with start_queue_of(code, tmp_path) as queue:
         assert queue.wait(timeout=20) == 128 + signal.SIGKILL
+
+
+def test_a_worker_stops_when_the_queue_is_killed(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    worker = (
+        f"import runpy, sys, time; main = runpy.run_path({str(QUEUE / '__main__.py')!r})\n"
+        f"main['stop_when_orphaned']()\n"
+        f"print('works', flush=True)\n"
+        f"try: time.sleep(60)\n"
+        f"except KeyboardInterrupt: open({str(said)!r}, 'w').write('stopped')"
+    )
+    queue = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', {worker!r}], start_new_session=True)\n"
+        "time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(QUEUE)}
+    said.touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", queue], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "works\n"
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while not said.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert said.read_text() == "stopped"
 
 
 def test_the_queue_says_its_status_from_the_command_line(tmp_path: Path) -> None:
