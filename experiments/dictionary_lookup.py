@@ -8,13 +8,13 @@ memory is read with a sharper softmax, `--factors` times what was learned.
 
     python experiments/dictionary_lookup.py                               # what is claimed
     python experiments/dictionary_lookup.py --recipes all --seeds 100 --without-controls \
-        --lengths 65536,1048576,4194304 --factors 1,2,3,4,6,8 \
-        --json experiments/results/dictionary_lookup_choice.json          # how it was chosen
+        --lengths 65536,1048576,4194304                                   # how it was chosen
 
 A seed is of the initialization, of the documents of training and of those asked about: what is
-chosen by seed 100 is claimed by seeds 0 to 2. A process reads 16 million tokens, 9 GB of memory, in
-seconds on a GPU; on a CPU stop at `--lengths 512,65536,262144`. Run again with the same settings,
-it goes on where it stopped, also within a training.
+chosen by seed 100 is claimed by seeds 0 to 2. A document of 16 million tokens takes 9 GB of memory,
+and an H200 half a minute beside other jobs (`--jobs`); on a CPU stop at `--lengths
+512,65536,262144`. Run again with the same settings, it goes on where it stopped, also within a
+training.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from typing import Any, Literal
 
 import torch
 from small_models import (
-    SHARPNESS,
     SmallModel,
     add_machine_options,
     list_machines,
@@ -51,6 +50,7 @@ from memorizing.model import MemorizingTransformer
 TRAINING_RECORDS = count_questions()
 """Documents of 512 tokens: a block of records, a block of questions."""
 LENGTHS = (512, 2048, 8192, 32_768, 65_536, 262_144, 2**20, 2**22, 2**24)
+FACTORS = (1, 2, 3, 4, 6, 8)
 DOCUMENTS_PER_SEED = 1_000_000
 """No document of one seed is asked about by another."""
 _READ_TOKENS = 2**22
@@ -71,9 +71,7 @@ class Settings(SmallModel):
 
 RECIPES = {
     "ours": Settings(),
-    "short": Settings(steps=200),
     "long": Settings(steps=1200),
-    "no-distractors": Settings(training_blocks=1),
     "more-distractors": Settings(training_blocks=128),
     "alike": Settings(num_alike=8),
     "soft": Settings(scale_init=4.0),
@@ -307,7 +305,7 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", default="0,1,2", help="initialization and documents")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens read")
-    factors = f"1,{SHARPNESS:g}"
+    factors = ",".join(f"{factor:g}" for factor in FACTORS)
     parser.add_argument("--factors", default=factors, help="of the memory's scale at evaluation")
     parser.add_argument(
         "--without-controls", action="store_true", help="measure models with memory only"
