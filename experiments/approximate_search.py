@@ -24,13 +24,12 @@ from memorizing.benchmark.machine import describe_machine
 from memorizing.benchmark.recording_index import RecordingIndex
 from memorizing.data import TokenizedDocument
 from memorizing.evaluation import compare_results, evaluate_documents
-from memorizing.evaluation.reading import evaluation_mode
 from memorizing.evaluation.results import DocumentResult, EvaluationResult
 from memorizing.files import write_json
 from memorizing.index_settings import parse_index
 from memorizing.knn import is_emulated, make_index, recall_at_k
 from memorizing.loss import compute_token_nats
-from memorizing.model import MemorizingTransformer
+from memorizing.model import MemorizingTransformer, evaluation_mode
 from memorizing.training import load_model, read_run_config
 
 INDEXES = (

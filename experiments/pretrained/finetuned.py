@@ -77,8 +77,8 @@ SETTINGS = FinetuneSettings(
 )
 """An hour on two cores at 12 s a step."""
 TRAIN_TOKENS = 8192
-"""Of each training document: what 300 steps of two rows read are 37 such pieces, and no memory is
-trained that holds less than the longest test needs a quarter of."""
+"""Of a piece of a training document, and in a memory while it trains: 300 steps of two rows read 37
+pieces, and tests are four times as long."""
 TRAIN_PIECES: dict[Family, int] = {"proofs": 2, "code": 6}
 """Of each document, one after the other: 58 and 48 pieces, so that none is read twice."""
 

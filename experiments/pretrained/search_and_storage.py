@@ -4,14 +4,14 @@
     python experiments/corpora/build.py proofs code
     python experiments/pretrained/search_and_storage.py      # goes on where it stopped
 
-Nothing is trained; the test documents are read in fp32 with a local window of 512 and the first
-four tokens.
+Nothing is trained; the test documents are read in fp32 (on a GPU products are in TF32) with a local
+window of 512 and the first four tokens.
 
 - `gain`: change of perplexity by a memory of the same document whose nearest entries are those with
   the largest inner product, or, with `search="normalized"`, with the most similar direction. For
   each `calibrate` chooses layers, heads and bias itself.
-- `recall`: of real queries, the last 512 of each document, among the keys of all tokens before
-  them, in bf16, by index and by kind of keys: layers and heads are those of `gain`.
+- `recall`: of real queries, the last 512 of the first document, among the keys of all tokens before
+  them, in bf16, by index and by kind of keys: layers are those of `gain`.
 - `storage`: a document's first part is read into a folder, in fp32, bf16 or int8, and the nats of
   its rest are counted with that folder open and a memory of its own of 32 entries, which lie
   within the window: all that is retrieved comes from the folder. `none` is without a folder.

@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "rows": rows,
             "machine": describe_machine(),
-            "command": "python experiments/pretrained/speed.py",
+            "command": shlex.join(["python", *sys.argv]),
         },
     )
 

@@ -21,7 +21,7 @@ _ABOUT = {
         "earlier segments with gradient, and those of other rows as negatives; the last tenth of "
         "the steps has the paper's objective. It reads 4 documents side by side instead of 8: two "
         "segments of each a step, which are as many tokens as without, and in the last tenth one, "
-        "half as many. It has as many steps as take as much time (`step_times.json`)."
+        "half as many. It has as many steps as take as much time on the CPU of `step_times.json`."
     ),
     "long": (
         "A model with memory of section 1, not trained further, reads two long test documents with "

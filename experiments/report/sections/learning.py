@@ -117,11 +117,10 @@ def _summarize(curves: Mapping[str, Curve]) -> str:
     for family, curve in found.items():
         middle = int(np.abs(curve.tokens - curve.tokens[-1] / 2).argmin())
         before, after = float(curve.change[middle]), float(curve.change[-1])
+        first, last = format_percent(before), format_percent(after)
         verb = "grows" if abs(after) > abs(before) else "shrinks"
-        sentences.append(
-            f"on {family} the change {verb}, from {format_percent(before)} to "
-            f"{format_percent(after)}"
-        )
+        moved = f"stays at {last}" if first == last else f"{verb}, from {first} to {last}"
+        sentences.append(f"on {family} the change {moved}")
     return f"From the middle of training to its end: {'; '.join(sentences)}."
 
 

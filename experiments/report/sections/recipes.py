@@ -32,9 +32,9 @@ def write(results: Results) -> Section:
     parts = [
         "The same model with memory, trained for as long by our recipe (queries and keys mixed "
         "over four tokens, induction start, Muon) and by the paper's (neither of them, Adafactor "
-        "with its schedule, warm-up scaled). The paper's steps are shorter, so that it takes "
-        "more of them (`step_times.json`). Learning rates were tried on the validation documents "
-        "of proofs, below.",
+        "with its schedule, warm-up scaled). Times are those of `step_times.json`, of a CPU: the "
+        "paper's steps are shorter there, so that it takes more of them. Learning rates were tried "
+        "on the validation documents of proofs, below.",
         describe_sources(runs, "python experiments/queue --run recipes/"),
     ]
     reached: list[str] = []

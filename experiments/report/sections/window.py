@@ -28,7 +28,7 @@ _TIMED = {
 """Names in step_times.json."""
 _WITH_TIMES = (
     "*Time of a step* is against the cache alone with window 512, measured in turns "
-    "(`step_times.json`); *of training* is times the tokens."
+    "on a CPU (`step_times.json`); *of training* is times the tokens."
 )
 _WITHOUT_TIMES = "Step times measured in turns (`step_times.json`) are not there yet."
 

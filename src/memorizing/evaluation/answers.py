@@ -116,7 +116,9 @@ def read_documents(
     read = [*distracting, *blocks]
     num_read = len(read) * shape.segment_len
     state = model.init_state(num_rows, max(num_read, shape.num_neighbors) if has_memory else 0)
-    state, num_done = read_in_lanes(model, torch.cat([b.tokens for b in read], 1), state)
+    # Questions that fill a whole document leave nothing to read.
+    tokens = torch.cat([batch.tokens[:, :0], *(b.tokens for b in read)], 1)
+    state, num_done = read_in_lanes(model, tokens, state)
     state = read_blocks(model, read[num_done // shape.segment_len :], state)
     return ReadDocuments(questions, state, len(distracting) * shape.segment_len)
 
