@@ -7,7 +7,7 @@
 
 Every job trains in a folder of its own under --runs and writes one JSON file under --results.
 Several workers share the queue; each does a whole job with its share of the threads. On a GPU they
-share it too: twelve do three times as much as one, and five times as much once NVIDIA's MPS runs
+share it too: twelve do 3.6 times as much as one, and six times as much once NVIDIA's MPS runs
 (`nvidia-cuda-mps-control -d`).
 """
 
