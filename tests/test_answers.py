@@ -64,6 +64,15 @@ def test_an_untrained_model_answers_by_chance():
     assert high >= 0.5 / NUM_SYMBOLS
 
 
+def test_questions_without_a_document_before_them_are_answered_from_nothing():
+    model = build_gathering_model(CONFIG, seed=0)
+    _, questions = split_questions(make_batch(range(4)), BLOCK_LEN)
+    alone = answer_questions(model, questions)
+    assert alone.is_right.shape == (4, 3, 2)
+    off = answer_questions(model, questions, control="off")
+    assert torch.equal(alone.is_right, off.is_right)
+
+
 def test_a_whole_answer_is_right_exactly_if_greedy_decoding_gives_it():
     model = build_gathering_model(CONFIG, seed=1)
     batch = make_needles_batch([2], 2, BLOCK_LEN)
