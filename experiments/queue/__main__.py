@@ -184,16 +184,17 @@ def start_workers(num_workers: int) -> None:
 
 
 def stop_when_orphaned() -> None:
-    """Have this process save and stop, as by Ctrl-C, once the one that started it is gone.
+    """Have this process save and stop, as by SIGTERM, once the one that started it is gone.
 
-    Workers are sessions of their own: where the queue is killed, no signal reaches them.
+    Workers are sessions of their own: where the queue is killed, no signal reaches them. What a
+    shell starts in the background may ignore SIGINT.
     """
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 

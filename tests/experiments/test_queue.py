@@ -461,11 +461,15 @@ def test_a_worker_that_is_killed_is_no_success(tmp_path: Path) -> None:
 def test_a_worker_stops_when_the_queue_is_killed(tmp_path: Path) -> None:
     said = tmp_path / "said"
     worker = (
-        f"import runpy, sys, time; main = runpy.run_path({str(QUEUE / '__main__.py')!r})\n"
-        f"main['stop_when_orphaned']()\n"
-        f"print('works', flush=True)\n"
-        f"try: time.sleep(60)\n"
-        f"except KeyboardInterrupt: open({str(said)!r}, 'w').write('stopped')"
+        "import runpy, signal, sys, time\n"
+        f"main = runpy.run_path({str(QUEUE / '__main__.py')!r})\n"
+        "def stop(*_):\n"
+        f"    open({str(said)!r}, 'w').write('stopped')\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "main['stop_when_orphaned']()\n"
+        "print('works', flush=True)\n"
+        "time.sleep(60)"
     )
     queue = (
         "import subprocess, sys, time\n"
