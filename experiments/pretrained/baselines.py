@@ -27,15 +27,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from documents import CORPORA, FAMILIES, TEST_TOKENS, ReadDocument, load_documents
+from command_line import make_parser, run_command
+from documents import FAMILIES, TEST_TOKENS, ReadDocument, load_documents
 from rich.console import Console
 from rich.table import Table
 from sliding import BLOCK_LEN, compute_window_nats
-from smollm import CONTEXT_LEN, add_model_options, describe_precision, load_smollm
+from smollm import CONTEXT_LEN, describe_precision, load_smollm
 from transformers import LlamaForCausalLM
 
 from memorizing.benchmark.machine import describe_machine
-from memorizing.errors import MemorizingError
 from memorizing.files import write_json
 from memorizing.metrics import Totals, bucket_by_position
 
@@ -62,11 +62,7 @@ ARMS = {
 
 def main() -> int:
     """Measure what is not measured yet, print, and write the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model_options(parser)
-    parser.add_argument("--corpora", type=Path, default=CORPORA)
+    parser = make_parser(__doc__)
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--tokens", type=int, default=TEST_TOKENS, help="of each document")
     parser.add_argument("--threads", type=int, default=0, help="default: as torch has it")
@@ -75,15 +71,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        measure(options)
-    except MemorizingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(measure, options)
 
 
 def measure(options: argparse.Namespace) -> None:

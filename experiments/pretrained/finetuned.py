@@ -37,15 +37,15 @@ from typing import Any
 import baselines
 import numpy as np
 import training_free
-from documents import CORPORA, FAMILIES, TEST_TOKENS, Family, ReadDocument, load_documents
-from smollm import add_model_options, describe_precision, load_smollm
+from command_line import add_calibrations_option, make_parser, run_command
+from documents import FAMILIES, TEST_TOKENS, Family, ReadDocument, load_documents
+from smollm import describe_precision, load_smollm
 from training_free import CONTROL_TOKENS, CONTROLS, find_heads, read_arm, restore_calibration
 from transformers import AutoTokenizer
 
 from memorizing import load_adapter
 from memorizing.benchmark.machine import describe_machine
 from memorizing.data import TokenizedDocument, Tokenizer
-from memorizing.errors import MemorizingError
 from memorizing.files import write_json
 from memorizing.metrics import Totals, compare_token_nats
 from memorizing.training import finetune
@@ -100,27 +100,12 @@ class Run:
 def main() -> int:
     """Do what is asked for and not done yet, and write the JSON."""
     options = parse_options()
-    try:
-        if options.time_steps:
-            time_steps(options)
-        else:
-            measure(options)
-    except MemorizingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(time_steps if options.time_steps else measure, options)
 
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model_options(parser)
-    parser.add_argument("--corpora", type=Path, default=CORPORA)
+    parser = make_parser(__doc__)
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
@@ -129,12 +114,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=4, help="first test documents of a family")
     parser.add_argument("--time-steps", type=int, default=0, help="only time so many steps")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of runs and their nats")
-    parser.add_argument(
-        "--calibrations",
-        type=Path,
-        default=training_free.NATS,
-        help="folder of what calibrate found, made where it is missing",
-    )
+    add_calibrations_option(parser, training_free.NATS)
     parser.add_argument("--baselines", type=Path, default=baselines.NATS)
     parser.add_argument("--json", type=Path, default=RESULTS)
     return parser.parse_args()

@@ -35,16 +35,15 @@ from typing import Any
 
 import torch
 import training_free
-from documents import CORPORA
+from command_line import add_calibrations_option, make_parser, run_command
 from passkey import PasskeySample, load_sentences, make_grid, make_sample
-from smollm import add_model_options, describe_precision, load_smollm
+from smollm import describe_precision, load_smollm
 from torch import Tensor
 from training_free import find_heads, restore_calibration
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from memorizing import load_adapter
 from memorizing.benchmark.machine import describe_machine
-from memorizing.errors import MemorizingError
 from memorizing.evaluation.answers import compute_wilson_interval
 from memorizing.files import write_json
 from memorizing.huggingface.adapter import save_adapter
@@ -87,24 +86,12 @@ class Batch:
 def main() -> int:
     """Train, test what is not tested yet, and write the JSON."""
     options = parse_options()
-    try:
-        measure(options)
-    except MemorizingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(measure, options)
 
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model_options(parser)
-    parser.add_argument("--corpora", type=Path, default=CORPORA)
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=SETTINGS.steps)
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument(
@@ -114,12 +101,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=9, help="tested side by side")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--runs", type=Path, default=RUNS)
-    parser.add_argument(
-        "--calibrations",
-        type=Path,
-        default=training_free.NATS,
-        help="folder of what calibrate found, made where it is missing",
-    )
+    add_calibrations_option(parser, training_free.NATS)
     parser.add_argument("--json", type=Path, default=RESULTS)
     return parser.parse_args()
 

@@ -33,8 +33,9 @@ from typing import Any
 import numpy as np
 import torch
 import training_free
-from documents import CORPORA, FAMILIES, TEST_TOKENS, Family, ReadDocument, load_documents
-from smollm import add_model_options, load_smollm
+from command_line import add_calibrations_option, make_parser, run_command
+from documents import FAMILIES, TEST_TOKENS, Family, ReadDocument, load_documents
+from smollm import load_smollm
 from torch import Tensor
 from training_free import find_heads, read_arm, restore_calibration
 from transformers import AutoTokenizer
@@ -43,7 +44,6 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from memorizing import open_memory, remove_memory
 from memorizing.benchmark.machine import describe_machine
 from memorizing.data import Tokenizer
-from memorizing.errors import MemorizingError
 from memorizing.evaluation.pretrained import evaluate_model
 from memorizing.files import write_json
 from memorizing.index_settings import parse_index
@@ -64,33 +64,16 @@ NUM_NEIGHBORS = 32
 
 def main() -> int:
     """Measure what is not measured yet, print, and write the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model_options(parser)
-    parser.add_argument("--corpora", type=Path, default=CORPORA)
+    parser = make_parser(__doc__)
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--tokens", type=int, default=TEST_TOKENS, help="of each document")
     parser.add_argument("--documents", type=int, default=4, help="first test documents of a family")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder; nats of every token")
-    parser.add_argument(
-        "--calibrations",
-        type=Path,
-        default=training_free.NATS,
-        help="folder of what calibrate found, made where it is missing",
-    )
+    add_calibrations_option(parser, training_free.NATS)
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
-    try:
-        measure(options)
-    except MemorizingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(measure, options)
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ from smollm import add_model_options, describe_precision, load_smollm
 
 import memorizing
 from memorizing.benchmark.machine import describe_machine
+from memorizing.devices import synchronize
 from memorizing.files import write_json
 from memorizing.huggingface.attachment import get_attachment
 from memorizing.huggingface.reading import read_tokens
@@ -58,8 +59,7 @@ def main() -> None:
     segment = tokens[NUM_REAL : NUM_REAL + SEGMENT].to(model.device)
 
     def mark() -> float:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
+        synchronize(model.device)
         return time.perf_counter()
 
     @torch.inference_mode()

@@ -29,13 +29,13 @@ from typing import Any
 import numpy as np
 import torch
 from baselines import collect, show
-from documents import CORPORA, FAMILIES, TEST_TOKENS, Family, ReadDocument, load_documents
-from smollm import add_model_options, load_smollm
+from command_line import make_parser, run_command
+from documents import FAMILIES, TEST_TOKENS, Family, ReadDocument, load_documents
+from smollm import load_smollm
 
 from memorizing import remove_memory
 from memorizing.benchmark.machine import describe_machine
 from memorizing.data import Tokenizer
-from memorizing.errors import MemorizingError
 from memorizing.evaluation.pretrained import evaluate_model
 from memorizing.files import write_json
 from memorizing.huggingface.calibration import Calibration, calibrate
@@ -54,11 +54,7 @@ MAX_LAYERS = 4
 
 def main() -> int:
     """Measure what is not measured yet, print, and write the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_model_options(parser)
-    parser.add_argument("--corpora", type=Path, default=CORPORA)
+    parser = make_parser(__doc__)
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--tokens", type=int, default=TEST_TOKENS, help="of each document")
@@ -69,15 +65,7 @@ def main() -> int:
     parser.add_argument("--nats", type=Path, default=NATS, help="folder; nats of every token")
     parser.add_argument("--json", type=Path, default=RESULTS)
     options = parser.parse_args()
-    try:
-        measure(options)
-    except MemorizingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(measure, options)
 
 
 def measure(options: argparse.Namespace) -> None:
