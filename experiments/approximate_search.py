@@ -27,7 +27,7 @@ from memorizing.evaluation import compare_results, evaluate_documents
 from memorizing.evaluation.results import DocumentResult, EvaluationResult
 from memorizing.files import write_json
 from memorizing.index_settings import parse_index
-from memorizing.knn import is_emulated, make_index, recall_at_k
+from memorizing.knn import make_index, multiplies_bf16, recall_at_k
 from memorizing.loss import compute_token_nats
 from memorizing.model import MemorizingTransformer, evaluation_mode
 from memorizing.training import load_model, read_run_config
@@ -85,7 +85,7 @@ def measure(
     config = read_run_config(run_dir)
     model, _, tokenizer = load_model(run_dir, device=device)
     assert tokenizer is not None
-    model.compute_dtype = torch.float32 if is_emulated(torch.bfloat16) else torch.bfloat16
+    model.compute_dtype = torch.bfloat16 if multiplies_bf16(device) else torch.float32
     documents = load_validation(config, tokenizer, max_tokens)
     off = evaluate_documents(model, documents, tokenizer.start_token, capacity=0)
     rows: list[dict[str, Any]] = [{"index": "no memory", "perplexity": off.perplexity}]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jobs import Evaluation, Job
 
 from memorizing.benchmark.machine import describe_machine
@@ -20,6 +19,7 @@ from memorizing.data import (
     load_tokenizer,
     tokenize_documents,
 )
+from memorizing.devices import find_device
 from memorizing.errors import ConfigError
 from memorizing.evaluation import EvaluationResult, evaluate_documents
 from memorizing.files import write_json
@@ -38,7 +38,7 @@ from memorizing.training.run_folder import read_run_config, record
 RECIPES = Path(__file__).parent.parent / "recipes"
 BLOCK_LEN = 1024
 """Nats are published as sums over blocks of so many tokens: enough for paired intervals."""
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = find_device()
 MACHINE = describe_machine()
 """Taken with the code: a commit that comes while a worker runs is not what it ran."""
 

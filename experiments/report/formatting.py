@@ -33,8 +33,13 @@ def format_change(change: Change | None) -> str:
         return MISSING
     if change.interval is None:
         return format_percent(change.value)
-    low, high = (f"{round(100 * end, 1) + 0.0:+.1f}" for end in change.interval)
-    return f"{format_percent(change.value)} ({low} to {high})"
+    return format_interval(change.value, *change.interval)
+
+
+def format_interval(value: float, low: float, high: float, digits: int = 1) -> str:
+    """A change and the ends of its interval."""
+    ends = (format_percent(end, digits).removesuffix("%") for end in (low, high))
+    return f"{format_percent(value, digits)} ({' to '.join(ends)})"
 
 
 def format_seeds(change: Change | None) -> str:

@@ -77,6 +77,11 @@ def name_machines(machines: Iterable[Mapping[str, Any]]) -> str:
     return f"Measured on {'; and on '.join(named)}." if named else ""
 
 
+def name_machine(values: Mapping[str, Any] | None) -> str:
+    """As `name_machines`, of a JSON file that names at most one."""
+    return name_machines([values["machine"]] if values and "machine" in values else [])
+
+
 def shorten_commit(commit: str) -> str:
     """Twelve digits, and what is said about changes."""
     digits, _, rest = commit.partition(" ")

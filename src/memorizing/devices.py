@@ -1,9 +1,20 @@
-"""Tensors on their way from the CPU to where the model computes."""
+"""Where a model computes, and tensors on their way there from the CPU."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def find_device(device: torch.device | str | None = None) -> torch.device:
+    """The device that is named; None is CUDA where there is one, else the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what a GPU still has to compute: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

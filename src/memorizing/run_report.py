@@ -19,6 +19,7 @@ from memorizing.data import (
     load_splits,
     tokenize_documents,
 )
+from memorizing.devices import find_device
 from memorizing.errors import CheckpointError, CorpusError, ResourceError, TokenizerError
 from memorizing.evaluation import (
     Control,
@@ -130,7 +131,7 @@ def report_run(
         ResourceError: memories of this capacity do not fit into the machine.
     """
     start_s = time.monotonic()
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(device)
     loaded, tokenizer = _load(run, precision, device)
     if index is not None:
         loaded.model.config = dataclasses.replace(loaded.config, index=index)

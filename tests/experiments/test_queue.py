@@ -245,7 +245,7 @@ def test_a_model_is_read_in_the_precision_that_it_was_trained_in(
 
     evaluate_documents = running.evaluate_documents
     monkeypatch.setattr(running, "evaluate_documents", watch)
-    monkeypatch.setattr("memorizing.training.precision.is_emulated", lambda _: False)
+    monkeypatch.setattr("memorizing.training.precision.multiplies_bf16", lambda _: True)
     for speedup, precision in ((9.0, "bf16"), (0.1, "fp32")):
         # The machine's choice, and no probe afterwards: another one could come out differently.
         times = iter([(speedup, 1.0)])

@@ -15,7 +15,7 @@ def test_a_precision_that_is_set_is_taken(name: str) -> None:
 
 def test_the_probe_is_short_and_says_what_it_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     # Small sizes: also a processor that emulates bf16 is asked here.
-    monkeypatch.setattr(precision, "is_emulated", lambda _: False)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda _: True)
     monkeypatch.setattr(precision, "PROBE_TOKENS", 64)
     start = time.perf_counter()
     choice = choose_precision("auto", 256, 1024)
@@ -25,7 +25,7 @@ def test_the_probe_is_short_and_says_what_it_measured(monkeypatch: pytest.Monkey
 
 
 def test_emulated_bf16_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "is_emulated", lambda dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda _: False)
     monkeypatch.setattr(precision, "_time_pair", lambda *_: pytest.fail("it was timed"))
     choice = choose_precision("auto", 4096, 4096)
     assert choice.name == "fp32"

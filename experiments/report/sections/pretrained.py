@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from formatting import MISSING, format_number, format_percent, make_table
+from formatting import MISSING, format_interval, format_number, format_percent, make_table
 from results import Results
-from section import Section, name_machines
+from section import Section, name_machine, name_machines
 
 _SCRIPTS = "experiments/pretrained"
 _FREE = {
@@ -62,11 +62,6 @@ def _write(values: dict[str, Any] | None, write_found: Any) -> str:
     return "**Not run yet.**" if values is None else write_found(values)
 
 
-def _format_interval(change: float, low: float, high: float) -> str:
-    ends = (f"{round(100 * end, 1) + 0.0:+.1f}" for end in (low, high))
-    return f"{format_percent(change)} ({' to '.join(ends)})"
-
-
 def _write_training_free(values: dict[str, Any]) -> str:
     rows = []
     for family, arm in values["arms"]["window"].items():
@@ -80,13 +75,13 @@ def _write_training_free(values: dict[str, Any]) -> str:
                 format_number(arm["total"]["perplexity"]),
                 format_number(read["total"]["perplexity"]),
                 *(
-                    MISSING if c is None else _format_interval(c["change"], *c["interval"])
+                    MISSING if c is None else format_interval(c["change"], *c["interval"])
                     for c in changes
                 ),
             )
         )
     header = ("family", "window alone", "memory", *_FREE.values())
-    return f"{make_table(header, rows)}\n\n{_name_machine(values)}"
+    return f"{make_table(header, rows)}\n\n{name_machine(values)}"
 
 
 def _write_finetuned(values: dict[str, Any]) -> str:
@@ -106,11 +101,7 @@ def _write_finetuned(values: dict[str, Any]) -> str:
                     family,
                     said,
                     _list_seeds(perplexity[name]),
-                    _format_interval(
-                        whole["perplexity_change"],
-                        whole["perplexity_low"],
-                        whole["perplexity_high"],
-                    ),
+                    _format_difference(whole),
                     ", ".join(by_seed),
                 )
             )
@@ -190,9 +181,8 @@ def _write_search_and_storage(values: dict[str, Any]) -> str:
 
 
 def _format_difference(values: dict[str, Any], digits: int = 1) -> str:
-    ends = [values["perplexity_low"], values["perplexity_high"]]
-    low, high = (f"{round(100 * end, digits) + 0.0:+.{digits}f}" for end in ends)
-    return f"{format_percent(values['perplexity_change'], digits)} ({low} to {high})"
+    ends = (values[f"perplexity_{end}"] for end in ("change", "low", "high"))
+    return format_interval(*ends, digits=digits)
 
 
 def _write_speed(values: dict[str, Any]) -> str:
@@ -201,8 +191,4 @@ def _write_speed(values: dict[str, Any]) -> str:
         for name, row in values["rows"].items()
     ]
     header = ("what", "without", "with", "times")
-    return f"{make_table(header, rows)}\n\n{_name_machine(values)}"
-
-
-def _name_machine(values: dict[str, Any]) -> str:
-    return name_machines([values["machine"]] if "machine" in values else [])
+    return f"{make_table(header, rows)}\n\n{name_machine(values)}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from formatting import format_number, format_percent, make_table
 from results import Results, Run
-from section import Section, describe_sources, name_machines
+from section import Section, describe_sources, name_machine
 
 _STALENESS = "python experiments/queue --run staleness/; python experiments/staleness.py"
 
@@ -27,7 +27,7 @@ def write(results: Results) -> Section:
         "are stored, in bf16: what it misses is as near as what it takes, but for rounding. "
         "Repeat: `python experiments/approximate_search.py`.",
         _write_search(results.others.get("approximate_search")),
-        _name_machine(results.others.get("approximate_search")),
+        name_machine(results.others.get("approximate_search")),
         "### Stale entries",
         "While a model trains, the entries in its memory were written by older weights. Here "
         "documents are read by the weights of one step from a memory that the weights of an "
@@ -36,15 +36,11 @@ def write(results: Results) -> Section:
         if runs or staleness is None
         else f"Repeat: `{_STALENESS}`.",
         _write_staleness(staleness, is_trained=bool(runs)),
-        _name_machine(staleness),
+        name_machine(staleness),
     ]
     return Section(
         "Searching approximately, and remembering what older weights wrote", tuple(parts)
     )
-
-
-def _name_machine(values: dict[str, Any] | None) -> str:
-    return name_machines([values["machine"]] if values and "machine" in values else [])
 
 
 def _write_search(values: dict[str, Any] | None) -> str:

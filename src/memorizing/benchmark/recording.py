@@ -22,6 +22,7 @@ from torch import Tensor
 from memorizing.benchmark.recording_index import RecordingIndex
 from memorizing.config import DataConfig, ModelConfig, check_capacity
 from memorizing.data import Document, Tokenizer, load_splits
+from memorizing.devices import find_device
 from memorizing.errors import (
     CheckpointError,
     ConfigError,
@@ -127,7 +128,7 @@ def record_search(
         CorpusError: the corpus cannot be read, or has too few tokens.
         ResourceError: the memories do not fit into the machine.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(device)
     loaded = load_model(run, device=device)
     model, config, tokenizer = loaded.model, loaded.config, loaded.tokenizer
     layer = _choose_layer(config, layer)

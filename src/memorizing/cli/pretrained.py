@@ -67,8 +67,10 @@ def choose_device(name: str) -> Any:
     """
     import torch
 
+    from memorizing.devices import find_device
+
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return find_device()
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -10,6 +10,7 @@ import torch
 
 from memorizing.config import Config
 from memorizing.data import TokenizedDocument
+from memorizing.devices import synchronize
 from memorizing.loss import sum_nats
 from memorizing.model import MemorizingTransformer, ModelState
 from memorizing.training.optimizer import Optimizer, group_parameters
@@ -84,8 +85,7 @@ def _time_step(
             (sum_nats(output.logits, tokens, targets) / tokens.numel()).backward()
             optimizer.step()
             optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         return output.state.commit()
 
     return _take_fastest(step, state)

@@ -24,6 +24,7 @@ from memorizing.config import Config, load_config
 from memorizing.data import TokenizedDocument, Tokenizer, tokenize_documents
 from memorizing.demo import story
 from memorizing.demo.probe import estimate_duration
+from memorizing.devices import find_device
 from memorizing.errors import RunFolderError
 from memorizing.evaluation import (
     EvaluationResult,
@@ -101,7 +102,7 @@ def run_demo(
     corpus = prepare_corpus(config, display)
     tokenizer = corpus.tokenizer
     test = tokenize_documents(corpus.test, tokenizer)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     precision = choose_precision(
         config.training.precision, config.model.model_dim, config.model.ffn_dim, device
     )

@@ -4,7 +4,7 @@ from memorizing.knn.exact import search_exact
 from memorizing.knn.index import KeyIndex, StoredKeys, check_queries
 from memorizing.knn.making import make_index
 from memorizing.knn.neighbors import Neighbors
-from memorizing.knn.product import is_emulated
+from memorizing.knn.product import is_emulated, multiplies_bf16
 from memorizing.knn.recall import recall_at_k
 from memorizing.knn.sealed import SealedIndex
 
@@ -16,6 +16,7 @@ __all__ = [
     "check_queries",
     "is_emulated",
     "make_index",
+    "multiplies_bf16",
     "recall_at_k",
     "search_exact",
 ]

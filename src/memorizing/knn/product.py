@@ -10,6 +10,9 @@ from torch import Tensor
 
 _local = threading.local()
 
+_FIRST_WITH_BF16 = (8, 0)
+"""Compute capability of the first NVIDIA GPUs with bf16 units."""
+
 
 @cache
 def is_emulated(dtype: torch.dtype) -> bool:
@@ -23,6 +26,13 @@ def is_emulated(dtype: torch.dtype) -> bool:
     if dtype == torch.float16:
         return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
     return False
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has units for bf16 products: CPUs that do not emulate them, newer GPUs."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _FIRST_WITH_BF16
+    return device.type == "cpu" and not is_emulated(torch.bfloat16)
 
 
 def widen_for_product(x: Tensor) -> Tensor:

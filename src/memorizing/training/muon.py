@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memorizing.knn import is_emulated
+from memorizing.knn import multiplies_bf16
 
 MOMENTUM = 0.95
 STEP_RMS = 0.2
@@ -134,8 +134,4 @@ def orthogonalize(x: Tensor) -> Tensor:
 
 def choose_product_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the device multiplies it in hardware, else fp32."""
-    if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        has_bf16 = device.type == "cpu" and not is_emulated(torch.bfloat16)
-    return torch.bfloat16 if has_bf16 else torch.float32
+    return torch.bfloat16 if multiplies_bf16(device) else torch.float32

@@ -11,14 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from memorizing.knn import is_emulated
+from memorizing.devices import synchronize
+from memorizing.knn import multiplies_bf16
 
 MIN_SPEEDUP = 1.2
 """bf16 is chosen where it is at least this many times faster; conversions eat a smaller gain."""
 PROBE_TOKENS = 1024
 PROBE_REPEATS = 5
-_FIRST_WITH_BF16 = (8, 0)
-"""Compute capability of the first NVIDIA GPUs with bf16 units."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,11 @@ def choose_precision(
     if setting != "auto":
         return Precision(setting, f"{setting}, as set")
     device = torch.device(device)
-    if device.type == "cpu" and is_emulated(torch.bfloat16):
+    has_bf16 = multiplies_bf16(device)
+    if device.type == "cpu" and not has_bf16:
         # A probe would take half a minute to find out what torch knows.
         return Precision("fp32", "fp32: this processor does not multiply bf16")
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FIRST_WITH_BF16:
+    if device.type == "cuda" and has_bf16:
         return Precision("bf16", "bf16: this GPU multiplies it several times faster than fp32")
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(PROBE_TOKENS, model_dim, generator=generator).to(device)
@@ -84,15 +84,10 @@ def _time_pair(
     seconds: tuple[list[float], list[float]] = ([], [])
     for repeat in range(PROBE_REPEATS + 1):
         for times, function in zip(seconds, (first, second), strict=True):
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             function()
-            _synchronize(device)
+            synchronize(device)
             if repeat > 0:  # the first call of each warms up
                 times.append(time.perf_counter() - start)
     return median(seconds[0]), median(seconds[1])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -56,23 +56,29 @@ class TrainingResult:
     """Nats per token of the last evaluation; None without one."""
 
 
+class MeasuresFill(Protocol):
+    """The rows of a training."""
+
+    def measure_fill(self) -> dict[int, float]:
+        """Per memory layer, the share of its slots that hold something."""
+        ...
+
+
 class RunReporter(ABC):
     """Writes the metrics and moves the progress display. Reads the training, never changes it."""
 
-    def __init__(self, display: Display, loader: SegmentLoader, optimizer: Optimizer) -> None:
+    def __init__(
+        self, display: Display, loader: SegmentLoader, optimizer: Optimizer, rows: MeasuresFill
+    ) -> None:
         """Report on these."""
         self.display = display
-        self._loader, self._optimizer = loader, optimizer
+        self._loader, self._optimizer, self._rows = loader, optimizer, rows
         self._log: MetricsLog | None = None
         self._shown_s = 0.0
 
-    @abstractmethod
-    def _measure_fill(self) -> dict[int, float]:
-        """Per memory layer, the share of its slots that hold something."""
-
-    @abstractmethod
     def _list_facts(self) -> dict[str, str]:
         """What else the progress display shows."""
+        return {}
 
     @abstractmethod
     def _describe_gates(self) -> dict[str, Any]:
@@ -104,7 +110,7 @@ class RunReporter(ABC):
             "loss": f"{counters.recent_nats:.3f}",
             "tokens/s": f"{metrics.num_targets / metrics.step_s:,.0f}",
         }
-        if fills := self._measure_fill().values():
+        if fills := self._rows.measure_fill().values():
             facts["memory"] = f"{sum(fills) / len(fills):.0%}"
         self.display.update(metrics.step, facts | self._list_facts())
 
@@ -128,7 +134,7 @@ class RunReporter(ABC):
             "tokens_per_s": window.num_targets / window.seconds,
             "grad_norm": window.grad_norm / window.steps,
             "rate": self._optimizer.rates(),
-            "memory_fill": {str(k): v for k, v in self._measure_fill().items()},
+            "memory_fill": {str(k): v for k, v in self._rows.measure_fill().items()},
         }
         self._write(counters.step, "train", values | self._describe_gates())
 
@@ -157,16 +163,13 @@ class Reporter(RunReporter):
         rows: Rows,
     ) -> None:
         """Report on these."""
-        super().__init__(display, loader, optimizer)
-        self._model, self._rows = model, rows
+        super().__init__(display, loader, optimizer, rows)
+        self._model = model
 
     def log_validation(self, step: int, result: EvaluationResult, is_best: bool) -> None:
         """Write a line about an evaluation, and say it."""
         said = f"perplexity {result.perplexity:.3f}"
         self._report_validation(step, describe_result(result), said, is_best)
-
-    def _measure_fill(self) -> dict[int, float]:
-        return self._rows.measure_fill()
 
     def _list_facts(self) -> dict[str, str]:
         gates = self._read_gates().values()

@@ -20,6 +20,7 @@ from memorizing.data import (
     tokenize_documents,
     train_tokenizer,
 )
+from memorizing.devices import find_device
 from memorizing.errors import CheckpointError, ConfigError
 from memorizing.model import MemorizingTransformer
 from memorizing.training.checkpoint import load_weights
@@ -68,7 +69,7 @@ def train(
     """
     run_dir = Path(run_dir)
     changes = check_run_folder(run_dir, config, resume=resume, overwrite=overwrite)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(device)
     display = make_display(progress)
     checkpoints = list_checkpoints(run_dir) if resume else []
     precision = _settle_precision(config, checkpoints, device)

@@ -25,8 +25,8 @@ class FinetuneReporter(RunReporter):
         rows: FinetuneRows,
     ) -> None:
         """Report on these."""
-        super().__init__(display, loader, optimizer)
-        self._attachment, self._rows = attachment, rows
+        super().__init__(display, loader, optimizer, rows)
+        self._attachment = attachment
 
     def log_validation(self, step: int, evaluation: Evaluation, is_best: bool) -> None:
         """Write a line about an evaluation, and say it."""
@@ -37,12 +37,6 @@ class FinetuneReporter(RunReporter):
             values["off"] = describe_result(without)
             said += f" with memory, {without.perplexity:.3f} without"
         self._report_validation(step, values, said, is_best)
-
-    def _measure_fill(self) -> dict[int, float]:
-        return self._rows.measure_fill()
-
-    def _list_facts(self) -> dict[str, str]:
-        return {}
 
     def _describe_gates(self) -> dict[str, Any]:
         has_memory = self._attachment.settings.capacity > 0
