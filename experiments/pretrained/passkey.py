@@ -187,11 +187,14 @@ def make_grid(
     *,
     sentences: Sequence[str] = (),
 ) -> Iterator[PasskeySample]:
-    """`num_samples` documents of every length at every depth, each with a seed of its own."""
+    """`num_samples` documents of every length at every depth, each with a seed of its own.
+
+    Depths take turns, so that the first documents of a length say something about all of them.
+    """
     sentences = sentences or load_sentences(split)
     for num_tokens in lens:
-        for depth in depths:
-            for i in range(num_samples):
+        for i in range(num_samples):
+            for depth in depths:
                 seed = f"{num_tokens}/{depth}/{i}"
                 yield make_sample(tokenizer, num_tokens, depth, seed, split, sentences=sentences)
 

@@ -27,6 +27,7 @@ from memorizing.huggingface.interface import STEP
 from memorizing.huggingface.memory_layer import MemoryLayer
 from memorizing.huggingface.memory_settings import MemorySettings
 from memorizing.huggingface.model_changes import ModelChanges
+from memorizing.huggingface.open_heads import OpenHeads
 from memorizing.huggingface.probing import check_family, measure_key_norms
 from memorizing.huggingface.step import History, OnRetrieved, Step, make_history
 from memorizing.huggingface.unwrapping import unwrap
@@ -67,6 +68,7 @@ class Attachment:
         self.on_retrieved: OnRetrieved | None = None
         self._binding: int | None = None
         self._base: Mapping[int, FrozenMemory] = {}
+        self._open_heads: Mapping[int, OpenHeads] = {}
         self._collected: dict[int, tuple[Tensor, Tensor]] | None = None
         self._fingerprint: tuple[int, str] | None = None
         self._windows = Windows(decoder, settings)
@@ -145,8 +147,19 @@ class Attachment:
         """Whether a memory is open."""
         return self._binding is not None
 
+    @property
+    def open_heads(self) -> Mapping[int, OpenHeads]:
+        """Per memory layer, the heads that read: those whose gates were open at `bind`."""
+        if self.is_bound:
+            return self._open_heads
+        return {number: layer.plan_open_heads() for number, layer in self.layers.items()}
+
     def bind(self, base: Mapping[int, FrozenMemory]) -> None:
-        """From now on, calls read this and what they remember of their own texts. In place."""
+        """From now on, calls read this and what they remember of their own texts. In place.
+
+        `base` has the `key_heads` of `open_heads`.
+        """
+        self._open_heads = self.open_heads
         self._binding, self._base = self._binding or next(_BINDINGS), base
 
     def unbind(self) -> None:
@@ -187,7 +200,8 @@ class Attachment:
         history = make_history(
             self.settings,
             num_rows,
-            *self.entry_shape,
+            self.open_heads,
+            self.entry_shape[1],
             self.stored_dtype,
             self.devices,
             without=None if self._collected is None else max(self.settings.layers),

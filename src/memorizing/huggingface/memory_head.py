@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from memorizing.huggingface.open_heads import OpenHeads
 from memorizing.memory import Retrieved
 from memorizing.model.memory_attention import (
     attend_to_copies,
@@ -22,6 +23,8 @@ from memorizing.model.memory_attention import (
 
 CLOSED = -30.0
 """Bias of a head that does not read: sigmoid(-30) is 1e-13."""
+_READS = CLOSED + 1.0
+"""Heads with a bias above it read; training moves a closed gate by less."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,14 @@ class Attended:
     def found(self) -> Tensor:
         """(B, H, T) bool: whether something was found."""
         return self.log_sum > -torch.inf
+
+    def keep(self, open_heads: OpenHeads) -> Attended:
+        """That of the heads that read, of what a search was asked for."""
+        return Attended(
+            open_heads.keep(self.output),
+            open_heads.keep(self.log_sum),
+            tuple(open_heads.keep(shares) for shares in self.shares),
+        )
 
 
 class MemoryHead(nn.Module):
@@ -60,7 +71,12 @@ class MemoryHead(nn.Module):
         """(H,): shares of what the memory changes that are let through, while it is calibrated."""
 
     def attend(
-        self, queries: Tensor, parts: Sequence[Retrieved], scaling: float, softcap: float | None
+        self,
+        queries: Tensor,
+        parts: Sequence[Retrieved],
+        scaling: float,
+        softcap: float | None,
+        heads: Tensor | None = None,
     ) -> Attended:
         """Attention over all that was retrieved, from any number of stores.
 
@@ -69,11 +85,12 @@ class MemoryHead(nn.Module):
             parts: what the search found, at most k over all parts for each query.
             scaling: of the layer.
             softcap: bound of the layer's scores, or None.
+            heads: (H,) int64: which heads of the layer these are; None is all.
         """
         if not parts:
             nothing = queries.new_full(queries.shape[:3], -torch.inf, dtype=torch.float32)
             return Attended(torch.zeros_like(queries), nothing)
-        scale = torch.exp(self.log_scale.float()) * scaling
+        scale = torch.exp(_take(self.log_scale, heads).float()) * scaling
         scaled = queries * scale.to(queries.dtype).view(-1, 1, 1)
         attended = [
             attend_to_retrieved(scaled, part, scale)
@@ -101,19 +118,34 @@ class MemoryHead(nn.Module):
             ),
         )
 
-    def mix(self, local: Tensor, memory: Attended, local_sum: Tensor | None) -> Tensor:
+    def mix(
+        self,
+        local: Tensor,
+        memory: Attended,
+        local_sum: Tensor | None,
+        heads: Tensor | None = None,
+    ) -> Tensor:
         """The layer's output (B, H, T, D); exactly `local` where nothing was found.
 
-        `local_sum` (B, H, T): log-sum-exp of the local scores; the gate does not need it.
+        Args:
+            local: V_c (B, H, T, D).
+            memory: of the same heads.
+            local_sum: (B, H, T): log-sum-exp of the local scores; the gate does not need it.
+            heads: as in `attend`.
         """
+        bias = _take(self.bias, heads)
         if local_sum is None:
-            mixed = combine_by_gate(local, memory.output, self.bias, memory.found)
+            mixed = combine_by_gate(local, memory.output, bias, memory.found)
         else:
-            raised = memory.log_sum + self.bias.view(-1, 1)
+            raised = memory.log_sum + bias.view(-1, 1)
             mixed = combine_jointly(local, memory.output, local_sum, raised, memory.found)
         if self.strength is None:
             return mixed
-        return local + self.strength.view(-1, 1, 1) * (mixed - local)
+        return local + _take(self.strength, heads).view(-1, 1, 1) * (mixed - local)
+
+    def list_open(self) -> list[bool]:
+        """Of every head, whether it reads the memory."""
+        return (self.bias.detach() > _READS).tolist()
 
     def close_all_but(self, heads: Sequence[int]) -> None:
         """Close the gates of all other heads. In place."""
@@ -121,6 +153,10 @@ class MemoryHead(nn.Module):
         closed[list(heads)] = False
         with torch.no_grad():
             self.bias.masked_fill_(closed, CLOSED)
+
+
+def _take(per_head: Tensor, heads: Tensor | None) -> Tensor:
+    return per_head if heads is None else per_head.index_select(0, heads)
 
 
 def _add_log_sums(sums: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,9 @@ from memorizing.errors import ConfigError
 from memorizing.huggingface.families import Decoder, rotate_back
 from memorizing.huggingface.memory_head import Attended, MemoryHead, sum_local_scores
 from memorizing.huggingface.memory_settings import MemorySettings
+from memorizing.huggingface.open_heads import OpenHeads, plan_open_heads
 from memorizing.huggingface.step import Step
+from memorizing.index_settings import SealedSettings, parse_index
 
 
 class EntriesRead(Exception):
@@ -88,10 +90,20 @@ class MemoryLayer(MemoryHead):
             if self.layer == max(step.settings.layers):
                 step.is_cut = True
                 raise EntriesRead
-        free_query = self._free(module, query, kwargs, distance=self.settings.distance)
+        open_heads = step.history.open_heads[self.layer]
+        if not open_heads.is_any:
+            return output
+        asked = self._free(module, open_heads.ask(query), kwargs, distance=self.settings.distance)
+        stored = open_heads.take_keys(free_key), open_heads.take_keys(new_value)
         attended = []
-        for found in step.walk(self.layer, self._window, free_query, free_key, new_value):
-            part = self.attend(free_query[:, :, found.columns], found.parts, scaling, softcap)
+        for found in step.walk(self.layer, self._window, asked, *stored):
+            part = self.attend(
+                asked[:, :, found.columns],
+                found.parts,
+                scaling,
+                softcap,
+                None if open_heads.heads is None else open_heads.asked,
+            ).keep(open_heads)
             step.tell(self.layer, found, part.shares)
             attended.append(part)
         if not any(part.shares for part in attended):
@@ -102,8 +114,30 @@ class MemoryLayer(MemoryHead):
                 torch.cat([part.output for part in attended], 2),
                 torch.cat([part.log_sum for part in attended], 2),
             )
-        local_sum = sum_local_scores(query, key, mask, scaling, softcap) if self.joint else None
-        return self.mix(output.transpose(1, 2), memory, local_sum).transpose(1, 2)
+        local_sum = None
+        if self.joint:
+            if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
+                mask = open_heads.ask(mask)
+            local_sum = sum_local_scores(
+                open_heads.ask(query), open_heads.take_keys(key), mask, scaling, softcap
+            )
+            local_sum = open_heads.keep(local_sum)
+        local = output.transpose(1, 2)
+        heads = open_heads.heads
+        if heads is None:
+            return self.mix(local, memory, local_sum).transpose(1, 2)
+        mixed = self.mix(local.index_select(1, heads), memory, local_sum, heads)
+        return local.index_copy(1, heads, mixed.to(local.dtype)).transpose(1, 2)
+
+    def plan_open_heads(self) -> OpenHeads:
+        """Which heads read the memory, by their gates as they are now."""
+        num_heads, num_key_heads = self._decoder.count_heads(self.layer)
+        assert num_heads == len(self.bias)
+        # The index of a folder is saved with all heads.
+        is_sealed = isinstance(parse_index(self.settings.index), SealedSettings)
+        return plan_open_heads(
+            self.list_open(), num_key_heads, self.bias.device, keep_keys=is_sealed
+        )
 
     def _free(
         self, module: nn.Module, x: Tensor, kwargs: dict[str, Any], distance: int = 0

@@ -85,7 +85,8 @@ class MemorySession:
         self._attachment.unbind()
 
     def _bind(self) -> None:
-        self._attachment.bind(self._store.open_layers(self._attachment.devices))
+        attachment = self._attachment
+        attachment.bind(self._store.open_layers(attachment.devices, attachment.open_heads))
 
     @property
     def documents(self) -> tuple[StoredDocument, ...]:

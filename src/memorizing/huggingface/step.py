@@ -14,6 +14,7 @@ from torch import Tensor
 
 from memorizing.errors import StateError
 from memorizing.huggingface.memory_settings import MemorySettings
+from memorizing.huggingface.open_heads import OpenHeads
 from memorizing.index_settings import parse_index
 from memorizing.memory import Memory, Retrieved
 from memorizing.memory.frozen import FrozenMemory
@@ -22,8 +23,8 @@ from memorizing.model import ModelState, RetrievalControl
 from memorizing.model.state import Entries, Staged
 
 OnRetrieved = Callable[[int, Sequence[Tensor], Sequence[Tensor | None]], None]
-"""Layer; per part, shares of attention (B, H, T, k); per part, numbers of entries, or None for the
-text's own memory."""
+"""Layer; per part, shares of attention (B, H, T, k) of the heads that read; per part, numbers of
+entries, or None for the text's own memory."""
 
 
 @dataclass
@@ -32,6 +33,8 @@ class History:
 
     states: dict[int, ModelState]
     """Per memory layer, a state with its memory; all stand at the same positions."""
+    open_heads: Mapping[int, OpenHeads]
+    """Per memory layer, the heads that its memory has."""
     has_ended: Tensor
     """(B,) bool on the CPU: rows whose last column was padding after their tokens."""
     is_broken: bool = False
@@ -50,7 +53,7 @@ class History:
 def make_history(
     settings: MemorySettings,
     num_rows: int,
-    num_heads: int,
+    open_heads: Mapping[int, OpenHeads],
     head_dim: int,
     dtype: torch.dtype,
     devices: Mapping[int, torch.device],
@@ -61,7 +64,8 @@ def make_history(
     states = {}
     for layer in settings.layers:
         memories = {}
-        if settings.capacity and layer != without:
+        num_heads = len(open_heads[layer].key_heads)
+        if settings.capacity and open_heads[layer].is_any and layer != without:
             index = parse_index(settings.index)
             memories[layer] = Memory(
                 num_rows, num_heads, settings.capacity, head_dim, dtype, devices[layer], index
@@ -69,7 +73,7 @@ def make_history(
         states[layer] = ModelState(
             settings.segment_len, torch.zeros(num_rows, dtype=torch.int64), (), (), {}, memories
         )
-    return History(states, torch.zeros(num_rows, dtype=torch.bool))
+    return History(states, open_heads, torch.zeros(num_rows, dtype=torch.bool))
 
 
 @dataclass(frozen=True)
@@ -171,9 +175,10 @@ class Step:
         Args:
             layer: a memory layer.
             window: tokens that its local attention sees.
-            queries: (B, H, T, D), free of positions.
-            keys: (B, H_kv, T, D), free of positions, of the tokens of this call.
-            values: (B, H_kv, T, D).
+            queries: (B, P, T, D), free of positions, as `OpenHeads.ask` gives them.
+            keys: (B, K, T, D), free of positions, of the tokens of this call, as
+                `OpenHeads.take_keys` gives them.
+            values: (B, K, T, D).
         """
         state = self._states[layer]
         if self.needs_graph:
@@ -254,11 +259,15 @@ class Step:
         return (boundary - first_seen).clamp(min=0)
 
     def tell(self, layer: int, found: Found, shares: Sequence[Tensor]) -> None:
-        """Report what was retrieved, with its shares (B, H, T, k) of attention; not of padding."""
+        """Report what was retrieved, with its shares of attention; not of padding.
+
+        `shares` (B, H_open, T, k) are of the heads that read.
+        """
         if self.on_retrieved is None or not found.parts:
             return
+        keep = self.history.open_heads[layer].keep
         entries = [
-            None if first is None else part.neighbors.slots + first
+            None if first is None else keep(part.neighbors.slots) + first
             for first, part in zip(found.first_entries, found.parts, strict=True)
         ]
         valid = self.valid[:, None, found.columns, None]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
+from memorizing.huggingface.open_heads import OpenHeads
 from memorizing.index_settings import parse_index
 from memorizing.memory.disk import (
     FolderDescription,
@@ -21,7 +22,7 @@ from memorizing.memory.disk import (
     NewDocument,
     StoredDocument,
 )
-from memorizing.memory.frozen import FrozenMemory
+from memorizing.memory.frozen import FrozenMemory, select_heads
 
 
 class Store(ABC):
@@ -46,8 +47,10 @@ class Store(ABC):
         """For numbers of entries (n,), the places of their documents in `documents`."""
 
     @abstractmethod
-    def open_layers(self, devices: Mapping[int, torch.device]) -> dict[int, FrozenMemory]:
-        """Per layer, all entries, to be searched on its device."""
+    def open_layers(
+        self, devices: Mapping[int, torch.device], open_heads: Mapping[int, OpenHeads]
+    ) -> dict[int, FrozenMemory]:
+        """Per layer that a head reads, the entries of its `key_heads`, searched on its device."""
 
     @abstractmethod
     def check_tokenizer(self, tokenizer_hash: str) -> None:
@@ -111,14 +114,20 @@ class RamStore(Store):
         """As `Store.number_documents`."""
         return torch.searchsorted(self._ends, entries.cpu(), right=True)
 
-    def open_layers(self, devices: Mapping[int, torch.device]) -> dict[int, FrozenMemory]:
+    def open_layers(
+        self, devices: Mapping[int, torch.device], open_heads: Mapping[int, OpenHeads]
+    ) -> dict[int, FrozenMemory]:
         """As `Store.open_layers`."""
         return {
             layer: FrozenMemory.from_tensors(
-                keys.to(devices[layer]), values.to(devices[layer]), self.index
+                *(
+                    select_heads(entries, open_heads[layer].key_heads).to(devices[layer])
+                    for entries in pair
+                ),
+                self.index,
             )
-            for layer, (keys, values) in self._entries.items()
-            if keys.shape[1]
+            for layer, pair in self._entries.items()
+            if pair[0].shape[1] and open_heads[layer].is_any
         }
 
     def check_tokenizer(self, tokenizer_hash: str) -> None:
@@ -194,13 +203,18 @@ class FolderStore(Store):
         assert self.folder is not None
         return self.folder.contents.document_of(entries.cpu())
 
-    def open_layers(self, devices: Mapping[int, torch.device]) -> dict[int, FrozenMemory]:
+    def open_layers(
+        self, devices: Mapping[int, torch.device], open_heads: Mapping[int, OpenHeads]
+    ) -> dict[int, FrozenMemory]:
         """As `Store.open_layers`."""
         if self.folder is None:
             return {}
         return {
-            layer: self.folder.open_layer(layer, devices[layer], self.index)
+            layer: self.folder.open_layer(
+                layer, devices[layer], self.index, heads=open_heads[layer].key_heads
+            )
             for layer in self.description.layers
+            if open_heads[layer].is_any
         }
 
     def check_tokenizer(self, tokenizer_hash: str) -> None:

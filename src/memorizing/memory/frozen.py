@@ -214,6 +214,16 @@ class FrozenMemory:
         )
 
 
+def select_heads(entries: Tensor, heads: Sequence[int] | None) -> Tensor:
+    """Entries (H, n, D) of some heads, ascending, None is all; a view where they are neighbors."""
+    if heads is None or len(heads) == entries.shape[0]:
+        return entries
+    first, last = heads[0], heads[-1]
+    if last - first + 1 == len(heads):
+        return entries[first : last + 1]
+    return entries[list(heads)]
+
+
 def _new_neighbors(shape: tuple[int, ...], keys: Tensor) -> Neighbors:
     """Neighbors of queries that found nothing."""
     return Neighbors(

@@ -223,7 +223,12 @@ class MemoryFolder:
             save_indexes(self.path, self.contents, index)
 
     def open_layer(
-        self, layer: int, device: torch.device | str = "cpu", index: IndexSettings | None = None
+        self,
+        layer: int,
+        device: torch.device | str = "cpu",
+        index: IndexSettings | None = None,
+        *,
+        heads: Sequence[int] | None = None,
     ) -> FrozenMemory:
         """The entries of one layer, to be searched. Nothing is read before the first search.
 
@@ -235,12 +240,15 @@ class MemoryFolder:
             device: where it is searched.
             index: what searches every block; None is exact search. What `save_indexes` saved is
                 read and not built.
+            heads: those of keys that are searched, ascending; None is all. With an index that
+                `save_indexes` saves it must be all.
 
         Raises:
             MemoryFolderError: there is no such layer.
+            ConfigError: some heads, and an index of all of them.
             IndexUnavailableError: the index needs a package that is not installed.
         """
-        return open_layer(self.path, self.contents, layer, device, index)
+        return open_layer(self.path, self.contents, layer, device, index, heads)
 
     def _write(self, segments: Sequence[SegmentRecord | Sequence[Part]]) -> None:
         """Replace the state; the lock is held."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memorizing.errors import MemoryFolderError, StateError
+from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.index_settings import ExactSettings, IndexSettings, SealedSettings
 from memorizing.knn import KeyIndex, StoredKeys, make_index
 from memorizing.memory.disk.contents import Contents
@@ -19,7 +19,13 @@ from memorizing.memory.disk.description import FolderDescription
 from memorizing.memory.disk.encoding import decode_int8
 from memorizing.memory.disk.segment import SegmentFile
 from memorizing.memory.disk.writing import INDEXES, TEMPORARY, sync_folder
-from memorizing.memory.frozen import FrozenBlock, FrozenMemory, LoadedBlock, index_block
+from memorizing.memory.frozen import (
+    FrozenBlock,
+    FrozenMemory,
+    LoadedBlock,
+    index_block,
+    select_heads,
+)
 
 
 def open_layer(
@@ -28,6 +34,7 @@ def open_layer(
     layer: int,
     device: torch.device | str = "cpu",
     index: IndexSettings | None = None,
+    heads: Sequence[int] | None = None,
 ) -> FrozenMemory:
     """The entries of one layer; see `MemoryFolder.open_layer`."""
     description = contents.manifest.description
@@ -36,6 +43,13 @@ def open_layer(
             f"{folder} has no entries of layer {layer}; it has those of {list(description.layers)}"
         )
     settings = ExactSettings() if index is None else index
+    if heads is None or len(heads) == description.num_heads:
+        heads = tuple(range(description.num_heads))
+    elif isinstance(settings, SealedSettings):
+        raise ConfigError(
+            f"index {settings.name!r} is saved with all {description.num_heads} heads, and heads "
+            f"{list(heads)} are asked for; leave heads out"
+        )
     # A package that is missing is missed now, and not at the first search.
     make_index(settings)
     device = torch.device(device)
@@ -50,11 +64,11 @@ def open_layer(
     blocks = [
         FrozenBlock(
             sum(segment.record.num_entries for segment in group),
-            partial(_load, folder, description, group, layer, device, settings),
+            partial(_load, folder, description, group, layer, device, settings, heads),
         )
         for group in groups
     ]
-    return FrozenMemory(description.num_heads, description.head_dim, blocks)
+    return FrozenMemory(len(heads), description.head_dim, blocks)
 
 
 def save_indexes(folder: Path, contents: Contents, index: IndexSettings) -> None:
@@ -75,6 +89,7 @@ def save_indexes(folder: Path, contents: Contents, index: IndexSettings) -> None
                 layer,
                 torch.device("cpu"),
                 index,
+                range(contents.manifest.description.num_heads),
             )
             unfinished = saved.with_name(f".{saved.name}{TEMPORARY}")
             block.index.save(unfinished)
@@ -95,9 +110,10 @@ def _load(
     layer: int,
     device: torch.device,
     settings: IndexSettings,
+    heads: Sequence[int],
 ) -> LoadedBlock:
     keys, values = (
-        _gather(description, segments, f"layers.{layer}.{kind}", device)
+        _gather(description, segments, f"layers.{layer}.{kind}", device, heads)
         for kind in ("key", "value")
     )
     saved = name_index_folder(folder, segments[0].record.file, layer, settings)
@@ -110,20 +126,21 @@ def _gather(
     segments: Sequence[SegmentFile],
     name: str,
     device: torch.device,
+    heads: Sequence[int],
 ) -> Tensor:
-    """Keys or values (H, n, D) of the segments, by reference if possible."""
+    """Keys or values (H, n, D) of the segments, by reference if possible; `heads` of them."""
     is_coded = description.dtype == "int8"
     if len(segments) == 1 and not is_coded:
-        return segments[0].get_tensor(f"{name}s").to(device)
+        return select_heads(segments[0].get_tensor(f"{name}s"), heads).to(device)
     num_entries = sum(segment.record.num_entries for segment in segments)
-    shape = (description.num_heads, num_entries, description.head_dim)
+    shape = (len(heads), num_entries, description.head_dim)
     gathered = torch.empty(shape, dtype=description.searched_dtype, device=device)
     start = 0
     for segment in segments:
         stop = start + segment.record.num_entries
-        stored = segment.get_tensor(f"{name}s").to(device)
+        stored = select_heads(segment.get_tensor(f"{name}s"), heads).to(device)
         if is_coded:
-            factors = segment.get_tensor(f"{name}_factors").to(device)
+            factors = select_heads(segment.get_tensor(f"{name}_factors"), heads).to(device)
             stored = decode_int8(stored, factors, gathered.dtype)
         gathered[:, start:stop] = stored
         start = stop
