@@ -36,13 +36,14 @@ from typing import Any
 
 import torch
 from command_line import make_parser, run_command
-from passkey import PasskeySample, load_sentences, make_grid, make_sample
+from passkey import KEY_SENTENCE, PasskeySample, encode, load_sentences, make_grid, make_sample
 from smollm import describe_precision, load_smollm
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from memorizing import add_memory, load_adapter, open_memory
 from memorizing.benchmark.machine import describe_machine
+from memorizing.errors import ConfigError
 from memorizing.evaluation.answers import compute_wilson_interval
 from memorizing.files import write_json
 from memorizing.huggingface.adapter import save_adapter
@@ -65,6 +66,8 @@ LAYER = 18
 """The memory layer, of 30. Untrained, each by itself, on six training documents of 1,500 tokens:
 this one gets 60% of the answers' tokens right, seven others 7 to 12%."""
 SEGMENT_LEN = 512
+TRAINED = "passkey.json"
+"""What it was trained with, in the folder of the adapter."""
 TEST_LENS = (4096, 8192, 16_384, 32_768, 65_536)
 """Tokens with the start token and the answer, in the order of the JSON."""
 DEPTHS = tuple(place / 10 for place in range(9))
@@ -112,6 +115,13 @@ def measure(options: argparse.Namespace) -> None:
     adapter = options.runs / f"adapter-{options.seed}"
     if not adapter.is_dir():
         train(tokenizer, adapter, options)
+    about = adapter / TRAINED
+    trained = json.loads(about.read_text(encoding="utf-8"))
+    if trained != describe_training(options):
+        raise ConfigError(
+            f"{adapter} was trained with {trained}, and asked for is {describe_training(options)}; "
+            "give the same --steps and --seed, or another --runs"
+        )
     model, own_tokenizer = load_smollm(options.model, options.device)
     load_adapter(model, adapter, capacity=max(options.lens))
     for arm, num_tokens in itertools.product(options.arms, options.lens):
@@ -150,7 +160,18 @@ def train(tokenizer: PreTrainedTokenizerBase, adapter: Path, options: argparse.N
     adapter.parent.mkdir(parents=True, exist_ok=True)
     unfinished = adapter.with_name(f"{adapter.name}.unfinished")
     save_adapter(model, unfinished)
+    write_json(unfinished / TRAINED, describe_training(options))
     unfinished.rename(adapter)
+
+
+def describe_training(options: argparse.Namespace) -> dict[str, Any]:
+    """What an adapter depends on, for JSON."""
+    settings = replace(SETTINGS, steps=options.steps, seed=options.seed)
+    return {
+        "settings": settings.to_dict(),
+        "train_segments": list(TRAIN_SEGMENTS),
+        "layer": LAYER,
+    }
 
 
 def draw_batch(
@@ -242,6 +263,12 @@ def read_and_ask(
     """What a model with memory goes on with after a document it has read, but for its end."""
     num_prompt = get_attachment(model).settings.segment_len
     begin = len(sample.tokens) - num_prompt
+    key_end = sample.key_position + len(encode(tokenizer, KEY_SENTENCE.format(key=sample.key)))
+    if key_end > begin:
+        raise ConfigError(
+            f"the key stands up to token {key_end} of {len(sample.tokens)}, where the prompt "
+            f"begins at {begin}: no memory is needed to see it; test longer documents"
+        )
     # The start token in the text: this tokenizer puts none before a document.
     text = tokenizer.decode([start_token, *sample.tokens[:begin]])
     with open_memory(model) as memory:
@@ -347,8 +374,7 @@ def report(options: argparse.Namespace) -> None:
     ]
     values = {
         "precision": describe_precision(options.device),
-        "settings": SETTINGS.to_dict() | {"steps": options.steps, "seed": options.seed},
-        "train_segments": list(TRAIN_SEGMENTS),
+        **describe_training(options),
         "arms": {
             arm: {
                 str(one["tokens"]): describe_test(one)

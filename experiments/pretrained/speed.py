@@ -41,7 +41,6 @@ from memorizing.files import write_json
 from memorizing.huggingface.attachment import get_attachment
 from memorizing.huggingface.reading import read_tokens
 from memorizing.memory import FrozenMemory
-from memorizing.memory.frozen import select_heads
 
 RESULTS = Path("experiments/results/pretrained_speed.json")
 SEGMENT, NUM_REAL, NUM_ENTRIES, NUM_DECODED = 512, 2048, 65_536, 24
@@ -170,8 +169,8 @@ def make_base(
     """What the memory layers of the model search, as an open memory would have it."""
     base = {}
     for layer, heads in get_attachment(model).open_heads.items():
-        keys, values = (select_heads(part, heads.key_heads) for part in entries[layer])
-        base[layer] = FrozenMemory.from_tensors(keys, values)
+        base[layer] = FrozenMemory.from_tensors(*entries[layer], heads=heads.key_heads)
+        base[layer].prepare()
     return base
 
 

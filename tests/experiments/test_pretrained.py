@@ -18,7 +18,7 @@ import tokenizers
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from memorizing import add_memory
+from memorizing import add_memory, remove_memory
 from memorizing.data import Tokenizer
 from memorizing.errors import ConfigError, CorpusError
 from memorizing.loss import compute_token_nats
@@ -363,6 +363,16 @@ def test_a_model_is_asked_for_what_only_its_memory_holds(scripts, tokenizer, sen
     said = [module.read_and_ask(model, tokenizer, START_TOKEN, end) for end in ends]
     assert said[0] != said[1]
     assert said[0] == module.read_and_ask(model, tokenizer, START_TOKEN, ends[0])
+
+
+def test_a_key_that_the_prompt_shows_is_not_asked_for(scripts, model, tokenizer, sentences):
+    sample = scripts.passkey.make_sample(tokenizer, 211, 1.0, "s", sentences=sentences)
+    add_memory(model, [1], window=83, num_sinks=2, num_neighbors=7, capacity=64)
+    try:
+        with pytest.raises(ConfigError, match="no memory is needed to see it"):
+            scripts.passkey_test.read_and_ask(model, tokenizer, START_TOKEN, sample)
+    finally:
+        remove_memory(model)
 
 
 def test_runs_are_compared_on_what_both_have_read(scripts):

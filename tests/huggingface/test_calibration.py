@@ -88,6 +88,14 @@ def test_a_calibrated_model_is_as_it_was_and_gains_on_its_text(model, tokens):
     assert float(nats) == pytest.approx(found.nats_with, abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_16_bits_is_calibrated(model, tokens, dtype):
+    settings = SETTINGS | {"dtype": str(dtype).removeprefix("torch.")}
+    found = calibrate(model.to(dtype), tokens, **settings)
+    assert found.nats_with <= found.nats_without
+    assert found.slopes.isfinite().all()
+
+
 def test_candidates_may_be_named_in_any_order(model, tokens):
     both = [
         calibrate(model, tokens, candidates=layers, biases=(0.0,), **SETTINGS)

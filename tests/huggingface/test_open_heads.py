@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from memorizing.errors import ConfigError
-from memorizing.huggingface import open_memory, remove_memory
+from memorizing.errors import CheckpointError, ConfigError, StateError
+from memorizing.huggingface import load_adapter, open_memory, remove_memory, save_adapter
+from memorizing.huggingface.cache_state import dump_cache, load_cache
 from memorizing.huggingface.memory_head import CLOSED
 from memorizing.huggingface.open_heads import plan_open_heads
 from memorizing.index_settings import parse_index
 from memorizing.memory import FrozenMemory, MemoryFolder
 from memorizing.memory.frozen import select_heads
+from memorizing.training.finetuning import FinetuneSettings
+from memorizing.training.finetuning.weights import prepare_weights
 
 from .test_memory_session import DOCUMENTS, QUESTION, TOKENIZER
 from .tools import (
@@ -173,6 +176,62 @@ def test_heads_are_those_that_were_open_when_the_memory_was_opened():
         assert not torch.equal(read(model, tokens, SEGMENT_LEN), before)
 
 
+def test_gates_are_not_loaded_while_a_memory_is_open(tmp_path: Path):
+    model = find_model()
+    attachment = give_memory(model, heads={LAYER: (2,)})
+    save_adapter(model, tmp_path / "adapter")
+    with memory_open(attachment):
+        with pytest.raises(StateError, match="settled when it was opened"):
+            attachment.load_heads(attachment.dump_heads())
+        with pytest.raises(StateError, match="settled when it was opened"):
+            load_adapter(model, tmp_path / "adapter")
+    load_adapter(model, tmp_path / "adapter")
+
+
+def test_what_was_read_for_other_heads_is_refused():
+    attachment = give_memory(find_model(), heads={LAYER: (2,)})
+    entries = torch.zeros(2, 3, 10)
+    with pytest.raises(StateError, match=r"has 2 heads of keys in layer 1, and heads \[1\]"):
+        attachment.bind({LAYER: FrozenMemory.from_tensors(entries, entries)})
+    assert not attachment.is_bound
+    attachment.bind({LAYER: FrozenMemory.from_tensors(entries, entries, heads=[1])})
+    attachment.unbind()
+
+
+def test_a_saved_cache_goes_on_with_the_same_heads_alone():
+    model, tokens = find_model(), make_tokens(1, 3 * SEGMENT_LEN)
+    attachment = give_memory(model, heads={LAYER: (2,)})
+    with torch.no_grad(), memory_open(attachment):
+        cache = attachment.make_cache()
+        call(model, tokens, cache)
+        attachment.commit(cache)
+        saved = dump_cache(attachment, cache)
+        assert saved is not None
+        saved = {name: tensor.clone() for name, tensor in saved.items()}
+        expected = call(model, tokens, cache).logits
+        assert torch.equal(call(model, tokens, load_cache(attachment, saved)).logits, expected)
+    attachment.layers[LAYER].bias.data.copy_(torch.tensor([0.0, CLOSED, CLOSED, CLOSED]))
+    with memory_open(attachment), pytest.raises(CheckpointError, match=r"keys \[1\].*\[0\]"):
+        load_cache(attachment, saved)
+
+
+def test_closed_gates_alone_are_not_finetuned():
+    model = make_model()
+    attachment = give_memory(model, bias=CLOSED)
+    with pytest.raises(ConfigError, match="closed gates learn nothing"):
+        prepare_weights(model, attachment, FinetuneSettings(train="gates"))
+
+
+@pytest.mark.parametrize("heads", [[], [2], [1, 0], [0, 0]])
+def test_heads_that_a_folder_does_not_have_are_refused(tmp_path: Path, heads: list[int]):
+    model = find_model()
+    give_memory(model)
+    with open_memory(model, tmp_path / "m") as memory:
+        memory.read(TOKENIZER, DOCUMENTS, progress=False)
+    with pytest.raises(ConfigError, match=r"one or more of \[0, 1\]"):
+        MemoryFolder.open(tmp_path / "m").open_layer(LAYER, heads=heads)
+
+
 @pytest.mark.parametrize("keep_keys", [False, True])
 @pytest.mark.parametrize("number", range(1, 64))
 def test_a_plan_asks_every_open_head_once_at_its_keys(number: int, keep_keys: bool):
@@ -201,9 +260,9 @@ def test_selected_heads_are_views_where_they_are_neighbors(heads: Any, is_view: 
 
 
 def test_an_index_of_all_heads_is_not_opened_for_some(tmp_path: Path):
+    pytest.importorskip("faiss")
     model = find_model()
     give_memory(model)
-    pytest.importorskip("faiss")
     with open_memory(model, tmp_path / "m") as memory:
         memory.read(TOKENIZER, DOCUMENTS, progress=False)
     folder = MemoryFolder.open(tmp_path / "m")

@@ -39,8 +39,10 @@ def write(results: Results) -> Section:
         f"the seeds. Repeat: `python {_SCRIPTS}/finetuned.py`.",
         _write(found["finetuned"], _write_finetuned),
         "### Passkey",
-        "A number of five digits hidden in real sentences, asked for at the end; all digits must "
-        f"be the likeliest. Repeat: `python {_SCRIPTS}/passkey_test.py`.",
+        "A number of five digits hidden in real sentences, asked for at the end. *memory*: "
+        "`memory.read` takes in the document but for its last 512 tokens, and `generate` goes on "
+        "from these; *off*: the same weights read the document with their window of 512 alone. "
+        f"Repeat: `python {_SCRIPTS}/passkey_test.py`.",
         _write(found["passkey"], _write_passkey),
         "### Keys that no one normalized, and fewer bits",
         'Nearest by inner product or, with `search="normalized"`, by direction, each with what '

@@ -95,6 +95,7 @@ def load_adapter(
         CheckpointError: the folder is no adapter, is damaged, or is of another base model.
         ConfigError: the model's memory is of another kind, or it has LoRA already; or other
             settings than those that may differ.
+        StateError: a memory is open.
         IndexUnavailableError: it has LoRA, and peft is not installed.
     """
     inner, folder = unwrap(model), Path(folder)
@@ -120,6 +121,7 @@ def load_adapter(
         add_memory(inner, **wanted.to_dict())
     attachment = get_attachment(inner)
     try:
+        attachment.check_unbound()
         _check_settings(attachment.settings, wanted)
         load_heads(attachment, heads, str(folder))
     except Exception:

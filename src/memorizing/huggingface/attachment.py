@@ -149,22 +149,54 @@ class Attachment:
 
     @property
     def open_heads(self) -> Mapping[int, OpenHeads]:
-        """Per memory layer, the heads that read: those whose gates were open at `bind`."""
+        """Per memory layer, the heads that read: those whose gates were open at `bind`.
+
+        Where no memory is open, by the gates as they are now.
+        """
         if self.is_bound:
             return self._open_heads
         return {number: layer.plan_open_heads() for number, layer in self.layers.items()}
 
-    def bind(self, base: Mapping[int, FrozenMemory]) -> None:
+    def bind(
+        self,
+        base: Mapping[int, FrozenMemory],
+        open_heads: Mapping[int, OpenHeads] | None = None,
+    ) -> None:
         """From now on, calls read this and what they remember of their own texts. In place.
 
-        `base` has the `key_heads` of `open_heads`.
+        Args:
+            base: per layer, what was read before, of the `key_heads` of `open_heads`.
+            open_heads: those that `base` was opened for; None asks for them now.
+
+        Raises:
+            StateError: `base` has other heads.
         """
-        self._open_heads = self.open_heads
+        heads = self.open_heads if open_heads is None else open_heads
+        for layer, memory in base.items():
+            if memory.num_heads != len(heads[layer].key_heads):
+                raise StateError(
+                    f"what was read has {memory.num_heads} heads of keys in layer {layer}, and "
+                    f"heads {list(heads[layer].key_heads)} are read; open it for these"
+                )
+        self._open_heads = heads
         self._binding, self._base = self._binding or next(_BINDINGS), base
+
+    def check_unbound(self) -> None:
+        """Refuse to change gates while a memory is open.
+
+        Raises:
+            StateError: one is.
+        """
+        if self.is_bound:
+            raise StateError(
+                "a memory is open, and which heads read it was settled when it was opened; leave "
+                "its with block before loading gates"
+            )
 
     def unbind(self) -> None:
         """From now on, calls read and remember nothing. In place."""
         self._binding, self._base, self.on_retrieved = None, {}, None
+        self._open_heads = {}
 
     @contextmanager
     def collect(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
@@ -230,7 +262,9 @@ class Attachment:
 
         Raises:
             ConfigError: of other layers or numbers of heads.
+            StateError: a memory is open.
         """
+        self.check_unbound()
         for number, layer in self.layers.items():
             given = heads.get(str(number), {})
             tensors = {name: torch.tensor(values) for name, values in given.items()}

@@ -42,6 +42,8 @@ def dump_cache(attachment: Attachment, cache: DynamicCache) -> dict[str, Tensor]
             if isinstance(value, Tensor):
                 tensors[f"layers.{number}.{part}"] = value
     for number, state in history.states.items():
+        keys = history.open_heads[number].key_heads if state.memories else ()
+        tensors[f"memories.{number}.key_heads"] = torch.tensor(keys, dtype=torch.int64)
         for memory in state.memories.values():
             for name, value in memory.state_dict().items():
                 tensors[f"memories.{number}.{name}"] = value
@@ -60,6 +62,13 @@ def load_cache(attachment: Attachment, tensors: dict[str, Tensor]) -> DynamicCac
         position = tensors["position"].cpu()
         history = attachment.start_history(cache, len(position))
         for number, state in history.states.items():
+            keys = history.open_heads[number].key_heads if state.memories else ()
+            saved = tensors[f"memories.{number}.key_heads"].tolist()
+            if saved != list(keys):
+                raise CheckpointError(
+                    f"the saved cache remembers heads of keys {saved} of layer {number}, and this "
+                    f"model reads {list(keys)}; go on with the gates it was saved with"
+                )
             for memory in state.memories.values():
                 names = memory.state_dict()
                 parts = {name: tensors[f"memories.{number}.{name}"] for name in names}

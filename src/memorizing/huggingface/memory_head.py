@@ -24,7 +24,7 @@ from memorizing.model.memory_attention import (
 CLOSED = -30.0
 """Bias of a head that does not read: sigmoid(-30) is 1e-13."""
 _READS = CLOSED + 1.0
-"""Heads with a bias above it read; training moves a closed gate by less."""
+"""Heads with a bias above it read."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ class MemoryHead(nn.Module):
             mixed = combine_jointly(local, memory.output, local_sum, raised, memory.found)
         if self.strength is None:
             return mixed
-        return local + _take(self.strength, heads).view(-1, 1, 1) * (mixed - local)
+        strength = _take(self.strength, heads).to(local.dtype).view(-1, 1, 1)
+        return local + strength * (mixed - local)
 
     def list_open(self) -> list[bool]:
         """Of every head, whether it reads the memory."""

@@ -40,7 +40,8 @@ class MemorySettings:
     takes the window: the farthest that local attention sees. Without rotary positions it has no
     meaning."""
     bias: float = 0.0
-    """Where gates start: the logit of the gate, or what is added to the retrieved scores."""
+    """Where gates start: the logit of the gate, or what is added to the retrieved scores. Heads at
+    -30 are closed: they do not search."""
     temperature: float = 1.0
     """Retrieved scores are divided by it, before anything is learned."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"

@@ -1,4 +1,7 @@
-"""Which heads of a memory layer read it: nothing is searched for the others, and nothing stored.
+"""Which heads of a memory layer read it: nothing is searched for the others.
+
+A text's own memory has nothing but the heads of keys that are read; a memory that documents were
+read into has all of them, so that it may be opened with other gates.
 
 Shapes: B rows, H heads of queries, H_kv heads of keys, T tokens, D head_dim.
 """
@@ -21,7 +24,7 @@ class OpenHeads:
     """
 
     key_heads: tuple[int, ...]
-    """Heads of keys that are stored and searched, ascending."""
+    """Heads of keys that are searched, ascending."""
     num_key_heads: int
     """H_kv."""
     is_any: bool

@@ -86,7 +86,8 @@ class MemorySession:
 
     def _bind(self) -> None:
         attachment = self._attachment
-        attachment.bind(self._store.open_layers(attachment.devices, attachment.open_heads))
+        heads = attachment.open_heads
+        attachment.bind(self._store.open_layers(attachment.devices, heads), heads)
 
     @property
     def documents(self) -> tuple[StoredDocument, ...]:
@@ -231,7 +232,7 @@ class MemorySession:
 
 
 class Sources:
-    """Attention mass on documents and on the text's own memory, summed over calls and heads."""
+    """Attention mass on documents and on the text's own memory, of all calls and open heads."""
 
     def __init__(self, store: Store) -> None:
         """Nothing yet."""

@@ -22,7 +22,7 @@ from memorizing.memory.disk import (
     NewDocument,
     StoredDocument,
 )
-from memorizing.memory.frozen import FrozenMemory, select_heads
+from memorizing.memory.frozen import FrozenMemory
 
 
 class Store(ABC):
@@ -120,14 +120,13 @@ class RamStore(Store):
         """As `Store.open_layers`."""
         return {
             layer: FrozenMemory.from_tensors(
-                *(
-                    select_heads(entries, open_heads[layer].key_heads).to(devices[layer])
-                    for entries in pair
-                ),
+                keys.to(devices[layer]),
+                values.to(devices[layer]),
                 self.index,
+                heads=open_heads[layer].key_heads,
             )
-            for layer, pair in self._entries.items()
-            if pair[0].shape[1] and open_heads[layer].is_any
+            for layer, (keys, values) in self._entries.items()
+            if keys.shape[1] and open_heads[layer].is_any
         }
 
     def check_tokenizer(self, tokenizer_hash: str) -> None:

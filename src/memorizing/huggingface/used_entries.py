@@ -25,7 +25,7 @@ class Snippet:
 
 
 class UsedEntries:
-    """Attention mass on every entry that was read, summed over calls, layers and heads."""
+    """Attention mass on every entry that was read, of all calls, layers and open heads."""
 
     def __init__(self) -> None:
         """Nothing yet."""

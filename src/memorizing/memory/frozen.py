@@ -98,9 +98,17 @@ class FrozenMemory:
 
     @classmethod
     def from_tensors(
-        cls, keys: Tensor, values: Tensor, index: IndexSettings | None = None
+        cls,
+        keys: Tensor,
+        values: Tensor,
+        index: IndexSettings | None = None,
+        *,
+        heads: Sequence[int] | None = None,
     ) -> FrozenMemory:
         """A memory of keys and values (H, n, D), which are not copied where they are contiguous.
+
+        Of `heads`, where they are given, ascending; they are copied at the first search unless they
+        are neighbors.
 
         Raises:
             StateError: keys and values of different shapes.
@@ -117,12 +125,12 @@ class FrozenMemory:
         block = FrozenBlock(
             keys.shape[1],
             lambda: index_block(
-                keys.detach().contiguous().unsqueeze(0),
-                values.detach().contiguous().unsqueeze(0),
+                select_heads(keys.detach(), heads).contiguous().unsqueeze(0),
+                select_heads(values.detach(), heads).contiguous().unsqueeze(0),
                 settings,
             ),
         )
-        return cls(keys.shape[0], keys.shape[2], [block])
+        return cls(keys.shape[0] if heads is None else len(heads), keys.shape[2], [block])
 
     @property
     def size(self) -> int:

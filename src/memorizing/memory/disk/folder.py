@@ -240,12 +240,12 @@ class MemoryFolder:
             device: where it is searched.
             index: what searches every block; None is exact search. What `save_indexes` saved is
                 read and not built.
-            heads: those of keys that are searched, ascending; None is all. With an index that
-                `save_indexes` saves it must be all.
+            heads: those of keys that are searched, ascending; None is all. Unless they are
+                neighbors, they are copied. With an index that `save_indexes` saves it must be all.
 
         Raises:
             MemoryFolderError: there is no such layer.
-            ConfigError: some heads, and an index of all of them.
+            ConfigError: heads that are not there, or some of them and an index of all.
             IndexUnavailableError: the index needs a package that is not installed.
         """
         return open_layer(self.path, self.contents, layer, device, index, heads)

@@ -43,9 +43,13 @@ def open_layer(
             f"{folder} has no entries of layer {layer}; it has those of {list(description.layers)}"
         )
     settings = ExactSettings() if index is None else index
-    if heads is None or len(heads) == description.num_heads:
-        heads = tuple(range(description.num_heads))
-    elif isinstance(settings, SealedSettings):
+    every = range(description.num_heads)
+    heads = every if heads is None else heads
+    if not heads or list(heads) != sorted(set(heads) & set(every)):
+        raise ConfigError(
+            f"heads are {list(heads)}; give one or more of {list(every)}, in ascending order"
+        )
+    if len(heads) < len(every) and isinstance(settings, SealedSettings):
         raise ConfigError(
             f"index {settings.name!r} is saved with all {description.num_heads} heads, and heads "
             f"{list(heads)} are asked for; leave heads out"

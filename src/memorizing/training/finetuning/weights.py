@@ -27,6 +27,13 @@ def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettin
             "capacity is 0 and train is 'gates': gates of no memory learn nothing; train LoRA "
             "or all weights, or give a capacity"
         )
+    if settings.train == "gates" and not any(
+        heads.is_any for heads in attachment.open_heads.values()
+    ):
+        raise ConfigError(
+            "train is 'gates' and all heads are closed: closed gates learn nothing; open some "
+            "(add_memory(model, heads=...), or a bias above -29)"
+        )
     if settings.train == "all" and lora is not None:
         raise ConfigError(
             "train is 'all' and the model has LoRA; merge it into the weights first, or train LoRA"
