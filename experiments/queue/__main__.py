@@ -169,8 +169,13 @@ def start_workers(num_workers: int) -> None:
     }
     command = [sys.executable, *sys.argv, "--worker"]
     workers: list[subprocess.Popen[bytes]] = []
+    # A worker may run before it is in the list.
+    early: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        if len(workers) < num_workers:
+            early.append(number)
+            return
         for worker in workers:
             worker.send_signal(number)
 
@@ -178,6 +183,8 @@ def start_workers(num_workers: int) -> None:
         signal.signal(number, forward)
     for _ in range(num_workers):
         workers.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    for number in early:
+        forward(number, None)
     codes = [worker.wait() for worker in workers]
     # A worker that a signal killed has minus its number, which shells add to 128.
     sys.exit(max(code if code >= 0 else 128 - code for code in codes))
