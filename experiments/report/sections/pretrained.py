@@ -51,8 +51,8 @@ def write(results: Results) -> Section:
         f"on the last quarter of each document. Repeat: `python {_SCRIPTS}/search_and_storage.py`.",
         _write(found["search_and_storage"], _write_search_and_storage),
         "### Time",
-        "Against the same without memory, 65,536 entries in layer 18, or in each of the layers that "
-        "`calibrate` found, with all heads and with those that it chose: medians of the seconds, and "
+        "Against the same without memory, 65,536 entries in layer 18, or in each of those layers "
+        "that `calibrate` found, with all heads and with those it chose: medians of the seconds, and "
         "of the ratios of pairs, which is not the quotient of the two. *Reading* is `memory.read`, "
         "against the model's forward pass over the same text. "
         f"Repeat: `python {_SCRIPTS}/speed.py`.",
