@@ -52,9 +52,9 @@ def write(results: Results) -> Section:
         _write(found["search_and_storage"], _write_search_and_storage),
         "### Time",
         "Against the same without memory, 65,536 entries in layer 18, or in each of those layers "
-        "that `calibrate` found, with all heads and with those it chose: medians of the seconds, and "
-        "of the ratios of pairs, which is not the quotient of the two. *Reading* is `memory.read`, "
-        "against the model's forward pass over the same text. "
+        "that `calibrate` found, with all heads and with those it chose: medians of the seconds, "
+        "and of the ratios of pairs, which is not the quotient of the two. *Reading* is "
+        "`memory.read`, against the model's forward pass over the same text. "
         f"Repeat: `python {_SCRIPTS}/speed.py`.",
         _write(found["speed"], _write_speed),
     ]
