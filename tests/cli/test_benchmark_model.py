@@ -16,7 +16,7 @@ def measure(run, tmp_path):
         outcome = run("benchmark", *words, "--recipe", "tiny", "--pairs", "2", "--json", path)
         assert outcome.status == 0, outcome.err
         # The last words of every table: on what it was measured.
-        for word in ("threads;", "torch", "commit", "medians of 2 pairs"):
+        for word in (" thread", "torch", "commit", "medians of 2 pairs"):
             assert word in " ".join(outcome.out.split())
         assert max(map(len, outcome.out.splitlines())) <= 80
         return outcome.out, json.loads(path.read_text())
