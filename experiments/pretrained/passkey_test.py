@@ -135,7 +135,7 @@ def train(tokenizer: PreTrainedTokenizerBase, adapter: Path, options: argparse.N
     capacity = max(TRAIN_SEGMENTS) * SEGMENT_LEN
     add_memory(model, layers=[LAYER], window=SEGMENT_LEN, capacity=capacity)
     attachment = get_attachment(model)
-    settings = replace(SETTINGS, steps=options.steps, seed=options.seed)
+    settings = make_settings(options)
     torch.manual_seed(settings.seed)
     prepare_weights(model, attachment, settings)
     optimizer = Optimizer(TrainedWeights(model, attachment).groups, settings.make_training_config())
@@ -164,11 +164,15 @@ def train(tokenizer: PreTrainedTokenizerBase, adapter: Path, options: argparse.N
     unfinished.rename(adapter)
 
 
+def make_settings(options: argparse.Namespace) -> FinetuneSettings:
+    """How the asked adapter is trained."""
+    return replace(SETTINGS, steps=options.steps, seed=options.seed)
+
+
 def describe_training(options: argparse.Namespace) -> dict[str, Any]:
     """What an adapter depends on, for JSON."""
-    settings = replace(SETTINGS, steps=options.steps, seed=options.seed)
     return {
-        "settings": settings.to_dict(),
+        "settings": make_settings(options).to_dict(),
         "train_segments": list(TRAIN_SEGMENTS),
         "layer": LAYER,
     }

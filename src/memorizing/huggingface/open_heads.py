@@ -27,8 +27,6 @@ class OpenHeads:
     """Heads of keys that are searched, ascending."""
     num_key_heads: int
     """H_kv."""
-    is_any: bool
-    """Whether any head reads."""
     heads: Tensor | None
     """(H_open,) int64: heads of queries that read, ascending; None is all, in their places."""
     asked: Tensor
@@ -37,6 +35,11 @@ class OpenHeads:
     """(H_open,) int64: where in `asked` each of `heads` stands."""
     keys: Tensor
     """(K,) int64: `key_heads`."""
+
+    @property
+    def is_any(self) -> bool:
+        """Whether any head reads."""
+        return len(self.places) > 0
 
     @property
     def has_all_keys(self) -> bool:
@@ -94,7 +97,6 @@ def plan_open_heads(
     return OpenHeads(
         key_heads,
         num_key_heads,
-        bool(heads),
         None if all(is_open) else tensors[0],
         *tensors[1:],
     )
