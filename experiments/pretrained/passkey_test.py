@@ -46,9 +46,9 @@ from memorizing.benchmark.machine import describe_machine
 from memorizing.errors import ConfigError
 from memorizing.evaluation.answers import compute_wilson_interval
 from memorizing.files import write_json
-from memorizing.huggingface.adapter import save_adapter
-from memorizing.huggingface.attachment import get_attachment
-from memorizing.huggingface.scoring import read_memory
+from memorizing.huggingface.attaching.attachment import get_attachment
+from memorizing.huggingface.learning.adapter import save_adapter
+from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.loss import sum_nats
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.weights import TrainedWeights, prepare_weights

@@ -38,8 +38,8 @@ import memorizing
 from memorizing.benchmark.machine import describe_machine
 from memorizing.devices import synchronize
 from memorizing.files import write_json
-from memorizing.huggingface.attachment import get_attachment
-from memorizing.huggingface.reading import read_tokens
+from memorizing.huggingface.attaching.attachment import get_attachment
+from memorizing.huggingface.sessions.reading import read_tokens
 from memorizing.memory import FrozenMemory
 
 RESULTS = Path("experiments/results/pretrained_speed.json")

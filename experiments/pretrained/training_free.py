@@ -38,7 +38,7 @@ from memorizing.benchmark.machine import describe_machine
 from memorizing.data import Tokenizer
 from memorizing.evaluation.pretrained import evaluate_model
 from memorizing.files import write_json
-from memorizing.huggingface.calibration import Calibration, calibrate
+from memorizing.huggingface.learning.calibration import Calibration, calibrate
 from memorizing.metrics import compare_token_nats
 
 RESULTS = Path("experiments/results/pretrained_training_free.json")

@@ -639,8 +639,8 @@ def test_an_adapter_is_read_and_generated_with(run, llama, notes, tmp_path):
     from transformers import AutoModelForCausalLM
 
     from memorizing import add_memory
-    from memorizing.huggingface.adapter import save_adapter
-    from memorizing.huggingface.attachment import get_attachment
+    from memorizing.huggingface.attaching.attachment import get_attachment
+    from memorizing.huggingface.learning.adapter import save_adapter
 
     model = add_memory(AutoModelForCausalLM.from_pretrained(llama), [1], window=17)
     with torch.no_grad():

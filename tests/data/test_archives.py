@@ -7,8 +7,13 @@ import tracemalloc
 
 import pytest
 
-from memorizing.data import archives
-from memorizing.data.archives import UnsafeArchiveError, check_archive, read_members, read_packed
+from memorizing.data.reading import archives
+from memorizing.data.reading.archives import (
+    UnsafeArchiveError,
+    check_archive,
+    read_members,
+    read_packed,
+)
 from memorizing.errors import CorpusError
 
 

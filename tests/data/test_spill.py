@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memorizing.data.spill import SpillStore
+from memorizing.data.corpora.spill import SpillStore
 
 
 def test_groups_and_names_come_in_the_order_of_their_first_text():

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from memorizing.errors import CheckpointError, ConfigError, IndexUnavailableError
-from memorizing.huggingface.adapter import (
+from memorizing.huggingface.attaching.attachment import add_memory, get_attachment, remove_memory
+from memorizing.huggingface.learning.adapter import (
     add_lora,
     find_lora,
     load_adapter,
     save_adapter,
     train_only,
 )
-from memorizing.huggingface.attachment import add_memory, get_attachment, remove_memory
-from memorizing.huggingface.session import open_memory
+from memorizing.huggingface.sessions.session import open_memory
 
 from .tools import (
     MEMORY,

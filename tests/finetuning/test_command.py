@@ -11,7 +11,7 @@ from memorizing.cli import main
 from memorizing.cli.finetune import parse_settings
 from memorizing.errors import ConfigError
 from memorizing.huggingface import Calibration
-from memorizing.huggingface.adapter import load_adapter
+from memorizing.huggingface.learning.adapter import load_adapter
 
 from .tools import make_base, make_texts, make_tokenizer, one_thread
 

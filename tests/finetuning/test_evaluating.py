@@ -7,8 +7,8 @@ import torch
 from memorizing.errors import ConfigError
 from memorizing.evaluation import compare_results
 from memorizing.evaluation.pretrained import evaluate_model
-from memorizing.huggingface.scoring import find_start_token
-from memorizing.huggingface.session import open_memory
+from memorizing.huggingface.sessions.scoring import find_start_token
+from memorizing.huggingface.sessions.session import open_memory
 from memorizing.loss import compute_token_nats
 
 from .tools import (

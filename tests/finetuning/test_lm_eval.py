@@ -11,8 +11,8 @@ from lm_eval.models.huggingface import HFLM
 
 from memorizing.errors import ConfigError, IndexUnavailableError
 from memorizing.evaluation.pretrained import evaluate_model
-from memorizing.huggingface.adapter import save_adapter
-from memorizing.huggingface.attachment import add_memory
+from memorizing.huggingface.attaching.attachment import add_memory
+from memorizing.huggingface.learning.adapter import save_adapter
 from memorizing.huggingface.lm_eval import MemorizingLM, parse_layers
 
 from .tools import (

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from memorizing.data import SegmentLoader
 from memorizing.errors import CheckpointError, ConfigError, NonFiniteLossError, RunFolderError
-from memorizing.huggingface.adapter import load_adapter
-from memorizing.huggingface.attachment import add_memory
-from memorizing.huggingface.session import open_memory
+from memorizing.huggingface.attaching.attachment import add_memory
+from memorizing.huggingface.learning.adapter import load_adapter
+from memorizing.huggingface.sessions.session import open_memory
 from memorizing.training import read_metrics
 from memorizing.training.finetuning import FinetuneSettings, finetune
 from memorizing.training.finetuning.loop import Finetuner

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memorizing.data import SegmentLoader
-from memorizing.huggingface.attachment import get_attachment
+from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.loop import Finetuner
 

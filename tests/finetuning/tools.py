@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from memorizing.data import Document, TokenizedDocument
-from memorizing.huggingface.attachment import add_memory
+from memorizing.huggingface.attaching.attachment import add_memory
 
 from ..huggingface.tools import CACHE
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memorizing.huggingface.own_cache import CACHE_NAME
-from memorizing.huggingface.own_model import (
+from memorizing.huggingface.own_model.cache import CACHE_NAME
+from memorizing.huggingface.own_model.model import (
     MemorizingTransformerConfig,
     MemorizingTransformerForCausalLM,
 )

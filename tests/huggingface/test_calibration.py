@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from memorizing import add_memory, calibrate, remove_memory
 from memorizing.errors import ConfigError
-from memorizing.huggingface.attachment import get_attachment
-from memorizing.huggingface.calibration import (
+from memorizing.huggingface.attaching.attachment import get_attachment
+from memorizing.huggingface.learning.calibration import (
     LEAST_GAIN,
     choose_heads,
     measure_nats,

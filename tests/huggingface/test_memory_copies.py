@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from memorizing.errors import StateError
 from memorizing.huggingface import open_memory, remove_memory
-from memorizing.huggingface.attachment import find_attachment, get_attachment
+from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment
 
 from .tools import (
     LAYER,

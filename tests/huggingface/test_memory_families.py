@@ -12,8 +12,8 @@ from transformers import DynamicCache
 
 from memorizing.errors import ConfigError, StateError
 from memorizing.huggingface import add_memory, open_memory, remove_memory
-from memorizing.huggingface.attachment import find_attachment
-from memorizing.huggingface.families import FAMILIES
+from memorizing.huggingface.attaching.attachment import find_attachment
+from memorizing.huggingface.attaching.families import FAMILIES
 
 from .tools import (
     CONFIGS,

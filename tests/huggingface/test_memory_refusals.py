@@ -10,7 +10,7 @@ from transformers import DynamicCache, StaticCache
 
 from memorizing.errors import ConfigError, NonFiniteQueryError, StateError
 from memorizing.huggingface import add_memory, open_memory
-from memorizing.huggingface.window_cache import find_text
+from memorizing.huggingface.attaching.window_cache import find_text
 
 from .tools import (
     CACHE,

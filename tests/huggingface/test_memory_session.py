@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from memorizing.data import Document
 from memorizing.errors import ConfigError, CorpusError, MemoryFolderError, StateError
 from memorizing.huggingface import MemorySession, add_memory, open_memory, remove_memory
-from memorizing.huggingface.attachment import get_attachment
+from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.memory import FrozenMemory, MemoryFolder
 
 from .tools import (

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from memorizing.errors import StateError
 from memorizing.huggingface import open_memory
-from memorizing.huggingface.attachment import Attachment
-from memorizing.huggingface.window_cache import list_layers
+from memorizing.huggingface.attaching.attachment import Attachment
+from memorizing.huggingface.attaching.window_cache import list_layers
 
 from .tools import (
     CACHE,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from memorizing.errors import CheckpointError, ConfigError, StateError
 from memorizing.huggingface import load_adapter, open_memory, remove_memory, save_adapter
-from memorizing.huggingface.cache_state import dump_cache, load_cache
-from memorizing.huggingface.memory_head import CLOSED
-from memorizing.huggingface.open_heads import plan_open_heads
+from memorizing.huggingface.attaching.memory_head import CLOSED
+from memorizing.huggingface.attaching.open_heads import plan_open_heads
+from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.index_settings import parse_index
 from memorizing.memory import FrozenMemory, MemoryFolder
 from memorizing.memory.frozen import select_heads

@@ -12,9 +12,9 @@ from transformers import DynamicCache
 
 from memorizing.config import ModelConfig
 from memorizing.errors import ConfigError, StateError
-from memorizing.huggingface.own_cache import MemorizingCache
-from memorizing.huggingface.own_config import MemorizingTransformerConfig
-from memorizing.huggingface.own_model import MemorizingTransformerForCausalLM
+from memorizing.huggingface.own_model.cache import MemorizingCache
+from memorizing.huggingface.own_model.config import MemorizingTransformerConfig
+from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 
 from ..model.tools import SMALL, make_tokens, read
 from .own_tools import VOCAB_SIZE, get_history, make_own, one_thread, pad_left  # noqa: F401

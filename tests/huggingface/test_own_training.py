@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from memorizing.errors import ConfigError, StateError
-from memorizing.huggingface.own_model import MemorizingTransformerForCausalLM
+from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 from memorizing.loss import sum_nats
 from memorizing.training import load_model
 

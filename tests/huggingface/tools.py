@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from memorizing.huggingface import add_memory, remove_memory
-from memorizing.huggingface.attachment import Attachment, find_attachment, get_attachment
+from memorizing.huggingface.attaching.attachment import Attachment, find_attachment, get_attachment
 
 VOCAB_SIZE, HIDDEN, HEAD_DIM, NUM_LAYERS = 101, 52, 10, 3
 WINDOW, SEGMENT_LEN, NUM_SINKS, NUM_NEIGHBORS, CAPACITY = 29, 13, 3, 5, 59

@@ -146,7 +146,7 @@ def require_kind(name: str) -> None:
         CorpusError: with the nearest kind and the nearest recipe.
     """
     from memorizing.config import list_recipes
-    from memorizing.data.kinds import find_kind
+    from memorizing.data.corpora.kinds import find_kind
     from memorizing.settings import find_nearest
 
     try:

@@ -235,7 +235,7 @@ def add_calibrated_memory(
         ConfigError: every document is too short, or no head gains.
     """
     from memorizing.huggingface import calibrate
-    from memorizing.huggingface.texts import encode_text
+    from memorizing.huggingface.sessions.texts import encode_text
 
     most = CALIBRATION_WINDOWS * memory["window"] + 1
     longest: list[int] = []
@@ -260,7 +260,7 @@ def add_calibrated_memory(
 def restore_memory(model: Any, run_dir: Path) -> None:
     """Give a model the memory that a run began with. In place."""
     from memorizing.huggingface import add_memory
-    from memorizing.huggingface.attachment import get_attachment
+    from memorizing.huggingface.attaching.attachment import get_attachment
     from memorizing.training.finetuning.run_folder import read_description
 
     description = read_description(run_dir)

@@ -28,8 +28,8 @@ from memorizing.errors import ConfigError, CorpusError, TokenizerError
 
 if TYPE_CHECKING:
     from memorizing.huggingface import MemorySession
-    from memorizing.huggingface.session import Sources
-    from memorizing.huggingface.used_entries import UsedEntries
+    from memorizing.huggingface.sessions.session import Sources
+    from memorizing.huggingface.sessions.used_entries import UsedEntries
 
 EXAMPLES = """\b
 examples:
@@ -113,8 +113,8 @@ def run(
     inputs = encode(tokenizer, text, chat=chat).to(loaded.device)
 
     from memorizing.huggingface import add_memory, open_memory
-    from memorizing.huggingface.adapter import load_adapter
-    from memorizing.huggingface.used_entries import watch_entries
+    from memorizing.huggingface.learning.adapter import load_adapter
+    from memorizing.huggingface.sessions.used_entries import watch_entries
 
     session = None
     if adapter is not None:
@@ -174,7 +174,7 @@ def find_prompt(prompt: str | None, prompt_file: Path | None) -> str:
         ConfigError: none was, or two.
         CorpusError: a file that is empty or no text.
     """
-    from memorizing.data.given_files import decode_whole
+    from memorizing.data.reading.given_files import decode_whole
 
     if (prompt is None) == (prompt_file is None):
         raise ConfigError("give a prompt: either --prompt TEXT or --prompt-file FILE")
@@ -218,7 +218,7 @@ def encode(tokenizer: Any, text: str, *, chat: bool) -> Any:
 
 def choose_window(model: Any) -> int:
     """The default of `add_memory`, or half of the positions of a model that has few."""
-    from memorizing.huggingface.memory_settings import MemorySettings
+    from memorizing.huggingface.attaching.memory_settings import MemorySettings
 
     return min(MemorySettings.window, int(model.config.max_position_embeddings) // 2)
 

@@ -34,7 +34,7 @@ from memorizing.cli.reading_progress import ReadingProgress
 from memorizing.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memorizing.data.given_files import LeftOut
+    from memorizing.data.reading.given_files import LeftOut
     from memorizing.huggingface import MemorySession
     from memorizing.memory.disk import MemoryFolder, StoredDocument
 
@@ -140,7 +140,7 @@ def run(
     prepare_file(json_file)
     wanted = parse_settings(layers, window, settings or [])
 
-    from memorizing.data.given_files import LeftOut, Rules
+    from memorizing.data.reading.given_files import LeftOut, Rules
 
     left_out = LeftOut()
     folder = open_folder(memory)
@@ -151,8 +151,8 @@ def run(
     loaded, tokenizer = load_model(model, precision, device)
 
     from memorizing.huggingface import add_memory, open_memory
-    from memorizing.huggingface.adapter import load_adapter
-    from memorizing.huggingface.attachment import get_attachment
+    from memorizing.huggingface.attaching.attachment import get_attachment
+    from memorizing.huggingface.learning.adapter import load_adapter
 
     if folder is None and dtype and dtype != EntryType.INT8:
         wanted["dtype"] = dtype.value
@@ -193,7 +193,7 @@ def parse_settings(
     Raises:
         ConfigError: an unknown one, or one that is not written as KEY=VALUE.
     """
-    from memorizing.huggingface.memory_settings import MemorySettings
+    from memorizing.huggingface.attaching.memory_settings import MemorySettings
     from memorizing.settings import describe_unknown, list_keys, parse_value
 
     values: dict[str, Any] = {}

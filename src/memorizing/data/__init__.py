@@ -1,8 +1,8 @@
 """Documents from corpora, tokenizers, and segments of documents in rows."""
 
 from memorizing.data.batch import Document, SegmentBatch
+from memorizing.data.corpora.kinds import CORPUS_KINDS, CorpusKind, load_corpus
 from memorizing.data.corpus import Corpus
-from memorizing.data.kinds import CORPUS_KINDS, CorpusKind, load_corpus
 from memorizing.data.loader import SegmentLoader
 from memorizing.data.splits import Split, Splits, join_documents, load_splits, split_documents
 from memorizing.data.statistics import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from memorizing.config import DataConfig
 from memorizing.data.batch import Document
-from memorizing.data.kinds import load_corpus
+from memorizing.data.corpora.kinds import load_corpus
 from memorizing.data.order import hash_name, shuffle_names
 from memorizing.errors import ConfigError, CorpusError
 from memorizing.settings import find_nearest

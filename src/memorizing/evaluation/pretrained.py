@@ -10,10 +10,10 @@ import numpy as np
 from memorizing.errors import ConfigError
 from memorizing.evaluation.reading import Progress
 from memorizing.evaluation.results import Control, DocumentResult, EvaluationResult
-from memorizing.huggingface.attachment import get_attachment
-from memorizing.huggingface.scoring import find_start_token, score_texts
-from memorizing.huggingface.texts import encode_text
-from memorizing.huggingface.unwrapping import unwrap
+from memorizing.huggingface.attaching.attachment import get_attachment
+from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.sessions.scoring import find_start_token, score_texts
+from memorizing.huggingface.sessions.texts import encode_text
 
 if TYPE_CHECKING:
     from memorizing.data import Document, TokenizedDocument

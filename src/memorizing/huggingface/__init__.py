@@ -3,15 +3,15 @@
 Importing this makes our model known to `AutoConfig`, `AutoModelForCausalLM` and `AutoTokenizer`.
 """
 
-from memorizing.huggingface.adapter import load_adapter, save_adapter
-from memorizing.huggingface.attachment import add_memory, remove_memory
-from memorizing.huggingface.calibration import Calibration, calibrate
-from memorizing.huggingface.memory_settings import MemorySettings
-from memorizing.huggingface.own_cache import MemorizingCache
-from memorizing.huggingface.own_config import MemorizingTransformerConfig
-from memorizing.huggingface.own_model import MemorizingTransformerForCausalLM
-from memorizing.huggingface.own_tokenizer import MemorizingTokenizer
-from memorizing.huggingface.session import MemorySession, open_memory
+from memorizing.huggingface.attaching.attachment import add_memory, remove_memory
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.learning.adapter import load_adapter, save_adapter
+from memorizing.huggingface.learning.calibration import Calibration, calibrate
+from memorizing.huggingface.own_model.cache import MemorizingCache
+from memorizing.huggingface.own_model.config import MemorizingTransformerConfig
+from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
+from memorizing.huggingface.own_model.tokenizer import MemorizingTokenizer
+from memorizing.huggingface.sessions.session import MemorySession, open_memory
 
 __all__ = [
     "Calibration",

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memorizing.errors import CheckpointError
-from memorizing.huggingface.adapter import (
+from memorizing.huggingface.attaching.attachment import Attachment
+from memorizing.huggingface.learning.adapter import (
     HEADS_FILE,
     LORA_FILE,
     SETTINGS_FILE,
@@ -31,7 +32,6 @@ from memorizing.huggingface.adapter import (
     load_lora_weights,
     save_adapter,
 )
-from memorizing.huggingface.attachment import Attachment
 from memorizing.training.checkpoint import (
     MODEL_FILE,
     OPTIMIZER_FILE,

@@ -7,7 +7,7 @@ from typing import Any
 
 from memorizing.data import Document, TokenizedDocument, cut_documents, tokenize_documents
 from memorizing.errors import ConfigError, CorpusError
-from memorizing.huggingface.texts import encode_text, wrap_tokenizer
+from memorizing.huggingface.sessions.texts import encode_text, wrap_tokenizer
 
 
 def tokenize_for_model(

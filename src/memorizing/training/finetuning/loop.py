@@ -14,9 +14,9 @@ from torch import Tensor
 
 from memorizing.data import SegmentLoader, TokenizedDocument
 from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
-from memorizing.huggingface.attachment import get_attachment
-from memorizing.huggingface.scoring import read_memory
-from memorizing.huggingface.unwrapping import unwrap
+from memorizing.huggingface.attaching.attachment import get_attachment
+from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.training.checkpoint import TrainingState
 from memorizing.training.checkpoints import (
     TRAINER_FILE,

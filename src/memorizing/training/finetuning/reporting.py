@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memorizing.data import SegmentLoader
-from memorizing.huggingface.attachment import Attachment
+from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.training.finetuning.rows import FinetuneRows
 from memorizing.training.finetuning.validation import Evaluation
 from memorizing.training.optimizer import Optimizer

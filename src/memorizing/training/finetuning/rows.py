@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 from memorizing.data import SegmentBatch
 from memorizing.errors import CheckpointError
-from memorizing.huggingface.attachment import Attachment
-from memorizing.huggingface.cache_state import dump_cache, load_cache
+from memorizing.huggingface.attaching.attachment import Attachment
+from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.loss import sum_nats
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from memorizing.data import Document, TokenizedDocument
 from memorizing.errors import ConfigError
-from memorizing.huggingface.attachment import get_attachment
-from memorizing.huggingface.scoring import find_start_token
-from memorizing.huggingface.unwrapping import unwrap
+from memorizing.huggingface.attaching.attachment import get_attachment
+from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.sessions.scoring import find_start_token
 from memorizing.training.checkpoints import list_checkpoints
 from memorizing.training.finetuning.documents import tokenize_for_model
 from memorizing.training.finetuning.loop import Finetuner

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from memorizing.errors import ConfigError
-from memorizing.huggingface.adapter import add_lora, find_lora, list_parameters, train_only
-from memorizing.huggingface.attachment import Attachment
+from memorizing.huggingface.attaching.attachment import Attachment
+from memorizing.huggingface.learning.adapter import add_lora, find_lora, list_parameters, train_only
 from memorizing.training.finetuning.settings import FinetuneSettings
 from memorizing.training.optimizer import ParameterGroups, group_parameters
 

@@ -1,0 +1,187 @@
+"""Isabelle theories: the Archive of Formal Proofs, or Isabelle's own libraries."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from memorizing.config import DataConfig
+from memorizing.data.batch import Document
+from memorizing.data.corpora.import_order import sort_by_imports
+from memorizing.data.corpora.isabelle_syntax import read_imports, read_root
+from memorizing.data.corpora.sources import ISABELLE
+from memorizing.data.corpora.spill import SpillStore
+from memorizing.data.corpus import Corpus, summarize_error
+from memorizing.data.reading.archives import READ_ERRORS, read_members
+from memorizing.data.reading.places import explain_missing
+from memorizing.data.text import ReadLog, concatenate_texts, find_files, is_binary, read_bytes
+from memorizing.errors import CorpusError
+
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
+_KEPT = (".thy", "root")
+
+ReadFile = Callable[[str], bytes | None]
+
+
+@dataclass
+class _Folder:
+    """A folder of sessions: what becomes a document."""
+
+    sessions: set[str] = field(default_factory=set)
+    theories: list[str] = field(default_factory=list)
+    """Paths without `.thy`: first what ROOT lists, in its order, then all others by name."""
+
+
+def open_isabelle(where: str, config: DataConfig) -> Corpus:
+    """`isabelle:PATH`: a document per directory of a session, its theories in import order.
+
+    PATH is a release tarball or a checkout: any folder below which there are theories. A directory
+    of a session is what its ROOT file says; sessions that share one are one document, and theories
+    of a session's further `directories` are in it. Where there is no ROOT file above a theory, its
+    outermost folder is the document. All theories of the directory are read, also those that ROOT
+    does not list. A document is named by its path, without `thys/` and the archive's own folder.
+
+    Raises:
+        CorpusError: the path does not exist, or holds no theories; while reading: the tarball
+            is damaged, or has members that leave their folder, links, or expands without end.
+    """
+    path = Path(where).expanduser()
+    if not path.exists():
+        raise CorpusError(f"{explain_missing(path, where)}; {ISABELLE}")
+    if path.is_file() and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        raise CorpusError(f"{where!r} is neither a folder nor a tar archive; {ISABELLE}")
+
+    def read(log: ReadLog) -> Iterator[Document]:
+        with ExitStack() as stack:
+            if path.is_dir():
+                names = [str(name) for name in find_files(path, log, keep=_is_kept)]
+
+                def read_file(name: str) -> bytes | None:
+                    return read_bytes(path / name, name, log)
+            else:
+                store = stack.enter_context(SpillStore())
+                names = _unpack(path, store)
+
+                def read_file(name: str) -> bytes | None:
+                    raw = store.read("", name)
+                    if not is_binary(raw):
+                        return raw
+                    log.skip(name, "binary")
+                    return None
+
+            yield from _read_documents(names, read_file, log)
+
+    return Corpus(f"isabelle:{where}, a document per session directory", read)
+
+
+def _is_kept(name: str) -> bool:
+    return name == "ROOT" or name.endswith(".thy")
+
+
+def _unpack(path: Path, store: SpillStore) -> list[str]:
+    """Gather theories and ROOT files; nothing is used before the whole archive has been checked."""
+    try:
+        for name, raw in read_members(path, _KEPT):
+            if _is_kept(name.name) and not any(part.startswith(".") for part in name.parts):
+                store.add("", name.as_posix(), raw)
+    except READ_ERRORS as error:
+        raise CorpusError(
+            f"cannot read archive {path.name!r} to its end ({summarize_error(error)}); download it "
+            "again"
+        ) from error
+    return sorted(store.list_names(""))
+
+
+def _read_documents(names: Sequence[str], read_file: ReadFile, log: ReadLog) -> Iterator[Document]:
+    theories = [name.removesuffix(".thy") for name in names if name.endswith(".thy")]
+    roots = [name for name in names if PurePosixPath(name).name == "ROOT"]
+    for place, folder in sorted(_find_folders(theories, roots, read_file).items()):
+        texts = {name: read_file(f"{name}.thy") for name in folder.theories}
+        imports = {
+            name: resolve_imports(
+                name, read_imports((raw or b"").decode("utf-8", "replace")), texts, folder.sessions
+            )
+            for name, raw in texts.items()
+        }
+        ordered = sort_by_imports(folder.theories, imports)
+        document = concatenate_texts(
+            _name_document(place),
+            ((f"{posixpath.relpath(name, place)}.thy", texts[name]) for name in ordered),
+            log,
+            header="(* {} *)\n",
+        )
+        if document is not None:
+            yield document
+
+
+def _find_folders(
+    theories: Iterable[str], roots: Iterable[str], read_file: ReadFile
+) -> dict[str, _Folder]:
+    """The documents by the path of their folder; each theory is in exactly one."""
+    places: dict[str, str] = {}  # folder of theories -> folder of the document
+    folders: dict[str, _Folder] = {}
+    listed: dict[str, None] = {}
+    for root in roots:
+        text = (read_file(root) or b"").decode("utf-8", "replace")
+        for session in read_root(text):
+            place = posixpath.normpath(posixpath.join(posixpath.dirname(root), session.directory))
+            places[place] = place
+            folders.setdefault(place, _Folder()).sessions.add(session.name)
+            for further in session.directories:
+                places.setdefault(posixpath.normpath(posixpath.join(place, further)), place)
+            for theory in session.theories:
+                listed[posixpath.normpath(posixpath.join(place, theory))] = None
+    known = dict.fromkeys(theories)
+    ordered = [name for name in listed if name in known]
+    for name in dict.fromkeys([*ordered, *known]):
+        above = [str(folder) for folder in PurePosixPath(name).parents]
+        place = next((places[folder] for folder in above if folder in places), None)
+        if place is None:
+            place = _find_outermost(above)
+        folders.setdefault(place, _Folder()).theories.append(name)
+    return {place: folder for place, folder in folders.items() if folder.theories}
+
+
+def _find_outermost(above: Sequence[str]) -> str:
+    """The outermost folder of a theory, below the archive's own and `thys`."""
+    inner = [folder for folder in above if _name_document(folder) != "."]
+    return inner[-1] if inner else above[0]
+
+
+def _name_document(place: str) -> str:
+    parts = PurePosixPath(place).parts
+    if parts and parts[0].startswith(("afp-", "Isabelle")):
+        parts = parts[1:]
+    if parts and parts[0] == "thys":
+        parts = parts[1:]
+    return "/".join(parts) or "."
+
+
+def resolve_imports(
+    name: str, imports: Iterable[str], known: Mapping[str, object], sessions: Iterable[str]
+) -> list[str]:
+    """Theories of a document that one of them imports, by their paths.
+
+    `A` is the theory in the same folder, or else anywhere in the session; `"../B/C"` goes from the
+    importing file; `"Session.A"` is a theory of that session. What is not in `known` is elsewhere.
+
+    Args:
+        name: path of the importing theory, without `.thy`.
+        imports: as they are written there.
+        known: paths of the document's theories, without `.thy`.
+        sessions: names of the document's sessions.
+    """
+    by_base = {posixpath.basename(path): path for path in sorted(known, reverse=True)}
+    own = set(sessions)
+    found = []
+    for written in imports:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), written))
+        session, dot, base = written.rpartition(".")
+        if path in known:
+            found.append(path)
+        elif "/" not in written and (not dot or session in own):
+            found.extend(filter(None, [by_base.get(base)]))
+    return found

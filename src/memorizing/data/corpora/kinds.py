@@ -1,0 +1,151 @@
+"""The kinds of corpora there are, and a corpus by its specification `kind:where`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from memorizing.config import DataConfig
+from memorizing.data.corpora import sources
+from memorizing.data.corpora.arxiv import open_arxiv
+from memorizing.data.corpora.c4 import open_c4
+from memorizing.data.corpora.folders import open_files, open_repositories
+from memorizing.data.corpora.github import open_github
+from memorizing.data.corpora.isabelle import open_isabelle
+from memorizing.data.corpora.pg19 import open_pg19
+from memorizing.data.corpora.python_packages import open_distributions, open_subpackages
+from memorizing.data.corpora.table_corpora import open_jsonl, open_parquet
+from memorizing.data.corpus import Corpus
+from memorizing.errors import CorpusError
+from memorizing.settings import find_nearest
+
+
+@dataclass(frozen=True)
+class CorpusKind:
+    """How corpora of one kind are written and opened."""
+
+    usage: str
+    summary: str
+    open: Callable[[str, DataConfig], Corpus]
+    has_folders: bool = False
+    """Whether its documents are folders, which `folders_per_document` can join."""
+    default: str = ""
+    """The place that is meant where only the kind is written; empty: a place must be given."""
+    source: str = ""
+    """What to download, and how large it is."""
+
+
+CORPUS_KINDS: dict[str, CorpusKind] = {
+    "python": CorpusKind(
+        "python:NAME[,NAME...]",
+        "installed distributions, a document each; 'stdlib' is the standard library",
+        open_distributions,
+    ),
+    "subpackages": CorpusKind(
+        "subpackages:PACKAGE",
+        "direct subfolders of an installed package",
+        open_subpackages,
+        has_folders=True,
+    ),
+    "files": CorpusKind(
+        "files:PATH",
+        "text files of a folder, or of a pattern such as books/*.txt, a document each",
+        open_files,
+    ),
+    "repositories": CorpusKind(
+        "repositories:PATH",
+        "subfolders of a folder, the text files of each joined in random order",
+        open_repositories,
+        has_folders=True,
+    ),
+    "jsonl": CorpusKind(
+        "jsonl:PATH", "rows of JSON lines, a document each, text in data.text_column", open_jsonl
+    ),
+    "parquet": CorpusKind(
+        "parquet:PATH",
+        "rows of Parquet files, a document each, text in data.text_column",
+        open_parquet,
+    ),
+    "pg19": CorpusKind(
+        "pg19[:PATH]",
+        "PG-19, a document per book: from the hub, or as DeepMind publishes it",
+        open_pg19,
+        default="hub",
+        source=sources.PG19,
+    ),
+    "c4": CorpusKind(
+        "c4[:PATH]",
+        "C4(4K+), web pages of at least 4,096 tokens: from the hub, or files c4-train.*.json.gz",
+        open_c4,
+        default="hub",
+        source=sources.C4,
+    ),
+    "arxiv": CorpusKind(
+        "arxiv[:PATH]",
+        "LaTeX of papers on Mathematics: arXiv_src_*.tar with arXiv's metadata, or from the hub",
+        open_arxiv,
+        default="hub",
+        source=sources.ARXIV,
+    ),
+    "github": CorpusKind(
+        "github:PATH",
+        "repositories: checkouts, or rows of files (also hub:OWNER/NAME) brought together",
+        open_github,
+        has_folders=True,
+        source=sources.GITHUB,
+    ),
+    "isabelle": CorpusKind(
+        "isabelle:PATH",
+        "Isabelle theories in import order, a document per session directory: the AFP or src/HOL",
+        open_isabelle,
+        source=sources.ISABELLE,
+    ),
+}
+
+
+def find_kind(corpus: str) -> CorpusKind:
+    """The kind of a corpus that is written `kind:where`, or `kind` alone.
+
+    Raises:
+        CorpusError: it is not known (with the nearest), or none is written.
+    """
+    kind, separator, _ = corpus.partition(":")
+    kinds = list(CORPUS_KINDS)
+    if kind in CORPUS_KINDS:
+        return CORPUS_KINDS[kind]
+    if not separator:
+        raise CorpusError(
+            f"corpus {corpus!r} has no kind; write kind:where with one of the kinds "
+            f"{', '.join(kinds)}"
+        )
+    raise CorpusError(
+        f"unknown kind of corpus {kind!r}; {find_nearest(kind, kinds)} (kinds: {', '.join(kinds)})"
+    )
+
+
+def load_corpus(config: DataConfig) -> Corpus:
+    """The corpus that `config.corpus` names; nothing is read yet but the lists of names.
+
+    Reading stops after `config.max_documents`.
+
+    Raises:
+        CorpusError: unknown kind (with the nearest), or a place, package or column that does not
+            exist.
+    """
+    entry = find_kind(config.corpus)
+    kind, separator, where = config.corpus.partition(":")
+    where = where if separator else entry.default
+    if not where:
+        source = f". {entry.source[:1].upper()}{entry.source[1:]}" if entry.source else ""
+        raise CorpusError(
+            f"corpus {config.corpus!r} names nothing after '{kind}:'; write {entry.usage}{source}"
+        )
+    if config.folders_per_document > 1 and not entry.has_folders:
+        folders = " and ".join(
+            f"{name}:" for name, other in CORPUS_KINDS.items() if other.has_folders
+        )
+        raise CorpusError(
+            f"data.folders_per_document is {config.folders_per_document} with the corpus "
+            f"{config.corpus!r}; only {folders} have folders to join: set it to 1"
+        )
+    return entry.open(where, config).take(config.max_documents)

@@ -1,0 +1,1 @@
+"""Files of others, whatever they hold: archives, tables, folders, single files."""

@@ -1,0 +1,267 @@
+"""A cache of the last tokens, and of the first few.
+
+Shapes: B rows, H heads of keys, S keys, T tokens of a call, D head_dim.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
+
+from memorizing.errors import StateError
+from memorizing.huggingface.attaching.step import History
+
+NEVER = 2**40
+"""First column of a row that has only padding so far."""
+
+
+@dataclass
+class Text:
+    """What belongs to the texts of one cache besides their keys and values."""
+
+    shift: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
+    """(B or 1, 1) int64 on the CPU: how far positions are moved back now."""
+    history: History | None = None
+    """What they have in memory, where one is open."""
+    binding: int | None = None
+    """Of the open memory that the history belongs to."""
+
+
+class WindowLayer(DynamicSlidingWindowLayer):
+    """Keeps the window - 1 tokens that the next one sees, and the first `num_sinks` of the text.
+
+    A pre-trained model puts much of its attention on the first tokens of a text, whatever they are,
+    and loses its language without them (Xiao et al. 2023, "attention sinks"): so they stay. Once
+    they have left the window they stand in front of the other keys.
+
+    A call does not change the layer: `update` makes the `next` one, and makes it again where a
+    backward pass computes the call again. Only what `transformers` asks of a cache layer is
+    replaced here.
+    """
+
+    is_croppable = False
+
+    def __init__(
+        self, sliding_window: int, num_sinks: int, text: Text, *, is_sliding: bool
+    ) -> None:
+        """Take the tokens that are seen, and whether the layer has such a window by itself.
+
+        `transformers` sizes the masks of all layers with a window by the first of them, and those
+        of the others by the first of the others.
+        """
+        super().__init__(sliding_window)
+        self.is_sliding = is_sliding
+        self.num_sinks = num_sinks
+        self.text = text
+        self.first_valid: Tensor | None = None
+        """(B,): column of the first token of each row; None is 0."""
+        self.num_begun = num_sinks
+        """Columns among which the sinks of all rows are."""
+        self.sink_keys: Tensor | None = None
+        self.sink_values: Tensor | None = None
+        self.next: WindowLayer | None = None
+
+    def enter(self, first_valid: Tensor | None, last_first: int) -> WindowLayer:
+        """The layer as one call sees it, where rows begin at `first_valid`, the last one there."""
+        entered = copy.copy(self)
+        entered.first_valid = first_valid
+        entered.num_begun = last_first + self.num_sinks
+        return entered
+
+    def count_held(self) -> int:
+        """Tokens in the cache, without sinks."""
+        return self.keys.shape[-2] if self.keys is not None and self.keys.dim() == 4 else 0
+
+    def count_dropped(self) -> int:
+        """Columns that were seen and are held no more, but for sinks."""
+        return self.cumulative_length - self.count_held()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a call of `query_length` tokens sees, sinks included, and the first column."""
+        held, dropped = self.count_held(), self.count_dropped()
+        return held + query_length + (self.num_sinks if dropped else 0), dropped
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Take in (B, H, T, D) and return what the call sees: sinks, held, new."""
+        dropped = self.count_dropped()
+        after = copy.copy(self)
+        after.next = None
+        if not after.is_initialized:
+            after.lazy_initialization(key_states, value_states)
+        assert after.keys is not None
+        assert after.values is not None
+        # Also where nothing is held: matrix products round by how their factors lie in memory.
+        keys, values = [after.keys, key_states], [after.values, value_states]
+        num_sinks = 0
+        if dropped and self.sink_keys is not None and self.sink_values is not None:
+            keys, values = [self.sink_keys, *keys], [self.sink_values, *values]
+            num_sinks = self.num_sinks
+        seen = torch.cat(keys, -2), torch.cat(values, -2)
+        after.keys, after.values = (part[:, :, num_sinks:] for part in seen)
+        after.cumulative_length += key_states.shape[-2]
+        after.drop(max(0, after.count_held() - self.sliding_window + 1), dropped)
+        self.next = after
+        return seen
+
+    def drop(self, count: int, first: int) -> None:
+        """Hold the first `count` tokens, which begin at column `first`, no more. In place."""
+        keys, values = self.keys, self.values
+        if not count or keys is None or values is None:
+            return
+        if first < self.num_begun:
+            self._keep_sinks(keys, values, count, first)
+        self.keys, self.values = keys[:, :, count:], values[:, :, count:]
+        if count > keys.shape[2] // 2:
+            # A view would keep everything in memory.
+            self.keys, self.values = self.keys.clone(), self.values.clone()
+
+    def _keep_sinks(self, keys: Tensor, values: Tensor, count: int, first: int) -> None:
+        if not self.num_sinks:
+            return
+        if self.sink_keys is None or self.sink_values is None:
+            self.sink_keys = torch.zeros_like(keys[:, :, :1]).repeat(1, 1, self.num_sinks, 1)
+            self.sink_values = torch.zeros_like(values[:, :, :1]).repeat(1, 1, self.num_sinks, 1)
+        places = self._place_sinks(keys) - first
+        is_leaving = ((places >= 0) & (places < count))[:, None, :, None]
+        where = places.clamp(0, count - 1)[:, None, :, None].expand(-1, keys.shape[1], -1, -1)
+        left = [part.gather(2, where.expand(-1, -1, -1, part.shape[3])) for part in (keys, values)]
+        self.sink_keys = torch.where(is_leaving, left[0], self.sink_keys)
+        self.sink_values = torch.where(is_leaving, left[1], self.sink_values)
+
+    def _place_sinks(self, keys: Tensor) -> Tensor:
+        """(B, num_sinks) int64: columns of the first tokens of each row."""
+        offsets = torch.arange(self.num_sinks, device=keys.device)
+        if self.first_valid is None:
+            return offsets.expand(keys.shape[0], -1)
+        return self.first_valid.to(keys.device).unsqueeze(1) + offsets
+
+    def detach(self) -> None:
+        """Cut what is held off from the graph of the calls that wrote it. In place."""
+        for name in ("keys", "values", "sink_keys", "sink_values"):
+            held = getattr(self, name)
+            setattr(self, name, None if held is None else held.detach())
+
+    def reset(self) -> None:
+        """Begin a new text. In place."""
+        self.keys = self.values = self.sink_keys = self.sink_values = None
+        self.is_initialized, self.cumulative_length = False, 0
+        self.text.history, self.text.shift = None, torch.zeros(1, 1, dtype=torch.int64)
+
+    def activate_past_recording(self) -> NoReturn:
+        """Refused: see `crop`."""
+        self.crop()
+
+    def crop(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: what was read is in memory, and cannot be taken back.
+
+        Raises:
+            StateError: always.
+        """
+        raise StateError(
+            "assisted and speculative decoding reject tokens that a memory has taken in already; "
+            "call generate() without an assistant model, prompt lookup or DoLa, or go on from a "
+            "copy.deepcopy of the cache"
+        )
+
+    def reorder_cache(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: a memory belongs to its row.
+
+        Raises:
+            StateError: always.
+        """
+        raise StateError(
+            "beam search exchanges rows, and their memories would not follow; call generate() "
+            "with num_beams=1"
+        )
+
+    def batch_select_indices(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, as `reorder_cache`."""
+        self.reorder_cache()
+
+    def batch_repeat_interleave(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused, as `reorder_cache`."""
+        self.reorder_cache()
+
+
+class CallCache(DynamicCache):
+    """What a model is given in the place of its cache for one call.
+
+    The cache changes only after the call, at once and as a whole, so that a call that fails leaves
+    it as it was. A layer that a backward pass computes again sees again what it saw.
+    """
+
+    def __init__(self, owner: DynamicCache, layers: Sequence[WindowLayer], shift: Tensor) -> None:
+        """Take the cache, its layers as the call sees them, and `Text.shift` after the call."""
+        super().__init__()
+        self.owner, self.entered, self._shift = owner, tuple(layers), shift
+        self.layers = [*layers]
+        self.layer_class_to_replicate = None
+
+    def finish(self, *, is_cut: bool) -> None:
+        """Make the call part of the cache. `is_cut`: its upper layers were left out.
+
+        Raises:
+            StateError: layers that wrote nothing.
+        """
+        after = [layer.next for layer in self.entered]
+        if not is_cut and None in after:
+            raise StateError(
+                "a layer of the model wrote nothing into the cache: this family, or this release "
+                "of transformers, leaves it out under gradient checkpointing; switch that off, or "
+                "train without past_key_values, a text of its own in every call"
+            )
+        layers: list[Any] = [
+            new if new is not None else old for old, new in zip(self.entered, after, strict=True)
+        ]
+        self.owner.layers = layers
+        find_text(self.owner).shift = self._shift
+
+
+def make_window_cache(
+    own_windows: Iterable[int | None], window: int, num_sinks: int
+) -> DynamicCache:
+    """An empty cache.
+
+    Args:
+        own_windows: per layer, the tokens that it sees by itself, or None. Layers that see fewer
+            than `window` stay as they are.
+        window: tokens that are seen.
+        num_sinks: first tokens that stay.
+    """
+    cache = DynamicCache()
+    make_windows(cache, own_windows, window, num_sinks)
+    return cache
+
+
+def make_windows(
+    cache: DynamicCache, own_windows: Iterable[int | None], window: int, num_sinks: int
+) -> None:
+    """Make an empty cache one of `make_window_cache`. In place."""
+    text = Text()
+    cache.layers = []
+    for own in own_windows:
+        if own is not None and own <= window:
+            cache.layers.append(WindowLayer(own, 0, text, is_sliding=True))
+        else:
+            cache.layers.append(WindowLayer(window, num_sinks, text, is_sliding=own is not None))
+    cache.layer_class_to_replicate = None
+
+
+def list_layers(cache: Cache) -> list[WindowLayer]:
+    """The layers of a cache of ours."""
+    return [layer for layer in cache.layers if isinstance(layer, WindowLayer)]
+
+
+def find_text(cache: Cache) -> Text:
+    """The text of a cache; one of nothing where it is not a cache of ours."""
+    layers = list_layers(cache)
+    return layers[0].text if layers else Text()

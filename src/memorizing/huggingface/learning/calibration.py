@@ -1,0 +1,225 @@
+"""Which layers and heads of a model can use a memory, found out from the model itself.
+
+Shapes: L candidate layers, H heads of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from memorizing.errors import ConfigError
+from memorizing.huggingface.attaching.attachment import (
+    Attachment,
+    add_memory,
+    get_attachment,
+    remove_memory,
+)
+from memorizing.huggingface.attaching.families import find_decoder
+from memorizing.huggingface.sessions.scoring import read_memory
+from memorizing.model import evaluation_mode
+from memorizing.settings import require
+
+LEAST_GAIN = 0.003
+"""Nats per token that a head must promise by itself."""
+_NUM_ERRORS = 1.0
+"""Standard errors, over segments, by which a head's promise must differ from 0."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found."""
+
+    heads: dict[int, tuple[int, ...]]
+    """Per layer, heads that shall read the memory: `add_memory(model, heads=..., bias=...)`."""
+    bias: float
+    """Where their gates start."""
+    candidates: tuple[int, ...]
+    """Layers that could be chosen."""
+    slopes: Tensor
+    """(candidates, H): change of nats per token with the strength of a head, at strength 0."""
+    nats_without: float
+    """Nats per token of the text, from the first segment that has something to retrieve."""
+    nats_with: float
+    """The same with these heads and this bias."""
+    settings: dict[str, Any]
+    """What else it was calibrated with."""
+
+    def add_to(self, model: Any, **settings: Any) -> Any:
+        """`add_memory` as calibrated; `settings` replace or add to it. In place."""
+        chosen = {**self.settings, "heads": self.heads, "bias": self.bias, **settings}
+        return add_memory(model, **chosen)
+
+
+def calibrate(
+    model: Any,
+    tokens: Sequence[int] | Tensor,
+    *,
+    max_layers: int = 4,
+    candidates: Sequence[int] | None = None,
+    biases: Sequence[float] = (0.0, 1.0, 2.0),
+    window: int = 512,
+    **settings: Any,
+) -> Calibration:
+    """Find the layers and heads of a model that gain most by a memory.
+
+    The text is read once with a memory in every layer whose strength s is 0:
+    V = V_c + s (V_mixed - V_c), so that nothing is changed; one backward pass per segment gives the
+    change of the loss with the strength of every head, dL/ds. Heads that promise a gain in this way
+    are tried together with a few biases, on the same text. Nothing is trained. It takes about as
+    long as reading the text ten times.
+
+    Args:
+        model: without a memory. As it was afterwards.
+        tokens: (n,) of one text, of the kind that the memory shall be used for; a few thousand,
+            at least four windows.
+        max_layers: how many layers may be chosen. Each costs time at every token.
+        candidates: layers that may be chosen; None is the upper two thirds: what lower layers have
+            of a text is not worth retrieving, as far as was tried.
+        biases: tried for the chosen heads.
+        window: tokens that local attention sees.
+        settings: as in `add_memory`.
+
+    Raises:
+        ConfigError: the text is too short, the model has a memory, or no head gains by one.
+    """
+    ids = torch.as_tensor(tokens, dtype=torch.int64).flatten()
+    require(
+        len(ids) > 4 * window,
+        "tokens",
+        len(ids),
+        f"more than {4 * window}: four windows, of which the last two have something to retrieve",
+    )
+    require(max_layers >= 1, "max_layers", max_layers, "1 or more")
+    common = {"window": window, "capacity": len(ids), "dtype": "float32", **settings}
+    num_layers = len(find_decoder(model).attentions)
+    # Slopes come in the order of the layers, whatever the order they are named in.
+    candidates = sorted(range(num_layers // 3, num_layers) if candidates is None else candidates)
+    add_memory(model, candidates, **common)
+    try:
+        nats, slopes = measure_slopes(get_attachment(model), ids)
+    finally:
+        remove_memory(model)
+    segment_len = int(settings.get("segment_len") or window)
+    first = -(-window // segment_len) + 1
+    heads = {
+        candidates[place]: heads
+        for place, heads in choose_heads(slopes[first:], max_layers).items()
+    }
+    without = float(nats[first:].mean())
+    if not heads:
+        raise ConfigError(
+            "no head of this model gains by a memory on this text; give a longer text that repeats "
+            "names or phrases, or choose layers by hand and finetune"
+        )
+    found: dict[float, float] = {}
+    for bias in biases:
+        add_memory(model, heads=heads, bias=bias, **common)
+        try:
+            found[bias] = float(measure_nats(get_attachment(model), ids)[first:].mean())
+        finally:
+            remove_memory(model)
+    best = min(found, key=lambda bias: found[bias])
+    if found[best] >= without:
+        raise ConfigError(
+            f"a memory does not help this model on this text: {found[best]:.4f} nats per token "
+            f"with it, {without:.4f} without; give a longer text, or finetune"
+        )
+    kept = {"window": window, **settings}
+    return Calibration(
+        heads, best, tuple(candidates), slopes[first:].mean(0), without, found[best], kept
+    )
+
+
+def choose_heads(slopes: Tensor, max_layers: int) -> dict[int, tuple[int, ...]]:
+    """The heads of the layers that promise most.
+
+    Args:
+        slopes: (segments, L, H); negative is a gain.
+        max_layers: most layers.
+    """
+    mean = slopes.mean(0)
+    error = slopes.std(0, correction=1) / len(slopes) ** 0.5 if len(slopes) > 1 else mean.abs() * 0
+    gains = (-mean).where((-mean > LEAST_GAIN) & (-mean > _NUM_ERRORS * error), 0.0)
+    per_layer = gains.sum(1)
+    layers = [
+        layer for layer in per_layer.argsort(descending=True).tolist() if per_layer[layer] > 0
+    ]
+    return {
+        layer: tuple(gains[layer].nonzero().flatten().tolist())
+        for layer in sorted(layers[:max_layers])
+    }
+
+
+def measure_slopes(attachment: Attachment, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Nats per token of each whole segment, and dL/ds per token of each (segments, L, H)."""
+    model = attachment.model()
+    assert model is not None
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    strengths = {}
+    for number, layer in attachment.layers.items():
+        strengths[number] = torch.zeros_like(layer.bias, requires_grad=True)
+        layer.strength = strengths[number]
+    was_training = model.training
+    model.eval().requires_grad_(False)
+    nats, slopes = [], []
+    try:
+        with read_memory(attachment):
+            cache = attachment.make_cache()
+            for piece, targets in split_segments(tokens, attachment.settings.segment_len):
+                with torch.enable_grad():
+                    loss = _compute_loss(attachment, model, piece, targets, cache)
+                    # The first segment has nothing to retrieve, and a loss without a graph.
+                    found = (
+                        torch.autograd.grad(loss, list(strengths.values()), allow_unused=True)
+                        if loss.requires_grad
+                        else [None] * len(strengths)
+                    )
+                attachment.commit(cache)
+                nats.append(float(loss.detach()) / len(targets))
+                rows = [
+                    torch.zeros_like(s) if g is None else g
+                    for s, g in zip(strengths.values(), found, strict=True)
+                ]
+                slope = torch.stack([row.detach().float().cpu() for row in rows])
+                slopes.append(slope / len(targets))
+    finally:
+        model.train(was_training)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    return torch.tensor(nats), torch.stack(slopes)
+
+
+def measure_nats(attachment: Attachment, tokens: Tensor) -> Tensor:
+    """Nats per token of each whole segment, with what the model remembers of the text itself."""
+    model = attachment.model()
+    assert model is not None
+    nats = []
+    with evaluation_mode(model), read_memory(attachment):
+        cache = attachment.make_cache()
+        for piece, targets in split_segments(tokens, attachment.settings.segment_len):
+            nats.append(
+                float(_compute_loss(attachment, model, piece, targets, cache)) / len(targets)
+            )
+    return torch.tensor(nats)
+
+
+def split_segments(tokens: Tensor, segment_len: int) -> list[tuple[Tensor, Tensor]]:
+    """Whole segments with the tokens that follow each of theirs."""
+    num_whole = (len(tokens) - 1) // segment_len
+    inputs = tokens[: num_whole * segment_len].split(segment_len)
+    targets = tokens[1 : num_whole * segment_len + 1].split(segment_len)
+    return list(zip(inputs, targets, strict=True))
+
+
+def _compute_loss(
+    attachment: Attachment, model: Any, piece: Tensor, targets: Tensor, cache: Any
+) -> Tensor:
+    device = next(model.parameters()).device
+    output = model(input_ids=piece.unsqueeze(0).to(device), **attachment.pass_cache(cache))
+    return cross_entropy(output.logits[0].float(), targets.to(device), reduction="sum")

@@ -1,0 +1,1 @@
+"""Our own model as one of `transformers`: configuration, tokenizer, cache, `generate`."""

@@ -1,0 +1,1 @@
+"""A memory that is open: what is read, kept, looked up and scored."""

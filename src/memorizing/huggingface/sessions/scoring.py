@@ -1,0 +1,186 @@
+"""What a model with memory makes of texts: nats of every token, segment by segment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from memorizing.config import check_capacity
+from memorizing.errors import ConfigError
+from memorizing.huggingface.attaching.attachment import Attachment, get_attachment
+from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.loss import compute_token_nats
+from memorizing.model import RetrievalControl, evaluation_mode
+
+ScoringControl = Literal["off", "other_document", "shuffled"]
+Tokens = NDArray[np.integer[Any]]
+Progress = Callable[[int, int], None]
+"""Called after every segment with the tokens read so far, and those of all texts."""
+
+
+def find_start_token(model: Any, tokenizer: Any = None) -> int:
+    """Id of the token that precedes every text: what the model knows as a text's beginning.
+
+    The tokenizer's `bos_token_id`, else its `eos_token_id` (which stands between texts in the
+    training of most models that have no other), else those of the model's configuration.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    config = unwrap(model).config
+    for source in (tokenizer, config):
+        for name in ("bos_token_id", "eos_token_id"):
+            token = getattr(source, name, None)
+            token = token[0] if isinstance(token, (list, tuple)) and token else token
+            if isinstance(token, int) and not isinstance(token, bool):
+                return token
+    raise ConfigError(
+        "neither the tokenizer nor the model has a bos_token_id or eos_token_id, one of which "
+        "precedes every text; set tokenizer.bos_token"
+    )
+
+
+def score_texts(
+    model: Any,
+    texts: Sequence[Tokens],
+    start_token: int,
+    *,
+    control: ScoringControl | None = None,
+    capacity: int | None = None,
+    max_tokens: int = 0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[NDArray[np.float32]]:
+    """Nats of every token of every text, each read from its first token with a memory of its own.
+
+    A text's nats do not depend on the other texts, except under `other_document`. What
+    `open_memory` has open is read too (but for the controls, which replace all memory).
+
+    Args:
+        model: with `add_memory`. In evaluation mode during the call.
+        texts: token ids, without the start token.
+        start_token: precedes every text, so that its first token is counted.
+        control: `off` reads no memory; with `other_document` a text reads the memory of another
+            one, which is read beside it (the next longer one; the longest reads the second longest,
+            repeated); `shuffled` keeps keys and mixes up values.
+        capacity: entries of a text's own memory; None is that of `add_memory`, 0 turns it off.
+        max_tokens: only the first tokens of each text are read; 0 reads all.
+        seed: of `shuffled`.
+        progress: see `Progress`.
+
+    Raises:
+        ConfigError: no text for `other_document`, a capacity below the neighbors, or no memory.
+    """
+    model = unwrap(model)
+    attachment = get_attachment(model)
+    if capacity is None:
+        capacity = attachment.settings.capacity
+    check_capacity(capacity, attachment.settings.num_neighbors)
+    cut = [text[:max_tokens] if max_tokens else text for text in texts]
+    _check_control(control, capacity, len(cut))
+    total, done = sum(len(text) for text in cut), 0
+    donors = _choose_donors([len(text) for text in cut]) if control == "other_document" else None
+    scored = []
+    with evaluation_mode(model), read_memory(attachment, 0 if control == "off" else capacity):
+        for index, text in enumerate(cut):
+            rows = [text] if donors is None else [text, np.resize(cut[donors[index]], len(text))]
+            nats = [np.zeros(0, dtype=np.float32)]
+            for piece in _score_rows(model, attachment, rows, start_token, control, seed):
+                nats.append(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, total)
+            scored.append(np.concatenate(nats))
+    return scored
+
+
+def _score_rows(
+    model: Any,
+    attachment: Attachment,
+    rows: Sequence[Tokens],
+    start_token: int,
+    control: ScoringControl | None,
+    seed: int,
+) -> Iterator[NDArray[np.float32]]:
+    """Nats of the first row, a segment at a time; the others are read beside it."""
+    device = model.get_input_embeddings().weight.device
+    targets = torch.from_numpy(np.stack([row.astype(np.int64) for row in rows]))
+    inputs = torch.cat([torch.full((len(rows), 1), start_token), targets[:, :-1]], 1)
+    inputs = inputs[:, : targets.shape[1]]
+    segment_len = attachment.settings.segment_len
+    cache = attachment.make_cache()
+    for begin in range(0, targets.shape[1], segment_len):
+        span = slice(begin, begin + segment_len)
+        with _set_control(attachment, _make_control(control, len(rows), seed + begin)):
+            logits = model(
+                input_ids=inputs[:, span].to(device), **attachment.pass_cache(cache)
+            ).logits
+        yield compute_token_nats(logits[:1], targets[:1, span].to(device))[0].cpu().numpy()
+
+
+def _check_control(control: ScoringControl | None, capacity: int, num_texts: int) -> None:
+    if control in ("other_document", "shuffled") and not capacity:
+        raise ConfigError(f"control {control!r} needs a memory; give a capacity above 0")
+    if control == "other_document" and num_texts < 2:
+        raise ConfigError(
+            f"control 'other_document' needs at least two documents, and there is {num_texts}; "
+            "give more, or leave the control out"
+        )
+
+
+def _choose_donors(lengths: list[int]) -> list[int]:
+    """For every text the next longer one; for the longest the second longest."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    donors = {index: order[place - 1] for place, index in enumerate(order)}
+    donors[order[0]] = order[1]
+    return [donors[index] for index in range(len(lengths))]
+
+
+def _make_control(
+    control: ScoringControl | None, num_rows: int, seed: int
+) -> RetrievalControl | None:
+    if control == "shuffled":
+        return RetrievalControl(None, shuffle_values=True, seed=seed)
+    if control == "other_document":
+        # The donor reads its own memory.
+        return RetrievalControl(torch.full((num_rows,), num_rows - 1, dtype=torch.int64))
+    return None
+
+
+@contextmanager
+def _set_control(attachment: Attachment, control: RetrievalControl | None) -> Iterator[None]:
+    before, attachment.control = attachment.control, control
+    try:
+        yield
+    finally:
+        attachment.control = before
+
+
+@contextmanager
+def read_memory(attachment: Attachment, capacity: int | None = None) -> Iterator[None]:
+    """Inside, texts have memories of their own, whether or not `open_memory` has one open.
+
+    Args:
+        attachment: of the model.
+        capacity: of the memories of texts that begin inside; None is that of `add_memory`. 0 reads
+            nothing at all, not even what is open.
+    """
+    settings, was_reading = attachment.settings, attachment.is_reading
+    was_bound = attachment.is_bound
+    if not was_bound:
+        attachment.bind({})
+    if capacity is not None:
+        attachment.settings = replace(settings, capacity=capacity)
+        attachment.is_reading = was_reading and capacity > 0
+    try:
+        yield
+    finally:
+        attachment.settings, attachment.is_reading = settings, was_reading
+        if not was_bound:
+            attachment.unbind()
