@@ -18,8 +18,8 @@ from transformers.generation.streamers import BaseStreamer
 from memorizing.config import TokenizerConfig
 from memorizing.data import Document, train_tokenizer
 from memorizing.errors import ConfigError, MemorizingError, StateError
+from memorizing.huggingface.own_model.config import MemorizingTokenizer
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
-from memorizing.huggingface.own_model.tokenizer import MemorizingTokenizer
 
 from ..model.tools import make_tokens
 from .own_tools import decode_greedily, get_history, make_own, one_thread, pad_left  # noqa: F401

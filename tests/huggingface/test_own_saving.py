@@ -15,9 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeli
 from memorizing.config import TokenizerConfig
 from memorizing.data import Document, Tokenizer, load_tokenizer, train_tokenizer
 from memorizing.errors import CheckpointError
-from memorizing.huggingface.own_model.config import MemorizingTransformerConfig
+from memorizing.huggingface.own_model.config import MemorizingTokenizer, MemorizingTransformerConfig
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
-from memorizing.huggingface.own_model.tokenizer import MemorizingTokenizer
 from memorizing.training import load_model, save_model
 
 from ..model.tools import make_tokens

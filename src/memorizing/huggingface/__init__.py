@@ -8,9 +8,8 @@ from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.learning.adapter import load_adapter, save_adapter
 from memorizing.huggingface.learning.calibration import Calibration, calibrate
 from memorizing.huggingface.own_model.cache import MemorizingCache
-from memorizing.huggingface.own_model.config import MemorizingTransformerConfig
+from memorizing.huggingface.own_model.config import MemorizingTokenizer, MemorizingTransformerConfig
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
-from memorizing.huggingface.own_model.tokenizer import MemorizingTokenizer
 from memorizing.huggingface.sessions.session import MemorySession, open_memory
 
 __all__ = [

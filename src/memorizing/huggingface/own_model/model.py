@@ -25,18 +25,20 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memorizing.errors import CheckpointError, ConfigError, StateError
 from memorizing.huggingface.own_model.cache import CACHE_NAME, MemorizingCache
-from memorizing.huggingface.own_model.config import MemorizingTransformerConfig
-from memorizing.huggingface.own_model.generation import check_inputs, check_settings
+from memorizing.huggingface.own_model.config import (
+    MemorizingTokenizer,
+    MemorizingTransformerConfig,
+)
 from memorizing.huggingface.own_model.inputs import (
-    check_cache,
+    check_inputs,
+    check_settings,
     choose_cache,
     choose_columns,
     compute_loss,
     find_valid,
+    read_columns,
     refuse_unknown,
 )
-from memorizing.huggingface.own_model.reading import read_columns
-from memorizing.huggingface.own_model.tokenizer import MemorizingTokenizer
 from memorizing.model import MemorizingTransformer
 
 _COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -280,8 +282,7 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
                 `inputs_embeds`, padding on the right.
             StateError: a history that `input_ids` do not go on from.
         """
-        given = choose_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
-        cache = None if given is None else check_cache(given)
+        cache = choose_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         settings, inputs_by_name = self._prepare_generation_config(  # type: ignore[attr-defined]
             generation_config, **kwargs
         )
@@ -324,14 +325,13 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def _take_cache(
-        self, given: object, num_rows: int, num_columns: int, *, is_returned: bool
+        self, cache: MemorizingCache | None, num_rows: int, num_columns: int, *, is_returned: bool
     ) -> MemorizingCache:
-        if given is None:
+        if cache is None:
             capacity = self.config.capacity
             if not is_returned:  # Slots that this call cannot fill would only be copied.
                 capacity = min(capacity, max(num_columns, self.config.num_neighbors))
             return self.init_cache(num_rows, capacity)
-        cache = check_cache(given)
         if cache.batch_size != num_rows:
             raise StateError(
                 f"{CACHE_NAME} has {cache.batch_size} rows and input_ids {num_rows}; choose or "
