@@ -25,11 +25,11 @@ from memorizing.benchmark.recording_index import RecordingIndex
 from memorizing.data import TokenizedDocument
 from memorizing.evaluation import compare_results, evaluate_documents
 from memorizing.evaluation.results import DocumentResult, EvaluationResult
-from memorizing.files import write_json
 from memorizing.index_settings import parse_index
 from memorizing.knn import make_index, multiplies_bf16, recall_at_k
 from memorizing.loss import compute_token_nats
 from memorizing.model import MemorizingTransformer, evaluation_mode
+from memorizing.storage.files import write_json
 from memorizing.training import load_model, read_run_config
 
 INDEXES = (

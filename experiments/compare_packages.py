@@ -107,7 +107,7 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Measure in turns: our steps in bf16 and fp32, then one of the package."""
-    from memorizing.files import write_json
+    from memorizing.storage.files import write_json
 
     settings = {
         "entries": arguments.entries,

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memorizing.demo import run_demo
-from memorizing.files import write_json
+from memorizing.storage.files import write_json
 
 
 def main() -> None:

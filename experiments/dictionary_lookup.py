@@ -44,8 +44,8 @@ from memorizing.data.synthetic import (
     make_look_up_batch,
 )
 from memorizing.evaluation.answers import ask_questions, compute_wilson_interval, read_documents
-from memorizing.files import write_json
 from memorizing.model import MemorizingTransformer
+from memorizing.storage.files import write_json
 
 TRAINING_RECORDS = count_questions()
 """Documents of 512 tokens: a block of records, a block of questions."""

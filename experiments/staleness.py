@@ -28,9 +28,9 @@ from torch import Tensor
 
 from memorizing.benchmark.machine import describe_machine
 from memorizing.data import TokenizedDocument
-from memorizing.files import write_json
 from memorizing.loss import compute_token_nats
 from memorizing.model import MemorizingTransformer, evaluation_mode
+from memorizing.storage.files import write_json
 from memorizing.training import list_checkpoints, load_model, read_run_config
 from memorizing.training.checkpoints import read_step
 

@@ -20,8 +20,8 @@ from memorizing.benchmark.machine import describe_machine
 from memorizing.benchmark.timing import time_interleaved
 from memorizing.config import load_config
 from memorizing.data import SegmentLoader
-from memorizing.files import write_json
 from memorizing.model import MemorizingTransformer
+from memorizing.storage.files import write_json
 from memorizing.training import Trainer, make_display, prepare_corpus
 
 HERE = Path(__file__).parent

@@ -33,8 +33,8 @@ from synthetic_tasks import TASKS, Arm, Cell, Task
 from memorizing.benchmark.machine import describe_machine
 from memorizing.data.synthetic import QuestionBatch
 from memorizing.evaluation.answers import answer_questions, compute_wilson_interval
-from memorizing.files import write_json
 from memorizing.model import MemorizingTransformer
+from memorizing.storage.files import write_json
 from memorizing.training.questions import build_gathering_model
 
 

@@ -36,8 +36,8 @@ from smollm import CONTEXT_LEN, describe_precision, load_smollm
 from transformers import LlamaForCausalLM
 
 from memorizing.benchmark.machine import describe_machine
-from memorizing.files import write_json
 from memorizing.metrics import Totals, bucket_by_position
+from memorizing.storage.files import write_json
 
 RESULTS = Path("experiments/results/pretrained_baselines.json")
 NATS = Path("runs/pretrained/baselines")

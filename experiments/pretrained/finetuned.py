@@ -46,8 +46,8 @@ from transformers import AutoTokenizer
 from memorizing import load_adapter
 from memorizing.benchmark.machine import describe_machine
 from memorizing.data import TokenizedDocument, Tokenizer
-from memorizing.files import write_json
 from memorizing.metrics import Totals, compare_token_nats
+from memorizing.storage.files import write_json
 from memorizing.training import finetune
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.loop import Finetuner

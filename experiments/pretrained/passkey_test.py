@@ -45,11 +45,11 @@ from memorizing import add_memory, load_adapter, open_memory
 from memorizing.benchmark.machine import describe_machine
 from memorizing.errors import ConfigError
 from memorizing.evaluation.answers import compute_wilson_interval
-from memorizing.files import write_json
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.learning.adapter import save_adapter
 from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.loss import sum_nats
+from memorizing.storage.files import write_json
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.weights import TrainedWeights, prepare_weights
 from memorizing.training.optimizer import Optimizer, clip_gradients

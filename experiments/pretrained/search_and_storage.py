@@ -45,11 +45,11 @@ from memorizing import open_memory, remove_memory
 from memorizing.benchmark.machine import describe_machine
 from memorizing.data import Tokenizer
 from memorizing.evaluation.pretrained import evaluate_model
-from memorizing.files import write_json
 from memorizing.index_settings import parse_index
 from memorizing.knn import StoredKeys, make_index
 from memorizing.knn.recall import recall_at_k
 from memorizing.metrics import compare_token_nats
+from memorizing.storage.files import write_json
 
 RESULTS = Path("experiments/results/pretrained_search_and_storage.json")
 RUNS = Path("runs/pretrained/search_and_storage")

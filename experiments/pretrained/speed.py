@@ -37,10 +37,10 @@ from training_free import find_heads
 import memorizing
 from memorizing.benchmark.machine import describe_machine
 from memorizing.devices import synchronize
-from memorizing.files import write_json
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.sessions.reading import read_tokens
 from memorizing.memory import FrozenMemory
+from memorizing.storage.files import write_json
 
 RESULTS = Path("experiments/results/pretrained_speed.json")
 SEGMENT, NUM_REAL, NUM_ENTRIES, NUM_DECODED = 512, 2048, 65_536, 24

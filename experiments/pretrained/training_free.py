@@ -37,9 +37,9 @@ from memorizing import remove_memory
 from memorizing.benchmark.machine import describe_machine
 from memorizing.data import Tokenizer
 from memorizing.evaluation.pretrained import evaluate_model
-from memorizing.files import write_json
 from memorizing.huggingface.learning.calibration import Calibration, calibrate
 from memorizing.metrics import compare_token_nats
+from memorizing.storage.files import write_json
 
 RESULTS = Path("experiments/results/pretrained_training_free.json")
 NATS = Path("runs/pretrained/training_free")

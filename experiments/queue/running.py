@@ -22,8 +22,8 @@ from memorizing.data import (
 from memorizing.devices import find_device
 from memorizing.errors import ConfigError
 from memorizing.evaluation import EvaluationResult, evaluate_documents
-from memorizing.files import write_json
 from memorizing.metrics import POSITION_EDGES
+from memorizing.storage.files import write_json
 from memorizing.training import (
     TokenizedCorpus,
     choose_precision,

@@ -16,7 +16,7 @@ from results import load_results
 from sections import write_report
 
 from memorizing.errors import MemorizingError
-from memorizing.files import write_atomically
+from memorizing.storage.files import write_bytes
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent
 
@@ -28,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         results = load_results(options.results, options.others or options.results.parent)
         page, pictures = write_report(results)
         for name, picture in pictures.items():
-            write_atomically(options.output.parent / name, picture)
-        write_atomically(options.output, page.encode())
+            write_bytes(options.output.parent / name, picture)
+        write_bytes(options.output, page.encode())
     except MemorizingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

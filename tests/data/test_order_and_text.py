@@ -2,12 +2,8 @@
 
 from pathlib import PurePosixPath
 
-import pytest
-
 from memorizing.data.order import shuffle_names, shuffle_tree
 from memorizing.data.text import ReadLog, concatenate_files, decode_text, find_files, make_document
-from memorizing.errors import ResourceError
-from memorizing.files import write_atomically
 
 TREE = [
     PurePosixPath(p)
@@ -92,13 +88,3 @@ def test_hidden_files_and_byte_code_are_not_found(tmp_path):
         (tmp_path / name).write_text("x")
     found = find_files(tmp_path, ReadLog(), ignored_folders=["left"])
     assert found == [PurePosixPath("src/a.py")]
-
-
-def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
-    (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ResourceError, match="choose another folder"):
-        write_atomically(tmp_path / "file" / "inner.bin", b"x")
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(ResourceError):
-        write_atomically(tmp_path / "taken", b"x")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken"]

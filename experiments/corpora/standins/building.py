@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from memorizing.errors import CorpusError
-from memorizing.files import write_json
+from memorizing.storage.files import write_json
 from standins.packages import Package
 from standins.readers import READERS
 from standins.texts import Documents, read_stacks

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memorizing.errors import IndexUnavailableError
-from memorizing.files import write_atomically
+from memorizing.storage.files import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,5 +36,5 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
-    write_atomically(Path(path), picture.getvalue())
+    write_output(Path(path), picture.getvalue())
     return Path(path)

@@ -29,9 +29,9 @@ from memorizing.errors import (
     CorpusError,
     ResourceError,
 )
-from memorizing.files import write_atomically
 from memorizing.memory import memory_bytes
 from memorizing.model import MemorizingTransformer
+from memorizing.storage.files import write_bytes
 from memorizing.training import choose_precision, load_model, measure_available, read_run_config
 
 FORMAT = "memorizing recording 1"
@@ -58,7 +58,7 @@ class Recording:
         """
         tensors = {"keys": self.keys.contiguous(), "queries": self.queries.contiguous()}
         metadata = {"format": FORMAT, "source": json.dumps(self.source)}
-        write_atomically(path, safetensors.torch.save(tensors, metadata))
+        write_bytes(path, safetensors.torch.save(tensors, metadata))
 
 
 def load_recording(path: Path) -> Recording:

@@ -25,7 +25,7 @@ from memorizing.cli import (
 )
 from memorizing.cli.output import INTERRUPTED_STATUS, say
 from memorizing.errors import MemorizingError
-from memorizing.files import FULL_DISK
+from memorizing.storage.files import FULL_DISK
 
 USAGE_STATUS = 2
 

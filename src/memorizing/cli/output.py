@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from memorizing.errors import ConfigError, ResourceError
-from memorizing.files import write_json
+from memorizing.storage.files import encode_json, write_output
 
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -52,7 +52,7 @@ def write_result(path: Path | None, values: dict[str, Any]) -> None:
     """
     if path is None:
         return
-    write_json(path, values)
+    write_output(path, encode_json(values))
     say(f"written: {path}")
 
 

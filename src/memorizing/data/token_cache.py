@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memorizing.files import write_atomically
+from memorizing.storage.files import write_bytes
 
 _FORMAT = "memorizing tokens 1"
 CACHE_VARIABLE = "MEMORIZING_CACHE"
@@ -64,4 +64,4 @@ class TokenCache:
         small = tokens.max(initial=0) <= np.iinfo(np.uint16).max
         buffer = io.BytesIO()
         np.savez(buffer, tokens=tokens.astype(np.uint16 if small else np.uint32))
-        write_atomically(path, buffer.getvalue())
+        write_bytes(path, buffer.getvalue())

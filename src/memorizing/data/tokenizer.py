@@ -15,7 +15,7 @@ import tokenizers
 
 from memorizing.data.corpus import summarize_error
 from memorizing.errors import TokenizerError
-from memorizing.files import write_atomically
+from memorizing.storage.files import write_bytes
 
 START_TOKEN = "<|document|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -115,7 +115,7 @@ class Tokenizer:
             ResourceError: there is no space left, or the folder cannot be written.
         """
         path = Path(folder) / TOKENIZER_FILE
-        write_atomically(path, self._backend.to_str(pretty=True).encode())
+        write_bytes(path, self._backend.to_str(pretty=True).encode())
         return path
 
 

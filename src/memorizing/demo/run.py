@@ -32,9 +32,9 @@ from memorizing.evaluation import (
     evaluate_capacities,
     evaluate_documents,
 )
-from memorizing.files import write_atomically, write_json
 from memorizing.metrics import Difference
 from memorizing.model import MemorizingTransformer
+from memorizing.storage.files import write_bytes, write_json
 from memorizing.training import (
     Display,
     TrainingResult,
@@ -162,7 +162,7 @@ def _clear_folder(run_dir: Path) -> None:
             )
         shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / _MARK, b'{"made_by": "memorizing demo"}\n')
+    write_bytes(run_dir / _MARK, b'{"made_by": "memorizing demo"}\n')
 
 
 def _evaluate(

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import StateError
-from memorizing.files import write_atomically, write_json
 from memorizing.knn.index import StoredKeys
+from memorizing.storage.files import write_bytes, write_json
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -74,7 +74,7 @@ def write_blocks(folder: Path, settings: str, blocks: Iterable[SavedBlock]) -> N
             for name, content in files.items():
                 digest = hashlib.sha256(content).hexdigest()
                 path = f"{block.row}-{block.entries.start}-{head}-{digest[:16]}-{name}"
-                write_atomically(folder / path, content)
+                write_bytes(folder / path, content)
                 named[name] = {"path": path, "sha256": digest}
             heads.append(named)
         lines.append(

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from memorizing.errors import CheckpointError, ResourceError
-from memorizing.files import FULL_DISK
+from memorizing.storage.files import FULL_DISK
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1

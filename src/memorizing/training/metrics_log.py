@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memorizing.files import write_atomically
+from memorizing.storage.files import write_bytes
 from memorizing.training.folder import explain_full_disk
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _truncate(path: Path, step: int) -> None:
     if path.exists():
         kept = [line for line in read_metrics(path) if line["step"] <= step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -20,7 +20,7 @@ import torch
 from memorizing import __version__
 from memorizing.config import Config
 from memorizing.errors import ConfigError, MemorizingError, RunFolderError
-from memorizing.files import write_atomically
+from memorizing.storage.files import write_bytes
 from memorizing.training.checkpoints import CHECKPOINT_FOLDER
 
 CONFIG_FILE = "config.toml"
@@ -116,7 +116,7 @@ def create_run_folder(
             else:
                 path.unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / CONFIG_FILE, config.to_toml().encode())
+    write_bytes(run_dir / CONFIG_FILE, config.to_toml().encode())
     sessions = _read_sessions(run_dir)
     sessions.append(
         {"started": datetime.now(UTC).isoformat(timespec="seconds"), **describe_machine()}
@@ -178,7 +178,7 @@ def _read_sessions(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _write_sessions(run_dir: Path, sessions: list[dict[str, Any]]) -> None:
-    write_atomically(run_dir / RUN_FILE, json.dumps({"sessions": sessions}, indent=2).encode())
+    write_bytes(run_dir / RUN_FILE, json.dumps({"sessions": sessions}, indent=2).encode())
 
 
 def _compare(saved: Config, wanted: Config) -> list[str]:

@@ -20,11 +20,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from memorizing.errors import CheckpointError, ConfigError, IndexUnavailableError
-from memorizing.files import write_atomically, write_json
 from memorizing.huggingface.attaching.attachment import Attachment, add_memory, get_attachment
 from memorizing.huggingface.attaching.families import find_decoder
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.storage.files import write_bytes, write_json
 
 SETTINGS_FILE = "memory_settings.json"
 HEADS_FILE = "memory_heads.safetensors"
@@ -63,12 +63,12 @@ def save_adapter(model: Any, folder: Path | str) -> None:
             inner, adapter_name=lora, save_embedding_layers=False
         )
         named = {_PREFIX + name.removeprefix(_PREFIX): t for name, t in tensors.items()}
-        write_atomically(folder / LORA_FILE, _pack(named))
+        write_bytes(folder / LORA_FILE, _pack(named))
         config, was_inference = inner.peft_config[lora], inner.peft_config[lora].inference_mode
         config.inference_mode = True
         config.save_pretrained(str(folder))
         config.inference_mode = was_inference
-    write_atomically(folder / HEADS_FILE, _pack(list_heads(attachment)))
+    write_bytes(folder / HEADS_FILE, _pack(list_heads(attachment)))
     values = {
         "format_version": FORMAT_VERSION,
         "memory": attachment.settings.to_dict(),

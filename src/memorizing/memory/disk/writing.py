@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from memorizing.errors import ResourceError
-from memorizing.files import FULL_DISK
 from memorizing.memory.disk.manifest import SEGMENT_NAME, Manifest
+from memorizing.storage.files import FULL_DISK
 
 MANIFEST = "manifest.json"
 INDEXES = "index"

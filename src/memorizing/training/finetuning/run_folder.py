@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memorizing.errors import ConfigError, RunFolderError
-from memorizing.files import write_json
+from memorizing.storage.files import write_json
 from memorizing.training.checkpoints import CHECKPOINT_FOLDER
 from memorizing.training.run_folder import (
     LOG_FILE,
