@@ -88,7 +88,7 @@ def read_with_stale_memory(
             drift.num_tokens += nats.numel()
             written = outputs[1].state.staged
             for layer, entries in outputs[0].state.staged.items():
-                drift.add_keys(written[layer].entries.keys, entries.entries.keys)
+                drift.add_keys(written[layer].keys, entries.keys)
             states = [replace(outputs[0].state, staged=written).commit(), outputs[1].state.commit()]
     return drift
 

@@ -91,7 +91,7 @@ def test_keys_and_queries_are_those_of_the_memory_that_the_model_reads(
             output = model(segment, state, memory_open=is_open, return_retrievals=True)
             if is_open:
                 break
-            keys.append(output.state.staged[LAYER].entries.keys[0])
+            keys.append(output.state.staged[LAYER].keys[0])
             state = output.state.commit()
     assert torch.equal(recording.keys, torch.cat(keys, 1)[:, -num_entries:])
     # The searches of the first segment after the keys find what the model retrieved.

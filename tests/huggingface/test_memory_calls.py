@@ -77,10 +77,10 @@ def test_padding_is_not_stored():
     with torch.no_grad(), memory_open(attachment):
         cache = attachment.make_cache()
         read(model, tokens, SEGMENT_LEN, mask, cache)
-        state = attachment.find_history(cache).states[LAYER]
+        state = attachment.find_history(cache)
         alone = attachment.make_cache()
         call(model, texts[0].unsqueeze(0), alone)
-        state_alone = attachment.find_history(alone).states[LAYER]
+        state_alone = attachment.find_history(alone)
     assert state.position.tolist() == [41, 12, 26]
     # The third row ended its second segment with the last column; the next call writes it.
     assert state.memories[LAYER].num_appended.tolist() == [39, 0, 13]
@@ -149,7 +149,7 @@ def test_a_prompt_is_read_in_segments_and_generated_tokens_enter_the_memory_on_i
     )
     with open_memory(model):
         output = generate(model, tokens, return_dict_in_generate=True)
-        state = attachment.find_history(output[CACHE]).states[LAYER]
+        state = attachment.find_history(output[CACHE])
     hook.remove()
     assert lengths == [13] * 5 + [5] + [1] * 18
     assert state.position.tolist() == [88]

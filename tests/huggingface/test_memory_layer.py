@@ -173,7 +173,7 @@ def test_heads_of_a_group_read_the_memory_of_their_head():
     with torch.no_grad(), memory_open(attachment):
         cache = attachment.make_cache()
         call(model, tokens, cache)
-        state = attachment.find_history(cache).states[LAYER]
+        state = attachment.find_history(cache)
     # Four heads of queries, two of keys; 65 of 74 tokens are before the last boundary.
     assert state.memories[LAYER].keys.shape == (1, 2, CAPACITY, 10)
     assert state.memories[LAYER].num_appended.tolist() == [65]
@@ -223,7 +223,7 @@ def test_distance_turns_the_query_and_nothing_else():
         with torch.no_grad(), memory_open(attachment):
             cache = attachment.make_cache()
             logits = call(model, tokens, cache).logits
-            memory = attachment.find_history(cache).states[LAYER].memories[LAYER]
+            memory = attachment.find_history(cache).memories[LAYER]
         found[distance] = (logits, memory.keys.clone())
         remove_memory(model)
     assert torch.equal(found[0][1], found[11][1])

@@ -108,12 +108,12 @@ def test_entries_are_those_of_a_full_forward_pass(layers: list[int]):
     with torch.no_grad(), memory_open(attachment):
         cache = attachment.make_cache()
         call(model, more, cache)
-        states = attachment.find_history(cache).states
+        memories = attachment.find_history(cache).memories
     with open_memory(model) as memory:
         read_all(memory, {"first": DOCUMENTS["first"]})
         for layer in layers:
             keys, values = fetch_entries(model, layer)
-            expected = states[layer].memories[layer]
+            expected = memories[layer]
             span = slice(NUM_SINKS, tokens.shape[1])
             torch.testing.assert_close(keys, expected.keys[0, :, span], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(values, expected.values[0, :, span], rtol=1e-4, atol=1e-5)
@@ -164,7 +164,7 @@ def test_what_was_read_and_a_texts_own_memory_are_searched_as_one():
         cache = attachment.make_cache()
         with torch.no_grad():
             found = read(model, QUESTION[:1, :27], SEGMENT_LEN, cache=cache)
-        own = attachment.find_history(cache).states[2].memories[2]
+        own = attachment.find_history(cache).memories[2]
         # The same entries, all of them read before; and no text of its own.
         span = slice(NUM_SINKS, 2 * SEGMENT_LEN)
         joined = FrozenMemory.from_tensors(

@@ -93,7 +93,7 @@ def test_what_was_committed_is_retrieved_and_the_cache_is_cut_off(attachment: At
     with open_memory(model) as memory:
         cache = memory.new_cache()
         for count, piece in enumerate(tokens.split(SEGMENT_LEN, 1)):
-            stored = attachment.find_history(cache).states[LAYER].memories[LAYER] if count else None
+            stored = attachment.find_history(cache).memories[LAYER] if count else None
             assert stored is None or stored.num_appended.tolist() == [count * SEGMENT_LEN] * 2
             call(model, piece, cache).logits.sum().backward()
             assert any(layer.keys.requires_grad for layer in list_layers(cache))
@@ -120,7 +120,7 @@ def test_gradient_reaches_gates_scales_and_weights_and_no_entry(attachment: Atta
         cache = attachment.make_cache()
         call(attachment.model(), tokens[:, :SEGMENT_LEN], cache)
         attachment.commit(cache)
-        memory = attachment.find_history(cache).states[LAYER].memories[LAYER]
+        memory = attachment.find_history(cache).memories[LAYER]
     prefix = f"model.layers.{LAYER}.self_attn"
     for name in ("memory.bias", "memory.log_scale", "q_proj.weight", "v_proj.weight"):
         assert gradients[f"{prefix}.{name}"].abs().sum() > 0

@@ -120,8 +120,8 @@ def test_only_keys_that_a_head_reads_are_stored():
     with torch.no_grad(), memory_open(attachment):
         cache = attachment.make_cache()
         call(model, tokens, cache)
-        states = attachment.find_history(cache).states
-    num_heads = [states[layer].memories[layer].keys.shape[1] for layer in every]
+        memories = attachment.find_history(cache).memories
+    num_heads = [memories[layer].keys.shape[1] for layer in every]
     assert num_heads == [1, 1, 2]
 
 
@@ -135,7 +135,7 @@ def test_a_layer_without_open_heads_stores_nothing_and_changes_nothing():
             found = call(model, tokens, cache).logits
             history = attachment.find_history(cache)
     assert torch.equal(found, without)
-    assert not any(state.memories for state in history.states.values())
+    assert not history.memories
     assert history.position.tolist() == [NUM_TOKENS]
 
 

@@ -41,6 +41,39 @@ def test_a_state_from_before_a_new_document_is_void() -> None:
     assert torch.equal(again, model(tokens[:, 7:], started).logits)
 
 
+@pytest.mark.parametrize("num_others", [1, 2])
+@pytest.mark.parametrize("change", [{}, {"combine": "joint"}, {"memory_layers": (0, 2)}])
+def test_a_state_whose_memory_holds_as_much_of_another_document_is_void(
+    change: dict[str, object], num_others: int
+) -> None:
+    model = make_model(**change)
+    tokens = make_tokens(2, 14)
+    _, state = read(model, tokens[:, :7])
+    row = torch.tensor([False, True])
+    later = state
+    for other in range(num_others):
+        later = later.start_documents(row)
+        call = make_tokens(2, 7, seed=other + 2)
+        valid = row.view(-1, 1).expand(-1, 7)
+        later = model(call, later, valid=valid).state.commit()
+    assert later.position.tolist() == state.position.tolist()
+    for use in (
+        lambda: model(tokens[:, 7:], state),
+        lambda: state.select_rows(torch.tensor([1])),
+    ):
+        with pytest.raises(StateError, match="row 1 of this state has read 7 tokens"):
+            use()
+    loaded = later.load_state_dict(later.state_dict())
+    with pytest.raises(StateError, match="go on from the state"):
+        model(tokens[:, 7:], later)
+    # The row itself may begin anew, and the others then go on.
+    again = state.start_documents(torch.ones(2, dtype=torch.bool))
+    expected = model(tokens[:, :7], model.init_state(2)).logits
+    torch.testing.assert_close(model(tokens[:, :7], again).logits, expected)
+    with pytest.raises(StateError, match="go on from the state"):
+        model(tokens[:, 7:], loaded)
+
+
 def test_a_document_that_starts_before_the_commit_takes_nothing_of_the_last_one() -> None:
     model = make_model()
     tokens = make_tokens(2, 21)
@@ -70,7 +103,8 @@ def test_a_call_without_a_token_is_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("valid", "message"),
     [
-        (torch.tensor([[True, False, True]]), "padding between its tokens"),
+        (torch.tensor([[True, False, True]]), "padding before a token"),
+        (torch.tensor([[False, True, True]]), "begin in column 0"),
         (torch.tensor([[1, 1, 0]]), "must be bool"),
         (torch.tensor([[True, True]]), "as large as tokens"),
     ],
@@ -189,5 +223,5 @@ def test_memories_of_several_layers_are_written_alike() -> None:
     assert not torch.equal(first.keys, second.keys)
     behind = replace(state, memories={0: first.select_rows(torch.tensor([0, 1])), 2: second})
     behind.memories[0].append(first.keys[:, :, :1], first.values[:, :, :1])
-    with pytest.raises(StateError, match="has taken 22"):
+    with pytest.raises(StateError, match="has taken 22, 21"):
         model(make_tokens(2, 1), behind)

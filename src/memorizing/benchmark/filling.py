@@ -40,7 +40,7 @@ def fill_state(
     num_entries = -(-capacity // state.segment_len) * state.segment_len
     for memory in state.memories.values():
         fill_memory(memory, num_entries, keys)
-    return replace(state, position=state.position + num_entries)
+    return replace(state, position=state.position + num_entries, generation=None)
 
 
 def fill_memory(memory: Memory, num_entries: int, keys: Tensor | None = None) -> None:

@@ -25,10 +25,9 @@ from memorizing.benchmark.search_bases import make_product
 from memorizing.benchmark.timing import Timings, time_interleaved
 from memorizing.config import ModelConfig
 from memorizing.index_settings import parse_index
-from memorizing.memory import Memory
+from memorizing.memory import Entries, Memory
 from memorizing.model import MemorizingTransformer, ModelState
 from memorizing.model.block import normalize
-from memorizing.model.state import Entries, Staged
 
 _NUM_APPENDS = 100
 
@@ -172,10 +171,10 @@ def _time_appends(states: dict[int, ModelState], sizes: list[int], dtype: torch.
     return time_interleaved(functions, _NUM_APPENDS, between=stage_all)
 
 
-def _stage(memory: Memory, state: ModelState, dtype: torch.dtype) -> Staged:
+def _stage(memory: Memory, state: ModelState, dtype: torch.dtype) -> Entries:
     shape = (1, memory.keys.shape[1], state.segment_len, memory.keys.shape[3])
-    entries = Entries(normalize(torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype))
-    return Staged(entries, torch.ones(1, state.segment_len, dtype=torch.bool))
+    keys, values = normalize(torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype)
+    return Entries(keys, values, torch.ones(1, state.segment_len, dtype=torch.bool))
 
 
 def _measure_peaks(

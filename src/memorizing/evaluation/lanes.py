@@ -95,4 +95,5 @@ def _read_round(
         state,
         position=state.position + tokens.shape[1] - num_known,
         recent=tuple(part[last] for part in read.recent),
+        generation=None,
     )

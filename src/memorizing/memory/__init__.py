@@ -10,15 +10,19 @@ from memorizing.memory.disk import (
     hash_text,
 )
 from memorizing.memory.frozen import FrozenMemory
+from memorizing.memory.history import Entries, History, RetrievalControl
 from memorizing.memory.retrieved import Retrieved, keep_best
 from memorizing.memory.store import Memory
 
 __all__ = [
+    "Entries",
     "FolderDescription",
     "FrozenMemory",
+    "History",
     "Memory",
     "MemoryFolder",
     "NewDocument",
+    "RetrievalControl",
     "Retrieved",
     "StoredDocument",
     "TextAround",

@@ -32,9 +32,9 @@ class Retrieved:
     value_lines: Tensor
     """(B, H, T, k) int64: other than `key_lines` where values are shuffled on purpose."""
     num_changes: Tensor
-    """() int64 on the CPU: the memory's own counter of what was done to it."""
+    """(B,) or () int64 on the CPU: the memory's own counter of what was done to it."""
     num_changes_then: Tensor
-    """() int64 on the CPU: its value when the search was made."""
+    """Its value when the search was made."""
 
     def fetch_keys(self) -> Tensor:
         """The keys (B, H, T, k, D), a copy in the dtype of the memory."""

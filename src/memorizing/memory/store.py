@@ -24,8 +24,8 @@ class Memory:
     every head, for keys and values alike: a slot id means the same everywhere, and the number of
     entries appended so far is the whole clock of a row. Appending costs O(segment) at any capacity.
 
-    `append`, `reset` and `load_state_dict` change the memory in place, and count it in
-    `num_changes`; `seal` changes its index; nothing else changes anything.
+    `append`, `reset` and `load_state_dict` change rows of the memory in place, and count it in
+    `num_changes` (B,); `seal` changes its index; nothing else changes anything.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Memory:
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
             self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
-            self.num_changes = torch.zeros((), dtype=torch.int64)
+            self.num_changes = torch.zeros(num_rows, dtype=torch.int64)
         self.index = make_index(ExactSettings() if index is None else index)
 
     @property
@@ -131,7 +131,7 @@ class Memory:
             ring[row, :, start : start + until_end] = new[:, :until_end].to(ring.dtype)
             ring[row, :, : new.shape[1] - until_end] = new[:, until_end:].to(ring.dtype)
         self.num_appended[row] += num_new
-        self.num_changes += 1
+        self.num_changes[row] += num_new > 0
 
     def reset(self, rows: Tensor) -> None:
         """Forget the entries of the rows where the mask `rows` (B,) is True. In place, O(1).
@@ -145,8 +145,8 @@ class Memory:
                 f"the rows to reset are {tuple(rows.shape)} {rows.dtype}; give a bool per row: "
                 f"({self.num_rows},)"
             )
+        self.num_changes += rows & (self.num_appended > 0)
         self.num_appended[rows] = 0
-        self.num_changes += 1
         # What is missing is read from slot 0 and weighs 0, which does not hide infinite numbers.
         for ring in (self.keys, self.values):
             ring[send(rows, ring.device), :, 0] = 0
@@ -257,7 +257,7 @@ class Memory:
         with torch.inference_mode(False):
             chosen.keys, chosen.values = self.keys[rows], self.values[rows]
             chosen.num_appended = self.num_appended[rows.cpu()]
-            chosen.num_changes = torch.zeros((), dtype=torch.int64)
+            chosen.num_changes = torch.zeros_like(chosen.num_appended)
         chosen.index = make_index(self.index.settings)
         chosen.index.append(chosen.stored_keys)
         return chosen

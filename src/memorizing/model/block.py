@@ -15,7 +15,8 @@ from torch.nn.functional import dropout, linear, relu
 from memorizing.config import ModelConfig
 from memorizing.devices import send
 from memorizing.errors import StateError
-from memorizing.memory import Memory, Retrieved
+from memorizing.memory import Entries, Memory, RetrievalControl, Retrieved
+from memorizing.memory.history import count_hidden
 from memorizing.model.exposure import Exposed, attend_to_exposed
 from memorizing.model.layout import Layout
 from memorizing.model.local_attention import attend_locally
@@ -28,7 +29,6 @@ from memorizing.model.mixing import (
     start_as_induction,
 )
 from memorizing.model.position_bias import PositionBias
-from memorizing.model.state import Entries, RetrievalControl
 
 _INDUCTION_SMEAR = -2.0
 """The logit of a token's share in its own key, 0.12: the key is mostly the previous token's."""
@@ -45,8 +45,8 @@ class Reading:
     """(B,) bool on the CPU: rows that read it."""
     control: RetrievalControl | None
     num_changes: Tensor
-    """() int64 on the CPU: the memory's counter when the call began, a copy. Gradient checkpointing
-    reads a second time in the backward pass and must find the same memory."""
+    """(B,) int64 on the CPU: the memory's counter when the call began, a copy. Gradient
+    checkpointing reads a second time in the backward pass and must find the same memory."""
     exposed: Exposed | None = None
     """Entries that are seen with gradient, beside the memory's."""
 
@@ -166,14 +166,16 @@ class Attention(nn.Module):
             scaled_queries,
             keys,
             values,
-            self._compute_bias(layout, x),
-            layout.num_hidden_keys if layout.distances is None else (),
+            self.position_bias(x.shape[1], x.dtype),
+            layout.num_hidden_keys,
             num_frozen_keys=cache.keys.shape[2],
             need_log_sum=by_joint and reading is not None,
         )
         retrieved = weights = None
         if reading is not None and bool(reading.is_open.any()):
-            num_hidden = self._count_hidden(layout)
+            num_hidden = None
+            if by_joint and config.xl_cache:
+                num_hidden = count_hidden(layout.position, config.segment_len, config.window)
             retrieved = self._retrieve(search_queries, num_hidden, reading)
             memory, weights, memory_log_sum = attend_to_retrieved(
                 scaled_queries, retrieved, self.scale
@@ -208,21 +210,6 @@ class Attention(nn.Module):
         both = [extend_back(x, r, layout) for x, r in zip((queries, keys), before, strict=True)]
         kept = torch.cat([keep_recent(x, num_before, layout) for x in both], 2)
         return self.mix_queries(both[0]), self.mix_keys(both[1]), kept
-
-    def _compute_bias(self, layout: Layout, x: Tensor) -> Tensor:
-        if layout.distances is not None:
-            return self.position_bias.look_up(layout.distances, x.dtype)
-        return self.position_bias(x.shape[1], x.dtype)
-
-    def _count_hidden(self, layout: Layout) -> Tensor | None:
-        """(B, T): newest tokens from before the segment that the memory must not show a query.
-
-        One softmax must not count a token twice: those that local attention sees are left out.
-        """
-        config = self.config
-        if config.combine != "joint" or not config.xl_cache:
-            return None
-        return (config.window - 1 - layout.query_position % config.segment_len).clamp(min=0)
 
     def _retrieve(self, queries: Tensor, num_hidden: Tensor | None, reading: Reading) -> Retrieved:
         config, control = self.config, reading.control

@@ -34,9 +34,9 @@ def attend_locally(
         queries: (B, H, T, D), already scaled: the last T of S contiguous tokens.
         keys: (B, H, S, D).
         values: (B, H, S, D).
-        bias: (B, H, T, S) of all scores; or (H, R, W + R), the same for every block of R queries
-            that are neighbors, with the keys from W before the block's first query to its last.
-            -inf where a query must not look; every query sees one key at least.
+        bias: (H, R, W + R), the same for every block of R queries that are neighbors, with the keys
+            from W before the block's first query to its last. -inf where a query must not look;
+            every query sees one key at least.
         num_hidden_keys: per row, how many of the first keys do not exist (a cache that is not
             full).
         num_frozen_keys: the first keys and values that need no gradient and get 0.
@@ -69,7 +69,7 @@ class _LocalAttention(torch.autograd.Function):
         kept = []
         for rows, columns, places in _iterate_blocks(queries.shape[2], keys.shape[2], bias):
             scores = torch.matmul(queries[:, :, rows], keys[:, :, columns].transpose(-1, -2))
-            scores += bias[..., : scores.shape[2], places]
+            scores += bias[:, : scores.shape[2], places]
             for row, num_hidden in enumerate(num_hidden_keys):
                 if num_hidden > columns.start:
                     scores[row, :, :, : num_hidden - columns.start] = -math.inf
@@ -116,10 +116,8 @@ class _LocalAttention(torch.autograd.Function):
                 )
                 grad_values[:, :, first : columns.stop] += torch.matmul(of_values, grad_block)
             if grad_bias is not None:
-                over_rows = grad_scores
-                if bias.dim() == 3:
-                    over_rows = grad_scores.sum(0) if len(grad_scores) > 1 else grad_scores[0]
-                grad_bias[..., : grad_scores.shape[2], places] += over_rows
+                over_rows = grad_scores.sum(0) if len(grad_scores) > 1 else grad_scores[0]
+                grad_bias[:, : grad_scores.shape[2], places] += over_rows
         return (
             grad_queries,
             grad_keys.to(keys.dtype),
@@ -135,9 +133,6 @@ def _iterate_blocks(
     num_queries: int, num_keys: int, bias: Tensor
 ) -> Iterator[tuple[slice, slice, slice]]:
     """Queries of each block, the keys they may see, and where these stand in the block's bias."""
-    if bias.dim() == 4:
-        yield slice(0, num_queries), slice(0, num_keys), slice(None)
-        return
     block_len = bias.shape[1]
     context = bias.shape[2] - block_len
     for start in range(0, num_queries, block_len):

@@ -76,12 +76,15 @@ def smear(extended: Tensor, share: Tensor, layout: Layout) -> Tensor:
         layout: of the call.
     """
     previous, keys = extended[:, :, :-1], extended[:, :, 1:]
-    previous = torch.where(layout.is_first[:, None, :, None], keys, previous)
+    is_first = layout.at_start.view(-1, 1, 1, 1)
+    previous = torch.cat(
+        [torch.where(is_first, keys[:, :, :1], previous[:, :, :1]), previous[:, :, 1:]], 2
+    )
     return torch.lerp(previous, keys, share.to(keys.dtype).view(-1, 1, 1))
 
 
 def extend_back(x: Tensor, recent: Tensor, layout: Layout) -> Tensor:
-    """(B, H, P + T, D): x with the P tokens before it in front of each row's first valid one.
+    """(B, H, P + T, D): x with the P tokens before it in front.
 
     What is before the beginning of a document is 0.
 
@@ -90,14 +93,7 @@ def extend_back(x: Tensor, recent: Tensor, layout: Layout) -> Tensor:
         recent: (B, H, P, D), the last tokens of the calls before.
         layout: of the call.
     """
-    recent = recent.masked_fill(layout.at_start.view(-1, 1, 1, 1), 0.0)
-    if layout.first_valid is None:
-        return torch.cat([recent, x], 2)
-    num_before, first = recent.shape[2], layout.first_valid.view(-1, 1)
-    place = torch.arange(num_before + x.shape[2], device=x.device)
-    is_recent = (place >= first) & (place < first + num_before)
-    source = torch.where(is_recent, place - first, place)
-    return _gather_tokens(torch.cat([recent, x], 2), source)
+    return torch.cat([recent.masked_fill(layout.at_start.view(-1, 1, 1, 1), 0.0), x], 2)
 
 
 def keep_recent(extended: Tensor, num_before: int, layout: Layout) -> Tensor:
@@ -105,14 +101,6 @@ def keep_recent(extended: Tensor, num_before: int, layout: Layout) -> Tensor:
     extended = extended.detach()
     if layout.is_whole:
         return extended[:, :, extended.shape[2] - num_before :].clone()
-    end = send(layout.num_new, extended.device)
-    if layout.first_valid is not None:
-        end = end + layout.first_valid
-    return _gather_tokens(
-        extended, end.view(-1, 1) + torch.arange(num_before, device=extended.device)
-    )
-
-
-def _gather_tokens(x: Tensor, places: Tensor) -> Tensor:
-    """Tokens at `places` (B, n) of x (B, H, S, D)."""
-    return x.gather(2, places[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+    places = send(layout.num_new.view(-1, 1) + torch.arange(num_before), extended.device)
+    num_heads, head_dim = extended.shape[1], extended.shape[3]
+    return extended.gather(2, places[:, None, :, None].expand(-1, num_heads, -1, head_dim))

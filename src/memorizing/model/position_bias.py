@@ -69,12 +69,6 @@ class PositionBias(nn.Module):
         line = torch.cat([masked, by_distance.flip(1), masked[:, :-1]], dim=1)
         return _ExpandDiagonals.apply(line.to(dtype), block_len, self.window + block_len)
 
-    def look_up(self, distances: Tensor, dtype: torch.dtype) -> Tensor:
-        """Bias (B, H, T, S) for any distances (B, T, S); -inf outside 0 to window - 1."""
-        inside = (distances >= 0) & (distances < self.window)
-        bias = self._compute_by_distance()[:, distances.clamp(0, self.window - 1)].transpose(0, 1)
-        return bias.masked_fill(~inside.unsqueeze(1), -math.inf).to(dtype)
-
 
 class _ExpandDiagonals(torch.autograd.Function):
     """(H, S + T - 1) to (H, T, S): result[h, i, j] = line[h, j + T - 1 - i]."""

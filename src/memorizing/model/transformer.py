@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from memorizing.config import ModelConfig, check_capacity
 from memorizing.errors import ConfigError
 from memorizing.index_settings import parse_index
-from memorizing.memory import Memory
+from memorizing.memory import Entries, Memory, RetrievalControl
 from memorizing.model.block import AttentionResult, Block, Norm, Reading
 from memorizing.model.exposure import Exposed
 from memorizing.model.layout import Layout
-from memorizing.model.state import Entries, ModelState, RetrievalControl, Staged
+from memorizing.model.state import ModelState
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -138,7 +138,6 @@ class MemorizingTransformer(nn.Module):
             position=torch.zeros(num_rows, dtype=torch.int64),
             xl_caches=(empty,) * config.num_layers,
             recent=(recent,) * (config.num_layers if num_recent else 0),
-            staged={},
             memories={
                 layer: Memory(
                     num_rows, config.num_heads, capacity, config.head_dim, dtype, device, settings
@@ -167,8 +166,8 @@ class MemorizingTransformer(nn.Module):
         Args:
             tokens: (B, T) int64; no row may cross a boundary of segments.
             state: the history of these rows.
-            valid: (B, T) bool; False on padding, left or right of a row's tokens, which is neither
-                seen nor remembered.
+            valid: (B, T) bool; False on padding, right of a row's tokens, which is neither seen nor
+                remembered.
             memory_open: (B,) bool or one for all: rows that do not read their memory now (they
                 still write).
             control: retrieval that is wrong on purpose.
@@ -181,7 +180,7 @@ class MemorizingTransformer(nn.Module):
             StateError: a crossed segment boundary, uncommitted entries, other rows than the
                 state's, a state that is void since its memories were written.
             ConfigError: a token outside the vocabulary (not checked on CUDA), no token at all, or
-                padding between tokens.
+                padding before a token.
         """
         self._check_tokens(tokens)
         exposed = exposed or {}
@@ -209,7 +208,12 @@ class MemorizingTransformer(nn.Module):
             results.append(result)
         weight = self.embedding.weight.to(x.dtype)
         logits = linear(self.final_norm(x) / math.sqrt(self.config.model_dim), weight)
-        next_state = self._advance(state, layout, results)
+        next_state = state.advance(
+            layout.valid,
+            {layer: result.live for layer, result in enumerate(results) if result.live is not None},
+            recent=tuple(r.recent for r in results if r.recent is not None),
+            xl_caches=tuple(result.cache for result in results),
+        )
         retrievals = self._describe(state, results, control) if return_retrievals else None
         live = {
             layer: Exposed(result.live.keys, result.live.values, layout.valid)
@@ -227,32 +231,6 @@ class MemorizingTransformer(nn.Module):
                     f"{self.config.vocab_size - 1}; "
                     "use the tokenizer the model was trained with"
                 )
-
-    def _advance(
-        self, state: ModelState, layout: Layout, results: list[AttentionResult]
-    ) -> ModelState:
-        staged = {}
-        for layer in state.memories:
-            live = results[layer].live
-            assert live is not None
-            new = Entries(live.keys.detach(), live.values.detach())
-            mask = layout.valid
-            before = state.staged.get(layer)
-            if before is not None:
-                new = Entries(
-                    torch.cat([before.entries.keys, new.keys], 2),
-                    torch.cat([before.entries.values, new.values], 2),
-                )
-                mask = torch.cat([before.valid, mask], 1)
-            staged[layer] = Staged(new, mask)
-        return ModelState(
-            segment_len=state.segment_len,
-            position=layout.next_position,
-            xl_caches=tuple(result.cache for result in results),
-            recent=tuple(r.recent for r in results if r.recent is not None),
-            staged=staged,
-            memories=state.memories,
-        )
 
     @staticmethod
     def _describe(

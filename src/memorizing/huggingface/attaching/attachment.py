@@ -35,11 +35,11 @@ from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.model_changes import ModelChanges
 from memorizing.huggingface.attaching.open_heads import OpenHeads
 from memorizing.huggingface.attaching.probing import check_family, measure_key_norms
-from memorizing.huggingface.attaching.step import History, OnRetrieved, Step, make_history
+from memorizing.huggingface.attaching.step import OnRetrieved, Step, TextState, make_history
 from memorizing.huggingface.attaching.unwrapping import unwrap
 from memorizing.huggingface.attaching.window_cache import find_text, list_layers
 from memorizing.memory.frozen import FrozenMemory
-from memorizing.model import RetrievalControl
+from memorizing.memory.history import History, RetrievalControl
 from memorizing.settings import require
 
 _ATTRIBUTE = "memorizing"
@@ -215,7 +215,7 @@ class Attachment:
 
     def commit(self, cache: Cache) -> None:
         """See `MemorySession.commit`."""
-        self.find_history(cache).commit()
+        find_text(cache).history = self.find_history(cache).commit()
         for layer in list_layers(cache):
             layer.detach()
 
@@ -233,21 +233,21 @@ class Attachment:
             )
         return text.history
 
-    def start_history(self, cache: Cache | None, num_rows: int) -> History:
-        """A history of nothing, which belongs to the cache from now on."""
-        history = make_history(
+    def start_text(self, cache: Cache | None, num_rows: int) -> TextState:
+        """Texts with a history of nothing, which belong to the cache from now on."""
+        text = TextState() if cache is None else find_text(cache)
+        text.open_heads, text.binding = self.open_heads, self._binding
+        text.has_ended, text.is_broken = None, False
+        text.history = make_history(
             self.settings,
             num_rows,
-            self.open_heads,
+            text.open_heads,
             self.entry_shape[1],
             self.stored_dtype,
             self.devices,
             without=None if self._collected is None else max(self.settings.layers),
         )
-        if cache is not None:
-            text = find_text(cache)
-            text.history, text.binding = history, self._binding
-        return history
+        return text
 
     def fingerprint(self) -> str:
         """Of what stored entries depend on. Kept until a weight changes."""
@@ -296,7 +296,7 @@ class Attachment:
         entered = self._windows.find_cache(kwargs)
         cache = None if entered is None else entered.owner
         if given.start == 0 or cache is None:
-            history = self.start_history(cache, given.num_rows)
+            text = self.start_text(cache, given.num_rows)
         else:
             text = find_text(cache)
             if text.history is None or text.binding != self._binding:
@@ -304,11 +304,10 @@ class Attachment:
                     f"the cache holds {given.start} tokens that no memory knows: they were read "
                     "while it was not open; read the text anew"
                 )
-            history = text.history
-        check_history(history, given)
+        check_history(text, given)
         first_column = self._windows.positions.find_first_seen(given.start)
         step = Step(
-            history,
+            text,
             self.settings,
             list_valid(given),
             (first_column - given.list_first_valid()).clamp(min=0),
@@ -319,7 +318,7 @@ class Attachment:
             self._collected,
             self.on_retrieved,
         )
-        history.is_broken = True
+        text.is_broken = True
         return step
 
     def _leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:

@@ -20,7 +20,7 @@ from memorizing.huggingface.attaching.families import Decoder
 from memorizing.huggingface.attaching.interface import NAMES, STEP, WINDOW, CallWindow
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.positions import Positions
-from memorizing.huggingface.attaching.step import History, Step
+from memorizing.huggingface.attaching.step import Step, TextState
 from memorizing.huggingface.attaching.window_cache import (
     NEVER,
     CallCache,
@@ -237,20 +237,20 @@ def list_valid(given: CallInputs) -> Tensor:
     return given.mask[:, -given.num_tokens :].bool().cpu()
 
 
-def check_history(history: History, given: CallInputs) -> None:
+def check_history(text: TextState, given: CallInputs) -> None:
     """Refuse a history that a call cannot go on with.
 
     Raises:
         StateError: with what to do.
     """
-    if history.is_broken:
+    if text.is_broken:
         raise StateError(
             "an earlier call on this cache was interrupted, so that its memory may hold a part of "
             "it; read the text anew with a new cache"
         )
-    if len(history.position) != given.num_rows:
+    if text.history is not None and text.history.num_rows != given.num_rows:
         raise StateError(
-            f"the call has {given.num_rows} rows and its memory {len(history.position)}; use a "
+            f"the call has {given.num_rows} rows and its memory {text.history.num_rows}; use a "
             "cache per batch"
         )
 

@@ -90,7 +90,7 @@ class MemoryLayer(MemoryHead):
             if self.layer == max(step.settings.layers):
                 step.is_cut = True
                 raise EntriesRead
-        open_heads = step.history.open_heads[self.layer]
+        open_heads = step.text.open_heads[self.layer]
         if not open_heads.is_any:
             return output
         asked = self._free(module, open_heads.ask(query), kwargs, distance=self.settings.distance)

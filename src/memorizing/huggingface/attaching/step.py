@@ -16,11 +16,10 @@ from memorizing.errors import StateError
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.open_heads import OpenHeads
 from memorizing.index_settings import parse_index
-from memorizing.memory import Memory, Retrieved
+from memorizing.memory import Entries, History, Memory, RetrievalControl, Retrieved
 from memorizing.memory.frozen import FrozenMemory
+from memorizing.memory.history import count_hidden
 from memorizing.memory.retrieved import keep_best
-from memorizing.model import ModelState, RetrievalControl
-from memorizing.model.state import Entries, Staged
 
 OnRetrieved = Callable[[int, Sequence[Tensor], Sequence[Tensor | None]], None]
 """Layer; per part, shares of attention (B, H, T, k) of the heads that read; per part, numbers of
@@ -28,26 +27,21 @@ entries, or None for the text's own memory."""
 
 
 @dataclass
-class History:
-    """What the texts of one cache have in memory, and the memory layers' clocks."""
+class TextState:
+    """What belongs to the texts of one cache besides their keys and values."""
 
-    states: dict[int, ModelState]
-    """Per memory layer, a state with its memory; all stand at the same positions."""
-    open_heads: Mapping[int, OpenHeads]
+    shift: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
+    """(B or 1, 1) int64 on the CPU: how far positions are moved back now."""
+    history: History | None = None
+    """What they have in memory, and the memory layers' clock, where a memory is open."""
+    open_heads: Mapping[int, OpenHeads] = field(default_factory=dict)
     """Per memory layer, the heads that its memory has."""
-    has_ended: Tensor
-    """(B,) bool on the CPU: rows whose last column was padding after their tokens."""
+    binding: int | None = None
+    """Of the open memory that the history belongs to."""
+    has_ended: Tensor | None = None
+    """(B,) bool on the CPU: rows whose last column was padding after their tokens; None is none."""
     is_broken: bool = False
     """A call began and did not end."""
-
-    @property
-    def position(self) -> Tensor:
-        """(B,) int64 on the CPU: tokens of its text that each row has read."""
-        return next(iter(self.states.values())).position
-
-    def commit(self) -> None:
-        """Write what waits for the end of its segment, where that has come. In place."""
-        self.states = {layer: state.commit() for layer, state in self.states.items()}
 
 
 def make_history(
@@ -61,19 +55,24 @@ def make_history(
     without: int | None = None,
 ) -> History:
     """A history of nothing for `num_rows` texts; the layer `without` will remember nothing."""
-    states = {}
-    for layer in settings.layers:
-        memories = {}
-        num_heads = len(open_heads[layer].key_heads)
-        if settings.capacity and open_heads[layer].is_any and layer != without:
-            index = parse_index(settings.index)
-            memories[layer] = Memory(
-                num_rows, num_heads, settings.capacity, head_dim, dtype, devices[layer], index
+    index = parse_index(settings.index)
+    return History(
+        segment_len=settings.segment_len,
+        position=torch.zeros(num_rows, dtype=torch.int64),
+        memories={
+            layer: Memory(
+                num_rows,
+                len(open_heads[layer].key_heads),
+                settings.capacity,
+                head_dim,
+                dtype,
+                devices[layer],
+                index,
             )
-        states[layer] = ModelState(
-            settings.segment_len, torch.zeros(num_rows, dtype=torch.int64), (), (), {}, memories
-        )
-    return History(states, open_heads, torch.zeros(num_rows, dtype=torch.bool))
+            for layer in settings.layers
+            if settings.capacity and open_heads[layer].is_any and layer != without
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -89,13 +88,13 @@ class Found:
 
 @dataclass
 class Step:
-    """One call. Made before it, used by its memory layers, part of the history after it.
+    """One call. Made before it, used by its memory layers, part of the texts' history after it.
 
-    It keeps the states from before the call, so that a layer may be computed again by the backward
+    It keeps the history from before the call, so that a layer may be computed again by the backward
     pass, after the history went on.
     """
 
-    history: History
+    text: TextState
     settings: MemorySettings
     valid: Tensor
     """(B, T) bool on the CPU: tokens that are not padding."""
@@ -117,8 +116,10 @@ class Step:
     """Told of what is retrieved, where asked for."""
     is_cut: bool = False
     """The call has ended with the last memory layer."""
-    _states: dict[int, ModelState] = field(init=False)
-    _next_states: dict[int, ModelState] = field(init=False, default_factory=dict)
+    history: History = field(init=False)
+    """From before the call."""
+    _after: dict[int, History] = field(init=False, default_factory=dict)
+    """Per memory layer that has done its part, what it made of the history."""
 
     def __post_init__(self) -> None:
         """Keep where the rows stand.
@@ -127,23 +128,24 @@ class Step:
             StateError: padding between the tokens of a row; with gradients, a call over a boundary
                 of segments, or one past entries that are not committed.
         """
+        assert self.text.history is not None
+        self.history = self.text.history
         self._check_padding()
-        self._states = dict(self.history.states)
-        num_new = self.valid.sum(1)
-        for state in self._states.values():
-            if not self.needs_graph:
-                state.check_step(torch.zeros_like(num_new))
-                continue
-            try:
-                state.check_step(num_new)
-            except StateError as error:
-                raise StateError(
-                    f"{error} (here: memory.commit(cache)); under torch.no_grad() the model does "
-                    "both by itself"
-                ) from None
+        if not self.needs_graph:
+            self.history.check_memories()
+            return
+        try:
+            self.history.check_step(self.valid.sum(1))
+        except StateError as error:
+            raise StateError(
+                f"{error} (here: memory.commit(cache)); under torch.no_grad() the model does "
+                "both by itself"
+            ) from None
 
     def _check_padding(self) -> None:
-        before = torch.cat([self.history.has_ended.unsqueeze(1), ~self.valid[:, :-1]], 1)
+        has_ended = self.text.has_ended
+        has_ended = torch.zeros_like(self.valid[:, 0]) if has_ended is None else has_ended
+        before = torch.cat([has_ended.unsqueeze(1), ~self.valid[:, :-1]], 1)
         started = torch.cat(
             [self.history.position.unsqueeze(1) > 0, self.valid[:, :-1].cumsum(1) > 0], 1
         )
@@ -157,8 +159,7 @@ class Step:
     @cached_property
     def _spans(self) -> tuple[slice, ...]:
         """Columns of the call between boundaries of segments of any row."""
-        position = next(iter(self._states.values())).position
-        count = position.unsqueeze(1) + self.valid.cumsum(1)
+        count = self.history.position.unsqueeze(1) + self.valid.cumsum(1)
         # A boundary comes after the column whose token ends a segment of its row.
         ends = (count % self.settings.segment_len == 0) & self.valid
         cuts = [column + 1 for column in ends.any(0).nonzero().flatten().tolist()]
@@ -180,22 +181,22 @@ class Step:
                 `OpenHeads.take_keys` gives them.
             values: (B, K, T, D).
         """
-        state = self._states[layer]
         if self.needs_graph:
-            self._check_unchanged(state)
+            self._check_unchanged()
+        history = self.history.select_layer(layer)
         for span in self._spans:
             if not self.needs_graph:
                 # Entries of segments that ended in this call or before it are retrievable now.
-                state = state.commit()
-            yield self._retrieve(layer, state, window, queries[:, :, span], span)
-            state = self._stage(layer, state, keys[:, :, span], values[:, :, span], span)
-        self._next_states[layer] = state
+                history = history.commit()
+            yield self._retrieve(layer, history, window, queries[:, :, span], span)
+            new = Entries(keys[:, :, span], values[:, :, span])
+            history = history.advance(self.valid[:, span], {layer: new})
+        self._after[layer] = history
 
-    @staticmethod
-    def _check_unchanged(state: ModelState) -> None:
+    def _check_unchanged(self) -> None:
         """Refuse to compute again after memories were written."""
         try:
-            state.check_step(torch.zeros_like(state.position))
+            self.history.check_memories()
         except StateError:
             raise StateError(
                 "the memory was written between the forward pass and its backward pass, which "
@@ -203,7 +204,7 @@ class Step:
             ) from None
 
     def _retrieve(
-        self, layer: int, state: ModelState, window: int, queries: Tensor, span: slice
+        self, layer: int, history: History, window: int, queries: Tensor, span: slice
     ) -> Found:
         parts: list[Retrieved] = []
         firsts: list[int | None] = []
@@ -214,14 +215,14 @@ class Step:
         if base is not None and base.size and self.control is None:
             parts += base.retrieve(queries, k)
             firsts += base.first_entries
-        memory = state.memories.get(layer)
+        memory = history.memories.get(layer)
         has_sinks = False
         if memory is not None and bool((memory.size > 0).any()):
             # Sinks are left out of what is found, until they are evicted.
             first_stored = memory.num_appended - memory.size
             has_sinks = bool((first_stored < self.settings.num_sinks).any())
             num_more = self.settings.num_sinks if has_sinks else 0
-            parts.append(self._search(memory, state, window, queries, span, k + num_more))
+            parts.append(self._search(memory, history, window, queries, span, k + num_more))
             firsts.append(None)
         best = keep_best(parts, k) if len(parts) > 1 or has_sinks else tuple(parts)
         return Found(span, best, tuple(firsts))
@@ -229,7 +230,7 @@ class Step:
     def _search(
         self,
         memory: Memory,
-        state: ModelState,
+        history: History,
         window: int,
         queries: Tensor,
         span: slice,
@@ -237,26 +238,20 @@ class Step:
     ) -> Retrieved:
         """What a text's own memory has for it, less what local attention sees."""
         control = self.control or RetrievalControl()
-        is_joint = self.settings.combine == "joint"
+        num_hidden = None
+        if self.settings.combine == "joint":
+            token = history.position.unsqueeze(1) + self.valid[:, span].cumsum(1) - 1
+            first_seen = self.first_seen.unsqueeze(1)
+            num_hidden = count_hidden(token, self.settings.segment_len, window, first_seen)
         found = memory.retrieve(
             queries,
             num_neighbors,
-            num_hidden=self._count_hidden(state, window, span) if is_joint else None,
+            num_hidden=num_hidden,
             donor_rows=control.donor_rows,
             value_seed=control.seed if control.shuffle_values else None,
         )
         position = memory.compute_positions(found.neighbors.slots, control.donor_rows)
         return _leave_out(found, position < self.settings.num_sinks)
-
-    def _count_hidden(self, state: ModelState, window: int, span: slice) -> Tensor:
-        """(B, n): newest entries that a query must not retrieve, since local attention sees them.
-
-        One softmax must not count a token twice.
-        """
-        token = state.position.unsqueeze(1) + self.valid[:, span].cumsum(1) - 1
-        first_seen = torch.maximum(token - window + 1, self.first_seen.unsqueeze(1))
-        boundary = token // self.settings.segment_len * self.settings.segment_len
-        return (boundary - first_seen).clamp(min=0)
 
     def tell(self, layer: int, found: Found, shares: Sequence[Tensor]) -> None:
         """Report what was retrieved, with its shares of attention; not of padding.
@@ -265,7 +260,7 @@ class Step:
         """
         if self.on_retrieved is None or not found.parts:
             return
-        keep = self.history.open_heads[layer].keep
+        keep = self.text.open_heads[layer].keep
         entries = [
             None if first is None else keep(part.neighbors.slots) + first
             for first, part in zip(found.first_entries, found.parts, strict=True)
@@ -274,33 +269,18 @@ class Step:
         self.on_retrieved(layer, [share * valid.to(share.device) for share in shares], entries)
 
     def finish(self) -> None:
-        """Take over what the layers of the call staged. Changes the history."""
-        history = self.history
-        num_new = self.valid.sum(1)
-        for layer, state in self._states.items():
-            # A layer that is only read from has no memory of its own, and nothing staged.
-            moved = replace(state, position=state.position + num_new)
-            history.states[layer] = self._next_states.get(layer, moved)
-        history.has_ended = ~self.valid[:, -1] & (history.position > 0)
-        history.is_broken = False
-
-    def _stage(
-        self, layer: int, state: ModelState, keys: Tensor, values: Tensor, span: slice
-    ) -> ModelState:
-        valid = self.valid[:, span]
-        position = state.position + valid.sum(1)
-        staged = dict(state.staged)
-        if state.memories:
-            new = Entries(keys.detach(), values.detach())
-            before = staged.get(layer)
-            if before is not None:
-                new = Entries(
-                    torch.cat([before.entries.keys, new.keys], 2),
-                    torch.cat([before.entries.values, new.values], 2),
-                )
-                valid = torch.cat([before.valid, valid], 1)
-            staged[layer] = Staged(new, valid)
-        return replace(state, position=position, staged=staged)
+        """Take over what the layers of the call staged. Changes the texts' history."""
+        staged = {
+            layer: waiting
+            for layer, waiting in self.history.staged.items()
+            if layer not in self._after
+        }
+        for history in self._after.values():
+            staged |= history.staged
+        position = self.history.position + self.valid.sum(1)
+        self.text.history = replace(self.history, position=position, staged=staged, generation=None)
+        self.text.has_ended = ~self.valid[:, -1] & (position > 0)
+        self.text.is_broken = False
 
 
 def _leave_out(part: Retrieved, left_out: Tensor) -> Retrieved:

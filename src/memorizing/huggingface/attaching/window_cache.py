@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -16,22 +15,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 
 from memorizing.errors import StateError
-from memorizing.huggingface.attaching.step import History
+from memorizing.huggingface.attaching.step import TextState
 
 NEVER = 2**40
 """First column of a row that has only padding so far."""
-
-
-@dataclass
-class Text:
-    """What belongs to the texts of one cache besides their keys and values."""
-
-    shift: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
-    """(B or 1, 1) int64 on the CPU: how far positions are moved back now."""
-    history: History | None = None
-    """What they have in memory, where one is open."""
-    binding: int | None = None
-    """Of the open memory that the history belongs to."""
 
 
 class WindowLayer(DynamicSlidingWindowLayer):
@@ -49,7 +36,7 @@ class WindowLayer(DynamicSlidingWindowLayer):
     is_croppable = False
 
     def __init__(
-        self, sliding_window: int, num_sinks: int, text: Text, *, is_sliding: bool
+        self, sliding_window: int, num_sinks: int, text: TextState, *, is_sliding: bool
     ) -> None:
         """Take the tokens that are seen, and whether the layer has such a window by itself.
 
@@ -154,7 +141,7 @@ class WindowLayer(DynamicSlidingWindowLayer):
         """Begin a new text. In place."""
         self.keys = self.values = self.sink_keys = self.sink_values = None
         self.is_initialized, self.cumulative_length = False, 0
-        self.text.history, self.text.shift = None, torch.zeros(1, 1, dtype=torch.int64)
+        vars(self.text).update(vars(TextState()))
 
     def activate_past_recording(self) -> NoReturn:
         """Refused: see `crop`."""
@@ -200,7 +187,7 @@ class CallCache(DynamicCache):
     """
 
     def __init__(self, owner: DynamicCache, layers: Sequence[WindowLayer], shift: Tensor) -> None:
-        """Take the cache, its layers as the call sees them, and `Text.shift` after the call."""
+        """Take the cache, its layers as the call sees them, and its shift after the call."""
         super().__init__()
         self.owner, self.entered, self._shift = owner, tuple(layers), shift
         self.layers = [*layers]
@@ -246,7 +233,7 @@ def make_windows(
     cache: DynamicCache, own_windows: Iterable[int | None], window: int, num_sinks: int
 ) -> None:
     """Make an empty cache one of `make_window_cache`. In place."""
-    text = Text()
+    text = TextState()
     cache.layers = []
     for own in own_windows:
         if own is not None and own <= window:
@@ -261,7 +248,7 @@ def list_layers(cache: Cache) -> list[WindowLayer]:
     return [layer for layer in cache.layers if isinstance(layer, WindowLayer)]
 
 
-def find_text(cache: Cache) -> Text:
+def find_text(cache: Cache) -> TextState:
     """The text of a cache; one of nothing where it is not a cache of ours."""
     layers = list_layers(cache)
-    return layers[0].text if layers else Text()
+    return layers[0].text if layers else TextState()

@@ -7,7 +7,6 @@ it. Shapes: B rows, T columns of the call, K columns whose logits are kept, V vo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -259,7 +258,8 @@ def read_columns(
     kept: list[Tensor] = []
     places: list[tuple[Tensor, Tensor]] = []
     for columns, inside in _plan(state.position, valid, state.segment_len):
-        state = _commit(state, copy=in_graph)
+        # What is due, to copies where the backward pass reads the memories before once more.
+        state = state.commit(in_copies=in_graph)
         is_full = bool(inside.all())
         output = model(
             tokens.gather(1, columns.to(tokens.device)), state, valid=None if is_full else inside
@@ -308,15 +308,3 @@ def _plan(position: Tensor, valid: Tensor, segment_len: int) -> Iterator[tuple[T
         columns = (done.unsqueeze(1) + offsets).clamp(max=valid.shape[1] - 1)
         yield order.gather(1, columns), offsets < take.unsqueeze(1)
         done = done + take
-
-
-def _commit(state: ModelState, copy: bool) -> ModelState:
-    """Write what is due; to copies of the memories, where the old ones are still needed."""
-    at_boundary = (state.position % state.segment_len == 0) & (state.count_pending() > 0)
-    if not bool(at_boundary.any()):
-        return state
-    if copy:
-        rows = torch.arange(state.num_rows)
-        copies = {layer: memory.select_rows(rows) for layer, memory in state.memories.items()}
-        state = replace(state, memories=copies)
-    return state.commit()

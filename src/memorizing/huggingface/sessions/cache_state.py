@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +10,10 @@ from transformers import DynamicCache
 
 from memorizing.errors import CheckpointError, StateError
 from memorizing.huggingface.attaching.attachment import Attachment
+from memorizing.huggingface.attaching.step import TextState
 from memorizing.huggingface.attaching.window_cache import find_text
 
+_HEADS = "memories.{}.key_heads"
 _PARTS = ("keys", "values", "sink_keys", "sink_values")
 
 
@@ -24,16 +25,15 @@ def dump_cache(attachment: Attachment, cache: DynamicCache) -> dict[str, Tensor]
     Raises:
         StateError: entries wait for the end of their segment.
     """
-    text = find_text(cache)
-    if text.history is None:
+    if find_text(cache).history is None:
         return None
     history = attachment.find_history(cache)
-    if any(state.staged for state in history.states.values()):
+    if history.staged:
         raise StateError(
             f"this text is in the middle of a segment, at position {history.position.tolist()}; "
             "save it after a whole segment and its commit"
         )
-    tensors = {"position": history.position, "shift": text.shift}
+    tensors = history.state_dict() | {"shift": find_text(cache).shift}
     for number, layer in enumerate(cache.layers):
         held: Any = layer
         tensors[f"layers.{number}.length"] = torch.tensor([held.cumulative_length])
@@ -41,12 +41,8 @@ def dump_cache(attachment: Attachment, cache: DynamicCache) -> dict[str, Tensor]
             value = getattr(held, part, None)
             if isinstance(value, Tensor):
                 tensors[f"layers.{number}.{part}"] = value
-    for number, state in history.states.items():
-        keys = history.open_heads[number].key_heads if state.memories else ()
-        tensors[f"memories.{number}.key_heads"] = torch.tensor(keys, dtype=torch.int64)
-        for memory in state.memories.values():
-            for name, value in memory.state_dict().items():
-                tensors[f"memories.{number}.{name}"] = value
+    for number, heads in _list_heads(find_text(cache)).items():
+        tensors[_HEADS.format(number)] = torch.tensor(heads, dtype=torch.int64)
     return tensors
 
 
@@ -59,21 +55,17 @@ def load_cache(attachment: Attachment, tensors: dict[str, Tensor]) -> DynamicCac
     device = attachment.decoder.base.get_input_embeddings().weight.device
     cache = attachment.make_cache()
     try:
-        position = tensors["position"].cpu()
-        history = attachment.start_history(cache, len(position))
-        for number, state in history.states.items():
-            keys = history.open_heads[number].key_heads if state.memories else ()
-            saved = tensors[f"memories.{number}.key_heads"].tolist()
-            if saved != list(keys):
+        text = attachment.start_text(cache, len(tensors["position"]))
+        assert text.history is not None
+        for number, heads in _list_heads(text).items():
+            saved = tensors[_HEADS.format(number)].tolist()
+            if saved != heads:
                 raise CheckpointError(
                     f"the saved cache remembers heads of keys {saved} of layer {number}, and this "
-                    f"model reads {list(keys)}; go on with the gates it was saved with"
+                    f"model reads {heads}; go on with the gates it was saved with"
                 )
-            for memory in state.memories.values():
-                names = memory.state_dict()
-                parts = {name: tensors[f"memories.{number}.{name}"] for name in names}
-                memory.load_state_dict({n: t.to(names[n].device) for n, t in parts.items()})
-            history.states[number] = replace(state, position=position.clone())
+        names = text.history.state_dict()
+        text.history = text.history.load_state_dict({name: tensors[name].clone() for name in names})
         for number, layer in enumerate(cache.layers):
             held: Any = layer
             found = {
@@ -85,10 +77,19 @@ def load_cache(attachment: Attachment, tensors: dict[str, Tensor]) -> DynamicCac
             for part, value in found.items():
                 setattr(held, part, value)
             held.cumulative_length = int(tensors[f"layers.{number}.length"])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, StateError) as error:
         raise CheckpointError(
             f"the saved cache does not fit this model: {error}; go on with the model, memory and "
             "precision it was saved with"
         ) from error
-    find_text(cache).shift = tensors["shift"].to(torch.int64).cpu()
+    text.shift = tensors["shift"].to(torch.int64).cpu()
     return cache
+
+
+def _list_heads(text: TextState) -> dict[int, list[int]]:
+    """Per memory layer, the heads of keys that the text's memory has."""
+    assert text.history is not None
+    return {
+        number: list(heads.key_heads) if number in text.history.memories else []
+        for number, heads in text.open_heads.items()
+    }

@@ -69,9 +69,8 @@ class FinetuneRows:
         for cache in self._caches:
             if cache is None:
                 continue
-            for layer, state in self._attachment.find_history(cache).states.items():
-                for memory in state.memories.values():
-                    fills.setdefault(layer, []).append(float(memory.size[0]) / memory.capacity)
+            for layer, memory in self._attachment.find_history(cache).memories.items():
+                fills.setdefault(layer, []).append(float(memory.size[0]) / memory.capacity)
         return {layer: sum(values) / len(values) for layer, values in fills.items()}
 
     def state_dict(self, doc_ends: Tensor) -> dict[str, Tensor]:
