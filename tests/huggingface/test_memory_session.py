@@ -339,8 +339,8 @@ def test_another_model_or_another_memory_is_refused(tmp_path: Path):
     remove_memory(model)
     for settings, words in (
         ({"layers": [2]}, r"layers \[1\], and this model's memory layers are \[2\]"),
-        ({"num_sinks": 0}, "another search or num_sinks"),
-        ({"search": "normalized"}, "another search or num_sinks"),
+        ({"num_sinks": 0}, "with num_sinks = 3, and here it is 0"),
+        ({"search": "normalized"}, "with search = 'inner_product', and here it is 'normalized'"),
     ):
         give_memory(model, **settings)
         with pytest.raises(MemoryFolderError, match=words):

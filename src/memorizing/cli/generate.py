@@ -28,8 +28,7 @@ from memorizing.errors import ConfigError, CorpusError, TokenizerError
 
 if TYPE_CHECKING:
     from memorizing.huggingface import MemorySession
-    from memorizing.huggingface.sessions.session import Sources
-    from memorizing.huggingface.sessions.used_entries import UsedEntries
+    from memorizing.huggingface.sessions.sources import Sources
 
 EXAMPLES = """\b
 examples:
@@ -114,7 +113,6 @@ def run(
 
     from memorizing.huggingface import add_memory, open_memory
     from memorizing.huggingface.learning.adapter import load_adapter
-    from memorizing.huggingface.sessions.used_entries import watch_entries
 
     session = None
     if adapter is not None:
@@ -130,19 +128,17 @@ def run(
         "prompt": text,
     }
     with ExitStack() as stack:
-        found = used = None
+        found = None
         if session is not None and is_read:
             stack.enter_context(session)
             found = stack.enter_context(session.record())
-            used = stack.enter_context(watch_entries(loaded))
         result |= write(loaded, tokenizer, inputs, max_new_tokens, temperature, top_p, seed)
     say(
         f"{result['prompt_tokens']:,} tokens read, {result['new_tokens']:,} written in "
         f"{result['seconds']:,.1f} s"
     )
-    if sources and session is not None and found is not None and used is not None:
-        assert memory is not None
-        result["sources"] = list_sources(memory, session, found, used)
+    if sources and found is not None:
+        result["sources"] = list_sources(found)
         print_sources(result["sources"])
     write_result(json_file, result)
     if result["interrupted"]:
@@ -321,23 +317,15 @@ def survive_closed_pipe() -> Iterator[None]:
         raise typer.Exit(_CLOSED_PIPE_STATUS) from error
 
 
-def list_sources(
-    memory: Path, session: MemorySession, found: Sources, used: UsedEntries
-) -> dict[str, Any]:
+def list_sources(found: Sources) -> dict[str, Any]:
     """Documents with their share of attention, and the most used places of those that have texts.
 
     Raises:
         MemoryFolderError: the folder is damaged.
     """
-    from memorizing.memory.disk import MemoryFolder
-
     listed = found.list()
     total = sum(found.mass.values()) + found.own_mass
-    folder = MemoryFolder.open(memory)
-    snippets = {}
-    if folder.documents == session.documents:
-        shown = [name for name, _ in listed[:_DOCUMENTS_SHOWN]]
-        snippets = used.find_snippets(folder, shown)
+    snippets = found.find_snippets([name for name, _ in listed[:_DOCUMENTS_SHOWN]])
     return {
         "this_text": found.own_mass / total if total else 0.0,
         "documents": [

@@ -28,7 +28,7 @@ from memorizing.huggingface.attaching.families import (
     choose_dtype,
     find_decoder,
 )
-from memorizing.huggingface.attaching.fingerprint import compute_fingerprint
+from memorizing.huggingface.attaching.fingerprint import Fingerprint, compute_fingerprint
 from memorizing.huggingface.attaching.interface import STEP
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
@@ -76,7 +76,6 @@ class Attachment:
         self._base: Mapping[int, FrozenMemory] = {}
         self._open_heads: Mapping[int, OpenHeads] = {}
         self._collected: dict[int, tuple[Tensor, Tensor]] | None = None
-        self._fingerprint: tuple[int, str] | None = None
         self._windows = Windows(decoder, settings)
         self._changes = ModelChanges(model, decoder, settings.segment_len)
         self.layers: dict[int, MemoryLayer] = {}
@@ -249,12 +248,9 @@ class Attachment:
         )
         return text
 
-    def fingerprint(self) -> str:
-        """Of what stored entries depend on. Kept until a weight changes."""
-        versions = sum(weight._version for weight in self.decoder.base.parameters())
-        if self._fingerprint is None or self._fingerprint[0] != versions:
-            self._fingerprint = (versions, compute_fingerprint(self.decoder, self.settings))
-        return self._fingerprint[1]
+    def fingerprint(self) -> Fingerprint:
+        """Of what stored entries depend on, as the weights are now: a pass over them."""
+        return compute_fingerprint(self.decoder, self.settings)
 
     def dump_heads(self) -> dict[str, dict[str, list[float]]]:
         """Gates and scales of the memory layers, for JSON."""

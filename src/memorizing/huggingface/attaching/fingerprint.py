@@ -1,18 +1,27 @@
-"""What stored entries depend on, as one short text: compared before a memory is used."""
+"""What stored entries depend on: computed when a memory is opened, compared before it is used."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.families import Decoder
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 
+Fingerprint = dict[str, Any]
+"""What `compute_fingerprint` gives; JSON."""
+
 _NUM_SAMPLES = 4096
+_BLOCK = 64
+"""Tokens whose embeddings are compared together: vocabularies are padded to multiples of it."""
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _MATTERS = (
     "act", "eps", "head", "layer_types", "multiplier", "parallel", "rope", "rotary", "scal",
     "softcap", "window",
@@ -21,66 +30,193 @@ _MATTERS = (
 with the releases of `transformers`, or show in the weights."""
 
 
-def compute_fingerprint(decoder: Decoder, settings: MemorySettings) -> str:
-    """Of the configuration and every weight up to the last memory layer; gates are left out.
+def compute_fingerprint(decoder: Decoder, settings: MemorySettings) -> Fingerprint:
+    """Of the configuration and every weight that entries depend on; gates and scales are left out.
 
-    Of each weight, rounded to bf16 so that it does not depend on the dtype a model is loaded in,
-    the sum of all bits as integers and a few thousand numbers are hashed: a pass over the memory,
-    where hashing all would take seconds. What changes entries but little, such as a change of a
-    single weight and its opposite in another, is not told apart. LoRA that is not merged makes
-    another model.
+    These are the weights up to the last memory layer, and adapters of peft that are in force there:
+    neither switched off nor merged, with their scales. Of each weight, the sum of all bits as
+    integers and a few thousand numbers are hashed: a pass over the memory, where hashing all would
+    take seconds. What changes entries but little, such as a change of a single weight and its
+    opposite in another, is not told apart.
+
+    Weights are rounded to bf16 and to fp16, so that a model in fp32 is known by either. One in fp16
+    has lost what it would be in bf16, and the other way round. Embeddings are hashed 64 tokens
+    at a time: those of tokens that are added do not matter.
+
+    Raises:
+        ConfigError: weights that are not there, as with offloading.
     """
-    digest = hashlib.sha256()
-    config = decoder.base.config.to_dict()
+    weights = list(_list_weights(decoder, max(settings.layers)))
+    embedding = decoder.base.get_input_embeddings().weight
+    dtypes = {weight.dtype for _, weight in weights}
+    found: Fingerprint = {
+        "search": settings.search,
+        "num_sinks": settings.num_sinks,
+        "config": _hash(_describe_config(decoder)),
+        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in dtypes),
+        "num_tokens": len(embedding),
+    }
+    for name, dtype in _DTYPES.items():
+        if dtypes & {*_DTYPES.values()} <= {dtype}:
+            digest = hashlib.sha256()
+            for path, weight in weights:
+                if weight is not embedding:
+                    _add(digest, path)
+                    _add_weight(digest, weight.detach(), dtype)
+            found[f"{name}_weights"] = digest.hexdigest()[:32]
+            found[f"{name}_tokens"] = _hash_tokens(embedding.detach(), dtype)
+    return found
+
+
+def shorten(fingerprint: Fingerprint) -> str:
+    """A fingerprint as one short text."""
+    return _hash(json.dumps(fingerprint, sort_keys=True))
+
+
+def explain_difference(
+    stored: Fingerprint | str, mine: Fingerprint, decoder: Decoder, settings: MemorySettings
+) -> str | None:
+    """Why entries with the stored fingerprint are not those of a model; None where they are.
+
+    Args:
+        stored: of the entries. A text is of the first format: a single hash of what it looked at.
+        mine: of the model now.
+        decoder: the model, for a text.
+        settings: of its memory, likewise.
+    """
+    if isinstance(stored, str):
+        same = stored == _compute_text(decoder, settings)
+        return None if same else "by another model, or with another search or num_sinks"
+    for name in ("search", "num_sinks"):
+        if stored.get(name) != mine[name]:
+            return f"with {name} = {stored.get(name)!r}, and here it is {mine[name]!r}"
+    if stored.get("config") != mine["config"]:
+        return "by another model: its configuration differs"
+    shared = [name for name in _DTYPES if f"{name}_weights" in stored and f"{name}_weights" in mine]
+    if not shared:
+        return (
+            f"by a model in {stored.get('dtypes')}, which cannot be told from another in "
+            f"{mine['dtypes']}; load it in the same dtype, or in float32"
+        )
+    for name in shared:
+        if stored[f"{name}_weights"] != mine[f"{name}_weights"]:
+            return "by another model, or with other adapters in force: its weights differ"
+        theirs, own = str(stored.get(f"{name}_tokens")), mine[f"{name}_tokens"]
+        if stored.get("num_tokens") != mine["num_tokens"]:
+            # The last block of the shorter is not whole in it.
+            fewer = min(len(theirs), len(own)) // 4 - 1
+            theirs, own = theirs[: fewer * 4], own[: fewer * 4]
+        if theirs != own:
+            return "by another model: its embeddings differ"
+    return None
+
+
+def _describe_config(decoder: Decoder, *stored: Any) -> str:
+    config = decoder.base.config
     matters = {
         key: value
-        for key, value in config.items()
+        for key, value in config.to_dict().items()
         if value not in (None, False) and any(part in key for part in _MATTERS)
     }
-    stored = {"search": settings.search, "num_sinks": settings.num_sinks}
-    _add(
-        digest,
-        json.dumps([decoder.base.config.model_type, matters, stored], default=str, sort_keys=True),
-    )
-    last = max(settings.layers)
+    return json.dumps([config.model_type, matters, *stored], default=str, sort_keys=True)
+
+
+def _list_weights(decoder: Decoder, last: int) -> Iterator[tuple[str, Tensor]]:
+    """Weights that entries of the layers up to `last` depend on, by the names without peft."""
+    in_force = _find_adapters(decoder.base)
+    tensors = decoder.base.state_dict(keep_vars=True)
+    for name, weight in sorted(tensors.items()):
+        if not _reaches_entries(decoder, name, last):
+            continue
+        if weight.is_meta:
+            raise ConfigError(
+                f"the weight {name} is on the meta device, as with offloading, so that the model "
+                "cannot be told from others; load it whole, without device_map"
+            )
+        owner = name
+        while owner and owner not in in_force:
+            owner = owner.rpartition(".")[0]
+        if not owner:
+            yield name, weight
+            continue
+        part, _, rest = name[len(owner) + 1 :].partition(".")
+        adapters, scales = in_force[owner]
+        if part in ("base_layer", "original_module"):
+            if part == "base_layer" or not adapters:
+                yield f"{owner}.{rest}", weight
+        elif (adapter := rest.partition(".")[0]) in adapters:
+            if part == "modules_to_save":
+                yield f"{owner}.{rest.partition('.')[2]}", weight
+            else:
+                yield f"{owner}.{part} {scales.get(adapter)}", weight
+
+
+def _reaches_entries(decoder: Decoder, name: str, last: int) -> bool:
     layers = f"{decoder.family.layers}."
-    for name, weight in sorted(decoder.base.state_dict(keep_vars=True).items()):
-        if f".{decoder.family.attention}.memory." in name:
-            continue
-        if name.startswith(layers):
-            number = int(name[len(layers) :].partition(".")[0])
-            # Above the last memory layer nothing reaches the entries.
-            if number > last:
-                continue
-        elif name.startswith(("norm.", "ln_f.", "final_layer_norm.")):
-            continue
-        _add(digest, name)
-        _add_weight(digest, weight.detach())
-    return digest.hexdigest()[:32]
+    if f".{decoder.family.attention}.memory." in name:
+        return False
+    if name.startswith(layers):
+        # Above the last memory layer nothing reaches the entries.
+        return int(name[len(layers) :].partition(".")[0]) <= last
+    return not name.startswith(("norm.", "ln_f.", "final_layer_norm."))
+
+
+def _find_adapters(base: Any) -> dict[str, tuple[list[str], dict[str, float]]]:
+    """Per module that peft put in, the adapters that it computes with, and their scales."""
+    if "peft" not in sys.modules:
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    found = {}
+    for name, module in base.named_modules():
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            is_merged = bool(getattr(module, "merged", False))
+            is_off = module.disable_adapters or is_merged
+            active = [] if is_off else list(module.active_adapters)
+            found[name] = (active, dict(getattr(module, "scaling", {})))
+    return found
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _hash_tokens(embedding: Tensor, dtype: torch.dtype) -> str:
+    """Four hexadecimal digits for the embeddings of every 64 tokens."""
+    parts = []
+    for block in embedding.split(_BLOCK):
+        digest = hashlib.sha256()
+        _add_weight(digest, block, dtype, num_samples=16)
+        parts.append(digest.hexdigest()[:4])
+    return "".join(parts)
 
 
 def _add(digest: Any, text: str) -> None:
     digest.update(text.encode() + b"\n")
 
 
-def _add_weight(digest: Any, weight: Tensor) -> None:
+def _add_weight(
+    digest: Any, weight: Tensor, dtype: torch.dtype, num_samples: int = _NUM_SAMPLES
+) -> None:
     flat = weight.reshape(-1)
     _add(digest, f"{tuple(weight.shape)}")
     if not flat.numel():
         return
     if flat.is_floating_point():
-        flat = flat.to(torch.bfloat16).view(torch.int16)
+        flat = flat.to(dtype).view(torch.int16)
     _add(digest, str(int(flat.sum(dtype=torch.int64))))
-    step = max(1, flat.numel() // _NUM_SAMPLES)
+    step = max(1, flat.numel() // num_samples)
     digest.update(flat[::step].contiguous().cpu().numpy().tobytes())
 
 
-def hash_tokenizer(tokenizer: Any) -> str:
-    """Of everything that decides which tokens a text becomes."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = (
-        backend.to_str()
-        if backend is not None
-        else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def _compute_text(decoder: Decoder, settings: MemorySettings) -> str:
+    """The hash of the first format: also of all weights of adapters, and of every embedding."""
+    digest = hashlib.sha256()
+    stored = {"search": settings.search, "num_sinks": settings.num_sinks}
+    _add(digest, _describe_config(decoder, stored))
+    for name, weight in sorted(decoder.base.state_dict(keep_vars=True).items()):
+        if _reaches_entries(decoder, name, max(settings.layers)):
+            _add(digest, name)
+            _add_weight(digest, weight.detach(), torch.bfloat16)
+    return digest.hexdigest()[:32]

@@ -2,62 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memorizing.errors import CorpusError
+from memorizing.data import Document
 from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.memory_layer import EntriesRead
+from memorizing.huggingface.sessions.texts import encode_text, encode_with_offsets
 from memorizing.memory.disk import LayerEntries, NewDocument, hash_text
 
-
-@dataclass(frozen=True)
-class Text:
-    """A document to be read."""
-
-    name: str
-    text: str
-
-
-def list_texts(documents: Any) -> Iterator[Text]:
-    """Documents as they may be given: of `memorizing`, pairs of name and text, or a dict.
-
-    Raises:
-        CorpusError: what is neither.
-    """
-    if isinstance(documents, str):
-        raise CorpusError(
-            "documents are one text without a name; give (name, text) pairs, a dict of them, or "
-            "memorizing.load_corpus(...)"
-        )
-    items: Iterable[Any] = documents.items() if isinstance(documents, dict) else documents
-    for item in items:
-        if isinstance(item, (tuple, list)) and len(item) == 2:
-            name, text = item
-        else:
-            name, text = getattr(item, "name", None), getattr(item, "text", None)
-        if not isinstance(name, str) or not isinstance(text, str) or not name:
-            raise CorpusError(
-                f"a document is a {type(item).__name__}; give (name, text) pairs of strings, or "
-                "documents with a name and a text"
-            )
-        yield Text(name, text)
-
-
-@dataclass(frozen=True)
-class TokenizedText:
-    """A document as the model reads it."""
-
-    text: Text
-    tokens: Tensor
-    """(n,) int64."""
-    offsets: Tensor | None
-    """(n, 2): first character of each token and the one after its last, where known."""
+OnRead = Callable[[str, int], None]
+"""Called after every segment that was read: name of its document, and its tokens."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +28,30 @@ class ReadDocument:
     pieces: list[LayerEntries]
 
 
-def tokenize(tokenizer: Any, text: Text, *, with_offsets: bool) -> TokenizedText:
-    """A document with the special tokens that the tokenizer puts around a text."""
-    with_offsets = with_offsets and bool(getattr(tokenizer, "is_fast", False))
-    encoded = tokenizer(
-        text.text, return_offsets_mapping=with_offsets, verbose=False, truncation=False
-    )
-    tokens = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+def read_document(
+    attachment: Attachment, tokenizer: Any, document: Document, on_read: OnRead, *, keep_text: bool
+) -> ReadDocument:
+    """Read a document, with the special tokens that the tokenizer puts around a text."""
     offsets = None
-    if with_offsets:
-        offsets = torch.tensor(encoded["offset_mapping"], dtype=torch.int64).view(-1, 2)
-    return TokenizedText(text, tokens, offsets)
+    if keep_text:
+        tokens, offsets = encode_with_offsets(tokenizer, document.text)
+    else:
+        tokens = encode_text(tokenizer, document.text, is_whole=True)
+    pieces = []
+    for entries in read_tokens(attachment, torch.from_numpy(tokens).long()):
+        pieces.append(entries)
+        on_read(document.name, next(iter(entries.values()))[0].shape[1])
+    first = min(attachment.settings.num_sinks, len(tokens))
+    description = NewDocument(
+        document.name,
+        len(tokens),
+        len(tokens) - first,
+        hash_text(document.text),
+        text=document.text if keep_text else None,
+        token_offsets=None if offsets is None else torch.from_numpy(offsets),
+        entry_tokens=torch.arange(first, len(tokens)),
+    )
+    return ReadDocument(description, pieces)
 
 
 def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries]:
@@ -116,11 +89,12 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
 
 
 def join_entries(
-    pieces: Sequence[LayerEntries], attachment: Attachment
+    attachment: Attachment, documents: Sequence[ReadDocument]
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Entries (H, n, D) of all memory layers one after another; of no pieces, none."""
+    """Entries (H, n, D) of all memory layers one after another; of no documents, none."""
     num_heads, head_dim = attachment.entry_shape
     nothing = torch.zeros(num_heads, 0, head_dim, dtype=attachment.stored_dtype)
+    pieces = [piece for document in documents for piece in document.pieces]
     return {
         layer: (
             torch.cat([nothing, *(piece[layer][0] for piece in pieces)], 1),
@@ -130,16 +104,30 @@ def join_entries(
     }
 
 
-def describe_document(read: TokenizedText, num_sinks: int, *, keep_text: bool) -> NewDocument:
-    """A document as a memory knows it."""
-    num_tokens = len(read.tokens)
-    first = min(num_sinks, num_tokens)
-    return NewDocument(
-        read.text.name,
-        num_tokens,
-        num_tokens - first,
-        hash_text(read.text.text),
-        text=read.text.text if keep_text else None,
-        token_offsets=read.offsets if keep_text else None,
-        entry_tokens=torch.arange(first, num_tokens),
+@contextmanager
+def show_progress(is_shown: bool) -> Iterator[OnRead]:
+    """Show how many tokens were read, how fast, and of which document; gives what counts them."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not is_shown or not console.is_terminal:
+        yield lambda name, count: None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.completed:,.0f} tokens"),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
     )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, speed="")
+
+        def advance(name: str, count: int) -> None:
+            bar.update(task, advance=count, description=name[-60:])
+            elapsed = bar.tasks[0].elapsed
+            if elapsed:
+                bar.update(task, speed=f"{bar.tasks[0].completed / elapsed:,.0f}/s")
+
+        yield advance

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from memorizing.data import Document
 from memorizing.errors import MemoryFolderError, StateError
 from memorizing.huggingface.attaching.attachment import (
     Attachment,
@@ -21,18 +22,23 @@ from memorizing.huggingface.attaching.attachment import (
     get_attachment,
     remove_memory,
 )
-from memorizing.huggingface.attaching.fingerprint import hash_tokenizer
+from memorizing.huggingface.attaching.fingerprint import (
+    Fingerprint,
+    explain_difference,
+    shorten,
+)
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.sessions.reading import (
+    OnRead,
     ReadDocument,
-    Text,
-    describe_document,
     join_entries,
-    list_texts,
-    read_tokens,
-    tokenize,
+    read_document,
+    show_progress,
 )
-from memorizing.huggingface.sessions.stores import FolderStore, RamStore, Store
+from memorizing.huggingface.sessions.sources import Sources
+from memorizing.huggingface.sessions.stores import FolderStore, RamStore
+from memorizing.huggingface.sessions.texts import list_documents
+from memorizing.index_settings import parse_index
 from memorizing.memory.disk import FolderDescription, MemoryFolder, StoredDocument, hash_text
 
 _FLUSH = 16_384
@@ -48,6 +54,9 @@ class ReadReport:
     num_entries: int = 0
     skipped: list[str] = field(default_factory=list)
     """Documents that were there already, with the same text."""
+    without_entries: list[str] = field(default_factory=list)
+    """Documents that were read and have nothing in memory: all of their tokens are sinks
+    (`num_sinks`), which are not stored."""
 
 
 class MemorySession:
@@ -58,7 +67,9 @@ class MemorySession:
     texts, and stays.
     """
 
-    def __init__(self, attachment: Attachment, store: Store, *, keep_text: bool) -> None:
+    def __init__(
+        self, attachment: Attachment, store: RamStore | FolderStore, *, keep_text: bool
+    ) -> None:
         """See `open_memory`."""
         self._attachment = attachment
         self._store = store
@@ -99,7 +110,7 @@ class MemorySession:
         """Entries of each layer that were read."""
         return sum(document.num_entries for document in self.documents)
 
-    def read(self, tokenizer: Any, documents: Any, *, progress: bool = True) -> ReadReport:
+    def read(self, tokenizer: Any, documents: Any, *, progress: bool | OnRead = True) -> ReadReport:
         """Read documents into the memory, one after another. Nothing is trained.
 
         A document's entries do not depend on what else is in memory. One with the name and the text
@@ -109,29 +120,32 @@ class MemorySession:
         Args:
             tokenizer: of the model; it puts its special tokens around each document.
             documents: (name, text) pairs, a dict of them, or documents of `load_corpus`.
-            progress: show a progress bar on the terminal.
+            progress: show a progress bar on the terminal; or what is called after every segment
+                with the name of its document and its tokens.
 
         Raises:
             MemoryFolderError: a name that is there with another text, another tokenizer than that
                 of the documents that are there, or a folder that cannot be written.
             CorpusError: something that is no document.
         """
-        from memorizing.huggingface.sessions.progress import show_progress
-
         report = ReadReport()
         waiting: dict[str, ReadDocument] = {}
-        self._store.check_tokenizer(hash_tokenizer(tokenizer))
-        with self._store.write(), show_progress(progress) as advance:
+        show = nullcontext(progress) if callable(progress) else show_progress(progress)
+        with self._store.write(tokenizer), show as on_read:
             try:
-                for text in list_texts(documents):
-                    if self._is_known(text, waiting.get(text.name)):
-                        report.skipped.append(text.name)
+                for document in list_documents(documents):
+                    if self._is_known(document, waiting.get(document.name)):
+                        report.skipped.append(document.name)
                         continue
-                    read = self._read_document(tokenizer, text, advance)
-                    waiting[text.name] = read
+                    read = read_document(
+                        self._attachment, tokenizer, document, on_read, keep_text=self._keep_text
+                    )
+                    waiting[document.name] = read
                     report.num_documents += 1
                     report.num_tokens += read.description.num_tokens
                     report.num_entries += read.description.num_entries
+                    if not read.description.num_entries:
+                        report.without_entries.append(document.name)
                     if sum(one.description.num_tokens for one in waiting.values()) >= _FLUSH:
                         self._flush(waiting)
             finally:
@@ -140,25 +154,14 @@ class MemorySession:
                     self._bind()
         return report
 
-    def _read_document(
-        self, tokenizer: Any, text: Text, advance: Callable[[str, int], None]
-    ) -> ReadDocument:
-        read = tokenize(tokenizer, text, with_offsets=self._keep_text)
-        pieces = []
-        for entries in read_tokens(self._attachment, read.tokens):
-            pieces.append(entries)
-            advance(text.name, next(iter(entries.values()))[0].shape[1])
-        num_sinks = self._attachment.settings.num_sinks
-        return ReadDocument(describe_document(read, num_sinks, keep_text=self._keep_text), pieces)
-
-    def _is_known(self, text: Text, waiting: ReadDocument | None) -> bool:
-        known = self._store.find_document(text.name) or (waiting and waiting.description)
+    def _is_known(self, document: Document, waiting: ReadDocument | None) -> bool:
+        known = self._store.find_document(document.name) or (waiting and waiting.description)
         if known is None:
             return False
-        if known.sha256 != hash_text(text.text):
+        if known.sha256 != hash_text(document.text):
             raise MemoryFolderError(
-                f"a document {text.name!r} with another text is in memory already; forget it first "
-                "(memory.forget(name), or `memorizing memory forget`), or give another name"
+                f"a document {document.name!r} with another text is in memory already; forget it "
+                "first (memory.forget(name), or `memorizing memory forget`), or give another name"
             )
         return True
 
@@ -166,10 +169,9 @@ class MemorySession:
         documents = list(waiting.values())
         waiting.clear()
         if documents:
-            pieces = [piece for document in documents for piece in document.pieces]
             self._store.append(
                 [document.description for document in documents],
-                join_entries(pieces, self._attachment),
+                join_entries(self._attachment, documents),
             )
 
     def forget(self, name: str) -> None:
@@ -231,49 +233,13 @@ class MemorySession:
             self._attachment.on_retrieved = others
 
 
-class Sources:
-    """Attention mass on documents and on the text's own memory, of all calls and open heads."""
-
-    def __init__(self, store: Store) -> None:
-        """Nothing yet."""
-        self._store = store
-        self.mass: dict[str, float] = {}
-        self.own_mass = 0.0
-
-    def add(self, layer: int, weights: Sequence[Tensor], entries: Sequence[Tensor | None]) -> None:
-        """Take what one layer retrieved.
-
-        Args:
-            layer: its number.
-            weights: per store (B, H, T, k), shares of attention.
-            entries: per store, the numbers of its entries (B, H, T, k) from the first that was
-                read; None is the text's own memory.
-        """
-        for weight, entry in zip(weights, entries, strict=True):
-            if entry is None:
-                self.own_mass += float(weight.sum())
-                continue
-            documents = self._store.documents
-            found = self._store.number_documents(entry.flatten()).cpu()
-            sums = torch.zeros(len(documents), dtype=torch.float64)
-            sums.index_add_(0, found, weight.flatten().double().cpu())
-            for number in sums.nonzero().flatten().tolist():
-                name = documents[number].name
-                self.mass[name] = self.mass.get(name, 0.0) + float(sums[number])
-
-    def list(self) -> list[tuple[str, float]]:
-        """Documents with their share of all attention to retrieved entries, largest first."""
-        total = sum(self.mass.values()) + self.own_mass
-        shares = [(name, mass / total) for name, mass in self.mass.items() if total]
-        return sorted(shares, key=lambda pair: -pair[1])
-
-
 def open_memory(
     model: Any,
     path: Path | str | None = None,
     *,
     keep_text: bool = False,
     dtype: str | None = None,
+    fingerprint: Fingerprint | None = None,
 ) -> MemorySession:
     """Open a memory for a model that `add_memory` was called on.
 
@@ -287,11 +253,17 @@ def open_memory(
             is read only as long as the session lives, unless `save` is called.
         keep_text: also keep the texts of documents read from now on, for `Sources` and reports.
         dtype: of a new folder's entries; None is that of the memory.
+        fingerprint: of the model as it is now, for whoever opens many memories and knows that no
+            weight changed: `get_attachment(model).fingerprint()`. None computes it, which is a pass
+            over the weights.
 
     Raises:
         MemoryFolderError: the folder is no memory, or one of another model or other layers, or it
             is damaged.
         ConfigError: the model has no memory, and there is no folder to tell what it should be.
+
+    Warns:
+        UserWarning: the folder is of an older format, which does not say all that is compared.
     """
     folder = _open_folder(path)
     followed = folder if find_attachment(model) is None else None
@@ -301,10 +273,11 @@ def open_memory(
         attachment = get_attachment(model)
         if followed is not None:
             attachment.load_heads(followed.description.settings.get("heads", {}))
-        description = _describe(attachment, dtype)
+        mine = attachment.fingerprint() if fingerprint is None else fingerprint
         if folder is not None:
-            check_folder(folder, description)
-        index = attachment.settings.index
+            _check_folder(folder, attachment, mine)
+        description = _describe(attachment, mine, dtype)
+        index = parse_index(attachment.settings.index)
         store = (
             RamStore(description, index)
             if path is None
@@ -326,23 +299,33 @@ def _open_folder(path: Path | str | None) -> MemoryFolder | None:
     return MemoryFolder.open(path)
 
 
-def check_folder(folder: MemoryFolder, description: FolderDescription) -> None:
+def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprint) -> None:
     """Refuse a folder whose entries this model did not write.
 
     Raises:
         MemoryFolderError: with what differs.
     """
-    found = folder.description
-    if found.layers != description.layers:
+    found, layers = folder.description, attachment.settings.layers
+    if found.layers != layers:
         raise MemoryFolderError(
             f"{folder.path} has entries of layers {list(found.layers)}, and this model's memory "
-            f"layers are {list(description.layers)}; call add_memory with these layers, or read "
-            "the text again"
+            f"layers are {list(layers)}; call add_memory with these layers, or read the text again"
         )
-    if found.fingerprint != description.fingerprint:
+    stored = found.settings.get("fingerprint")
+    is_old = not isinstance(stored, dict)
+    reason = explain_difference(
+        found.fingerprint if is_old else stored, mine, attachment.decoder, attachment.settings
+    )
+    if reason is not None:
         raise MemoryFolderError(
-            f"{folder.path} was read by another model ({found.settings.get('model')}), or with "
-            "another search or num_sinks; use the model that wrote it, or read the text again"
+            f"{folder.path} was read {reason} (it was {found.settings.get('model')}); use the "
+            "model that wrote it, or read the text again"
+        )
+    if is_old:
+        warnings.warn(
+            f"{folder.path} was made by an older release, which did not note whether adapters were "
+            "in force; all else was compared, and the next read into it notes it",
+            stacklevel=3,
         )
 
 
@@ -355,10 +338,12 @@ def _read_settings(description: FolderDescription) -> MemorySettings:
     return MemorySettings.from_dict(settings)
 
 
-def _describe(attachment: Attachment, dtype: str | None) -> FolderDescription:
+def _describe(
+    attachment: Attachment, fingerprint: Fingerprint, dtype: str | None
+) -> FolderDescription:
     settings, model = attachment.settings, attachment.model()
     return FolderDescription(
-        attachment.fingerprint(),
+        shorten(fingerprint),
         settings.layers,
         *attachment.entry_shape,
         dtype or settings.dtype,
@@ -366,5 +351,6 @@ def _describe(attachment: Attachment, dtype: str | None) -> FolderDescription:
             "memory": settings.to_dict(),
             "heads": attachment.dump_heads(),
             "model": str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+            "fingerprint": fingerprint,
         },
     )

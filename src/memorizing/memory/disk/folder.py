@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,20 @@ class MemoryFolder:
                     for segment in self.contents.segments
                 ]
             )
+
+    def describe(self, fingerprint: str, settings: Mapping[str, Any]) -> None:
+        """Replace what the caller keeps with the entries; see `FolderDescription`.
+
+        Raises:
+            MemoryFolderError: another writer.
+            ResourceError: the folder cannot be written; what it held is still whole.
+        """
+        with self.lock():
+            described = replace(self.description, fingerprint=fingerprint, settings=dict(settings))
+            before = replace(self.contents.manifest, description=described)
+            with explain_failures(self.path):
+                manifest = write_state(self.path, before, before.segments)
+            self.contents = Contents(self.path, manifest, self.contents)
 
     def verify(self) -> tuple[str, ...]:
         """Compare the checksums of everything that is in the folder now.
