@@ -98,17 +98,20 @@ def explain_difference(
             f"by a model in {stored.get('dtypes')}, which cannot be told from another in "
             f"{mine['dtypes']}; load it in the same dtype, or in float32"
         )
-    for name in shared:
-        if stored[f"{name}_weights"] != mine[f"{name}_weights"]:
-            return "by another model, or with other adapters in force: its weights differ"
-        theirs, own = str(stored.get(f"{name}_tokens")), mine[f"{name}_tokens"]
-        if stored.get("num_tokens") != mine["num_tokens"]:
-            # The last block of the shorter is not whole in it.
-            fewer = min(len(theirs), len(own)) // 4 - 1
-            theirs, own = theirs[: fewer * 4], own[: fewer * 4]
-        if theirs != own:
-            return "by another model: its embeddings differ"
-    return None
+    # A model in fp32 may have been in fp16 or bf16 in between.
+    reasons = [_compare_weights(stored, mine, name) for name in shared]
+    return None if None in reasons else reasons[0]
+
+
+def _compare_weights(stored: Fingerprint, mine: Fingerprint, dtype: str) -> str | None:
+    if stored[f"{dtype}_weights"] != mine[f"{dtype}_weights"]:
+        return "by another model, or with other adapters in force: its weights differ"
+    theirs, own = str(stored.get(f"{dtype}_tokens")), mine[f"{dtype}_tokens"]
+    if stored.get("num_tokens") != mine["num_tokens"]:
+        # The last block of the shorter is not whole in it.
+        end = (min(len(theirs), len(own)) // 4 - 1) * 4
+        theirs, own = theirs[:end], own[:end]
+    return None if theirs == own else "by another model: its embeddings differ"
 
 
 def _describe_config(decoder: Decoder, *stored: Any) -> str:
