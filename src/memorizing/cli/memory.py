@@ -120,8 +120,7 @@ def forget(
     names = list(dict.fromkeys(names))
     with folder.lock():
         require_documents(folder, names)
-        for name in names:
-            folder.forget(name)
+        folder.forget(*names)
     print(f"forgot {len(names):,} documents, {before - folder.num_entries:,} entries")
     print(f"{path}: {count(folder)}")
     write_result(json_file, describe(folder))

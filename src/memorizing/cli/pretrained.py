@@ -9,7 +9,7 @@ import typer
 
 from memorizing.cli.evaluate import Precision
 from memorizing.cli.output import say
-from memorizing.errors import ConfigError, MemoryFolderError
+from memorizing.errors import ConfigError
 
 if TYPE_CHECKING:
     from memorizing.memory.disk import MemoryFolder
@@ -83,18 +83,14 @@ def choose_device(name: str) -> Any:
 
 
 def open_folder(path: Path) -> MemoryFolder | None:
-    """What is in a folder; None where it is not there or empty.
+    """The memory in a folder; None where one may be made.
 
     Raises:
         MemoryFolderError: it holds something else, or is damaged.
     """
     from memorizing.memory.disk import MemoryFolder
 
-    if path.exists() and not path.is_dir():
-        raise MemoryFolderError(f"{path} is a file; a memory is a folder: give another name")
-    if not path.exists() or not any(path.iterdir()):
-        return None
-    return MemoryFolder.open(path)
+    return MemoryFolder.find(path)
 
 
 def show_name(name: str) -> str:

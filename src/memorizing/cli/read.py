@@ -29,7 +29,7 @@ from memorizing.cli.pretrained import (
     open_folder,
     show_name,
 )
-from memorizing.cli.reading_plan import Plan, find_sources, plan_reading, yield_texts
+from memorizing.cli.reading_plan import Plan, find_sources, plan_reading
 from memorizing.cli.reading_progress import ReadingProgress
 from memorizing.errors import ConfigError
 
@@ -107,7 +107,8 @@ def run(
         ),
     ] = False,
     update: Annotated[
-        bool, typer.Option("--update", help="Forget documents that have changed, read them again.")
+        bool,
+        typer.Option("--update", help="Read documents that have changed again, in their place."),
     ] = False,
     exclude: Annotated[
         list[str] | None,
@@ -172,8 +173,8 @@ def run(
     try:
         with progress.watch(loaded):
             if plan.sources:
-                texts = follow(plan, session, progress)
-                session.read(tokenizer, texts, progress=False)
+                texts = follow(plan, progress)
+                session.read(tokenizer, texts, update=update, progress=False)
     except KeyboardInterrupt:
         is_interrupted = True
     read = [one for one in session.documents if (one.name, one.sha256) not in before]
@@ -262,14 +263,13 @@ def check_settings(
             )
 
 
-def follow(
-    plan: Plan, session: MemorySession, progress: ReadingProgress
-) -> Iterator[tuple[str, str]]:
-    """The documents, and progress told of each."""
-    sizes = {source.name: source.num_bytes for source in plan.sources}
-    for name, text in yield_texts(plan, session.forget):
-        progress.begin(name, sizes[name])
-        yield name, text
+def follow(plan: Plan, progress: ReadingProgress) -> Iterator[tuple[str, str]]:
+    """Name and text of what is read, each loaded when it is its turn, and progress told of each."""
+    for source in plan.sources:
+        text = source.load()
+        if text is not None:
+            progress.begin(source.name, source.num_bytes)
+            yield source.name, text
     progress.begin("", 0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ def plan_reading(
     Args:
         sources: the documents.
         folder: the memory; None is a new one.
-        update: whether documents that have changed may be forgotten and read again.
+        update: whether documents that have changed may be replaced.
         path: of the memory, for messages.
 
     Raises:
@@ -80,7 +80,7 @@ def plan_reading(
         more = ", ..." if len(plan.changed) > _NAMES_SHOWN else ""
         raise MemoryFolderError(
             f"{path} holds {len(plan.changed):,} of these documents with another text than they "
-            f"have now ({names}{more}); --update forgets them and reads them again"
+            f"have now ({names}{more}); --update reads them again, in their place"
         )
     return plan
 
@@ -137,18 +137,3 @@ def read_stdin() -> str:
     if text is None:
         raise CorpusError(f"standard input is {reason}; it must be text in UTF-8")
     return text
-
-
-def yield_texts(plan: Plan, forget: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-    """Name and text of what is read, each loaded when it is its turn.
-
-    What has changed is forgotten only then, so that an interrupt loses no document but one.
-    """
-    num_changed = len(plan.changed)
-    for number, source in enumerate(plan.sources):
-        text = source.load()
-        if text is None:
-            continue
-        if number < num_changed:
-            forget(source.name)
-        yield source.name, text

@@ -56,7 +56,7 @@ class Int8Index(RowIndex):
         for row, count in enumerate(stored.num_appended):
             first = max(self._num_coded[row], count - stored.capacity)
             slots = torch.arange(first, count) % stored.capacity
-            codes, scales = _encode(stored.keys[row][:, slots])
+            codes, scales = encode_int8(stored.keys[row][:, slots])
             self._codes[row].index_copy_(1, slots, codes)
             self._scales[row].index_copy_(1, slots, scales)
             self._num_coded[row] = count
@@ -80,7 +80,7 @@ class Int8Index(RowIndex):
         assert self._codes is not None
         assert self._scales is not None
         codes, scales = self._codes[row], self._scales[row]
-        asked = _encode(queries)[0]
+        asked = encode_int8(queries)[0]
 
         def score(heads: slice, span: slice) -> ScoreTile:
             lines, factors = codes[heads], scales[heads]
@@ -115,8 +115,12 @@ class Int8Index(RowIndex):
         self.append(stored)
 
 
-def _encode(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (..., D) int8 and scales (..., 1) fp32."""
+def encode_int8(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes round(x / scale) (..., D) int8 and scales max |x| / 127 (..., 1) fp32.
+
+    A decoded number, code times scale, differs by at most half a scale.
+    """
     wide = vectors.float()
     scales = wide.abs().amax(-1, keepdim=True) / 127
-    return (wide / scales.clamp(min=1e-30)).round().to(torch.int8), scales
+    codes = (wide / scales.masked_fill(scales == 0, 1.0)).round()
+    return codes.clamp(-127, 127).to(torch.int8), scales

@@ -39,15 +39,23 @@ class LoadedBlock:
 class FrozenBlock:
     """Consecutive entries that are searched together, loaded at their first search."""
 
-    def __init__(self, num_entries: int, load: Callable[[], LoadedBlock]) -> None:
-        """Take what loads them; it is called once."""
+    def __init__(
+        self,
+        num_entries: int,
+        load: Callable[[], LoadedBlock],
+        check: Callable[[], object] | None = None,
+    ) -> None:
+        """Take what loads them, which is called once, and what checks them before each search."""
         self.num_entries = num_entries
         self._load = load
+        self._check = check
         self._loaded: LoadedBlock | None = None
         self._lock = threading.Lock()
 
     def load(self) -> LoadedBlock:
         """The entries; those that were loaded by the first call."""
+        if self._check is not None:
+            self._check()
         # Tensors made in inference mode could not be used with gradients outside of it.
         with self._lock, torch.inference_mode(False):
             if self._loaded is None:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memorizing.knn.int8 import encode_int8
 from memorizing.memory import FolderDescription, MemoryFolder, NewDocument, hash_text
-from memorizing.memory.disk.encoding import decode_int8, encode_int8
-from memorizing.memory.disk.manifest_file import hash_values
+from memorizing.memory.disk.manifest import hash_values
+from memorizing.memory.disk.segment import decode_int8
 
 LAYERS, HEADS, DIM = (3, 7), 2, 13
 
@@ -73,7 +74,8 @@ def make_folder(path: Path, *appends: Iterable[str], dtype: str = "bfloat16") ->
 def round_trip(vectors: Tensor, dtype: str) -> Tensor:
     """As a folder gives them back."""
     if dtype == "int8":
-        return decode_int8(*encode_int8(vectors), torch.bfloat16)
+        codes, factors = encode_int8(vectors)
+        return decode_int8(codes, factors.squeeze(-1), torch.bfloat16)
     return vectors.to(getattr(torch, dtype))
 
 

@@ -20,7 +20,7 @@ import torch
 
 from memorizing.errors import MemoryFolderError
 from memorizing.memory import MemoryFolder
-from memorizing.memory.disk import state
+from memorizing.memory.disk import folder as folder_module
 from tests.memory.disk.examples import append, check_holds, describe, make_folder
 
 BEFORE = ["a", "b", "c", "d", "e"]
@@ -91,7 +91,7 @@ def kill_at_every_step(
     folder: Path, work: Callable[[Path], None], after: list[str], is_small: bool
 ) -> None:
     """Kill a writer before its first step, its second one and so on."""
-    state.SMALL_SEGMENT = 10_000 if is_small else 1
+    folder_module.SMALL_SEGMENT = 10_000 if is_small else 1
     make_folder(folder / "origin", BEFORE[:3], BEFORE[3:])
     outcomes = []
     while not outcomes or outcomes[-1] != "done":
@@ -186,7 +186,7 @@ def kill_at_any_moment(folder: Path, num_kills: int) -> None:
 
 def read_beside_a_writer(folder: Path, num_rounds: int) -> None:
     """Two readers see whole states only; a second writer is refused."""
-    state.SMALL_SEGMENT = 50
+    folder_module.SMALL_SEGMENT = 50
     path = folder / "shared"
     written = make_folder(path, BEFORE)
     queries = torch.zeros(1, 2, 3, 13)

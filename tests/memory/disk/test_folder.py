@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from memorizing.errors import MemoryFolderError
+from memorizing.knn.int8 import encode_int8
 from memorizing.memory import (
     FolderDescription,
     MemoryFolder,
@@ -19,11 +20,9 @@ from memorizing.memory import (
     StoredDocument,
     hash_text,
 )
-from memorizing.memory.disk import state
-from memorizing.memory.disk.encoding import decode_int8, encode_int8
-from memorizing.memory.disk.layout import Counts, plan_segment
-from memorizing.memory.disk.manifest import Manifest, SegmentRecord
-from memorizing.memory.disk.manifest_file import format_manifest
+from memorizing.memory.disk import folder as folder_module
+from memorizing.memory.disk.manifest import Manifest, SegmentRecord, format_manifest
+from memorizing.memory.disk.segment import decode_int8, plan_segment
 from tests.memory.disk.examples import (
     DIM,
     HEADS,
@@ -60,7 +59,7 @@ def test_a_segment_is_a_safetensors_file(tmp_path: Path) -> None:
         factors = file.get_tensor("layers.7.value_factors")
     expected = encode_int8(draw_entries("a")[7][1])
     assert torch.equal(codes, expected[0])
-    assert torch.equal(factors, expected[1])
+    assert torch.equal(factors, expected[1].squeeze(-1))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e30])
@@ -69,7 +68,7 @@ def test_int8_is_off_by_at_most_half_a_step_of_its_vector(scale: float) -> None:
     vectors = torch.randn(HEADS, 31, DIM) * scale
     vectors[0, 5] = 0
     codes, factors = encode_int8(vectors)
-    decoded = decode_int8(codes, factors, torch.float32)
+    decoded = decode_int8(codes, factors.squeeze(-1), torch.float32)
     most = vectors.abs().amax(-1, keepdim=True) / 254
     assert bool(((decoded - vectors).abs() <= most * 1.001).all())
     assert not decoded[0, 5].any()
@@ -100,8 +99,8 @@ def test_small_additions_are_joined_and_int8_is_not_rounded_again(tmp_path: Path
 
 
 def test_many_additions_make_few_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "SMALL_SEGMENT", 29)
-    monkeypatch.setattr(state, "LARGEST_JOINED", 211)
+    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 29)
+    monkeypatch.setattr(folder_module, "LARGEST_JOINED", 211)
     folder = make_folder(tmp_path)
     names = [f"document {number}" for number in range(37)]
     for name in names:
@@ -166,7 +165,7 @@ def test_entries_know_their_documents_and_tokens(tmp_path: Path) -> None:
 def test_a_forgotten_document_is_gone_from_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
     folder = MemoryFolder.create(tmp_path, describe("float32"))
     for names in (["a", "b", "c", "d", "e"], ["secret", "f"], ["g"]):
         append(folder, names, keep_text=True)
@@ -206,7 +205,7 @@ def test_a_search_finds_what_the_folder_holds(tmp_path: Path) -> None:
 def test_a_layer_is_searched_in_one_go_where_it_is_decoded_anyway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
     names = [["a", "b", "c", "d"], ["e", "f"], ["g"]]
     coded = make_folder(tmp_path / "int8", *names, dtype="int8")
     assert len(coded.contents.segments) == 3
@@ -238,8 +237,7 @@ def test_a_memory_without_documents_can_be_opened_and_searched(tmp_path: Path) -
 def test_a_memory_of_a_gibibyte_is_opened_in_less_than_a_fifth_of_a_second(tmp_path: Path) -> None:
     description = FolderDescription("of a model", (12,), 3, 64)
     num_entries = 2**30 // description.bytes_per_entry + 1
-    counts = Counts(num_entries, 0, 0)
-    layout = plan_segment(description, counts)
+    layout = plan_segment(description, num_entries, 0, 0)
     file = "segment-000000.safetensors"
     # Its entries are a hole in the file, for they are not read.
     MemoryFolder.create(tmp_path, description)

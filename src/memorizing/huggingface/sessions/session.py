@@ -110,7 +110,14 @@ class MemorySession:
         """Entries of each layer that were read."""
         return sum(document.num_entries for document in self.documents)
 
-    def read(self, tokenizer: Any, documents: Any, *, progress: bool | OnRead = True) -> ReadReport:
+    def read(
+        self,
+        tokenizer: Any,
+        documents: Any,
+        *,
+        update: bool = False,
+        progress: bool | OnRead = True,
+    ) -> ReadReport:
         """Read documents into the memory, one after another. Nothing is trained.
 
         A document's entries do not depend on what else is in memory. One with the name and the text
@@ -120,6 +127,7 @@ class MemorySession:
         Args:
             tokenizer: of the model; it puts its special tokens around each document.
             documents: (name, text) pairs, a dict of them, or documents of `load_corpus`.
+            update: a document replaces one of the same name and another text, in one step.
             progress: show a progress bar on the terminal; or what is called after every segment
                 with the name of its document and its tokens.
 
@@ -134,7 +142,7 @@ class MemorySession:
         with self._store.write(tokenizer), show as on_read:
             try:
                 for document in list_documents(documents):
-                    if self._is_known(document, waiting.get(document.name)):
+                    if self._is_known(document, waiting.get(document.name), update):
                         report.skipped.append(document.name)
                         continue
                     read = read_document(
@@ -154,16 +162,16 @@ class MemorySession:
                     self._bind()
         return report
 
-    def _is_known(self, document: Document, waiting: ReadDocument | None) -> bool:
-        known = self._store.find_document(document.name) or (waiting and waiting.description)
-        if known is None:
+    def _is_known(self, document: Document, waiting: ReadDocument | None, update: bool) -> bool:
+        known = waiting.description if waiting else self._store.find_document(document.name)
+        if known is None or known.sha256 == hash_text(document.text):
+            return known is not None
+        if update and waiting is None:
             return False
-        if known.sha256 != hash_text(document.text):
-            raise MemoryFolderError(
-                f"a document {document.name!r} with another text is in memory already; forget it "
-                "first (memory.forget(name), or `memorizing memory forget`), or give another name"
-            )
-        return True
+        raise MemoryFolderError(
+            f"a document {document.name!r} with another text is in memory already; replace it "
+            "(update=True, or `memorizing read --update`), or give another name"
+        )
 
     def _flush(self, waiting: dict[str, ReadDocument]) -> None:
         documents = list(waiting.values())
@@ -265,7 +273,7 @@ def open_memory(
     Warns:
         UserWarning: the folder is of an older format, which does not say all that is compared.
     """
-    folder = _open_folder(path)
+    folder = None if path is None else MemoryFolder.find(path)
     followed = folder if find_attachment(model) is None else None
     if followed is not None:
         add_memory(model, **_read_settings(followed.description).to_dict())
@@ -288,15 +296,6 @@ def open_memory(
             remove_memory(model)
         raise
     return MemorySession(attachment, store, keep_text=keep_text)
-
-
-def _open_folder(path: Path | str | None) -> MemoryFolder | None:
-    """The memory at a path; None where one may be made."""
-    if path is None or not Path(path).exists():
-        return None
-    if Path(path).is_dir() and not any(Path(path).iterdir()):
-        return None
-    return MemoryFolder.open(path)
 
 
 def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprint) -> None:

@@ -65,6 +65,9 @@ class RamStore:
 
     def append(self, documents: Sequence[NewDocument], entries: LayerEntries) -> None:
         """See `FolderStore`."""
+        for document in documents:
+            if document.name in self._given:
+                self.forget(document.name)
         self._given |= {document.name: document for document in documents}
         for layer, new in entries.items():
             before = self._entries.get(layer)
@@ -184,9 +187,10 @@ class FolderStore:
             yield
 
     def append(self, documents: Sequence[NewDocument], entries: LayerEntries) -> None:
-        """Add documents."""
+        """Add documents, in the place of those of the same names."""
         assert self._folder is not None
-        self._folder.append(documents, entries)
+        replaced = {document.name for document in documents}
+        self._folder.append(documents, entries, replaced=replaced)
 
     def forget(self, name: str) -> None:
         """Remove a document.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
 from memorizing.memory.disk.manifest import Manifest, StoredDocument
-from memorizing.memory.disk.segment import SegmentFile
+from memorizing.memory.disk.segment import ADVICE, SegmentFile
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Contents:
             FileNotFoundError: a segment is not there.
             MemoryFolderError: a segment is another one than the manifest says.
         """
+        self.folder = folder
         self.manifest = manifest
         self._last_text = ("", "")
         mapped = {segment.record: segment for segment in known.segments} if known else {}
@@ -79,9 +80,15 @@ class Contents:
             )
         texts = self._find_segment(document).get_tensor("texts")
         content = texts[slice(*document.text)].numpy().tobytes()
+        try:
+            text = content.decode("utf-8", errors="surrogatepass")
+        except UnicodeDecodeError as error:
+            raise MemoryFolderError(
+                f"the text of {name!r} in {self.folder} is not in UTF-8 ({error}); {ADVICE}"
+            ) from error
         # Reports ask for many places in one text, one after the other.
-        self._last_text = (name, content.decode("utf-8", errors="surrogatepass"))
-        return self._last_text[1]
+        self._last_text = (name, text)
+        return text
 
     def read_around(self, entry: int, num_characters: int) -> TextAround:
         """The text around the token of an entry, so many characters on both sides.
@@ -98,7 +105,13 @@ class Contents:
                 "give token_offsets when the document is read"
             )
         spans = self._find_segment(document).get_tensor("token_spans")
-        start, stop = spans[document.spans[0] + int(self.token_of(number))].tolist()
+        token = int(self.token_of(number))
+        if not 0 <= token < document.num_tokens:
+            raise MemoryFolderError(
+                f"{self.folder} has an entry of token {token} of {document.name!r}, which has "
+                f"{document.num_tokens:,}; {ADVICE}"
+            )
+        start, stop = (max(0, place) for place in spans[document.spans[0] + token].tolist())
         return TextAround(
             text[max(0, start - num_characters) : start],
             text[start:stop],

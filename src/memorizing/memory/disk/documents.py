@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +12,8 @@ from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
 from memorizing.memory.disk.contents import Contents
-from memorizing.memory.disk.description import FolderDescription
-from memorizing.memory.disk.encoding import encode_layer
-from memorizing.memory.disk.manifest import StoredDocument
-from memorizing.memory.disk.manifest_file import is_hash
-from memorizing.memory.disk.parts import Part
+from memorizing.memory.disk.manifest import FolderDescription, StoredDocument, is_hash
+from memorizing.memory.disk.segment import Part, encode_layer, number_documents
 
 LayerEntries = Mapping[int, tuple[Tensor, Tensor]]
 """Layer -> keys and values (H, n, D), oldest first."""
@@ -97,8 +93,10 @@ def hash_text(text: str) -> str:
     return hashlib.sha256(_encode(text)).hexdigest()
 
 
-def check_new(folder: Path, contents: Contents, documents: Sequence[NewDocument]) -> None:
-    """Refuse names that are in a folder already, or twice among the new.
+def check_new(
+    contents: Contents, documents: Sequence[NewDocument], replaced: Collection[str]
+) -> None:
+    """Refuse names that are in a folder already and are not replaced, or twice among the new.
 
     Raises:
         MemoryFolderError: such a name, and what to do.
@@ -110,10 +108,10 @@ def check_new(folder: Path, contents: Contents, documents: Sequence[NewDocument]
             raise MemoryFolderError(
                 f"two of the documents are named {document.name!r}; give every one its own name"
             )
-        if there is not None:
+        if there is not None and document.name not in replaced:
             same = there.sha256 == document.sha256
             raise MemoryFolderError(
-                f"{folder} holds the document {document.name!r} already, with "
+                f"{contents.folder} holds the document {document.name!r} already, with "
                 f"{'the same' if same else 'another'} text; "
                 f"{'leave it out' if same else 'forget it first, or give another name'}"
             )
@@ -133,44 +131,31 @@ def make_part(
     Raises:
         MemoryFolderError: entries of other layers or shapes, or that are not finite.
     """
-    num_entries = sum(document.num_entries for document in documents)
-    _check_entries(description, num_entries, entries)
+    _check_entries(description, sum(document.num_entries for document in documents), entries)
     tensors: dict[str, Tensor] = {}
     for layer in description.layers:
         tensors |= encode_layer(description, layer, *entries[layer])
-    stored, texts = [], []
+    texts = [None if one.text is None else _encode(one.text) for one in documents]
     tokens, spans = [torch.empty(0, dtype=torch.int32)], [torch.empty(0, 2, dtype=torch.int32)]
-    first_entry = first_span = first_byte = 0
-    for document in documents:
+    stored = []
+    for document, text in zip(documents, texts, strict=True):
         of_entries = document.entry_tokens
         if of_entries is None:
             of_entries = torch.arange(document.num_entries)
         tokens.append(torch.as_tensor(of_entries).to(torch.int32))
-        text_range = span_range = None
-        if document.text is not None:
-            texts.append(_encode(document.text))
-            text_range = (first_byte, first_byte + len(texts[-1]))
-            first_byte = text_range[1]
         if document.token_offsets is not None:
             spans.append(torch.as_tensor(document.token_offsets).to(torch.int32).view(-1, 2))
-            span_range = (first_span, first_span + document.num_tokens)
-            first_span = span_range[1]
-        stored.append(
-            StoredDocument(
-                document.name,
-                document.num_tokens,
-                document.num_entries,
-                document.sha256,
-                "",
-                first_entry,
-                text_range,
-                span_range,
-            )
+        lengths = (
+            None if text is None else (0, len(text)),
+            None if document.token_offsets is None else (0, document.num_tokens),
         )
-        first_entry += document.num_entries
+        known = (document.name, document.num_tokens, document.num_entries, document.sha256)
+        stored.append(StoredDocument(*known, "", 0, *lengths))
     tensors["tokens"], tensors["token_spans"] = torch.cat(tokens), torch.cat(spans)
-    tensors["texts"] = torch.frombuffer(bytearray(b"".join(texts) or b" "), dtype=torch.uint8)
-    return Part(tuple(stored), tensors.__getitem__)
+    content = bytearray(b"".join(text for text in texts if text) or b" ")
+    tensors["texts"] = torch.frombuffer(content, dtype=torch.uint8)
+    _, numbered = number_documents([Part(tuple(stored), tensors.__getitem__)], "")
+    return Part(numbered, tensors.__getitem__)
 
 
 def _check_entries(description: FolderDescription, num_entries: int, entries: LayerEntries) -> None:

@@ -15,10 +15,7 @@ from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.index_settings import ExactSettings, IndexSettings, SealedSettings
 from memorizing.knn import KeyIndex, StoredKeys, make_index
 from memorizing.memory.disk.contents import Contents
-from memorizing.memory.disk.description import FolderDescription
-from memorizing.memory.disk.encoding import decode_int8
-from memorizing.memory.disk.segment import SegmentFile
-from memorizing.memory.disk.writing import INDEXES, TEMPORARY, sync_folder
+from memorizing.memory.disk.segment import SegmentFile, decode_int8
 from memorizing.memory.frozen import (
     FrozenBlock,
     FrozenMemory,
@@ -26,10 +23,12 @@ from memorizing.memory.frozen import (
     index_block,
     select_heads,
 )
+from memorizing.storage.files import name_temporary, sync
+
+INDEXES = "index"
 
 
 def open_layer(
-    folder: Path,
     contents: Contents,
     layer: int,
     device: torch.device | str = "cpu",
@@ -40,7 +39,8 @@ def open_layer(
     description = contents.manifest.description
     if layer not in description.layers:
         raise MemoryFolderError(
-            f"{folder} has no entries of layer {layer}; it has those of {list(description.layers)}"
+            f"{contents.folder} has no entries of layer {layer}; it has those of "
+            f"{list(description.layers)}"
         )
     settings = ExactSettings() if index is None else index
     every = range(description.num_heads)
@@ -68,48 +68,42 @@ def open_layer(
     blocks = [
         FrozenBlock(
             sum(segment.record.num_entries for segment in group),
-            partial(_load, folder, description, group, layer, device, settings, heads),
+            partial(_load, contents, group, layer, device, settings, heads),
+            None if is_copied else group[0].check_size,
         )
         for group in groups
     ]
     return FrozenMemory(len(heads), description.head_dim, blocks)
 
 
-def save_indexes(folder: Path, contents: Contents, index: IndexSettings) -> None:
+def save_indexes(contents: Contents, index: IndexSettings) -> None:
     """Build and save what is not saved yet; see `MemoryFolder.save_indexes`."""
     if not isinstance(index, SealedSettings):
         return
+    description = contents.manifest.description
     for segment in contents.segments:
-        if segment.record.num_entries < index.block_len:
-            continue
-        for layer in contents.manifest.description.layers:
-            saved = name_index_folder(folder, segment.record.file, layer, index)
-            if saved.exists():
+        for layer in description.layers:
+            saved = _name_index_folder(segment, layer, index)
+            if segment.record.num_entries < index.block_len or saved.exists():
                 continue
-            block = _load(
-                folder,
-                contents.manifest.description,
-                [segment],
-                layer,
-                torch.device("cpu"),
-                index,
-                range(contents.manifest.description.num_heads),
-            )
-            unfinished = saved.with_name(f".{saved.name}{TEMPORARY}")
-            block.index.save(unfinished)
-            os.replace(unfinished, saved)
-            sync_folder(saved.parent)
+            heads = range(description.num_heads)
+            block = _load(contents, [segment], layer, torch.device("cpu"), index, heads)
+            saved.parent.mkdir(parents=True, exist_ok=True)
+            with name_temporary(saved.parent) as unfinished:
+                block.index.save(unfinished)
+                os.replace(unfinished, saved)
+            sync(saved.parent)
 
 
-def name_index_folder(folder: Path, file: str, layer: int, settings: IndexSettings) -> Path:
+def _name_index_folder(segment: SegmentFile, layer: int, settings: IndexSettings) -> Path:
     """Where the index of a layer of a segment is saved."""
     slug = hashlib.sha256(str(settings).encode()).hexdigest()[:12]
-    return folder / INDEXES / file.partition(".")[0] / f"{layer}-{settings.name}-{slug}"
+    folder = segment.path.parent / INDEXES / segment.path.stem
+    return folder / f"{layer}-{settings.name}-{slug}"
 
 
 def _load(
-    folder: Path,
-    description: FolderDescription,
+    contents: Contents,
     segments: Sequence[SegmentFile],
     layer: int,
     device: torch.device,
@@ -117,22 +111,25 @@ def _load(
     heads: Sequence[int],
 ) -> LoadedBlock:
     keys, values = (
-        _gather(description, segments, f"layers.{layer}.{kind}", device, heads)
+        _gather(contents, segments, f"layers.{layer}.{kind}", device, heads).unsqueeze(0)
         for kind in ("key", "value")
     )
-    saved = name_index_folder(folder, segments[0].record.file, layer, settings)
-    restore = partial(_restore, folder, saved) if len(segments) == 1 else None
-    return index_block(keys.unsqueeze(0), values.unsqueeze(0), settings, restore)
+    restore = None
+    if len(segments) == 1:
+        saved = _name_index_folder(segments[0], layer, settings)
+        restore = partial(_restore, contents.folder, saved)
+    return index_block(keys, values, settings, restore)
 
 
 def _gather(
-    description: FolderDescription,
+    contents: Contents,
     segments: Sequence[SegmentFile],
     name: str,
     device: torch.device,
     heads: Sequence[int],
 ) -> Tensor:
     """Keys or values (H, n, D) of the segments, by reference if possible; `heads` of them."""
+    description = contents.manifest.description
     is_coded = description.dtype == "int8"
     if len(segments) == 1 and not is_coded:
         return select_heads(segments[0].get_tensor(f"{name}s"), heads).to(device)

@@ -1,17 +1,105 @@
-"""A state of a memory folder: what its segments hold, and whose entries they are."""
+"""A state of a memory folder: what its segments hold, whose entries they are; in one JSON file.
+
+Everything that is read from the file is checked before it is used; it also holds its own checksum.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import re
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from typing import Any
+
+import torch
 
 from memorizing.errors import MemoryFolderError
-from memorizing.memory.disk.description import FolderDescription
-from memorizing.memory.disk.layout import Counts, plan_segment
+from memorizing.storage.files import parse_json
+from memorizing.storage.tensors import FLOAT_DTYPES
 
-SEGMENT_NAME = re.compile(r"segment-[0-9]{6,12}\.safetensors")
+MANIFEST = "manifest.json"
+SEGMENT_NAME = re.compile(r"segment-([0-9]{6,12})\.safetensors")
 """What a segment file may be called: a name in the folder itself."""
+DTYPES = {**FLOAT_DTYPES, "int8": torch.int8}
+"""How entries may be stored, by name."""
+
+_FORMAT = "memorizing memory"
+_VERSION = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST = 2**53
+"""Numbers up to here are whole in every reader of JSON."""
+
+
+@dataclass(frozen=True)
+class FolderDescription:
+    """The model whose entries a folder holds, and their shape; fixed when it is created.
+
+    Raises:
+        MemoryFolderError: a value that is not allowed.
+    """
+
+    fingerprint: str
+    """Of everything that stored entries depend on. Made by the caller, compared as it is."""
+    layers: tuple[int, ...]
+    """Layers of the model that have entries, ascending."""
+    num_heads: int
+    """H, heads of keys."""
+    head_dim: int
+    """D."""
+    dtype: str = "bfloat16"
+    """A name of `DTYPES`. With int8, every key and value has a factor of its own beside its codes:
+    half of the bytes of bfloat16, and an error of at most max |x| / 254 in each number."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What else the caller keeps with the entries; JSON."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work; layers become a tuple, settings what JSON gives back."""
+        object.__setattr__(self, "layers", tuple(self.layers))
+        is_text = isinstance(self.fingerprint, str) and bool(self.fingerprint)
+        is_ascending = all(map(is_count, self.layers)) and list(self.layers) == sorted(
+            set(self.layers)
+        )
+        is_dtype = isinstance(self.dtype, str) and self.dtype in DTYPES
+        for name, is_allowed, allowed in (
+            ("fingerprint", is_text, "a text that is not empty"),
+            ("layers", self.layers and is_ascending, "one number or more, from 0, ascending"),
+            ("num_heads", is_count(self.num_heads) and self.num_heads, "1 or more"),
+            ("head_dim", is_count(self.head_dim) and self.head_dim, "1 or more"),
+            ("dtype", is_dtype, ", ".join(DTYPES)),
+            ("settings", isinstance(self.settings, dict), "a dict"),
+        ):
+            if not is_allowed:
+                raise MemoryFolderError(
+                    f"{name} of a memory is {getattr(self, name)!r}; allowed: {allowed}"
+                )
+        try:
+            settings = json.loads(json.dumps(self.settings, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise MemoryFolderError(
+                f"settings of a memory are not JSON ({error}); use numbers that are finite, texts, "
+                "lists and dicts"
+            ) from error
+        object.__setattr__(self, "settings", settings)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Of the stored numbers."""
+        return DTYPES[self.dtype]
+
+    @property
+    def searched_dtype(self) -> torch.dtype:
+        """Of the keys that are searched: of int8 entries, bfloat16."""
+        return torch.bfloat16 if self.dtype == "int8" else self.stored_dtype
+
+    @property
+    def bytes_per_entry(self) -> int:
+        """Bytes of keys and values in all layers."""
+        factor_bytes = 4 if self.dtype == "int8" else 0
+        per_vector = self.head_dim * self.stored_dtype.itemsize + factor_bytes
+        return 2 * len(self.layers) * self.num_heads * per_vector
 
 
 @dataclass(frozen=True)
@@ -51,11 +139,6 @@ class SegmentRecord:
     sha256: str
     """Of the file."""
 
-    @property
-    def counts(self) -> Counts:
-        """What it holds of each kind."""
-        return Counts(self.num_entries, self.num_spans, self.num_text_bytes)
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -73,27 +156,22 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """Refuse parts that do not fit one another."""
-        files = [segment.file for segment in self.segments]
-        if len(set(files)) < len(files):
-            raise MemoryFolderError("a segment is named twice")
-        names = {document.name for document in self.documents}
-        if len(names) < len(self.documents):
+        if len({document.name for document in self.documents}) < len(self.documents):
             raise MemoryFolderError("a document is named twice")
-        for segment in self.segments:
-            _check_segment(segment, self.description, self.next_segment)
-        parts: dict[str, list[StoredDocument]] = {file: [] for file in files}
-        for document in self.documents:
-            if document.segment not in parts:
-                raise MemoryFolderError(
-                    f"the document {document.name!r} is in {document.segment!r}, which is no "
-                    "segment of this folder"
-                )
-            parts[document.segment].append(document)
-        in_order = [document for file in files for document in parts[file]]
-        if in_order != list(self.documents):
-            raise MemoryFolderError("documents do not stand in the order of their segments")
-        for segment in self.segments:
-            _check_documents(segment, parts[segment.file])
+        files = [segment.file for segment in self.segments]
+        parts = [
+            (file, list(documents))
+            for file, documents in groupby(self.documents, lambda document: document.segment)
+        ]
+        if [file for file, _ in parts] != files or len(set(files)) < len(files):
+            raise MemoryFolderError(
+                "a segment is named twice, or documents do not stand in the order of the segments"
+            )
+        for segment, (file, documents) in zip(self.segments, parts, strict=True):
+            found = SEGMENT_NAME.fullmatch(file)
+            if found is None or int(found[1]) >= self.next_segment:
+                raise MemoryFolderError(f"{file!r} is not below next_segment, {self.next_segment}")
+            _check_documents(segment, documents)
 
     @property
     def num_entries(self) -> int:
@@ -101,22 +179,16 @@ class Manifest:
         return sum(segment.num_entries for segment in self.segments)
 
 
-def _check_segment(segment: SegmentRecord, description: FolderDescription, following: int) -> None:
-    expected = plan_segment(description, segment.counts).num_bytes
-    if segment.num_bytes != expected:
-        raise MemoryFolderError(
-            f"{segment.file} has {segment.num_bytes:,} bytes, and what it holds takes {expected:,}"
-        )
-    if int(segment.file.partition("-")[2].partition(".")[0]) >= following:
-        raise MemoryFolderError(f"{segment.file} is not below next_segment, {following}")
-
-
 def _check_documents(segment: SegmentRecord, documents: list[StoredDocument]) -> None:
     """Every entry, line of spans and byte of text belongs to one document, in their order."""
     for what, total, ranges in (
-        ("entries", segment.num_entries, [(d.entries.start, d.entries.stop) for d in documents]),
-        ("spans", segment.num_spans, [d.spans for d in documents if d.spans]),
-        ("text", segment.num_text_bytes, [d.text for d in documents if d.text]),
+        (
+            "entries",
+            segment.num_entries,
+            [(one.entries.start, one.entries.stop) for one in documents],
+        ),
+        ("spans", segment.num_spans, [one.spans for one in documents if one.spans]),
+        ("text", segment.num_text_bytes, [one.text for one in documents if one.text]),
     ):
         edges = [(0, 0), *ranges, (total, total)]
         if any(before[1] != after[0] for before, after in pairwise(edges)):
@@ -127,3 +199,121 @@ def _check_documents(segment: SegmentRecord, documents: list[StoredDocument]) ->
             spans is not None and (text is None or spans[1] - spans[0] != document.num_tokens)
         ):
             raise MemoryFolderError(f"the document {document.name!r} has more than its tokens")
+
+
+def format_manifest(manifest: Manifest) -> bytes:
+    """The content of the file: JSON, a line for every segment and document."""
+    values = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        **dataclasses.asdict(manifest.description),
+        "next_segment": manifest.next_segment,
+        "segments": [vars(segment) for segment in manifest.segments],
+        "documents": [vars(document) for document in manifest.documents],
+    }
+    values["checksum"] = hash_values(values)
+    lines = []
+    for key, value in values.items():
+        text = json.dumps(value, allow_nan=False)
+        if key in ("segments", "documents"):
+            text = "[\n{}\n]".format(",\n".join(map(json.dumps, value)))
+        lines.append(f"{json.dumps(key)}: {text}")
+    return "{{\n{}\n}}\n".format(",\n".join(lines)).encode()
+
+
+def hash_values(values: dict[str, Any]) -> str:
+    """SHA-256 of everything in a manifest but its checksum."""
+    rest = {key: value for key, value in values.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Read what `format_manifest` gave.
+
+    Raises:
+        MemoryFolderError: it is damaged, was edited, or is of another format version.
+    """
+    try:
+        values = parse_json(content)
+        if values.get("format") != _FORMAT:
+            raise MemoryFolderError("it is not that of a memory")
+        if values.get("version") != _VERSION:
+            raise MemoryFolderError(
+                f"it is of format version {values.get('version')!r}, and this version of "
+                f"memorizing reads {_VERSION}; use the version that wrote it"
+            )
+        checksum = hash_values(values)
+    except (ValueError, RecursionError) as error:
+        raise MemoryFolderError(str(error)) from error
+    if values.pop("checksum", None) != checksum:
+        raise MemoryFolderError("its checksum is not that of its content: it was altered")
+    names = {one.name for one in dataclasses.fields(FolderDescription)}
+    _check({name: values.get(name) for name in _FIELDS}, _FIELDS, "its field")
+    if values.keys() != {"format", "version", *_FIELDS, *names}:
+        raise _describe_nonsense(f"its keys are {sorted(values)}")
+    for line in values["segments"]:
+        _check(line, _SEGMENT, "a segment")
+    for line in values["documents"]:
+        _check(line, _DOCUMENT, "a document")
+        for name in ("text", "spans"):
+            line[name] = line[name] and tuple(line[name])
+    return Manifest(
+        FolderDescription(**{name: values[name] for name in names}),
+        tuple(SegmentRecord(**line) for line in values["segments"]),
+        tuple(StoredDocument(**line) for line in values["documents"]),
+        values["next_segment"],
+    )
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number from 0."""
+    return type(value) is int and 0 <= value < _MOST
+
+
+def is_hash(value: Any) -> bool:
+    """Whether this is a SHA-256 as it is written in a manifest."""
+    return isinstance(value, str) and bool(_SHA256.fullmatch(value))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_range(value: Any) -> bool:
+    if value is None:
+        return True
+    return (
+        _is_list(value) and len(value) == 2 and all(map(is_count, value)) and (value[0] <= value[1])
+    )
+
+
+_Checks = dict[str, Callable[[Any], bool]]
+_FIELDS: _Checks = {
+    **dict.fromkeys(("layers", "segments", "documents"), _is_list),
+    "next_segment": is_count,
+}
+_SEGMENT: _Checks = {
+    **dict.fromkeys(("num_entries", "num_spans", "num_text_bytes", "num_bytes"), is_count),
+    **{"file": _is_text, "sha256": is_hash},
+}
+_DOCUMENT: _Checks = {
+    **dict.fromkeys(("num_tokens", "num_entries", "first_entry"), is_count),
+    **{"name": _is_text, "segment": _is_text, "sha256": is_hash},
+    **dict.fromkeys(("text", "spans"), _is_range),
+}
+
+
+def _check(line: Any, checks: _Checks, what: str) -> None:
+    if not isinstance(line, dict) or line.keys() != checks.keys():
+        raise _describe_nonsense(f"{what} is {line!r}")
+    for key, is_allowed in checks.items():
+        if not is_allowed(line[key]):
+            raise _describe_nonsense(f"{what} has {key} {line[key]!r}")
+
+
+def _describe_nonsense(seen: str) -> MemoryFolderError:
+    return MemoryFolderError(f"{seen[:200]}, which no version of memorizing writes")
