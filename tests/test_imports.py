@@ -195,7 +195,7 @@ def test_the_table_has_no_circle():
         ("settings", "memorizing.config.Config", False, False),
         ("evaluation", "memorizing.data.SegmentLoader", False, False),
         ("evaluation", "memorizing.data.TokenizedDocument", True, True),
-        ("evaluation", "memorizing.data.batch.SegmentBatch", False, True),
+        ("evaluation", "memorizing.data.loader.SegmentBatch", False, True),
         ("training", "memorizing.train", False, False),
         ("training", "memorizing.__version__", False, True),
     ],

@@ -28,7 +28,7 @@ TABLE = Path(__file__).with_name("packages.toml")
 def main(arguments: list[str] | None = None) -> int:
     """Build what is missing; the exit status is 2 after an error, 130 after an interrupt."""
     # Modules of two Coq libraries can share a name: that looks like a cycle of imports.
-    logging.getLogger("memorizing.data.corpora.import_order").setLevel(logging.ERROR)
+    logging.getLogger("memorizing.data.corpora.isabelle").setLevel(logging.ERROR)
     try:
         build(parse(arguments))
     except MemorizingError as error:

@@ -13,8 +13,7 @@ from pyarrow import parquet
 
 from memorizing.config import DataConfig
 from memorizing.data import load_corpus
-from memorizing.data.corpora.arxiv_metadata import is_mathematics
-from memorizing.data.corpora.latex import order_sources
+from memorizing.data.corpora.arxiv import is_mathematics, order_sources
 from memorizing.data.reading import archives
 from memorizing.errors import CorpusError
 from tests.data.test_archives import make_header, write_tar

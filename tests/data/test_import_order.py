@@ -3,7 +3,7 @@
 import logging
 import random
 
-from memorizing.data.corpora.import_order import sort_by_imports
+from memorizing.data.corpora.isabelle import sort_by_imports
 
 
 def test_what_is_imported_comes_before_what_imports_it():

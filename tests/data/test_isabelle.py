@@ -4,7 +4,7 @@ import pytest
 
 from memorizing.config import DataConfig
 from memorizing.data import load_corpus
-from memorizing.data.corpora.isabelle_syntax import Session, read_imports, read_root
+from memorizing.data.corpora.isabelle import Session, read_imports, read_root
 from memorizing.errors import CorpusError
 from tests.data.test_archives import make_header, write_tar
 

@@ -11,7 +11,7 @@ from memorizing.data import (
     tokenize_documents,
     train_tokenizer,
 )
-from memorizing.data.token_cache import TokenCache, find_cache_dir
+from memorizing.data.tokenized import TokenCache, find_cache_dir
 from memorizing.errors import CorpusError, ResourceError
 
 TEXTS = ["def f(x):\n    return x\n" * 41, "caf\u00e9 \U0001f600 \u6c49\u5b57 " * 29, "short"]

@@ -201,7 +201,7 @@ def test_evaluating_without_held_out_documents_is_refused(config: Config, tmp_pa
 def test_a_run_whose_corpus_has_changed_is_not_resumed(config: Config, tmp_path: Path) -> None:
     train(config, tmp_path / "run", progress=False)
     (tmp_path / "texts" / "text1.txt").write_text("something else entirely")
-    with pytest.raises(CheckpointError, match="documents"):
+    with pytest.raises(CorpusError, match="other documents"):
         train(config, tmp_path / "run", resume=True, progress=False)
 
 

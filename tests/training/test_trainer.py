@@ -314,9 +314,11 @@ def test_training_ends_with_documents_that_are_read_once(
 ) -> None:
     trainer = make_trainer(steps=100)
     trainer.loader.repeat = False
+    once = make_trainer(steps=100).loader
+    once.repeat = False
     result = trainer.run()
     assert result.tokens == sum(len(document.tokens) for document in documents)
-    assert result.steps == trainer.loader.count_batches()
+    assert result.steps == len(list(once))
     assert not result.interrupted
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from memorizing.data.corpora.import_order import sort_by_imports
+from memorizing.data.corpora.isabelle import sort_by_imports
 from standins.archives import read_members
 from standins.texts import Documents, decode_lines
 

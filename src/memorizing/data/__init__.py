@@ -1,9 +1,8 @@
 """Documents from corpora, tokenizers, and segments of documents in rows."""
 
-from memorizing.data.batch import Document, SegmentBatch
 from memorizing.data.corpora.kinds import CORPUS_KINDS, CorpusKind, load_corpus
 from memorizing.data.corpus import Corpus
-from memorizing.data.loader import SegmentLoader
+from memorizing.data.loader import SegmentBatch, SegmentLoader
 from memorizing.data.splits import Split, Splits, join_documents, load_splits, split_documents
 from memorizing.data.statistics import (
     CorpusListing,
@@ -14,6 +13,7 @@ from memorizing.data.statistics import (
     list_documents,
     measure_corpus,
 )
+from memorizing.data.text import Document
 from memorizing.data.tokenized import TokenizedDocument, cut_documents, tokenize_documents
 from memorizing.data.tokenizer import Tokenizer, load_tokenizer
 from memorizing.data.tokenizer_training import train_tokenizer

@@ -6,8 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator
 
-from memorizing.data.batch import Document
-from memorizing.data.text import ReadLog
+from memorizing.data.text import Document, ReadLog
 from memorizing.errors import CorpusError
 
 Reader = Callable[[ReadLog], Iterator[Document]]

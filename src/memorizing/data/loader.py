@@ -5,17 +5,57 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from memorizing.data.batch import SegmentBatch
 from memorizing.data.order import shuffle_names
 from memorizing.data.tokenized import TokenizedDocument
 from memorizing.errors import CheckpointError, CorpusError
 
 _NO_DOCUMENT = -1
+
+
+@dataclass(frozen=True)
+class SegmentBatch:
+    """One segment of one document in every row. B rows, T = segment_len.
+
+    A row's segment starts at a multiple of segment_len in its document. The tail of a document is
+    padded on the right. `tokens[b, i]` predicts `targets[b, i]`; the first input token of a
+    document is the tokenizer's start token, so every token of a document is a target exactly once.
+    """
+
+    tokens: Tensor
+    """(B, T) int64, on the CPU."""
+    targets: Tensor
+    """(B, T) int64; arbitrary where not valid."""
+    valid: Tensor
+    """(B, T) bool; False on padding."""
+    doc_start: Tensor
+    """(B,) bool: this segment is its document's first."""
+    doc_id: Tensor
+    """(B,) int64: index of the document in the loader's list; -1: nothing left to read."""
+    position: Tensor
+    """(B,) int64: position in its document of the row's first token."""
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that count in the loss."""
+        return int(self.valid.sum())
+
+    def to(self, device: torch.device | str) -> SegmentBatch:
+        """The batch with its (B, T) tensors on a device; what the clock needs stays on the CPU."""
+        return SegmentBatch(
+            self.tokens.to(device),
+            self.targets.to(device),
+            self.valid.to(device),
+            self.doc_start,
+            self.doc_id,
+            self.position,
+        )
 
 
 class SegmentLoader(Iterator[SegmentBatch]):
@@ -88,13 +128,6 @@ class SegmentLoader(Iterator[SegmentBatch]):
         """Whether a row has read its document to the end: the next batch begins another there."""
         return any(self._is_finished(row) for row in self._rows)
 
-    def count_batches(self) -> int:
-        """Steps that one reading takes with `repeat=False`, from its beginning."""
-        ends = np.zeros(self.num_rows, dtype=np.int64)
-        for index in self._order_of(0):
-            ends[ends.argmin()] += -(-len(self.documents[index].tokens) // self.segment_len)
-        return int(ends.max())
-
     def __next__(self) -> SegmentBatch:
         """The next segment of every row."""
         rows = [self._take() if self._is_finished(row) else row for row in self._rows]
@@ -131,8 +164,10 @@ class SegmentLoader(Iterator[SegmentBatch]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the reading is, as plain values that JSON holds."""
+        names, content = self._fingerprints
         return {
-            "documents": self._fingerprint,
+            "documents": names,
+            "content": content,
             "num_rows": self.num_rows,
             "segment_len": self.segment_len,
             "seed": self.seed,
@@ -145,25 +180,47 @@ class SegmentLoader(Iterator[SegmentBatch]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state` was taken.
 
+        What was saved before contents were compared is compared by names and lengths.
+
         Raises:
-            CheckpointError: it was taken with other documents, rows, segments, seed or repetition.
+            CorpusError: it was taken with other documents, or the same with other text.
+            CheckpointError: with other rows, segments, seed or repetition.
         """
         own = self.state_dict()
-        missing = own.keys() - state.keys()
-        if missing:
+        if missing := own.keys() - state.keys() - {"content"}:
             raise CheckpointError(
                 f"loader state lacks {', '.join(sorted(missing))}; it is truncated or of another "
                 "version"
             )
-        for key in ("documents", "num_rows", "segment_len", "seed", "repeat"):
+        for key, what in (
+            ("documents", "other documents (names or numbers of tokens)"),
+            ("content", "documents of the same names and lengths, but of other text"),
+        ):
+            if state.get(key, own[key]) != own[key]:
+                raise CorpusError(
+                    f"the run was started with {what}; resume with the same corpus and tokenizer, "
+                    "or start a new run"
+                )
+        for key in ("num_rows", "segment_len", "seed", "repeat"):
             if own[key] != state[key]:
                 raise CheckpointError(
                     f"loader state has {key} = {state[key]!r}, this loader {own[key]!r}; "
-                    "resume with the same corpus, tokenizer and settings, or start a new run"
+                    "resume with the same settings, or start a new run"
                 )
-        self._epoch, self._taken = int(state["epoch"]), int(state["taken"])
-        self._order = self._order_of(self._epoch)
-        self._rows = [(int(index), int(position)) for index, position in state["rows"]]
+        try:
+            epoch, taken = int(state["epoch"]), int(state["taken"])
+            rows = [(int(index), int(position)) for index, position in state["rows"]]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"loader state is damaged ({error}); it was altered") from error
+        last = len(self.documents) - 1
+        if (
+            len(rows) != self.num_rows
+            or not 0 <= taken <= len(self.documents)
+            or not all(_NO_DOCUMENT <= index <= last and position >= 0 for index, position in rows)
+        ):
+            raise CheckpointError("loader state names places that no document has; it was altered")
+        self._epoch, self._taken, self._rows = epoch, taken, rows
+        self._order = self._order_of(epoch)
 
     def _is_finished(self, row: tuple[int, int]) -> bool:
         index, position = row
@@ -187,10 +244,11 @@ class SegmentLoader(Iterator[SegmentBatch]):
         return [int(name) for name in shuffle_names(map(str, indices), f"{self.seed}/{epoch}")]
 
     @functools.cached_property
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256()
+    def _fingerprints(self) -> tuple[str, str]:
+        """SHA-256 of all names and lengths, and of all tokens."""
+        names, content = hashlib.sha256(), hashlib.sha256()
         for document in self.documents:
-            digest.update(
-                f"{document.name}\0{len(document.tokens)}\0".encode("utf-8", errors="surrogatepass")
-            )
-        return digest.hexdigest()
+            line = f"{document.name}\0{len(document.tokens)}\0"
+            names.update(line.encode("utf-8", errors="surrogatepass"))
+            content.update(np.ascontiguousarray(document.tokens, dtype="<i4").data)
+        return names.hexdigest(), content.hexdigest()

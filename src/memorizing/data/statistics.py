@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memorizing.config import DataConfig, TokenizerConfig
-from memorizing.data.batch import Document
 from memorizing.data.corpus import Corpus
 from memorizing.data.splits import join_documents, match_names, split_documents
+from memorizing.data.text import Document
 from memorizing.data.tokenizer import Tokenizer
 from memorizing.data.tokenizer_training import train_tokenizer
 

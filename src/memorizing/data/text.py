@@ -8,10 +8,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from memorizing.data.batch import Document
-
 _IGNORED_FOLDERS = frozenset({"__pycache__"})
 _BINARY_PROBE = 8192
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that is read from its beginning to its end, with a memory of its own."""
+
+    name: str
+    text: str
+    num_bytes: int = -1
+    """Bytes of the raw text as it was read, before undecodable bytes were replaced; -1 counts
+    `text` as UTF-8."""
+
+    def __post_init__(self) -> None:
+        """Count the bytes where the reader did not."""
+        if self.num_bytes < 0:
+            object.__setattr__(
+                self, "num_bytes", len(self.text.encode("utf-8", errors="surrogatepass"))
+            )
 
 
 @dataclass

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from memorizing.config import TokenizerConfig
-from memorizing.data.batch import Document
+from memorizing.data.text import Document
 from memorizing.data.tokenizer import PIECES, START_TOKEN, Tokenizer, load_tokenizer
 from memorizing.errors import CorpusError
 

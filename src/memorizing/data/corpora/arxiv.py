@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
+import io
+import json
+import posixpath
 import re
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from memorizing.config import DataConfig
-from memorizing.data.batch import Document
-from memorizing.data.corpora.arxiv_metadata import find_metadata, is_mathematics, read_mathematics
-from memorizing.data.corpora.latex import TEX_SUFFIXES, order_sources
 from memorizing.data.corpora.sources import ARXIV
 from memorizing.data.corpora.spill import SpillStore
 from memorizing.data.corpus import Corpus, summarize_error
@@ -18,6 +23,7 @@ from memorizing.data.reading.archives import (
     READ_ERRORS,
     UnsafeArchiveError,
     check_archive,
+    read_lines,
     read_members,
     read_packed,
 )
@@ -31,7 +37,7 @@ from memorizing.data.reading.tables import (
     parse_hub_place,
     read_rows,
 )
-from memorizing.data.text import ReadLog, concatenate_texts, encode_text, make_document
+from memorizing.data.text import Document, ReadLog, concatenate_texts, encode_text, make_document
 from memorizing.errors import CorpusError
 
 HUB_DATASET = "hoskinson-center/proof-pile"
@@ -181,3 +187,177 @@ def _join_last_version(paper: str, store: SpillStore, log: ReadLog) -> Document 
         if name.startswith(f"{last}/")
     }
     return _join_paper(paper, files, log)
+
+
+TEX_SUFFIXES = (".tex", ".ltx", ".latex")
+
+_COMMENT = re.compile(r"(?<!\\)%.*")
+_INPUT = re.compile(
+    r"\\(?:input|include|subfile|subfileinclude)\s*(?:\{\s*(?P<braced>[^{}]+?)\s*\}"
+    r"|\s(?P<bare>[\w./-]+))"
+    r"|\\(?:sub)?(?:import|inputfrom|includefrom)\*?\s*\{(?P<folder>[^{}]*)\}"
+    r"\s*\{\s*(?P<file>[^{}]+?)\s*\}"
+)
+_CLASS = re.compile(r"\\document(?:class|style)\b")
+_BODY = re.compile(r"\\begin\s*\{document\}")
+_MAIN_NAMES = ("main", "ms", "paper", "article", "root")
+
+
+def order_sources(files: Mapping[str, str]) -> list[str]:
+    r"""The main file, the files it brings in by `\input` or `\include`, then all others.
+
+    Each file comes once and whole, where it is first brought in (so what stands after an `\input`
+    in the main file precedes the file that is brought in). Commented lines do not count.
+
+    Args:
+        files: path in the paper's folder -> text.
+
+    Returns:
+        Paths. The main file is the one with a document class and body that no other brings in;
+        among several, one named as main files are, then the longest; plain TeX has the longest.
+    """
+    texts = {path: _COMMENT.sub("", text) for path, text in files.items()}
+    inputs = {path: _find_inputs(path, text, files) for path, text in texts.items()}
+    brought = {needed for found in inputs.values() for needed in found}
+
+    def rank(path: str) -> tuple[bool, bool, bool, bool, int, str]:
+        stem = posixpath.splitext(posixpath.basename(path))[0].lower()
+        return (
+            not _CLASS.search(texts[path]),
+            not _BODY.search(texts[path]),
+            path in brought,
+            stem not in _MAIN_NAMES,
+            -len(texts[path]),
+            path,
+        )
+
+    ordered: dict[str, None] = {}
+    roots = sorted(files, key=rank)[:1] + sorted(files)
+    for root in roots:
+        waiting = [root]
+        while waiting:
+            path = waiting.pop()
+            if path not in ordered:
+                ordered[path] = None
+                waiting.extend(reversed(inputs[path]))
+    return list(ordered)
+
+
+def _find_inputs(path: str, text: str, files: Mapping[str, str]) -> list[str]:
+    """Files that one brings in, in its order; those that are not there are passed over."""
+    folder = posixpath.dirname(path)
+    found = []
+    for match in _INPUT.finditer(text):
+        written = match["braced"] or match["bare"] or posixpath.join(match["folder"], match["file"])
+        # Paths are relative to the folder that LaTeX runs in: the paper's, or the main file's.
+        for base in dict.fromkeys(("", folder)):
+            plain = posixpath.normpath(posixpath.join(base, written.strip('"')))
+            name = next(
+                (n for n in (plain, *(plain + s for s in TEX_SUFFIXES)) if n in files), None
+            )
+            if name is not None:
+                found.append(name)
+                break
+    return found
+
+
+PATTERN = "arxiv-metadata*.json*"
+_SUBSUMED = frozenset({"math-ph", "alg-geom", "dg-ga", "funct-an", "q-alg"})
+_BAD_LINES_NAMED = 10
+
+
+def is_mathematics(categories: str) -> bool:
+    """Whether a paper is labelled Mathematics: by its primary category, which is listed first.
+
+    Those are `math.*`, `math-ph` (the same as math.MP), and the archives of the 1990s that have
+    become part of Mathematics: alg-geom, dg-ga, funct-an and q-alg. Papers that are only
+    cross-listed there are not meant.
+
+    Args:
+        categories: as arXiv writes them, with spaces between: `math.AG hep-th`.
+    """
+    primary = categories.split()[:1]
+    return bool(primary) and (primary[0].startswith("math.") or primary[0] in _SUBSUMED)
+
+
+def find_metadata(folder: Path) -> Path:
+    """ArXiv's metadata in a folder: `arxiv-metadata-oai-snapshot.json`, as it is, .gz or .zip.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    found = sorted([*folder.glob(PATTERN), *folder.glob("arxiv-metadata*.zip")])
+    archives = sorted(folder.glob("archive.zip"))  # what Kaggle calls it
+    if not found and not archives:
+        raise CorpusError(
+            f"folder {str(folder)!r} has no arxiv-metadata-oai-snapshot.json (or .gz, .zip), which "
+            f"says which papers are Mathematics; {ARXIV}"
+        )
+    return (found or archives)[0]
+
+
+def read_mathematics(path: Path, log: ReadLog) -> set[str]:
+    """Identifiers of all papers on Mathematics, without the slash of the old ones.
+
+    `math/0211159` is `math0211159`, as the files of the bulk archives are named.
+
+    Raises:
+        CorpusError: the file is damaged, or has no such papers: it would give an empty corpus.
+        UnsafeArchiveError: it expands too far, or has a line that is far too long for a paper.
+    """
+    identifiers: set[str] = set()
+    num_bad = 0
+    try:
+        with ExitStack() as stack:
+            for number, line in enumerate(_open(path, stack), start=1):
+                try:
+                    paper = json.loads(line)
+                    identifier, categories = str(paper["id"]), str(paper["categories"])
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    if line.strip():
+                        num_bad += 1
+                        _note_bad_line(path.name, number, num_bad, log)
+                    continue
+                if is_mathematics(categories):
+                    identifiers.add(identifier.replace("/", ""))
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+        raise CorpusError(
+            f"cannot read {path.name!r} to its end ({summarize_error(error)}); download it again"
+        ) from error
+    if not identifiers:
+        raise CorpusError(
+            f"{path.name!r} has no papers on Mathematics; give arXiv's metadata as JSON lines with "
+            "id and categories"
+        )
+    return identifiers
+
+
+def _note_bad_line(name: str, number: int, num_bad: int, log: ReadLog) -> None:
+    # A damaged file may have millions of them: the first are named, the others counted.
+    if num_bad <= _BAD_LINES_NAMED:
+        log.skip(f"{name}:{number}", "not a paper's id and categories")
+    else:
+        log.pass_over(f"more lines of {name} that are not a paper's id and categories")
+
+
+def _open(path: Path, stack: ExitStack) -> Iterable[bytes]:
+    """The lines of the metadata, closed with `stack`."""
+    stream: Any
+    if path.suffix == ".zip":
+        stream = io.BufferedReader(_open_zip(path, stack))
+    else:
+        stream = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
+    return read_lines(stack.enter_context(stream), path.stat().st_size, path.name)
+
+
+def _open_zip(path: Path, stack: ExitStack) -> Any:
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    members = [member for member in archive.infolist() if member.filename.endswith(".json")]
+    if not members:
+        raise zipfile.BadZipFile("it holds no .json file")
+    if members[0].flag_bits & 1:
+        raise zipfile.BadZipFile(f"its {members[0].filename!r} is encrypted")
+    # The others expand a block of their input at once, however large that becomes.
+    if members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"its {members[0].filename!r} is not compressed by deflate")
+    return archive.open(members[0])

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
 
 from memorizing.config import DataConfig
-from memorizing.data.batch import Document
 from memorizing.data.corpus import Corpus
 from memorizing.data.order import shuffle_tree
 from memorizing.data.reading.places import list_files, list_subfolders
-from memorizing.data.text import ReadLog, concatenate_files, find_files, make_document, read_bytes
+from memorizing.data.text import (
+    Document,
+    ReadLog,
+    concatenate_files,
+    find_files,
+    make_document,
+    read_bytes,
+)
+from memorizing.errors import CorpusError
+from memorizing.settings import find_nearest
 
 
 def open_files(where: str, config: DataConfig) -> Corpus:
@@ -52,3 +64,128 @@ def open_repositories(where: str, config: DataConfig, kind: str = "repositories"
                 yield document
 
     return Corpus(f"{kind}:{where}, {len(folders)} folders", read)
+
+
+STANDARD_LIBRARY = "stdlib"
+_NOT_STANDARD_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")
+
+
+def open_distributions(where: str, config: DataConfig) -> Corpus:
+    """`python:NAME[,NAME...]`: one document per installed distribution, all its .py files.
+
+    Raises:
+        CorpusError: a distribution is not installed (with the nearest names that are).
+    """
+    names = [name.strip() for name in where.split(",") if name.strip()]
+    places = {
+        name: None if name == STANDARD_LIBRARY else _find_distribution(name) for name in names
+    }
+
+    def read(log: ReadLog) -> Iterator[Document]:
+        for name, distribution in places.items():
+            files = (
+                _list_standard_library(log) if distribution is None else _list_sources(distribution)
+            )
+            ordered = shuffle_tree(files, config.seed)
+            document = concatenate_files(name, ((path, files[path]) for path in ordered), log)
+            if document is not None:
+                yield document
+
+    return Corpus(
+        f"python:{','.join(names)}, {len(names)} installed distributions, a document each", read
+    )
+
+
+def open_subpackages(where: str, config: DataConfig) -> Corpus:
+    """`subpackages:PACKAGE`: a document per subfolder of a package, which is not imported.
+
+    Raises:
+        CorpusError: there is no such package, or it has no subfolders with Python files.
+    """
+    root = _find_package(where)
+    folders = sorted(
+        p
+        for p in root.iterdir()
+        if p.is_dir() and p.name != "__pycache__" and not p.name.startswith(".")
+    )
+    if not folders:
+        raise CorpusError(
+            f"package {where!r} has no subfolders; subpackages: needs one document per subfolder"
+        )
+
+    def read(log: ReadLog) -> Iterator[Document]:
+        for folder in folders:
+            files = {
+                PurePosixPath(folder.name) / path: folder / path
+                for path in _find_sources(folder, log)
+            }
+            ordered = shuffle_tree(files, config.seed)
+            document = concatenate_files(
+                folder.name, ((path, files[path]) for path in ordered), log
+            )
+            if document is not None:
+                yield document
+
+    return Corpus(f"subpackages:{where}, {len(folders)} folders", read)
+
+
+def _find_sources(root: Path, log: ReadLog) -> list[PurePosixPath]:
+    return find_files(root, log, keep=lambda name: name.endswith(".py"))
+
+
+def _find_distribution(name: str) -> metadata.Distribution:
+    try:
+        return metadata.distribution(name)
+    except (metadata.PackageNotFoundError, ValueError):
+        known = {str(d.metadata["Name"]) for d in metadata.distributions() if d.metadata["Name"]}
+        raise CorpusError(
+            f"distribution {name!r} is not installed; "
+            f"{find_nearest(name, sorted({STANDARD_LIBRARY, *known}))}"
+        ) from None
+
+
+def _list_sources(distribution: metadata.Distribution) -> dict[PurePosixPath, Path]:
+    """The .py files a distribution has installed; scripts outside its packages are left out."""
+    files = distribution.files or []
+    return {
+        PurePosixPath(file): Path(str(file.locate()))
+        for file in files
+        if file.suffix == ".py" and ".." not in file.parts and not PurePosixPath(file).is_absolute()
+    }
+
+
+def _list_standard_library(log: ReadLog) -> dict[PurePosixPath, Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    found = find_files(
+        root,
+        log,
+        keep=lambda name: name.endswith(".py") and not name.startswith("_sysconfigdata"),
+        ignored_folders=_NOT_STANDARD_LIBRARY,
+    )
+    return {path: root / path for path in found}
+
+
+def _find_package(name: str) -> Path:
+    top, *rest = name.split(".")
+    try:
+        # A top-level name: find_spec imports nothing. Its subpackages are reached as folders.
+        spec = find_spec(top) if top else None
+    except (ImportError, ValueError):
+        spec = None
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(location).joinpath(*rest)
+        if folder.is_dir():
+            return folder
+    if spec is None:
+        known = sorted(metadata.packages_distributions())
+        raise CorpusError(f"package {top!r} is not installed; {find_nearest(top, known)}")
+    folders = [
+        p.name
+        for loc in spec.submodule_search_locations or []
+        for p in Path(loc).iterdir()
+        if p.is_dir()
+    ]
+    missing = rest[0] if rest else top
+    raise CorpusError(
+        f"package {name!r} is not a folder of {top!r}; {find_nearest(missing, sorted(folders))}"
+    )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from memorizing.config import DataConfig
-from memorizing.data.batch import Document
 from memorizing.data.corpora.folders import open_repositories
 from memorizing.data.corpora.sources import GITHUB
 from memorizing.data.corpora.spill import SpillStore
@@ -23,7 +22,7 @@ from memorizing.data.reading.tables import (
     parse_hub_place,
     read_rows,
 )
-from memorizing.data.text import ReadLog, concatenate_texts, encode_text, is_binary
+from memorizing.data.text import Document, ReadLog, concatenate_texts, encode_text, is_binary
 from memorizing.errors import CorpusError
 
 REPOSITORY_COLUMNS = ("repo_name", "repository_name", "max_stars_repo_name", "repo")

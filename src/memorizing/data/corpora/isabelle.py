@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from memorizing.config import DataConfig
-from memorizing.data.batch import Document
-from memorizing.data.corpora.import_order import sort_by_imports
-from memorizing.data.corpora.isabelle_syntax import read_imports, read_root
 from memorizing.data.corpora.sources import ISABELLE
 from memorizing.data.corpora.spill import SpillStore
 from memorizing.data.corpus import Corpus, summarize_error
 from memorizing.data.reading.archives import READ_ERRORS, read_members
 from memorizing.data.reading.places import explain_missing
-from memorizing.data.text import ReadLog, concatenate_texts, find_files, is_binary, read_bytes
+from memorizing.data.text import (
+    Document,
+    ReadLog,
+    concatenate_texts,
+    find_files,
+    is_binary,
+    read_bytes,
+)
 from memorizing.errors import CorpusError
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
@@ -185,3 +191,165 @@ def resolve_imports(
         elif "/" not in written and (not dot or session in own):
             found.extend(filter(None, [by_base.get(base)]))
     return found
+
+
+_TOKEN = re.compile(
+    r"(?P<open>\(\*|\{\*|\\<open>|‹)"
+    r'|"(?P<string>(?:[^"\\]|\\.)*)"'
+    r"|`(?:[^`\\]|\\.)*`"
+    r"|(?P<word>(?:[\w.'/~$]|\\<\^?\w+>|-(?!\s))+)"
+    r"|(?P<mark>\S)",
+    re.DOTALL,
+)
+# Comments and cartouches nest; verbatim text does not.
+_NESTING = {
+    "(*": re.compile(r"(?P<open>\(\*)|\*\)"),
+    "{*": re.compile(r"(?P<open>(?!))|\*\}"),
+    "\\<open>": re.compile(r"(?P<open>\\<open>|‹)|\\<close>|›"),
+    "‹": re.compile(r"(?P<open>\\<open>|‹)|\\<close>|›"),
+}
+_HEADER_ENDS = frozenset({"keywords", "abbrevs", "uses", "begin"})
+_SESSION_PARTS = frozenset(
+    {
+        "description",
+        "options",
+        "sessions",
+        "directories",
+        "theories",
+        "document_theories",
+        "document_files",
+        "export_files",
+        "export_classpath",
+    }
+)
+_CHAPTERS = frozenset({"session", "chapter", "chapter_definition"})
+
+
+@dataclass(frozen=True)
+class Session:
+    """An entry of a ROOT file."""
+
+    name: str
+    directory: str
+    """Relative to the ROOT file's folder."""
+    directories: tuple[str, ...]
+    """Further folders of its theories, relative to `directory`."""
+    theories: tuple[str, ...]
+    """In the order given; relative to `directory`, without `.thy`."""
+
+
+def read_imports(text: str) -> list[str]:
+    """What a theory imports, as it is written there; nothing where there is no theory header."""
+    imports: list[str] = []
+    part = ""
+    for kind, value in _tokenize(text):
+        if kind == "word" and value == "theory" and not part:
+            part = "theory"
+        elif kind == "word" and value == "imports" and part == "theory":
+            part = "imports"
+        elif kind == "word" and value in _HEADER_ENDS and part:
+            break
+        elif part == "imports" and kind in ("word", "string"):
+            imports.append(value)
+    return imports
+
+
+def read_root(text: str) -> list[Session]:
+    """The sessions of a ROOT file, in its order."""
+    sessions: list[Session] = []
+    tokens = list(_tokenize(text))
+    starts = [i for i, (kind, value) in enumerate(tokens) if kind == "word" and value in _CHAPTERS]
+    for begin, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        if tokens[begin][1] == "session" and begin + 1 < end:
+            sessions.append(_read_session(tokens[begin + 1 : end]))
+    return sessions
+
+
+def _read_session(tokens: list[tuple[str, str]]) -> Session:
+    name, directory, part, depth = tokens[0][1], ".", "head", 0
+    named: dict[str, list[str]] = {"directories": [], "theories": []}
+    for kind, value in tokens[1:]:
+        if kind == "mark" and value in "([":
+            depth += 1
+        elif kind == "mark" and value in ")]":
+            depth -= 1
+        elif depth:
+            continue
+        elif part in ("head", "in") and (kind, value) == ("mark", "="):
+            part = "parent"
+        elif part == "head" and (kind, value) == ("word", "in"):
+            part = "in"
+        elif part == "in" and kind in ("word", "string"):
+            directory, part = value, "head"
+        elif part != "head" and kind == "word" and value in _SESSION_PARTS:
+            part = value
+        elif part in named and kind in ("word", "string"):
+            named[part].append(value)
+    return Session(name, directory, tuple(named["directories"]), tuple(named["theories"]))
+
+
+def _tokenize(text: str) -> Iterator[tuple[str, str]]:
+    """Words, strings and single marks; comments, cartouches and verbatim text are passed over."""
+    place = 0
+    while match := _TOKEN.search(text, place):
+        place = match.end()
+        kind = match.lastgroup
+        if kind == "open":
+            place = _find_end(text, match.group(), place)
+        elif kind is not None:
+            yield kind, match.group(kind)
+
+
+def _find_end(text: str, opening: str, place: int) -> int:
+    depth = 1
+    for match in _NESTING[opening].finditer(text, place):
+        depth += 1 if match.group("open") else -1
+        if not depth:
+            return match.end()
+    return len(text)
+
+
+_log = logging.getLogger(__name__)
+
+
+def sort_by_imports(names: Iterable[str], imports: Mapping[str, Iterable[str]]) -> list[str]:
+    """The names, each once and after those that it imports (depth first, imports in their order).
+
+    It guarantees:
+
+    - each of `names` comes exactly once; imports that are not among them are passed over, so that
+      what a file imports from elsewhere needs no treatment;
+    - a name comes after everything it imports, directly or not, unless the two lie on one cycle;
+    - of a cycle, the member that is reached first comes last; the import that closes it is passed
+      over, and logged as a warning by the logger `memorizing.data.corpora.isabelle`;
+    - the order depends on the order of `names` and of each entry of `imports` alone, and what a
+      name needs comes directly before it where nothing earlier needed it: sort `names` first if
+      their order is by chance.
+
+    It takes time in proportion to names and imports, and has no limit of depth.
+
+    Args:
+        names: of files, theories, modules; repeated ones count once.
+        imports: name -> the names it imports. A name that is not a key imports nothing.
+    """
+    known = dict.fromkeys(names)
+    done: dict[str, None] = {}
+    open_names: dict[str, Iterator[str]] = {}  # the path from a root to where the walk is
+    for root in known:
+        if root in done:
+            continue
+        open_names[root] = iter(imports.get(root, ()))
+        while open_names:
+            name = next(reversed(open_names))
+            for needed in open_names[name]:
+                if needed not in known or needed in done or needed == name:
+                    continue
+                if needed in open_names:
+                    _log.warning("%s imports %s, which imports it: a cycle", name, needed)
+                    continue
+                open_names[needed] = iter(imports.get(needed, ()))
+                break
+            else:
+                del open_names[name]
+                done[name] = None
+    return list(done)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from memorizing.config import DataConfig
 from memorizing.data.corpora import sources
 from memorizing.data.corpora.arxiv import open_arxiv
-from memorizing.data.corpora.c4 import open_c4
-from memorizing.data.corpora.folders import open_files, open_repositories
+from memorizing.data.corpora.folders import (
+    open_distributions,
+    open_files,
+    open_repositories,
+    open_subpackages,
+)
 from memorizing.data.corpora.github import open_github
 from memorizing.data.corpora.isabelle import open_isabelle
-from memorizing.data.corpora.pg19 import open_pg19
-from memorizing.data.corpora.python_packages import open_distributions, open_subpackages
+from memorizing.data.corpora.pg19 import open_c4, open_pg19
 from memorizing.data.corpora.table_corpora import open_jsonl, open_parquet
 from memorizing.data.corpus import Corpus
 from memorizing.errors import CorpusError

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from memorizing.config import DataConfig
-from memorizing.data.batch import Document
 from memorizing.data.corpus import Corpus, summarize_error
 from memorizing.data.reading.places import list_files
-from memorizing.data.text import ReadLog, encode_text, make_document
+from memorizing.data.text import Document, ReadLog, encode_text, make_document
 from memorizing.errors import CorpusError
 from memorizing.settings import find_nearest
 
