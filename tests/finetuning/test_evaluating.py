@@ -82,7 +82,7 @@ def test_controls_change_what_is_retrieved_and_leave_no_trace(model: Any, contro
     again = evaluate_model(model, DOCUMENTS)
     assert np.array_equal(again.documents[2].token_nats, right.documents[2].token_nats)
     attachment = model.memorizing
-    assert attachment.control is None
+    assert attachment.mode.control is None
     assert not attachment.is_bound
 
 

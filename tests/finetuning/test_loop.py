@@ -168,9 +168,8 @@ def test_without_capacity_the_memory_does_nothing():
             make_settings(train="lora"),
             on_step=lambda m, found=found: found.append(m.nats),
         )
-        if not is_open:
-            tuner.attachment.is_reading = False
-        tuner.run()
+        with tuner.attachment.change_mode(is_reading=is_open):
+            tuner.run()
         losses[is_open] = found
     assert losses[True] == losses[False]
     with pytest.raises(ConfigError, match="capacity is 0"):

@@ -54,18 +54,16 @@ def test_slopes_are_the_change_of_the_loss_with_a_heads_strength(model, tokens):
     for layer, head in ((1, 2), (2, 0)):
         measured = []
         for strength in (-1e-2, 1e-2):
-            for number, memory_layer in attachment.layers.items():
-                memory_layer.strength = torch.zeros(3)
-                if number == layer:
-                    memory_layer.strength[head] = strength
-            measured.append(measure_nats(attachment, tokens))
+            strengths = {number: torch.zeros(3) for number in attachment.layers}
+            strengths[layer][head] = strength
+            with attachment.change_mode(strengths=strengths):
+                measured.append(measure_nats(attachment, tokens))
         expected = (measured[1] - measured[0]) / 2e-2
         # Later segments also differ by what the strength did to the entries of this one.
         torch.testing.assert_close(slopes[1, layer - 1, head], expected[1], rtol=0.02, atol=2e-4)
         assert abs(float(expected[1])) > 1e-3
-    for memory_layer in attachment.layers.values():
-        memory_layer.strength = torch.zeros(3)
-    torch.testing.assert_close(measure_nats(attachment, tokens), nats)
+    with attachment.change_mode(strengths=dict.fromkeys(attachment.layers, torch.zeros(3))):
+        torch.testing.assert_close(measure_nats(attachment, tokens), nats)
     remove_memory(model)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memorizing.huggingface import remove_memory
-from memorizing.huggingface.attaching.memory_head import CLOSED, MemoryHead, sum_local_scores
+from memorizing.huggingface.attaching.memory_layer import CLOSED, Gates, sum_local_scores
 from memorizing.huggingface.attaching.probing import collect_entries
 
 from .tools import (
@@ -259,7 +259,7 @@ def test_sums_of_local_scores_are_finite_where_padding_sees_nothing():
 
 
 def test_a_head_that_finds_nothing_takes_no_gradient_and_gives_none():
-    head = MemoryHead(2, 0.0, 1.0, joint=True)
+    head = Gates(2, 0.0, 1.0, joint=True)
     queries = torch.randn(1, 2, 3, 5, requires_grad=True)
     attended = head.attend(queries, (), 0.5, None)
     assert not attended.found.any()
@@ -272,9 +272,11 @@ def test_the_first_tokens_are_not_retrieved_and_do_not_take_the_place_of_others(
     model, tokens = find_model(), make_tokens(1, NUM_TOKENS)
     attachment = give_memory(model, combine="gate")
     found: list[Tensor] = []
-    attachment.on_retrieved = lambda layer, shares, entries: found.extend(shares)
-    with torch.no_grad(), memory_open(attachment) as bound:
-        bound.on_retrieved = lambda layer, shares, entries: found.extend(shares)
+    with (
+        torch.no_grad(),
+        memory_open(attachment),
+        attachment.listen(lambda layer, shares, entries: found.extend(shares)),
+    ):
         model(tokens)
     # After the first segment there are 13 - 3 entries for the 5 neighbors of each token.
     assert SEGMENT_LEN - NUM_SINKS >= 5

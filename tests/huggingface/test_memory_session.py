@@ -78,7 +78,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 
 def fetch_entries(model: Any, layer: int = LAYER) -> tuple[Tensor, Tensor]:
     """Keys and values (H, n, D) that are open now."""
-    base = get_attachment(model)._base[layer]
+    base = get_attachment(model).opened.base[layer]
     blocks = [block.load() for block in base.blocks]
     return (
         torch.cat([block.keys[0] for block in blocks], 1),
@@ -496,12 +496,9 @@ def test_sources_name_the_documents_that_were_retrieved(path: Path | None, combi
     told = []
     with open_memory(model, path) as memory:
         read_all(memory)
-        with memory.record() as sources:
-            attachment_tell = attachment.on_retrieved
-            assert attachment_tell is not None
-            attachment.on_retrieved = lambda *args: (told.append(args), attachment_tell(*args))[1]
+        with memory.record() as sources, attachment.listen(lambda *args: told.append(args)):
             ask(model)
-        assert attachment.on_retrieved is None
+        assert not attachment.mode.listeners
     # All 41 tokens of 2 rows by 4 heads have memories to attend to.
     assert sum(sources.mass.values()) + sources.own_mass == pytest.approx(2 * 4 * 41, rel=1e-4)
     expected = dict.fromkeys(NUM_ENTRIES, 0.0)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from memorizing.errors import CheckpointError, ConfigError, StateError
 from memorizing.huggingface import load_adapter, open_memory, remove_memory, save_adapter
-from memorizing.huggingface.attaching.memory_head import CLOSED
-from memorizing.huggingface.attaching.open_heads import plan_open_heads
+from memorizing.huggingface.attaching.memory_layer import CLOSED, plan_open_heads
 from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.index_settings import parse_index
 from memorizing.memory import FrozenMemory, MemoryFolder
@@ -157,7 +156,7 @@ def test_what_was_read_is_searched_for_open_heads_alone(kind: str, tmp_path: Pat
                 memory.read(TOKENIZER, {name: text}, progress=False)
             with torch.no_grad(), memory.record() as sources:
                 found.append(read(model, QUESTION, SEGMENT_LEN))
-            num_heads = attachment._base[LAYER].num_heads
+            num_heads = attachment.opened.base[LAYER].num_heads
             mass = sum(sources.mass.values()) + sources.own_mass
             assert mass == pytest.approx(2 * 41 * (4 if is_nearly else 1), rel=1e-4)
             assert num_heads == (2 if is_nearly or kind == "faiss" else 1)

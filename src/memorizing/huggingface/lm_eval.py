@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import ConfigError, IndexUnavailableError
-from memorizing.huggingface.attaching.attachment import add_memory, get_attachment
-from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.attaching.attachment import add_memory, get_attachment, unwrap
 from memorizing.huggingface.learning.adapter import load_adapter
 from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.huggingface.sessions.scoring import read_memory, score_texts

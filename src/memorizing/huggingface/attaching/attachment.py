@@ -2,65 +2,41 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import copy
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import Cache
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
 
 from memorizing.errors import ConfigError, StateError
-from memorizing.huggingface.attaching.calls import (
-    CallInputs,
-    Windows,
-    check_history,
-    list_valid,
-    take_step,
-)
+from memorizing.huggingface.attaching.calls import Calls
 from memorizing.huggingface.attaching.families import (
     FAMILIES,
     Decoder,
     check_heads,
     check_layers,
-    choose_dtype,
     find_decoder,
 )
 from memorizing.huggingface.attaching.fingerprint import Fingerprint, compute_fingerprint
-from memorizing.huggingface.attaching.interface import STEP
+from memorizing.huggingface.attaching.interface import name_implementation
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.model_changes import ModelChanges
-from memorizing.huggingface.attaching.open_heads import OpenHeads
 from memorizing.huggingface.attaching.probing import check_family, measure_key_norms
-from memorizing.huggingface.attaching.step import OnRetrieved, Step, TextState, make_history
-from memorizing.huggingface.attaching.unwrapping import unwrap
-from memorizing.huggingface.attaching.window_cache import find_text, list_layers
-from memorizing.memory.frozen import FrozenMemory
-from memorizing.memory.history import History, RetrievalControl
 from memorizing.settings import require
 
 _ATTRIBUTE = "memorizing"
 """Of a model with memory: its `Attachment`."""
-_BINDINGS = itertools.count(1)
-"""Tells memories that are opened one after another apart."""
+_MODES = [GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE]
+"""One token after another, each row by itself: what beams exchange and assistants take back is in
+memory already."""
+_NOTHING = object()
 
 
-class Attachment:
-    """What `add_memory` put on a model: hooks, memory layers, and what it must restore.
-
-    Between calls, `bind` and `unbind` say what memory layers read: what a `MemorySession` has open,
-    or nothing.
-
-    Attributes:
-        settings: of the memory; the capacity may be replaced for texts that begin from then on.
-        layers: the modules with gates, by layer.
-        is_reading: memory layers retrieve.
-        control: retrieval that is wrong on purpose, for a while.
-        on_retrieved: told of what is retrieved.
-    """
+class Attachment(Calls):
+    """What `add_memory` put on a model: hooks, memory layers, and what it must restore."""
 
     def __init__(self, model: Any, decoder: Decoder, settings: MemorySettings) -> None:
         """Put memory layers and hooks on a model. In place.
@@ -68,17 +44,9 @@ class Attachment:
         Raises:
             ConfigError: a setting that cannot work with this model; nothing is changed.
         """
-        self._model, self.decoder, self.settings = model, decoder, settings
-        self.control: RetrievalControl | None = None
-        self.is_reading = True
-        self.on_retrieved: OnRetrieved | None = None
-        self._binding: int | None = None
-        self._base: Mapping[int, FrozenMemory] = {}
-        self._open_heads: Mapping[int, OpenHeads] = {}
-        self._collected: dict[int, tuple[Tensor, Tensor]] | None = None
-        self._windows = Windows(decoder, settings)
+        super().__init__(decoder, settings)
+        self._model = model
         self._changes = ModelChanges(model, decoder, settings.segment_len)
-        self.layers: dict[int, MemoryLayer] = {}
         for layer in settings.layers:
             attention = decoder.attentions[layer]
             memory = MemoryLayer(decoder, layer, settings)
@@ -117,74 +85,11 @@ class Attachment:
             raise StateError(
                 "a memory is open, which is not copied with its model; leave its with block first"
             )
-        return self.__dict__ | {"on_retrieved": None}
+        return self.__dict__
 
     def model(self) -> Any:
         """The model that has this memory."""
         return self._model
-
-    def make_cache(self) -> DynamicCache:
-        """An empty cache for a text of its own."""
-        return self._windows.make_cache()
-
-    def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
-        """The arguments by which the model takes a cache, in this release of `transformers`."""
-        return self._windows.pass_cache(cache)
-
-    @property
-    def stored_dtype(self) -> torch.dtype:
-        """Of entries while a text is read."""
-        return choose_dtype(self.settings.dtype)
-
-    @property
-    def entry_shape(self) -> tuple[int, int]:
-        """Heads and length of the keys of all memory layers."""
-        layer = self.settings.layers[0]
-        return self.decoder.count_heads(layer)[1], self.decoder.count_head_dim(layer)
-
-    @property
-    def devices(self) -> dict[int, torch.device]:
-        """Where each memory layer computes."""
-        return {number: layer.bias.device for number, layer in self.layers.items()}
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether a memory is open."""
-        return self._binding is not None
-
-    @property
-    def open_heads(self) -> Mapping[int, OpenHeads]:
-        """Per memory layer, the heads that read: those whose gates were open at `bind`.
-
-        Where no memory is open, by the gates as they are now.
-        """
-        if self.is_bound:
-            return self._open_heads
-        return {number: layer.plan_open_heads() for number, layer in self.layers.items()}
-
-    def bind(
-        self,
-        base: Mapping[int, FrozenMemory],
-        open_heads: Mapping[int, OpenHeads] | None = None,
-    ) -> None:
-        """From now on, calls read this and what they remember of their own texts. In place.
-
-        Args:
-            base: per layer, what was read before, of the `key_heads` of `open_heads`.
-            open_heads: those that `base` was opened for; None asks for them now.
-
-        Raises:
-            StateError: `base` has other heads.
-        """
-        heads = self.open_heads if open_heads is None else open_heads
-        for layer, memory in base.items():
-            if memory.num_heads != len(heads[layer].key_heads):
-                raise StateError(
-                    f"what was read has {memory.num_heads} heads of keys in layer {layer}, and "
-                    f"heads {list(heads[layer].key_heads)} are read; open it for these"
-                )
-        self._open_heads = heads
-        self._binding, self._base = self._binding or next(_BINDINGS), base
 
     def check_unbound(self) -> None:
         """Refuse to change gates while a memory is open.
@@ -197,56 +102,6 @@ class Attachment:
                 "a memory is open, and which heads read it was settled when it was opened; leave "
                 "its with block before loading gates"
             )
-
-    def unbind(self) -> None:
-        """From now on, calls read and remember nothing. In place."""
-        self._binding, self._base, self.on_retrieved = None, {}, None
-        self._open_heads = {}
-
-    @contextmanager
-    def collect(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
-        """Calls inside only read: they give their entries by layer, and end by `EntriesRead`."""
-        self._collected = {}
-        try:
-            yield self._collected
-        finally:
-            self._collected = None
-
-    def commit(self, cache: Cache) -> None:
-        """See `MemorySession.commit`."""
-        find_text(cache).history = self.find_history(cache).commit()
-        for layer in list_layers(cache):
-            layer.detach()
-
-    def find_history(self, cache: Cache) -> History:
-        """The history of a text that was read through a cache.
-
-        Raises:
-            StateError: the cache has none.
-        """
-        text = find_text(cache)
-        if text.history is None or text.binding != self._binding:
-            raise StateError(
-                "this cache has no memory: it was made by another model, or read while no memory "
-                "was open; make one with memory.new_cache() inside of open_memory(...)"
-            )
-        return text.history
-
-    def start_text(self, cache: Cache | None, num_rows: int) -> TextState:
-        """Texts with a history of nothing, which belong to the cache from now on."""
-        text = TextState() if cache is None else find_text(cache)
-        text.open_heads, text.binding = self.open_heads, self._binding
-        text.has_ended, text.is_broken = None, False
-        text.history = make_history(
-            self.settings,
-            num_rows,
-            text.open_heads,
-            self.entry_shape[1],
-            self.stored_dtype,
-            self.devices,
-            without=None if self._collected is None else max(self.settings.layers),
-        )
-        return text
 
     def fingerprint(self) -> Fingerprint:
         """Of what stored entries depend on, as the weights are now: a pass over them."""
@@ -279,52 +134,79 @@ class Attachment:
             )
             layer.load_state_dict(tensors)
 
-    def _enter(self, module: Any, args: Any, kwargs: Any) -> Any:
-        """Hook before the base model."""
-        needs_step = self.is_bound or self._collected is not None
-        kwargs = self._windows.name_arguments(args, kwargs)
-        given = self._windows.enter(kwargs, needs_tokens=needs_step)
-        if given is not None and needs_step:
-            kwargs[STEP] = self._make_step(kwargs, given)
-        return (), kwargs
 
-    def _make_step(self, kwargs: dict[str, Any], given: CallInputs) -> Step:
-        entered = self._windows.find_cache(kwargs)
-        cache = None if entered is None else entered.owner
-        if given.start == 0 or cache is None:
-            text = self.start_text(cache, given.num_rows)
-        else:
-            text = find_text(cache)
-            if text.history is None or text.binding != self._binding:
-                raise StateError(
-                    f"the cache holds {given.start} tokens that no memory knows: they were read "
-                    "while it was not open; read the text anew"
-                )
-        check_history(text, given)
-        first_column = self._windows.positions.find_first_seen(given.start)
-        step = Step(
-            text,
-            self.settings,
-            list_valid(given),
-            (first_column - given.list_first_valid()).clamp(min=0),
-            self._base if self._collected is None else {},
-            torch.is_grad_enabled(),
-            self.is_reading,
-            self.control,
-            self._collected,
-            self.on_retrieved,
-        )
-        text.is_broken = True
-        return step
+class ReadInPieces(GenerationConfig):
+    """How a model with memory generates: prompts are read in pieces. That is not saved with it."""
 
-    def _leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        """Hook after the base model, also after an error, which leaves the cache as it was."""
-        step = take_step(kwargs)
-        is_cut = step is not None and step.is_cut
-        output = self._windows.leave(kwargs, output, is_cut=is_cut)
-        if step is not None and (is_cut or output is not None):
-            step.finish()
-        return output
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved."""
+        values = super().to_diff_dict()
+        values.pop("prefill_chunk_size", None)
+        return values
+
+
+class ModelChanges:
+    """Attention, generation and saving of a model with memory, and how they were before."""
+
+    def __init__(self, model: Any, decoder: Decoder, segment_len: int) -> None:
+        """Change a model. In place.
+
+        Raises:
+            ConfigError: attention that runs by something that is not known; nothing is changed.
+        """
+        self._model = model
+        self._underneath = str(model.config._attn_implementation)
+        name = name_implementation(self._underneath)
+        if self._underneath == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
+            raise ConfigError(
+                "reorder_and_upcast_attn is true, which works by itself only; load the model with "
+                "attn_implementation='sdpa'"
+            )
+        model.set_attn_implementation(name)
+        if model.config._attn_implementation != name:
+            raise ConfigError(
+                f"a {type(model).__name__} does not let its attention be set; it cannot be given a "
+                "memory"
+            )
+        self._before: list[tuple[Any, str, object]] = []
+        self._set(model, "_supported_generation_modes", _MODES)
+        for layer in getattr(decoder.base, decoder.family.layers):
+            # The cache of a call can be written again; see `CallCache`.
+            self._set(layer, "_can_checkpoint_with_cache", True)
+        self._generation = getattr(model, "generation_config", None)
+        self._pieces = None
+        if self._generation is not None:
+            self._pieces = ReadInPieces()
+            vars(self._pieces).update(copy.deepcopy(vars(self._generation)))
+            self._pieces.prefill_chunk_size = segment_len
+            model.generation_config = self._pieces
+
+    def leave_memory_unsaved(self) -> None:
+        """Let `save_pretrained` leave out what memory layers have. In place."""
+        ignored = set(getattr(self._model, "_keys_to_ignore_on_save", None) or ())
+        for name, module in self._model.named_modules():
+            if isinstance(module, MemoryLayer):
+                ignored |= {f"{name}.{tensor}" for tensor in MemoryLayer.TENSORS}
+        self._set(self._model, "_keys_to_ignore_on_save", ignored)
+
+    def revert(self) -> None:
+        """Make the model what it was; what was set on its `generation_config` since stays."""
+        model = self._model
+        for owner, name, value in reversed(self._before):
+            if value is _NOTHING:
+                del vars(owner)[name]
+            else:
+                vars(owner)[name] = value
+        model.set_attn_implementation(self._underneath)
+        if self._generation is not None and model.generation_config is self._pieces:
+            chunk_size = self._generation.prefill_chunk_size
+            vars(self._generation).update(vars(self._pieces))
+            self._generation.prefill_chunk_size = chunk_size
+            model.generation_config = self._generation
+
+    def _set(self, owner: Any, name: str, value: object) -> None:
+        self._before.append((owner, name, vars(owner).get(name, _NOTHING)))
+        vars(owner)[name] = value
 
 
 def add_memory(
@@ -425,3 +307,14 @@ def get_attachment(model: Any) -> Attachment:
 def find_attachment(model: Any) -> Attachment | None:
     """What `add_memory` put on a model, if it did."""
     return unwrap(model).__dict__.get(_ATTRIBUTE)
+
+
+def unwrap(model: Any) -> Any:
+    """The model inside of a `PeftModel`; every other one is returned as it is.
+
+    peft puts its layers into that model itself, so that it computes with them either way.
+    """
+    peft = sys.modules.get("peft")
+    if peft is not None and isinstance(model, peft.PeftModel):
+        return model.get_base_model()
+    return model

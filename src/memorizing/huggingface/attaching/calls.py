@@ -2,36 +2,54 @@
 
 Before the call it gets a cache of the window, positions that it knows, and a `Step` for its memory
 layers; after the call these become part of the cache. Nothing is kept in between but what the call
-itself carries.
+itself carries, and nothing about one call is a field of the model: several threads may call it.
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from memorizing.errors import StateError
-from memorizing.huggingface.attaching.families import Decoder
+from memorizing.huggingface.attaching.families import Decoder, choose_dtype
 from memorizing.huggingface.attaching.interface import NAMES, STEP, WINDOW, CallWindow
+from memorizing.huggingface.attaching.memory_layer import MemoryLayer, OpenHeads
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.positions import Positions
-from memorizing.huggingface.attaching.step import Step, TextState
+from memorizing.huggingface.attaching.step import (
+    CallMode,
+    EntriesRead,
+    OnRetrieved,
+    OpenMemory,
+    Step,
+)
 from memorizing.huggingface.attaching.window_cache import (
     NEVER,
     CallCache,
+    TextState,
     WindowLayer,
     find_text,
     list_layers,
     make_window_cache,
     make_windows,
 )
+from memorizing.index_settings import parse_index
+from memorizing.memory import History, Memory
+from memorizing.memory.frozen import FrozenMemory
 
 _OLD_CACHE_NAME = "past_key_values"
+_NUMBERS = itertools.count(1)
+"""Of memories that are opened one after another."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +76,17 @@ class CallInputs:
         return self.first_valid.cpu()
 
 
-class Windows:
-    """Keeps local attention at a window, and the cache with it."""
+class Calls:
+    """The calls of one model with memory.
+
+    Between calls, `bind` and `unbind` say what memory layers read: what a `MemorySession` has open,
+    or nothing. `change_mode` and `listen` say otherwise for the thread, or task, that runs inside.
+
+    Attributes:
+        decoder: the model, seen by its attention layers.
+        settings: of the memory; the capacity may be replaced for texts that begin from then on.
+        layers: the modules with gates, by layer.
+    """
 
     def __init__(self, decoder: Decoder, settings: MemorySettings) -> None:
         """Plan for a model.
@@ -67,84 +94,286 @@ class Windows:
         Raises:
             ConfigError: a window that the model has no positions for.
         """
-        self._decoder, self._settings = decoder, settings
-        self.positions = Positions(decoder, settings)
+        self.decoder, self.settings = decoder, settings
+        self.layers: dict[int, MemoryLayer] = {}
+        self._open_for_all: OpenMemory | None = None
+        self._positions = Positions(decoder, settings)
         self._parameters = tuple(inspect.signature(decoder.base.forward).parameters)
         # It was renamed in transformers 5.24.
         self._cache_name = "cache" if "cache" in self._parameters else _OLD_CACHE_NAME
 
-    def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
-        """The arguments by which a model of this release takes a cache."""
-        return {self._cache_name: cache, "use_cache": True}
+    @property
+    def mode(self) -> CallMode:
+        """How calls are made here and now."""
+        return _MODES.get().get(self, _PLAIN)
+
+    def _set_mode(self, mode: CallMode) -> None:
+        modes = {calls: other for calls, other in _MODES.get().items() if calls is not self}
+        _MODES.set(modes if mode == _PLAIN else {**modes, self: mode})
+
+    @contextmanager
+    def change_mode(self, **changes: Any) -> Iterator[None]:
+        """Make the calls of this thread, or task, otherwise inside; see `CallMode`.
+
+        A thread that is started inside does not inherit it, unless it runs in a copy of the
+        context, as `asyncio.to_thread` does.
+        """
+        before = self.mode
+        self._set_mode(replace(before, **changes))
+        try:
+            yield
+        finally:
+            self._set_mode(replace(self.mode, **{name: getattr(before, name) for name in changes}))
+
+    @contextmanager
+    def listen(self, listener: OnRetrieved) -> Iterator[None]:
+        """Tell of what calls inside retrieve; of this thread, or task, as `change_mode`."""
+        self._set_mode(replace(self.mode, listeners=(*self.mode.listeners, listener)))
+        try:
+            yield
+        finally:
+            # Others may have come and gone since, in any order.
+            left = tuple(other for other in self.mode.listeners if other is not listener)
+            self._set_mode(replace(self.mode, listeners=left))
+
+    @contextmanager
+    def collect(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+        """One call inside only reads: gives its entries by layer, and ends with the last of them.
+
+        What comes after the call in the `with` block is not run.
+        """
+        collected: dict[int, tuple[Tensor, Tensor]] = {}
+        with self.change_mode(collected=collected), suppress(EntriesRead):
+            yield collected
+
+    @property
+    def opened(self) -> OpenMemory | None:
+        """What calls here and now read besides their own texts, where a memory is open."""
+        return self.mode.opened or self._open_for_all
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether a memory is open."""
+        return self.opened is not None
+
+    @property
+    def open_heads(self) -> Mapping[int, OpenHeads]:
+        """Per memory layer, the heads that read: those whose gates were open at `bind`.
+
+        Where no memory is open, by the gates as they are now.
+        """
+        if self.opened is not None:
+            return self.opened.open_heads
+        return {number: layer.plan_open_heads() for number, layer in self.layers.items()}
+
+    def plan_opening(
+        self,
+        base: Mapping[int, FrozenMemory],
+        open_heads: Mapping[int, OpenHeads] | None = None,
+    ) -> OpenMemory:
+        """What calls read where this is open, and what they remember of their own texts.
+
+        Args:
+            base: per layer, what was read before, of the `key_heads` of `open_heads`.
+            open_heads: those that `base` was opened for; None asks for them now.
+
+        Raises:
+            StateError: `base` has other heads.
+        """
+        heads = self.open_heads if open_heads is None else open_heads
+        for layer, memory in base.items():
+            if memory.num_heads != len(heads[layer].key_heads):
+                raise StateError(
+                    f"what was read has {memory.num_heads} heads of keys in layer {layer}, and "
+                    f"heads {list(heads[layer].key_heads)} are read; open it for these"
+                )
+        return OpenMemory(self.opened.number if self.opened else next(_NUMBERS), base, heads)
+
+    def bind(
+        self,
+        base: Mapping[int, FrozenMemory],
+        open_heads: Mapping[int, OpenHeads] | None = None,
+    ) -> None:
+        """From now on, all calls read this; see `plan_opening`. In place.
+
+        Raises:
+            StateError: `base` has other heads.
+        """
+        self._open_for_all = self.plan_opening(base, open_heads)
+
+    def unbind(self) -> None:
+        """From now on, calls read and remember nothing. In place."""
+        self._open_for_all = None
+
+    def commit(self, cache: Cache) -> None:
+        """See `MemorySession.commit`."""
+        find_text(cache).history = self.find_history(cache).commit()
+        for layer in list_layers(cache):
+            layer.detach()
+
+    def find_history(self, cache: Cache) -> History:
+        """The history of a text that was read through a cache.
+
+        Raises:
+            StateError: the cache has none.
+        """
+        text = find_text(cache)
+        if text.history is None or text.opened != self._number:
+            raise StateError(
+                "this cache has no memory: it was made by another model, or read while no memory "
+                "was open; make one with memory.new_cache() inside of open_memory(...)"
+            )
+        return text.history
+
+    @property
+    def _number(self) -> int | None:
+        return None if self.opened is None else self.opened.number
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Of entries while a text is read."""
+        return choose_dtype(self.settings.dtype)
+
+    @property
+    def entry_shape(self) -> tuple[int, int]:
+        """Heads and length of the keys of all memory layers."""
+        layer = self.settings.layers[0]
+        return self.decoder.count_heads(layer)[1], self.decoder.count_head_dim(layer)
+
+    @property
+    def devices(self) -> dict[int, torch.device]:
+        """Where each memory layer computes."""
+        return {number: layer.bias.device for number, layer in self.layers.items()}
+
+    def start_text(self, cache: Cache | None, num_rows: int) -> TextState:
+        """Texts with a history of nothing, which belong to the cache from now on."""
+        settings, mode, heads = self.settings, self.mode, self.open_heads
+        capacity = settings.capacity if mode.capacity is None else mode.capacity
+        layers = settings.layers if capacity else ()
+        # The last layer of a call that only reads retrieves for nothing.
+        last = None if mode.collected is None else max(settings.layers)
+        history = History(
+            segment_len=settings.segment_len,
+            position=torch.zeros(num_rows, dtype=torch.int64),
+            memories={
+                layer: Memory(
+                    num_rows,
+                    len(heads[layer].key_heads),
+                    capacity,
+                    self.entry_shape[1],
+                    self.stored_dtype,
+                    self.devices[layer],
+                    parse_index(settings.index),
+                )
+                for layer in layers
+                if heads[layer].is_any and layer != last
+            },
+        )
+        text = TextState() if cache is None else find_text(cache)
+        text.begin(history, heads, self._number)
+        return text
 
     def make_cache(self) -> DynamicCache:
-        """An empty cache."""
-        settings = self._settings
-        return make_window_cache(self._decoder.own_windows, settings.window, settings.num_sinks)
+        """An empty cache for a text of its own."""
+        settings = self.settings
+        return make_window_cache(self.decoder.own_windows, settings.window, settings.num_sinks)
 
-    def name_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
+        """The arguments by which the model takes a cache, in this release of `transformers`."""
+        return {self._cache_name: cache, "use_cache": True}
+
+    def _enter(self, module: Any, args: Any, kwargs: Any) -> Any:
+        """Hook before the base model: put a cache, positions and a step among its arguments.
+
+        Raises:
+            StateError: what cannot be right with a window.
+        """
+        kwargs = self._name_arguments(args, kwargs)
+        mode, opened = self.mode, self.opened
+        needs_step = opened is not None or mode.collected is not None
+        self._check_attention()
+        inputs = kwargs.get("input_ids")
+        inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+        if inputs is None:
+            return (), kwargs  # no tokens at all, which the model will say
+        cache = self._prepare_cache(kwargs)
+        start = 0 if cache is None else int(cache.get_seq_length())
+        mask = kwargs.get("attention_mask")
+        first_valid = _find_first(mask, start + inputs.shape[1])
+        given = CallInputs(inputs.shape[0], inputs.shape[1], start, mask, first_valid)
+        if needs_step or given.num_columns > self.settings.window:
+            _check_mask(given)
+            _check_positions(kwargs.get("position_ids"), given)
+        self._positions.check(start, given.num_tokens)
+        # Of the cache that the caller has: that of the call is a copy.
+        step = self._make_step(cache, given, mode, opened) if needs_step else None
+        if cache is not None:
+            self._enter_cache(cache, kwargs, given, inputs.device)
+        WINDOW.set(CallWindow(self.settings.window, self.settings.num_sinks, first_valid))
+        if step is not None:
+            kwargs[STEP] = step
+            step.text.is_broken = True
+        return (), kwargs
+
+    def _leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        """Hook after the base model, also after an error, which leaves the cache as it was.
+
+        Returns:
+            The output, with the cache that the caller knows.
+        """
+        WINDOW.set(None)
+        step = kwargs.get(STEP)
+        is_cut = step is not None and step.is_cut
+        if output is None and not is_cut:
+            return output
+        cache = kwargs.get(self._cache_name)
+        if isinstance(cache, CallCache):
+            cache.finish(is_cut=is_cut)
+            if isinstance(output, tuple):
+                output = tuple(cache.owner if part is cache else part for part in output)
+            elif output is not None and output.get(self._cache_name) is cache:
+                output[self._cache_name] = cache.owner
+        if step is not None:
+            step.finish()
+        return output
+
+    def _name_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of a call by name."""
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
         if named.get(_OLD_CACHE_NAME) is not None:
             named[self._cache_name] = named.pop(_OLD_CACHE_NAME)
         return named
 
-    def find_cache(self, kwargs: dict[str, Any]) -> CallCache | None:
-        """The cache that `enter` put among the arguments."""
-        cache = kwargs.get(self._cache_name)
-        return cache if isinstance(cache, CallCache) else None
-
-    def enter(self, kwargs: dict[str, Any], *, needs_tokens: bool) -> CallInputs | None:
-        """Before a call: put a cache for it among its arguments, and positions. In place.
-
-        Args:
-            kwargs: all arguments.
-            needs_tokens: the call must say which tokens are padding.
-
-        Returns:
-            None where there are no tokens at all, which the model will say.
-
-        Raises:
-            StateError: what cannot be right with a window.
-        """
-        self._check_attention()
-        inputs = kwargs.get("input_ids")
-        inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
-        if inputs is None:
-            return None
-        cache = self._prepare_cache(kwargs)
-        start = 0 if cache is None else int(cache.get_seq_length())
-        mask = kwargs.get("attention_mask")
-        first_valid = _find_first(mask, start + inputs.shape[1])
-        given = CallInputs(inputs.shape[0], inputs.shape[1], start, mask, first_valid)
-        if needs_tokens or given.num_columns > self._settings.window:
-            _check_mask(given)
-            _check_positions(kwargs.get("position_ids"), given)
-        self.positions.check(start, given.num_tokens)
-        if cache is not None:
-            self._enter_cache(cache, kwargs, given, inputs.device)
-        WINDOW.set(CallWindow(self._settings.window, self._settings.num_sinks, first_valid))
-        return given
-
-    def leave(self, kwargs: dict[str, Any], output: Any, *, is_cut: bool) -> Any:
-        """After a call: what it wrote becomes part of the cache. In place.
-
-        Returns:
-            The output, with the cache that the caller knows.
-        """
-        WINDOW.set(None)
-        cache = self.find_cache(kwargs)
-        if cache is None or (output is None and not is_cut):
-            return output
-        cache.finish(is_cut=is_cut)
-        if isinstance(output, tuple):
-            return tuple(cache.owner if part is cache else part for part in output)
-        if output is not None and output.get(self._cache_name) is cache:
-            output[self._cache_name] = cache.owner
-        return output
+    def _make_step(
+        self,
+        cache: DynamicCache | None,
+        given: CallInputs,
+        mode: CallMode,
+        opened: OpenMemory | None,
+    ) -> Step:
+        if given.start == 0 or cache is None:
+            text = self.start_text(cache, given.num_rows)
+        else:
+            text = find_text(cache)
+            if text.history is None or text.opened != self._number:
+                raise StateError(
+                    f"the cache holds {given.start} tokens that no memory knows: they were read "
+                    "while it was not open; read the text anew"
+                )
+        _check_text(text, given)
+        first_column = self._positions.find_first_seen(given.start)
+        return Step(
+            text,
+            self.settings,
+            _list_valid(given),
+            (first_column - given.list_first_valid()).clamp(min=0),
+            opened.base if opened is not None and mode.collected is None else {},
+            mode,
+            torch.is_grad_enabled(),
+        )
 
     def _check_attention(self) -> None:
-        found = self._decoder.base.config._attn_implementation
+        found = self.decoder.base.config._attn_implementation
         if found not in NAMES.values():
             raise StateError(
                 f"attention runs by {found!r}, which was set after add_memory; call "
@@ -153,7 +382,7 @@ class Windows:
 
     def _prepare_cache(self, kwargs: dict[str, Any]) -> DynamicCache | None:
         """The cache of a call; one that is empty gets layers that keep the window only."""
-        cache, base = kwargs.get(self._cache_name), self._decoder.base
+        cache, base = kwargs.get(self._cache_name), self.decoder.base
         use_cache = kwargs.get("use_cache")
         use_cache = base.config.use_cache if use_cache is None else use_cache
         if cache is None:
@@ -174,8 +403,8 @@ class Windows:
                 )
             # A cache that was made without the model's config holds what the model would not see.
             own_windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
-            own_windows += [None] * (len(self._decoder.attentions) - len(own_windows))
-            make_windows(cache, own_windows, self._settings.window, self._settings.num_sinks)
+            own_windows += [None] * (len(self.decoder.attentions) - len(own_windows))
+            make_windows(cache, own_windows, self.settings.window, self.settings.num_sinks)
         return cache
 
     def _enter_cache(
@@ -192,12 +421,17 @@ class Windows:
         ids = kwargs.get("position_ids")
         if ids is None:
             ids = (torch.arange(given.num_tokens) + given.start).unsqueeze(0)
-        shift = self.positions.enter(layers, given.start, ids, find_text(cache).shift)
+        shift = self._positions.enter(layers, given.start, ids, find_text(cache).shift)
         kwargs[self._cache_name] = CallCache(cache, layers, shift)
         if bool(shift.any()):
             moved = ids - shift.to(ids.device)
-            moved = moved.clamp(min=0) if self.positions.is_learned else moved
+            moved = moved.clamp(min=0) if self._positions.is_learned else moved
             kwargs["position_ids"] = moved.to(device)
+
+
+_PLAIN = CallMode()
+_MODES: ContextVar[Mapping[Calls, CallMode]] = ContextVar("memorizing_modes", default={})  # noqa: B039
+"""Of the thread, or task, that is running, where it is not plain."""
 
 
 def _find_first(mask: Any, num_columns: int) -> Tensor | None:
@@ -230,14 +464,14 @@ def _check_positions(position_ids: Tensor | None, given: CallInputs) -> None:
         )
 
 
-def list_valid(given: CallInputs) -> Tensor:
+def _list_valid(given: CallInputs) -> Tensor:
     """(B, T) bool on the CPU: tokens of a call that are not padding."""
     if given.mask is None:
         return torch.ones(given.num_rows, given.num_tokens, dtype=torch.bool)
     return given.mask[:, -given.num_tokens :].bool().cpu()
 
 
-def check_history(text: TextState, given: CallInputs) -> None:
+def _check_text(text: TextState, given: CallInputs) -> None:
     """Refuse a history that a call cannot go on with.
 
     Raises:
@@ -253,9 +487,3 @@ def check_history(text: TextState, given: CallInputs) -> None:
             f"the call has {given.num_rows} rows and its memory {text.history.num_rows}; use a "
             "cache per batch"
         )
-
-
-def take_step(kwargs: dict[str, Any]) -> Step | None:
-    """The step among the arguments of a call."""
-    step = kwargs.get(STEP)
-    return step if isinstance(step, Step) else None

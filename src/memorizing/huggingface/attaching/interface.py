@@ -82,8 +82,8 @@ def _make_attention(underneath: str) -> Callable[..., tuple[Tensor, Tensor | Non
         output, weights = run(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         layer = find_memory(module)
         if step is not None and layer is not None:
-            output = layer.add(
-                step, module, query, key, value, attention_mask, scaling, kwargs, output
+            output = step.add(
+                layer, module, query, key, value, attention_mask, scaling, kwargs, output
             )
         return output, weights
 

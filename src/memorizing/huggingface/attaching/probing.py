@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from memorizing.errors import ConfigError
-from memorizing.huggingface.attaching.memory_layer import EntriesRead
-
-if TYPE_CHECKING:
-    from memorizing.huggingface.attaching.attachment import Attachment
+from memorizing.huggingface.attaching.calls import Calls
 
 _NUM_TOKENS = 512
 
 
-def collect_entries(attachment: Attachment, tokens: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+def collect_entries(calls: Calls, tokens: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
     """Keys and values (1, H_kv, n, D) per memory layer of a text of n tokens, read in one call."""
-    base = attachment.decoder.base
+    base = calls.decoder.base
     device = base.get_input_embeddings().weight.device
     was_training = base.training
     base.eval()
     try:
-        with torch.no_grad(), attachment.collect() as collected, suppress(EntriesRead):
+        with torch.no_grad(), calls.collect() as collected:
             base(input_ids=tokens.unsqueeze(0).to(device), use_cache=False)
     finally:
         base.train(was_training)
     return collected
 
 
-def measure_key_norms(attachment: Attachment) -> None:
+def measure_key_norms(calls: Calls) -> None:
     """Set what unit keys are multiplied by: the mean norm of the keys of each head.
 
     It is measured on the same pseudo-random tokens of the vocabulary always, so that one model has
     one norm. Changes the memory layers in place.
     """
-    vocab_size = attachment.decoder.base.get_input_embeddings().weight.shape[0]
-    num_tokens = min(_NUM_TOKENS, attachment.settings.window)
+    vocab_size = calls.decoder.base.get_input_embeddings().weight.shape[0]
+    num_tokens = min(_NUM_TOKENS, calls.settings.window)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocab_size, (num_tokens,), generator=generator)
-    for layer, (keys, _) in collect_entries(attachment, tokens).items():
-        attachment.layers[layer].set_key_norm(keys[0].float().norm(dim=-1).mean(-1))
+    for layer, (keys, _) in collect_entries(calls, tokens).items():
+        calls.layers[layer].set_key_norm(keys[0].float().norm(dim=-1).mean(-1))
 
 
-def check_family(attachment: Attachment) -> None:
+def check_family(calls: Calls) -> None:
     """Refuse a family that is not known and does not work as those that are.
 
     Of a text that is one token again and again, all keys must be the same once they are free of
@@ -54,15 +48,15 @@ def check_family(attachment: Attachment) -> None:
     Raises:
         ConfigError: with what is wrong.
     """
-    decoder = attachment.decoder
+    decoder = calls.decoder
     kind = decoder.base.config.model_type
-    tokens = torch.full((min(7, attachment.settings.window),), 1)
+    tokens = torch.full((min(7, calls.settings.window),), 1)
     problem = ""
     try:
-        found = collect_entries(attachment, tokens)
+        found = collect_entries(calls, tokens)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
         found, problem = {}, f"a trial call failed: {error}"
-    for layer in attachment.settings.layers if not problem else ():
+    for layer in calls.settings.layers if not problem else ():
         if layer not in found:
             problem = f"layer {layer} does not call attention through AttentionInterface"
             break

@@ -1,21 +1,28 @@
-"""One call of a model with memory: where its rows stand, and what a memory layer does in it.
+"""One call of a model with memory: where its rows stand, and what its memory layers do in it.
 
-Shapes: B rows, H heads of queries, H_kv heads of keys, T tokens of the call, D head_dim.
+Shapes: B rows, H heads of queries, H_kv heads of keys, S keys, T tokens of the call, D head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memorizing.errors import StateError
+from memorizing.huggingface.attaching.memory_layer import (
+    Attended,
+    MemoryLayer,
+    OpenHeads,
+    sum_local_scores,
+)
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.open_heads import OpenHeads
-from memorizing.index_settings import parse_index
+from memorizing.huggingface.attaching.window_cache import TextState
 from memorizing.memory import Entries, History, Memory, RetrievalControl, Retrieved
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.memory.history import count_hidden
@@ -26,64 +33,41 @@ OnRetrieved = Callable[[int, Sequence[Tensor], Sequence[Tensor | None]], None]
 entries, or None for the text's own memory."""
 
 
-@dataclass
-class TextState:
-    """What belongs to the texts of one cache besides their keys and values."""
-
-    shift: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
-    """(B or 1, 1) int64 on the CPU: how far positions are moved back now."""
-    history: History | None = None
-    """What they have in memory, and the memory layers' clock, where a memory is open."""
-    open_heads: Mapping[int, OpenHeads] = field(default_factory=dict)
-    """Per memory layer, the heads that its memory has."""
-    binding: int | None = None
-    """Of the open memory that the history belongs to."""
-    has_ended: Tensor | None = None
-    """(B,) bool on the CPU: rows whose last column was padding after their tokens; None is none."""
-    is_broken: bool = False
-    """A call began and did not end."""
-
-
-def make_history(
-    settings: MemorySettings,
-    num_rows: int,
-    open_heads: Mapping[int, OpenHeads],
-    head_dim: int,
-    dtype: torch.dtype,
-    devices: Mapping[int, torch.device],
-    *,
-    without: int | None = None,
-) -> History:
-    """A history of nothing for `num_rows` texts; the layer `without` will remember nothing."""
-    index = parse_index(settings.index)
-    return History(
-        segment_len=settings.segment_len,
-        position=torch.zeros(num_rows, dtype=torch.int64),
-        memories={
-            layer: Memory(
-                num_rows,
-                len(open_heads[layer].key_heads),
-                settings.capacity,
-                head_dim,
-                dtype,
-                devices[layer],
-                index,
-            )
-            for layer in settings.layers
-            if settings.capacity and open_heads[layer].is_any and layer != without
-        },
-    )
+class EntriesRead(Exception):
+    """A call that only reads has all entries: nothing above the last memory layer is needed."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was retrieved for some columns of the call, in one or more stores."""
+class OpenMemory:
+    """What the texts of a model read besides their own memories."""
 
-    columns: slice
-    parts: tuple[Retrieved, ...]
-    """At most k over all of them for each query."""
-    first_entries: tuple[int | None, ...]
-    """Per part, the number of the entry in its slot 0; None for the text's own memory."""
+    number: int
+    """Tells memories that are opened one after another apart."""
+    base: Mapping[int, FrozenMemory]
+    """Per memory layer, what was read before; may be empty."""
+    open_heads: Mapping[int, OpenHeads]
+    """Per memory layer, the heads that read: those whose gates were open when it was opened."""
+
+
+@dataclass(frozen=True)
+class CallMode:
+    """How one thread, or task, calls a model for a while; others do not notice."""
+
+    opened: OpenMemory | None = None
+    """Read in the place of what is open for all."""
+    capacity: int | None = None
+    """Of the memories of texts that begin now; None is that of the settings."""
+    is_reading: bool = True
+    """Memory layers retrieve."""
+    control: RetrievalControl | None = None
+    """Retrieval that is wrong on purpose."""
+    strengths: Mapping[int, Tensor] = field(default_factory=dict)
+    """Per memory layer, (H,): shares of what the memory changes that are let through."""
+    collected: dict[int, tuple[Tensor, Tensor]] | None = None
+    """Given, calls only read: they give the keys and values (B, H_kv, T, D) of every memory layer,
+    and end with the last."""
+    listeners: tuple[OnRetrieved, ...] = ()
+    """Told of what is retrieved."""
 
 
 @dataclass
@@ -103,17 +87,9 @@ class Step:
     window were endless."""
     base: Mapping[int, FrozenMemory]
     """Per memory layer, what was read before; may be empty."""
+    mode: CallMode
     needs_graph: bool
     """Whether the call may be followed by a backward pass: memories must not change in it."""
-    is_reading: bool = True
-    """Whether memory layers retrieve."""
-    control: RetrievalControl | None = None
-    """Retrieval that is wrong on purpose."""
-    collected: dict[int, tuple[Tensor, Tensor]] | None = None
-    """Given, the call only reads: it takes the keys and values (B, H_kv, T, D) of every layer, and
-    ends with the last memory layer."""
-    on_retrieved: OnRetrieved | None = None
-    """Told of what is retrieved, where asked for."""
     is_cut: bool = False
     """The call has ended with the last memory layer."""
     history: History = field(init=False)
@@ -166,32 +142,87 @@ class Step:
         starts = sorted({0, *cuts, self.valid.shape[1]})
         return tuple(slice(*pair) for pair in zip(starts, starts[1:], strict=False))
 
-    def walk(
-        self, layer: int, window: int, queries: Tensor, keys: Tensor, values: Tensor
-    ) -> Iterator[Found]:
-        """Retrieve for the tokens of the call, span after span, and stage their entries.
+    def add(
+        self,
+        layer: MemoryLayer,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None,
+        kwargs: dict[str, Any],
+        output: Tensor,
+    ) -> Tensor:
+        """Local attention's `output` (B, T, H, D), with what the memory has for it.
 
-        What was found must be used before the next is asked for, which may write to the memory.
+        The entries of the call are staged, segment after segment.
 
         Args:
-            layer: a memory layer.
-            window: tokens that its local attention sees.
-            queries: (B, P, T, D), free of positions, as `OpenHeads.ask` gives them.
-            keys: (B, K, T, D), free of positions, of the tokens of this call, as
-                `OpenHeads.take_keys` gives them.
-            values: (B, K, T, D).
+            layer: that of the attention.
+            module: the attention.
+            query: (B, H, T, D), rotated.
+            key: (B, H_kv, S, D), rotated; the last T are of this call.
+            value: (B, H_kv, S, D).
+            mask: of local attention.
+            scaling: of the scores; None is 1 / sqrt(D).
+            kwargs: what else attention is given.
+            output: of local attention.
+
+        Raises:
+            EntriesRead: nothing more of this call is needed.
         """
+        number, new = layer.layer, slice(-query.shape[2], None)
+        scaling = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+        softcap = kwargs.get("softcap")
+        entries = layer.free_entries(module, key[:, :, new], value[:, :, new], kwargs)
+        if self.mode.collected is not None:
+            self.mode.collected[number] = entries
+            if number == max(self.settings.layers):
+                self.is_cut = True
+                raise EntriesRead
+        heads = self.text.open_heads[number]
+        if not heads.is_any:
+            return output
+        asked = layer.free(module, heads.ask(query), kwargs, distance=self.settings.distance)
+        keys, values = (heads.take_keys(part) for part in entries)
         if self.needs_graph:
             self._check_unchanged()
-        history = self.history.select_layer(layer)
+        history = self.history.select_layer(number)
+        attended = []
         for span in self._spans:
             if not self.needs_graph:
                 # Entries of segments that ended in this call or before it are retrievable now.
                 history = history.commit()
-            yield self._retrieve(layer, history, window, queries[:, :, span], span)
-            new = Entries(keys[:, :, span], values[:, :, span])
-            history = history.advance(self.valid[:, span], {layer: new})
-        self._after[layer] = history
+            parts, firsts = self._retrieve(layer, history, asked[:, :, span], span)
+            # Used before the memory is written to again.
+            part = layer.attend(asked[:, :, span], parts, scaling, softcap, heads)
+            self._tell(number, span, parts, firsts, part.shares)
+            attended.append(part)
+            staged = Entries(keys[:, :, span], values[:, :, span])
+            history = history.advance(self.valid[:, span], {number: staged})
+        self._after[number] = history
+        if not any(part.shares for part in attended):
+            return output
+        memory = Attended(
+            torch.cat([part.output for part in attended], 2),
+            torch.cat([part.log_sum for part in attended], 2),
+        )
+        local_sum = None
+        if layer.joint:
+            if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
+                mask = heads.ask(mask)
+            local_sum = sum_local_scores(
+                heads.ask(query), heads.take_keys(key), mask, scaling, softcap
+            )
+            local_sum = heads.keep(local_sum)
+        local = output.transpose(1, 2)
+        strength = self.mode.strengths.get(number)
+        if heads.heads is None:
+            return layer.mix(local, memory, local_sum, strength=strength).transpose(1, 2)
+        mine = local.index_select(1, heads.heads)
+        mixed = layer.mix(mine, memory, local_sum, heads.heads, strength)
+        return local.index_copy(1, heads.heads, mixed.to(local.dtype)).transpose(1, 2)
 
     def _check_unchanged(self) -> None:
         """Refuse to compute again after memories were written."""
@@ -204,40 +235,51 @@ class Step:
             ) from None
 
     def _retrieve(
-        self, layer: int, history: History, window: int, queries: Tensor, span: slice
-    ) -> Found:
+        self, layer: MemoryLayer, history: History, queries: Tensor, span: slice
+    ) -> tuple[tuple[Retrieved, ...], list[int | None]]:
+        """What a layer finds for some columns of the call, in one or more stores.
+
+        Args:
+            layer: that asks.
+            history: of this layer, before these columns.
+            queries: (B, P, n, D), as `OpenHeads.ask` gives them.
+            span: the columns.
+
+        Returns:
+            Per store, what was found, at most k over all of them for each query; and the number of
+            the entry in its slot 0, None for the text's own memory.
+        """
         parts: list[Retrieved] = []
         firsts: list[int | None] = []
-        if not self.is_reading:
-            return Found(span, (), ())
-        k = self.settings.num_neighbors
-        base = self.base.get(layer)
-        if base is not None and base.size and self.control is None:
+        if not self.mode.is_reading:
+            return (), []
+        k, num_sinks = self.settings.num_neighbors, self.settings.num_sinks
+        base = self.base.get(layer.layer)
+        if base is not None and base.size and self.mode.control is None:
             parts += base.retrieve(queries, k)
             firsts += base.first_entries
-        memory = history.memories.get(layer)
+        memory = history.memories.get(layer.layer)
         has_sinks = False
         if memory is not None and bool((memory.size > 0).any()):
             # Sinks are left out of what is found, until they are evicted.
-            first_stored = memory.num_appended - memory.size
-            has_sinks = bool((first_stored < self.settings.num_sinks).any())
-            num_more = self.settings.num_sinks if has_sinks else 0
-            parts.append(self._search(memory, history, window, queries, span, k + num_more))
+            has_sinks = bool((memory.num_appended - memory.size < num_sinks).any())
+            num_asked = k + num_sinks if has_sinks else k
+            parts.append(self._search(memory, layer.window, history, queries, span, num_asked))
             firsts.append(None)
         best = keep_best(parts, k) if len(parts) > 1 or has_sinks else tuple(parts)
-        return Found(span, best, tuple(firsts))
+        return best, firsts
 
     def _search(
         self,
         memory: Memory,
-        history: History,
         window: int,
+        history: History,
         queries: Tensor,
         span: slice,
         num_neighbors: int,
     ) -> Retrieved:
-        """What a text's own memory has for it, less what local attention sees."""
-        control = self.control or RetrievalControl()
+        """What a text's own memory has for it, less sinks and what local attention sees."""
+        control = self.mode.control or RetrievalControl()
         num_hidden = None
         if self.settings.combine == "joint":
             token = history.position.unsqueeze(1) + self.valid[:, span].cumsum(1) - 1
@@ -250,23 +292,32 @@ class Step:
             donor_rows=control.donor_rows,
             value_seed=control.seed if control.shuffle_values else None,
         )
-        position = memory.compute_positions(found.neighbors.slots, control.donor_rows)
-        return _leave_out(found, position < self.settings.num_sinks)
+        neighbors = found.neighbors
+        position = memory.compute_positions(neighbors.slots, control.donor_rows)
+        valid = neighbors.valid & (position >= self.settings.num_sinks)
+        scores = neighbors.scores.masked_fill(~valid, -torch.inf)
+        return replace(found, neighbors=replace(neighbors, valid=valid, scores=scores))
 
-    def tell(self, layer: int, found: Found, shares: Sequence[Tensor]) -> None:
-        """Report what was retrieved, with its shares of attention; not of padding.
-
-        `shares` (B, H_open, T, k) are of the heads that read.
-        """
-        if self.on_retrieved is None or not found.parts:
+    def _tell(
+        self,
+        layer: int,
+        span: slice,
+        parts: Sequence[Retrieved],
+        firsts: Sequence[int | None],
+        shares: Sequence[Tensor],
+    ) -> None:
+        """Report what was retrieved, with its shares of attention; not of padding."""
+        if not self.mode.listeners or not parts:
             return
         keep = self.text.open_heads[layer].keep
         entries = [
             None if first is None else keep(part.neighbors.slots) + first
-            for first, part in zip(found.first_entries, found.parts, strict=True)
+            for first, part in zip(firsts, parts, strict=True)
         ]
-        valid = self.valid[:, None, found.columns, None]
-        self.on_retrieved(layer, [share * valid.to(share.device) for share in shares], entries)
+        valid = self.valid[:, None, span, None]
+        shares = [share * valid.to(share.device) for share in shares]
+        for listener in self.mode.listeners:
+            listener(layer, shares, entries)
 
     def finish(self) -> None:
         """Take over what the layers of the call staged. Changes the texts' history."""
@@ -281,11 +332,3 @@ class Step:
         self.text.history = replace(self.history, position=position, staged=staged, generation=None)
         self.text.has_ended = ~self.valid[:, -1] & (position > 0)
         self.text.is_broken = False
-
-
-def _leave_out(part: Retrieved, left_out: Tensor) -> Retrieved:
-    """What was found, less where the mask is True."""
-    neighbors = part.neighbors
-    valid = neighbors.valid & ~left_out
-    scores = neighbors.scores.masked_fill(~valid, -torch.inf)
-    return replace(part, neighbors=replace(neighbors, valid=valid, scores=scores))

@@ -6,7 +6,8 @@ Shapes: B rows, H heads of keys, S keys, T tokens of a call, D head_dim.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -15,10 +16,36 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 
 from memorizing.errors import StateError
-from memorizing.huggingface.attaching.step import TextState
+from memorizing.huggingface.attaching.memory_layer import OpenHeads
+from memorizing.memory import History
 
 NEVER = 2**40
 """First column of a row that has only padding so far."""
+
+
+@dataclass
+class TextState:
+    """What belongs to the texts of one cache besides their keys and values."""
+
+    shift: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
+    """(B or 1, 1) int64 on the CPU: how far positions are moved back now."""
+    history: History | None = None
+    """What they have in memory, and the memory layers' clock, where a memory is open."""
+    open_heads: Mapping[int, OpenHeads] = field(default_factory=dict)
+    """Per memory layer, the heads that its memory has."""
+    opened: int | None = None
+    """Number of the open memory that the history belongs to."""
+    has_ended: Tensor | None = None
+    """(B,) bool on the CPU: rows whose last column was padding after their tokens; None is none."""
+    is_broken: bool = False
+    """A call began and did not end."""
+
+    def begin(
+        self, history: History, open_heads: Mapping[int, OpenHeads], opened: int | None
+    ) -> None:
+        """Begin with a history of nothing. In place."""
+        self.history, self.open_heads, self.opened = history, open_heads, opened
+        self.has_ended, self.is_broken = None, False
 
 
 class WindowLayer(DynamicSlidingWindowLayer):

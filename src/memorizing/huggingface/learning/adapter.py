@@ -20,10 +20,14 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from memorizing.errors import CheckpointError, ConfigError, IndexUnavailableError
-from memorizing.huggingface.attaching.attachment import Attachment, add_memory, get_attachment
+from memorizing.huggingface.attaching.attachment import (
+    Attachment,
+    add_memory,
+    get_attachment,
+    unwrap,
+)
 from memorizing.huggingface.attaching.families import find_decoder
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.unwrapping import unwrap
 from memorizing.storage.files import write_bytes, write_json
 
 SETTINGS_FILE = "memory_settings.json"

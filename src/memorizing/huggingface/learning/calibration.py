@@ -164,12 +164,11 @@ def measure_slopes(attachment: Attachment, tokens: Tensor) -> tuple[Tensor, Tens
     strengths = {}
     for number, layer in attachment.layers.items():
         strengths[number] = torch.zeros_like(layer.bias, requires_grad=True)
-        layer.strength = strengths[number]
     was_training = model.training
     model.eval().requires_grad_(False)
     nats, slopes = [], []
     try:
-        with read_memory(attachment):
+        with read_memory(attachment), attachment.change_mode(strengths=strengths):
             cache = attachment.make_cache()
             for piece, targets in split_segments(tokens, attachment.settings.segment_len):
                 with torch.enable_grad():

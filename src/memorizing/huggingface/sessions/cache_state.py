@@ -10,8 +10,7 @@ from transformers import DynamicCache
 
 from memorizing.errors import CheckpointError, StateError
 from memorizing.huggingface.attaching.attachment import Attachment
-from memorizing.huggingface.attaching.step import TextState
-from memorizing.huggingface.attaching.window_cache import find_text
+from memorizing.huggingface.attaching.window_cache import TextState, find_text
 
 _HEADS = "memories.{}.key_heads"
 _PARTS = ("keys", "values", "sink_keys", "sink_values")

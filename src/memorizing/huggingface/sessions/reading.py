@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from memorizing.data import Document
 from memorizing.huggingface.attaching.attachment import Attachment
-from memorizing.huggingface.attaching.memory_layer import EntriesRead
 from memorizing.huggingface.sessions.texts import encode_text, encode_with_offsets
 from memorizing.memory.disk import LayerEntries, NewDocument, hash_text
 
@@ -72,7 +71,7 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
     model.eval()
     try:
         for piece in tokens.split(settings.segment_len) if len(tokens) else ():
-            with torch.no_grad(), attachment.collect() as collected, suppress(EntriesRead):
+            with torch.no_grad(), attachment.collect() as collected:
                 attachment.decoder.base(
                     input_ids=piece.unsqueeze(0).to(device), **attachment.pass_cache(cache)
                 )

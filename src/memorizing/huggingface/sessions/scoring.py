@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 
 from memorizing.config import check_capacity
 from memorizing.errors import ConfigError
-from memorizing.huggingface.attaching.attachment import Attachment, get_attachment
-from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.attaching.attachment import Attachment, get_attachment, unwrap
 from memorizing.loss import compute_token_nats
 from memorizing.model import RetrievalControl, evaluation_mode
 
@@ -117,7 +115,7 @@ def _score_rows(
     cache = attachment.make_cache()
     for begin in range(0, targets.shape[1], segment_len):
         span = slice(begin, begin + segment_len)
-        with _set_control(attachment, _make_control(control, len(rows), seed + begin)):
+        with attachment.change_mode(control=_make_control(control, len(rows), seed + begin)):
             logits = model(
                 input_ids=inputs[:, span].to(device), **attachment.pass_cache(cache)
             ).logits
@@ -154,15 +152,6 @@ def _make_control(
 
 
 @contextmanager
-def _set_control(attachment: Attachment, control: RetrievalControl | None) -> Iterator[None]:
-    before, attachment.control = attachment.control, control
-    try:
-        yield
-    finally:
-        attachment.control = before
-
-
-@contextmanager
 def read_memory(attachment: Attachment, capacity: int | None = None) -> Iterator[None]:
     """Inside, texts have memories of their own, whether or not `open_memory` has one open.
 
@@ -171,16 +160,9 @@ def read_memory(attachment: Attachment, capacity: int | None = None) -> Iterator
         capacity: of the memories of texts that begin inside; None is that of `add_memory`. 0 reads
             nothing at all, not even what is open.
     """
-    settings, was_reading = attachment.settings, attachment.is_reading
-    was_bound = attachment.is_bound
-    if not was_bound:
-        attachment.bind({})
+    changes: dict[str, Any] = {"opened": attachment.opened or attachment.plan_opening({})}
     if capacity is not None:
-        attachment.settings = replace(settings, capacity=capacity)
-        attachment.is_reading = was_reading and capacity > 0
-    try:
+        is_reading = attachment.mode.is_reading and capacity > 0
+        changes |= {"capacity": capacity, "is_reading": is_reading}
+    with attachment.change_mode(**changes):
         yield
-    finally:
-        attachment.settings, attachment.is_reading = settings, was_reading
-        if not was_bound:
-            attachment.unbind()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
 from transformers import DynamicCache
 
 from memorizing.data import Document
@@ -227,18 +226,9 @@ class MemorySession:
     @contextmanager
     def record(self) -> Iterator[Sources]:
         """Collect which documents the calls inside retrieve from."""
-        sources, others = Sources(self._store), self._attachment.on_retrieved
-
-        def tell(layer: int, weights: Sequence[Tensor], entries: Sequence[Tensor | None]) -> None:
-            sources.add(layer, weights, entries)
-            if others is not None:
-                others(layer, weights, entries)
-
-        self._attachment.on_retrieved = tell
-        try:
+        sources = Sources(self._store)
+        with self._attachment.listen(sources.add):
             yield sources
-        finally:
-            self._attachment.on_retrieved = others
 
 
 def open_memory(

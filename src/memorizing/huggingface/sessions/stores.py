@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
-from memorizing.huggingface.attaching.open_heads import OpenHeads
+from memorizing.huggingface.attaching.memory_layer import OpenHeads
 from memorizing.huggingface.sessions.texts import hash_tokenizer, is_same_tokenizer
 from memorizing.index_settings import IndexSettings
 from memorizing.memory.disk import (

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from memorizing.data import SegmentLoader, TokenizedDocument
 from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
-from memorizing.huggingface.attaching.attachment import get_attachment
-from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.training.checkpoint import TrainingState
 from memorizing.training.checkpoints import (

@@ -8,8 +8,7 @@ from typing import Any
 
 from memorizing.data import Document, TokenizedDocument
 from memorizing.errors import ConfigError
-from memorizing.huggingface.attaching.attachment import get_attachment
-from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.sessions.scoring import find_start_token
 from memorizing.training.checkpoints import list_checkpoints
 from memorizing.training.finetuning.documents import tokenize_for_model
