@@ -148,6 +148,9 @@ def test_ctrl_c_in_the_first_document_leaves_a_memory_to_go_on_with(
     run, llama, notes, tmp_path, monkeypatch
 ):
     words = ("read", llama, notes, "--memory", tmp_path / "none.memory", *MEMORY_WORDS)
+    # As a writer leaves it that was killed when it made the folder.
+    (tmp_path / "none.memory").mkdir()
+    (tmp_path / "none.memory" / "lock").touch()
     with monkeypatch.context() as patch:
         Interrupt(patch, 1)
         assert run(*words).status == 130
@@ -155,7 +158,9 @@ def test_ctrl_c_in_the_first_document_leaves_a_memory_to_go_on_with(
     assert len(list_names(tmp_path / "none.memory")) == 5
 
 
-def test_a_document_that_changed_is_read_again_only_when_asked(run, llama, tree, tmp_path):
+def test_a_document_that_changed_is_read_again_only_when_asked(
+    run, llama, tree, tmp_path, monkeypatch
+):
     memory, fresh = tmp_path / "tree.memory", tmp_path / "fresh.memory"
     words = ("read", llama, tree, "--exclude", "node_modules", *MEMORY_WORDS, "--memory")
     assert run(*words, memory).status == 0
@@ -165,6 +170,11 @@ def test_a_document_that_changed_is_read_again_only_when_asked(run, llama, tree,
     assert outcome.status == 2
     assert "b.py" in outcome.err
     assert "--update" in outcome.err
+    assert dump_entries(memory) == before
+    # A document is not forgotten before its new text was read.
+    with monkeypatch.context() as patch:
+        Interrupt(patch, 1)
+        assert run(*words, memory, "--update").status == 130
     assert dump_entries(memory) == before
     outcome = run(*words, memory, "--update")
     assert outcome.status == 0

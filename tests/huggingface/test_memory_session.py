@@ -271,6 +271,45 @@ def test_a_document_is_forgotten(path: Path | None):
             memory.forget("second")
 
 
+def test_a_document_that_is_updated_is_there_at_every_moment(path: Path | None):
+    model = find_model()
+    give_memory(model)
+    changed = {"first": DOCUMENTS["first"], "second": DOCUMENTS["second"] + " w5 w7"}
+
+    def interrupted() -> Iterator[tuple[str, str]]:
+        yield "second", changed["second"]
+        yield "third", "w5 w6 w7 w8 w9"
+        assert {one.name for one in memory.documents} == set(DOCUMENTS)
+        raise KeyboardInterrupt
+
+    with open_memory(model, path) as memory:
+        read_all(memory)
+        before = memory.documents
+        calls = []
+
+        def interrupt(module: Any, args: Any) -> None:
+            calls.append(1)
+            raise KeyboardInterrupt
+
+        hook = model.model.layers[0].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            memory.read(TOKENIZER, changed, update=True, progress=False)
+        hook.remove()
+        assert calls
+        assert memory.documents == before
+        assert memory.read(TOKENIZER, changed, update=True, progress=False).skipped == ["first"]
+        assert [one.name for one in memory.documents] == ["first", "third", "second"]
+        updated = ask(model)
+        with pytest.raises(MemoryFolderError, match="'second' with another text"):
+            read_all(memory)
+    with open_memory(model) as memory:
+        read_all(memory, {"first": "", "third": DOCUMENTS["third"]} | changed)
+        assert torch.allclose(ask(model), updated, atol=1e-5)
+        with pytest.raises(KeyboardInterrupt):
+            memory.read(TOKENIZER, interrupted(), update=True, progress=False)
+        assert [one.num_tokens for one in memory.documents] == [68, 33, 6]
+
+
 def test_another_text_of_the_same_name_is_refused(path: Path | None):
     model = find_model()
     give_memory(model)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from memorizing.knn.int8 import encode_int8
 from memorizing.memory import FolderDescription, MemoryFolder, NewDocument, hash_text
 from memorizing.memory.disk.manifest import hash_values
 from memorizing.memory.disk.segment import decode_int8
+from memorizing.storage.tensors import view_bytes
 
 LAYERS, HEADS, DIM = (3, 7), 2, 13
 
@@ -51,7 +54,13 @@ def make_document(name: str, *, keep_text: bool = False) -> NewDocument:
     return NewDocument(name, count, count, hash_text(text), text, offsets)
 
 
-def append(folder: MemoryFolder, names: Iterable[str], *, keep_text: bool = False) -> None:
+def append(
+    folder: MemoryFolder,
+    names: Iterable[str],
+    *,
+    keep_text: bool = False,
+    replaced: Collection[str] = (),
+) -> None:
     names = list(names)
     drawn = [draw_entries(name) for name in names]
     entries = {}
@@ -61,7 +70,8 @@ def append(folder: MemoryFolder, names: Iterable[str], *, keep_text: bool = Fals
             for kind in (0, 1)
         )
         entries[layer] = (keys, values)
-    folder.append([make_document(name, keep_text=keep_text) for name in names], entries)
+    documents = [make_document(name, keep_text=keep_text) for name in names]
+    folder.append(documents, entries, replaced=replaced)
 
 
 def make_folder(path: Path, *appends: Iterable[str], dtype: str = "bfloat16") -> MemoryFolder:
@@ -110,6 +120,22 @@ def check_holds(folder: MemoryFolder, names: Iterable[str]) -> None:
 
 def list_files(path: Path) -> list[str]:
     return sorted(one.name for one in path.iterdir())
+
+
+def edit_segment(path: Path, name: str, edit: Callable[[Tensor], object]) -> None:
+    """Change a tensor of the last segment, and its checksum, as someone might who knows how."""
+    segment = max(path.glob("segment-*"))
+    tensors = load_file(segment)
+    content = bytearray(segment.read_bytes())
+    length = int.from_bytes(content[:8], "little")
+    first, _ = json.loads(content[8 : 8 + length])[name]["data_offsets"]
+    edit(tensors[name])
+    changed = view_bytes(tensors[name])
+    content[8 + length + first : 8 + length + first + len(changed)] = changed
+    segment.write_bytes(content)
+    edit_manifest(
+        path, lambda values: values["segments"][-1].update(sha256=sha256(content).hexdigest())
+    )
 
 
 def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:

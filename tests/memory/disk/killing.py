@@ -64,8 +64,12 @@ def append_two(path: Path) -> None:
     append(MemoryFolder.open(path), ["f", "g"], keep_text=True)
 
 
-def forget_one(path: Path) -> None:
-    MemoryFolder.open(path).forget("c")
+def forget_two(path: Path) -> None:
+    MemoryFolder.open(path).forget("c", "e")
+
+
+def replace_two(path: Path) -> None:
+    append(MemoryFolder.open(path), ["c", "e"], replaced=["c", "e"])
 
 
 def merge_two(path: Path) -> None:
@@ -227,7 +231,8 @@ def read_beside_a_writer(folder: Path, num_rounds: int) -> None:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     kill_at_every_step(folder / "append", append_two, [*BEFORE, "f", "g"], True)
-    kill_at_every_step(folder / "forget", forget_one, ["a", "b", "d", "e"], False)
+    kill_at_every_step(folder / "forget", forget_two, ["a", "b", "d"], False)
+    kill_at_every_step(folder / "replace", replace_two, ["a", "b", "d", "c", "e"], False)
     for task in (kill_merges, kill_creations):
         (folder / task.__name__).mkdir()
         task(folder / task.__name__)

@@ -189,6 +189,63 @@ def test_a_forgotten_document_is_gone_from_the_disk(
     check_holds(MemoryFolder.open(tmp_path), ["secret"])
 
 
+def test_documents_are_replaced_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    folder = make_folder(tmp_path, ["a", "b", "c", "d"], ["e", "f"], ["g"])
+    states = []
+    real = folder_module.write_bytes
+
+    def follow(path: Path, content: bytes) -> str:
+        found = real(path, content)
+        states.append([document.name for document in MemoryFolder.open(tmp_path).documents])
+        return found
+
+    monkeypatch.setattr(folder_module, "write_bytes", follow)
+    append(folder, ["new", "e", "b"], replaced=["b", "e", "not there"])
+    assert states == [["a", "c", "d", "f", "g", "new", "e", "b"]]
+    check_holds(MemoryFolder.open(tmp_path), states[0])
+    entry = torch.ones(HEADS, 1, DIM)
+    other = NewDocument("a", 1, 1, hash_text("other"))
+    folder.append([other], dict.fromkeys(LAYERS, (entry, entry)), replaced=["a"])
+    assert [document.name for document in folder.documents] == [*states[0][1:], "a"]
+    assert folder.documents[-1].sha256 == other.sha256
+
+
+@pytest.mark.parametrize("num_forgotten", [1, 3, 5])
+def test_several_documents_are_forgotten_with_every_segment_written_once(
+    num_forgotten: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    folder = make_folder(tmp_path, ["a", "b", "c", "d", "e", "f"], ["h", "i"], ["g"])
+    before = folder.contents.manifest.next_segment
+    names = ["a", "h", "c", "f", "b"][:num_forgotten]
+    with pytest.raises(MemoryFolderError, match="no document 'z'"):
+        folder.forget(*names, "z")
+    assert len(folder.documents) == 9
+    folder.forget(*names)
+    assert folder.contents.manifest.next_segment - before == min(2, num_forgotten)
+    check_holds(MemoryFolder.open(tmp_path), [name for name in "abcdefhig" if name not in names])
+
+
+def test_a_folder_where_a_memory_may_be_made_holds_none(tmp_path: Path) -> None:
+    assert MemoryFolder.find(tmp_path / "new") is None
+    for name in ("lock", ".manifest.json.part", ".memorizing-01234567-1-89abcdef.part"):
+        (tmp_path / name).touch()
+        assert MemoryFolder.find(tmp_path) is None
+    made = make_folder(tmp_path, ["a"])
+    found = MemoryFolder.find(tmp_path)
+    assert found is not None
+    assert found.documents == made.documents
+    with pytest.raises(MemoryFolderError, match="is a file"):
+        MemoryFolder.find(tmp_path / "lock")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(MemoryFolderError, match="holds no memory"):
+        MemoryFolder.find(tmp_path / "mine")
+
+
 def test_a_search_finds_what_the_folder_holds(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, ["a", "b", "c"], dtype="float32")
     memory = folder.open_layer(7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,38 @@ def test_a_merged_memory_needs_sources_and_a_free_place(tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "lock").touch()
     check_holds(MemoryFolder.merge([tmp_path / "one"], tmp_path / "merged"), ["a"])
+
+
+def test_a_link_under_a_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    make_folder(tmp_path / "one", ["a"])
+    make_folder(tmp_path / "other", ["b"])
+    (tmp_path / ".merged.part").symlink_to("other")
+    MemoryFolder.merge([tmp_path / "one"], tmp_path / "merged")
+    check_holds(MemoryFolder.open(tmp_path / "other"), ["b"])
+    assert (tmp_path / ".merged.part").is_symlink()
+
+
+def test_what_an_earlier_release_left_of_a_merge_is_removed_and_other_folders_are_not(
+    tmp_path: Path,
+) -> None:
+    make_folder(tmp_path / "one", ["a"])
+    for files, is_ours in (
+        (["lock", ".segment-000000.safetensors.part"], True),
+        (["lock", "segment-000000.safetensors", ".manifest.json.part"], True),
+        (["lock", "segment-000000.safetensors", "thesis.tex"], False),
+    ):
+        left = tmp_path / ".merged.part"
+        left.mkdir()
+        for name in files:
+            (left / name).write_text("half")
+        MemoryFolder.merge([tmp_path / "one"], tmp_path / "merged")
+        assert left.exists() is not is_ours
+        shutil.rmtree(tmp_path / "merged")
+
+
+def test_a_merge_into_a_link_makes_the_folder_that_it_leads_to(tmp_path: Path) -> None:
+    make_folder(tmp_path / "one", ["a"])
+    (tmp_path / "link").symlink_to("deep/merged")
+    MemoryFolder.merge([tmp_path / "one"], tmp_path / "link")
+    check_holds(MemoryFolder.open(tmp_path / "deep" / "merged"), ["a"])
+    assert list_files(tmp_path) == ["deep", "link", "one"]

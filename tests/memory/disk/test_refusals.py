@@ -12,19 +12,30 @@ import pytest
 import torch
 
 from memorizing.errors import MemoryFolderError
-from memorizing.memory import FolderDescription, MemoryFolder, NewDocument, hash_text
+from memorizing.memory import (
+    FolderDescription,
+    MemoryFolder,
+    NewDocument,
+    StoredDocument,
+    hash_text,
+)
+from memorizing.memory.disk.manifest import Manifest, SegmentRecord, format_manifest
+from memorizing.memory.disk.segment import plan_segment
 from tests.memory.disk.examples import (
     DIM,
     HEADS,
     LAYERS,
     append,
     check_holds,
+    count_entries,
     describe,
     draw_entries,
     edit_manifest,
+    edit_segment,
     list_files,
     make_document,
     make_folder,
+    write_text,
 )
 
 
@@ -116,6 +127,108 @@ def test_verify_sees_what_happened_after_the_memory_was_opened(path: Path) -> No
     flip(find_segment(path), -11)
     with pytest.raises(MemoryFolderError, match="was altered"):
         folder.verify()
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        ("bfloat16", "layers.7.keys"),
+        ("float32", "layers.3.values"),
+        ("int8", "layers.3.key_factors"),
+    ],
+)
+def test_entries_that_are_not_finite_are_refused_though_their_checksum_is_right(
+    dtype: str, name: str, number: float, tmp_path: Path
+) -> None:
+    make_folder(tmp_path, ["a", "b"], dtype=dtype)
+    edit_segment(tmp_path, name, lambda tensor: tensor[1, 2:3].fill_(number))
+    folder = MemoryFolder.open(tmp_path)
+    for touch in (folder.verify, folder.open_layer(3).prepare, folder.open_layer(7).prepare):
+        with pytest.raises(MemoryFolderError, match=f"NaN or infinite in {name}; use another"):
+            touch()
+
+
+def test_a_text_that_is_not_in_utf8_and_tokens_that_are_not_of_it_are_refused(
+    tmp_path: Path,
+) -> None:
+    def open_edited(name: str, edit: Callable[[torch.Tensor], object]) -> MemoryFolder:
+        place = tmp_path / f"{len(list_files(tmp_path))}"
+        append(MemoryFolder.create(place, describe()), ["a", "b"], keep_text=True)
+        edit_segment(place, name, edit)
+        return MemoryFolder.open(place)
+
+    contents = open_edited("texts", lambda texts: texts[:1].fill_(0xFF)).contents
+    for read in (lambda: contents.read_text("a"), lambda: contents.read_around(0, 5)):
+        with pytest.raises(MemoryFolderError, match="text of 'a' .* is not in UTF-8"):
+            read()
+    assert contents.read_text("b") == write_text("b")
+    for token in (-1, count_entries("a"), 2**31 - 1):
+        contents = open_edited(
+            "tokens", lambda tokens, token=token: tokens[:1].fill_(token)
+        ).contents
+        with pytest.raises(MemoryFolderError, match=f"an entry of token {token} of 'a', which has"):
+            contents.read_around(0, 5)
+    for span in (-5, 2**31 - 1):
+        contents = open_edited(
+            "token_spans", lambda spans, span=span: spans[:1].fill_(span)
+        ).contents
+        assert contents.read_around(0, 5).token == ""
+
+
+def test_a_segment_that_is_cut_off_while_it_is_open_is_an_error_and_no_crash(path: Path) -> None:
+    folder = MemoryFolder.open(path)
+    memory, queries = folder.open_layer(3), torch.ones(1, HEADS, 5, DIM)
+    searched = folder.open_layer(7)
+    searched.retrieve(queries, 3)
+    os.truncate(find_segment(path), 4096)
+    for touch in (
+        lambda: memory.retrieve(queries, 3),
+        lambda: searched.retrieve(queries, 3),
+        searched.prepare,
+        lambda: folder.contents.read_text("a"),
+        lambda: folder.contents.token_of(torch.tensor(0)),
+        lambda: append(folder, ["d"]),
+        lambda: folder.forget("a"),
+        folder.verify,
+    ):
+        with pytest.raises(MemoryFolderError, match="was cut off|did not keep the text"):
+            touch()
+
+
+def test_a_segment_larger_than_the_memory_of_the_machine_is_opened(tmp_path: Path) -> None:
+    description = FolderDescription("of a model", (5,), 3, 1024, "float32")
+    num_entries = 2**41 // description.bytes_per_entry
+    layout = plan_segment(description, num_entries, 0, 0)
+    file = "segment-000000.safetensors"
+    MemoryFolder.create(tmp_path, description)
+    # Its entries are a hole in the file, for they are not read.
+    (tmp_path / file).write_bytes(layout.header)
+    os.truncate(tmp_path / file, layout.num_bytes)
+    counts = (num_entries, 0, 0, layout.num_bytes)
+    manifest = Manifest(
+        description,
+        (SegmentRecord(file, *counts, "0" * 64),),
+        (StoredDocument("a", num_entries, num_entries, "0" * 64, file, 0),),
+        1,
+    )
+    (tmp_path / "manifest.json").write_bytes(format_manifest(manifest))
+    assert MemoryFolder.open(tmp_path).open_layer(5).size == num_entries
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ['{"a": ' * 900 + "1" + "}" * 900, "[" * 5000 + "]" * 5000, '"' + "x" * 10**6, "1" * 5000],
+    ids=["nested", "nested too deeply", "cut", "a number too long"],
+)
+def test_settings_that_are_nested_or_damaged_end_in_an_error_of_ours(
+    settings: str, path: Path
+) -> None:
+    content = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(content.replace('{"top": 3}', settings))
+    with pytest.raises(MemoryFolderError, match=r"manifest\.json is refused") as caught:
+        MemoryFolder.open(path)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_missing_segment_is_refused(path: Path) -> None:

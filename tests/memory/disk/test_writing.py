@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from memorizing.errors import MemoryFolderError, ResourceError
 from memorizing.memory import MemoryFolder
 from memorizing.memory.disk import folder as folder_module
+from memorizing.memory.disk import segment
 from tests.memory.disk.examples import (
     DIM,
     HEADS,
@@ -25,6 +27,7 @@ from tests.memory.disk.examples import (
     list_files,
     make_folder,
 )
+from tests.memory.disk.killing import fork
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,7 +43,7 @@ def test_a_killed_writer_leaves_the_old_state_or_the_new_and_readers_see_no_othe
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 6, done.stdout
+    assert len(done.stdout.splitlines()) == 7, done.stdout
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "rename"])
@@ -165,6 +168,86 @@ def test_a_second_writer_is_refused_and_reading_goes_on(tmp_path: Path) -> None:
     check_holds(second, "bc")
     append(first, ["d"])
     check_holds(MemoryFolder.open(tmp_path), "bcd")
+
+
+def test_a_thread_beside_the_one_that_writes_is_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a"])
+    refused: list[MemoryFolderError] = []
+
+    def write() -> None:
+        try:
+            append(folder, ["b"])
+        except MemoryFolderError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=write)
+    with folder.lock():
+        thread.start()
+        thread.join()
+        folder.forget("a")
+    assert f"written by process {os.getpid()} " in str(refused)
+    check_holds(MemoryFolder.open(tmp_path), "")
+
+
+def test_a_forked_child_of_a_writer_is_another_writer_and_keeps_no_lock(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a"])
+    status = 0
+
+    def is_refused() -> bool:
+        try:
+            append(folder, ["b"])
+        except MemoryFolderError:
+            return True
+        return False
+
+    with folder.lock():
+        if child := fork(is_refused):
+            status = os.waitpid(child, 0)[1]
+            append(folder, ["c"])
+    assert status == 0
+    check_holds(MemoryFolder.open(tmp_path), "ac")
+    # The lock is free while a child of its time lives.
+    waiting, ending = os.pipe()
+    with folder.lock():
+        child = fork(lambda: os.read(waiting, 1) == b"x")
+    assert not is_refused()
+    os.write(ending, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    check_holds(MemoryFolder.open(tmp_path), "acb")
+
+
+@pytest.mark.parametrize("most", [0, 900])
+def test_what_is_forgotten_frees_a_disk_that_is_full(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a disk that has room for manifests, and for segments of so many bytes at once."""
+    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    folder = make_folder(tmp_path, ["a", "b", "c", "d", "e", "f"], ["h", "i"], ["g"])
+    saved = tmp_path / "index" / "segment-000000" / "7-name"
+    saved.mkdir(parents=True)
+    (saved / "vectors").write_text("made from the entries")
+    real = segment.write_bytes
+
+    def write(path: Path, content: Iterable[bytes]) -> str:
+        pieces = [bytes(piece) for piece in content]
+        used = sum(one.stat().st_size for one in tmp_path.glob("segment-*"))
+        if used + sum(map(len, pieces)) > room:
+            raise ResourceError("no space left")
+        return real(path, pieces)
+
+    monkeypatch.setattr(segment, "write_bytes", write)
+    room = sum(one.stat().st_size for one in tmp_path.glob("segment-*")) + most
+    # Nothing is kept of the second segment; of the first, only what is large.
+    names = ["h", "i", "a"]
+    try:
+        folder.forget(*names)
+        left = "bcdefg"
+    except ResourceError as error:
+        assert "no space left" in str(error)  # noqa: PT017
+        left = "abcdefg"
+    assert ("a" in left) == (most == 0)
+    check_holds(MemoryFolder.open(tmp_path), left)
+    assert not saved.exists()
 
 
 def test_an_open_memory_stays_readable_when_its_files_are_gone(tmp_path: Path) -> None:
