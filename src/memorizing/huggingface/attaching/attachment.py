@@ -103,6 +103,20 @@ class Attachment(Calls):
                 "its with block before loading gates"
             )
 
+    def check_layers(self) -> None:
+        """Refuse memory layers that another package copied, or put something around.
+
+        Raises:
+            StateError: as peft's `modules_to_save` does with attention.
+        """
+        found = [layer for layer in self._model.modules() if isinstance(layer, MemoryLayer)]
+        if found != list(self.layers.values()):
+            raise StateError(
+                f"this model has {len(found)} memory layers, and add_memory made "
+                f"{len(self.layers)}: they were copied or wrapped, as by modules_to_save of peft "
+                "with the attention; leave attention out of it, or call remove_memory before it"
+            )
+
     def fingerprint(self) -> Fingerprint:
         """Of what stored entries depend on, as the weights are now: a pass over them."""
         return compute_fingerprint(self.decoder, self.settings)

@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from memorizing.config import check_capacity
 from memorizing.index_settings import parse_index
-from memorizing.settings import check_types, require
+from memorizing.settings import build_dataclass, check_types, require
+
+_MOST = 2**31
+"""Positions and slots are numbered in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,10 @@ class MemorySettings:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_types(self, "memory")
-        for name in ("window", "segment_len", "num_neighbors"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("window", "segment_len", "num_neighbors", "capacity", "distance", "num_sinks"):
+            least = 1 if name in ("window", "segment_len", "num_neighbors") else 0
+            value = getattr(self, name)
+            require(least <= value < _MOST, name, value, f"{least} or more, below {_MOST:,}")
         require(
             self.segment_len <= self.window,
             "segment_len",
@@ -63,8 +68,6 @@ class MemorySettings:
         )
         check_capacity(self.capacity, self.num_neighbors)
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        for name in ("distance", "num_sinks"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         parse_index(self.index)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,19 +75,11 @@ class MemorySettings:
         return dataclasses.asdict(self) | {"layers": list(self.layers)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> MemorySettings:
+    def from_dict(cls, values: Any) -> MemorySettings:
         """What `to_dict` gave.
 
         Raises:
             ConfigError: an unknown or missing setting, or one that cannot work.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(values.keys() - known)
-        require(
-            not unknown and "layers" in values,
-            "memory settings",
-            unknown or sorted(values),
-            f"{', '.join(sorted(known))}; layers are needed",
-        )
-        given: dict[str, Any] = {**values, "layers": tuple(values["layers"])}
-        return cls(**given)
+        require(isinstance(values, dict) and "layers" in values, "memory", values, "has layers")
+        return build_dataclass(cls, values, "memory.")

@@ -4,75 +4,84 @@ adapter/
 ├── memory_settings.json        how the memory is read, and of which base model
 ├── memory_heads.safetensors    gates and scales
 ├── adapter_config.json         with LoRA: peft's own files, which peft loads without us
-└── adapter_model.safetensors
+├── adapter_model.safetensors
+└── manifest.json               sizes and SHA-256 of these files; older adapters have none
 """
 
 from __future__ import annotations
 
-import json
+import copy
+import math
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from memorizing.errors import CheckpointError, ConfigError, IndexUnavailableError
 from memorizing.huggingface.attaching.attachment import (
     Attachment,
     add_memory,
+    find_attachment,
     get_attachment,
     unwrap,
 )
 from memorizing.huggingface.attaching.families import find_decoder
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.storage.files import write_bytes, write_json
+from memorizing.storage.files import read_json, write_json
+from memorizing.storage.folders import verify_folder, write_folder
+from memorizing.storage.tensors import check_shapes, read_tensors, write_tensors
 
 SETTINGS_FILE = "memory_settings.json"
 HEADS_FILE = "memory_heads.safetensors"
 LORA_CONFIG_FILE = "adapter_config.json"
 LORA_FILE = "adapter_model.safetensors"
+_FILES = (SETTINGS_FILE, HEADS_FILE, LORA_CONFIG_FILE, LORA_FILE)
 FORMAT_VERSION = 1
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
 """Of peft's names in its files."""
 _MAY_DIFFER = ("capacity", "dtype", "index")
 """Settings that may be others than those of the training."""
+_REMEDY = "save the adapter again, or copy the whole of it"
 
 
 def save_adapter(model: Any, folder: Path | str) -> None:
     """Save settings, gates and scales of a model's memory, and its LoRA where it has one.
 
+    A kill at any moment leaves the old adapter or the new one.
+
     Args:
         model: with `add_memory`; as it is or inside of a `PeftModel`. Not changed.
-        folder: made where it is missing; files of an earlier adapter there are replaced.
+        folder: made where it is missing; files of an earlier adapter there are replaced, others
+            stay.
 
     Raises:
-        ConfigError: the model has no memory, or peft layers that are not LoRA.
+        ConfigError: the model has no memory, or peft layers that are not one LoRA.
+        StateError: something copied or wrapped the memory's layers.
         ResourceError: the folder cannot be written.
     """
     inner = unwrap(model)
-    attachment = get_attachment(inner)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lora = find_lora(inner)
-    for name in () if lora else (LORA_CONFIG_FILE, LORA_FILE):
-        (folder / name).unlink(missing_ok=True)
-    if lora is not None:
-        import peft
+    get_attachment(inner).check_layers()
+    find_lora(inner)
+    write_folder(Path(folder), lambda partial: write_adapter(inner, partial), ours=_FILES)
 
-        tensors = peft.get_peft_model_state_dict(
-            inner, adapter_name=lora, save_embedding_layers=False
+
+def write_adapter(inner: Any, folder: Path) -> None:
+    """Write the files of an adapter into a folder that is being written; see `save_adapter`."""
+    attachment, lora = get_attachment(inner), find_lora(inner)
+    if lora is not None:
+        write_tensors(
+            folder / LORA_FILE, {_PREFIX + name: t for name, t in list_lora(inner, lora).items()}
         )
-        named = {_PREFIX + name.removeprefix(_PREFIX): t for name, t in tensors.items()}
-        write_bytes(folder / LORA_FILE, _pack(named))
-        config, was_inference = inner.peft_config[lora], inner.peft_config[lora].inference_mode
+        config = copy.copy(inner.peft_config[lora])
         config.inference_mode = True
         config.save_pretrained(str(folder))
-        config.inference_mode = was_inference
-    write_bytes(folder / HEADS_FILE, _pack(list_heads(attachment)))
+    write_tensors(folder / HEADS_FILE, list_heads(attachment))
     values = {
         "format_version": FORMAT_VERSION,
         "memory": attachment.settings.to_dict(),
@@ -103,60 +112,83 @@ def load_adapter(
         IndexUnavailableError: it has LoRA, and peft is not installed.
     """
     inner, folder = unwrap(model), Path(folder)
-    saved = read_adapter_settings(folder)
     unknown = sorted(settings.keys() - set(_MAY_DIFFER))
     if unknown:
         raise ConfigError(
             f"load_adapter got {', '.join(unknown)}; an adapter is read as it was trained, but for "
             f"{', '.join(_MAY_DIFFER)}"
         )
-    wanted = replace(saved, **settings)
-    _check_base(inner, folder)
-    heads = _read_tensors(folder / HEADS_FILE)
+    wanted = replace(read_adapter_settings(folder, inner), **settings)
     has_lora = (folder / LORA_CONFIG_FILE).is_file()
+    names = _FILES if has_lora else (SETTINGS_FILE, HEADS_FILE)
+    verify_folder(folder, names, may_lack_manifest=True, remedy=_REMEDY)
+    heads = read_tensors(folder / HEADS_FILE, CheckpointError, _REMEDY)
     if has_lora:
         require_peft()
         if find_lora(inner) is not None:
             raise ConfigError(
                 "this model has LoRA already; load the adapter onto the base model, or merge it"
             )
-    is_new = "memorizing" not in inner.__dict__
-    if is_new:
-        add_memory(inner, **wanted.to_dict())
-    attachment = get_attachment(inner)
-    try:
-        attachment.check_unbound()
+    flags = [(parameter, parameter.requires_grad) for parameter in inner.parameters()]
+    with ExitStack() as undo:
+        if find_attachment(inner) is None:
+            add_memory(inner, **wanted.to_dict())
+            undo.callback(get_attachment(inner).remove)
+        attachment = get_attachment(inner)
         _check_settings(attachment.settings, wanted)
+        if has_lora:
+            tensors = read_tensors(folder / LORA_FILE, CheckpointError, _REMEDY)
+            config = _plan_lora(inner, tensors, folder)
+            config.inference_mode = not is_trainable
+            undo.callback(_remove_lora, inner, flags)
+            _put_in(inner, config)
+            load_lora_weights(inner, tensors, str(folder))
         load_heads(attachment, heads, str(folder))
-    except Exception:
-        if is_new:
-            attachment.remove()
-        raise
-    if has_lora:
-        _load_lora(inner, folder, is_trainable=is_trainable)
+        undo.pop_all()
     if is_trainable or has_lora:
         train_only(inner, memory=is_trainable, lora=is_trainable)
     return model
 
 
-def read_adapter_settings(folder: Path) -> MemorySettings:
+def read_adapter_settings(folder: Path, inner: Any = None) -> MemorySettings:
     """The settings of a saved adapter.
 
+    Args:
+        folder: of the adapter.
+        inner: the model that it shall be loaded onto, where that is known.
+
     Raises:
-        CheckpointError: the folder is no adapter, or of another version.
+        CheckpointError: the folder is no adapter, is damaged, of another version, or of another
+            base model.
     """
-    values = _read_json(folder)
+    missing = (
+        f"{folder} is no adapter: it has no {SETTINGS_FILE}; give a folder that save_adapter or "
+        "`memorizing finetune` wrote"
+    )
+    values = read_json(folder / SETTINGS_FILE, CheckpointError, _REMEDY, missing=missing)
     if values.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder} has format version {values.get('format_version')!r}; this release reads "
             f"version {FORMAT_VERSION}"
         )
+    base = values.get("base")
+    for key, mine in {} if inner is None else _describe_base(inner).items():
+        if not isinstance(base, dict):
+            raise CheckpointError(
+                f"{folder / SETTINGS_FILE} does not name its base; it was altered: {_REMEDY}"
+            )
+        if key != "name" and base.get(key) != mine:
+            raise CheckpointError(
+                f"{folder} was trained on a model with {key} = {base.get(key)!r} "
+                f"({base.get('name') or 'without a name'}), and this one has {mine!r}; load "
+                "it onto its own base model"
+            )
     try:
-        return MemorySettings.from_dict(dict(values["memory"]))
-    except (KeyError, TypeError, ConfigError) as error:
+        return MemorySettings.from_dict(values.get("memory"))
+    except ConfigError as error:
         raise CheckpointError(
-            f"{folder / SETTINGS_FILE} does not describe a memory ({error}); it was altered: save "
-            "the adapter again"
+            f"{folder / SETTINGS_FILE} does not describe a memory ({error}); it was altered: "
+            f"{_REMEDY}"
         ) from error
 
 
@@ -209,10 +241,7 @@ def add_lora(
         layers_pattern=decoder.family.layers if first_layer else None,
         fan_in_fan_out=any(issubclass(kind, Conv1D) for kind in kinds.values()),
     )
-    inner.add_adapter(config, _ADAPTER)
-    for name, parameter in inner.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
+    _put_in(inner, config)
 
 
 def find_lora(inner: Any) -> str | None:
@@ -259,43 +288,52 @@ def list_heads(attachment: Attachment) -> dict[str, Tensor]:
     }
 
 
-def load_heads(attachment: Attachment, tensors: dict[str, Tensor], where: str) -> None:
+def load_heads(attachment: Attachment, tensors: Mapping[str, Tensor], where: str) -> None:
     """Take over what `list_heads` gave. In place.
 
     Raises:
-        CheckpointError: of other layers or numbers of heads.
+        CheckpointError: of other layers or numbers of heads, or not finite.
+        StateError: a memory is open.
     """
+    attachment.check_unbound()
     mine = list_heads(attachment)
-    for name in sorted(mine.keys() | tensors.keys()):
-        seen = tuple(tensors[name].shape) if name in tensors else None
-        expected = tuple(mine[name].shape) if name in mine else None
-        if seen != expected:
-            raise CheckpointError(
-                f"{where} is of another model or other memory layers: its {name} is "
-                f"{seen or 'missing'}, expected {expected or 'none'}"
-            )
+    check_shapes(where, tensors, mine, CheckpointError, "load it onto the model it is of")
+    _check_finite(tensors, where)
     with torch.no_grad():
         for name, tensor in mine.items():
             tensor.copy_(tensors[name])
 
 
-def load_lora_weights(inner: Any, tensors: dict[str, Tensor], where: str) -> None:
+def list_lora(inner: Any, lora: str) -> dict[str, Tensor]:
+    """The weights of a LoRA, and of the modules that are saved with it, by name."""
+    import peft
+
+    tensors = peft.get_peft_model_state_dict(inner, adapter_name=lora, save_embedding_layers=False)
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def load_lora_weights(inner: Any, tensors: Mapping[str, Tensor], where: str) -> None:
     """Take over the weights that a file of peft holds. In place.
 
     Raises:
-        CheckpointError: they are of another model.
+        CheckpointError: they are of another model, or not finite.
     """
     import peft
 
     named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
     lora = find_lora(inner)
     assert lora is not None
-    mine = peft.get_peft_model_state_dict(inner, adapter_name=lora, save_embedding_layers=False)
-    if {n: t.shape for n, t in mine.items()} != {n: t.shape for n, t in named.items()}:
-        raise CheckpointError(
-            f"{where} has LoRA of another model; load it onto the model it was trained on"
-        )
+    check_shapes(
+        where, named, list_lora(inner, lora), CheckpointError, "load it onto the model it is of"
+    )
+    _check_finite(named, where)
     peft.set_peft_model_state_dict(inner, named, adapter_name=lora)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{where} has NaN or infinite numbers in {name}; {_REMEDY}")
 
 
 def require_peft() -> None:
@@ -312,17 +350,119 @@ def require_peft() -> None:
         ) from error
 
 
-def _load_lora(inner: Any, folder: Path, *, is_trainable: bool) -> None:
+_PLAIN = re.compile(r"[\w.]+")
+"""Names in a configuration of peft that are no patterns."""
+
+
+def _plan_lora(inner: Any, tensors: Mapping[str, Tensor], folder: Path) -> Any:
+    """The LoRA that a folder describes, as far as it has a meaning here.
+
+    Modules and ranks are those of its weights: patterns of somebody else are not matched, and
+    nothing is made that is larger than the file. What would make peft import or compute something
+    is refused.
+
+    Raises:
+        CheckpointError: it does not fit the model, or describes what is not known.
+    """
     import peft
 
-    tensors = _read_tensors(folder / LORA_FILE)
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = not is_trainable
+    path = folder / LORA_CONFIG_FILE
+    values = read_json(path, CheckpointError, _REMEDY)
+    if values.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"{path} describes {values.get('peft_type')!r}, and only LORA is read here; load it "
+            "with peft alone"
+        )
+    modules = dict(inner.named_modules())
+    ranks: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        owner, is_lora, part = name.removeprefix(_PREFIX).partition(".lora_")
+        side = {"A": 0, "embedding_A": 0, "B": 1, "embedding_B": 1}.get(part.partition(".")[0])
+        if not is_lora or side is None:
+            continue
+        weight = getattr(modules.get(owner), "weight", None)
+        if weight is None or tensor.dim() != 2 or tensor.shape[1 - side] not in weight.shape:
+            raise CheckpointError(
+                f"{folder} has LoRA of another model: {owner!r} here takes no "
+                f"{tuple(tensor.shape)}; load it onto the model it was trained on"
+            )
+        ranks[owner] = tensor.shape[side]
+    if not ranks:
+        raise CheckpointError(f"{folder / LORA_FILE} has no weights of LoRA; {_REMEDY}")
+    taken = {}
+    for key, value in values.items():
+        is_allowed = _TAKEN.get(key)
+        if is_allowed is None and key not in _IGNORED and value not in (None, False, {}, []):
+            raise CheckpointError(
+                f"{path} has {key} = {value!r}, which is not known here; load it with peft alone"
+            )
+        if is_allowed is not None and value is not None:
+            if not is_allowed(value):
+                raise CheckpointError(f"{path} has {key} = {value!r}; it was altered: {_REMEDY}")
+            taken[key] = value
+    return peft.LoraConfig(
+        **taken,
+        task_type="CAUSAL_LM",
+        r=max(ranks.values()),
+        rank_pattern={re.escape(name): rank for name, rank in ranks.items()},
+        target_modules=sorted(ranks),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_plain(names: Any) -> bool:
+    return all(isinstance(name, str) and _PLAIN.fullmatch(name) for name in names)
+
+
+_TAKEN = {
+    "lora_alpha": _is_number,
+    "alpha_pattern": lambda value: (
+        isinstance(value, dict) and _are_plain(value) and all(map(_is_number, value.values()))
+    ),
+    "lora_dropout": lambda value: _is_number(value) and 0 <= value < 1,
+    "bias": lambda value: value in ("none", "all", "lora_only"),
+    "modules_to_save": lambda value: isinstance(value, list) and _are_plain(value),
+    **dict.fromkeys(
+        ("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias"),
+        lambda value: isinstance(value, bool),
+    ),
+}
+"""What is taken over from a configuration of peft, and what it must be."""
+_IGNORED = (
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode",
+    "init_lora_weights", "layers_pattern", "layers_to_transform", "megatron_core", "peft_type",
+    "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
+    "target_modules", "task_type",
+)  # fmt: skip
+"""What has no meaning for weights that are there, or is told by them."""
+
+
+def _put_in(inner: Any, config: Any) -> None:
+    """Add a LoRA, in fp32 whatever the model is in. In place."""
     inner.add_adapter(config, _ADAPTER)
     for name, parameter in inner.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    load_lora_weights(inner, tensors, str(folder))
+
+
+def _remove_lora(inner: Any, flags: list[tuple[nn.Parameter, bool]]) -> None:
+    """Take out what `_put_in` put in, as far as it came. In place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    for name, module in list(inner.named_modules()):
+        owner, _, child = name.rpartition(".")
+        if isinstance(module, BaseTunerLayer):
+            setattr(inner.get_submodule(owner), child, module.get_base_layer())
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            setattr(inner.get_submodule(owner), child, module.original_module)
+    inner._hf_peft_config_loaded = False
+    inner.__dict__.pop("peft_config", None)
+    for parameter, requires_grad in flags:
+        parameter.requires_grad_(requires_grad)
 
 
 def _check_settings(mine: MemorySettings, wanted: MemorySettings) -> None:
@@ -348,47 +488,3 @@ def _describe_base(inner: Any) -> dict[str, Any]:
         "hidden_size": int(config.hidden_size),
         "name": str(getattr(config, "_name_or_path", "") or ""),
     }
-
-
-def _check_base(inner: Any, folder: Path) -> None:
-    base = _read_json(folder).get("base")
-    mine = _describe_base(inner)
-    if not isinstance(base, dict):
-        raise CheckpointError(f"{folder / SETTINGS_FILE} does not name its base; it was altered")
-    for key in ("model_type", "num_layers", "hidden_size"):
-        if base.get(key) != mine[key]:
-            raise CheckpointError(
-                f"{folder} was trained on a model with {key} = {base.get(key)!r} "
-                f"({base.get('name') or 'without a name'}), and this one has {mine[key]!r}; load "
-                "it onto its own base model"
-            )
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    path = folder / SETTINGS_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} is no adapter: it has no {SETTINGS_FILE}; give a folder that save_adapter "
-            "or `memorizing finetune` wrote"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); save the adapter again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object; save the adapter again")
-    return values
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); copy the whole adapter again"
-        ) from error
-
-
-def _pack(tensors: dict[str, Tensor]) -> bytes:
-    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    return save(whole, metadata={"format": "pt"})

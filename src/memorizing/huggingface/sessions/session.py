@@ -78,10 +78,11 @@ class MemorySession:
         """Bind the memory to the model.
 
         Raises:
-            StateError: another memory is open.
+            StateError: another memory is open, or the model's memory layers were copied or wrapped.
         """
         if self._attachment.is_bound:
             raise StateError("this model has a memory open already; leave its with block first")
+        self._attachment.check_layers()
         self._bind()
         return self
 
