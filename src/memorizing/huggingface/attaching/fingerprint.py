@@ -174,10 +174,11 @@ def _find_adapters(base: Any) -> dict[str, tuple[list[str], dict[str, float]]]:
     found = {}
     for name, module in base.named_modules():
         if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            is_merged = bool(getattr(module, "merged", False))
-            is_off = module.disable_adapters or is_merged
-            active = [] if is_off else list(module.active_adapters)
-            found[name] = (active, dict(getattr(module, "scaling", {})))
+            # A wrapper passes on what it is asked for to what it wraps.
+            is_layer = isinstance(module, BaseTunerLayer)
+            is_off = module.disable_adapters or (is_layer and module.merged)
+            scales = dict(getattr(module, "scaling", {})) if is_layer else {}
+            found[name] = ([] if is_off else list(module.active_adapters), scales)
     return found
 
 
