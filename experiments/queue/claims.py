@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from memorizing.storage.locks import try_lock
 
-@contextmanager
-def claim(run_dir: Path) -> Iterator[bool]:
+
+def claim(run_dir: Path) -> AbstractContextManager[bool]:
     """Hold a job; False where another worker holds it. Freed when the process ends."""
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with _locate_lock(run_dir).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    return try_lock(_locate_lock(run_dir))
 
 
 def is_claimed(run_dir: Path) -> bool:

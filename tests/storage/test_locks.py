@@ -100,13 +100,9 @@ def test_a_lock_is_free_when_its_process_was_killed(tmp_path: Path) -> None:
     assert not is_refused(tmp_path)
 
 
-def test_a_lock_beside_a_folder(tmp_path: Path) -> None:
-    file = tmp_path / "run.lock"
-    assert not is_locked(tmp_path / "run", file=file)
-    assert not file.exists()
-    with hold_lock(tmp_path / "run", RunFolderError, file=file):
-        assert is_locked(tmp_path / "run", file=file)
-    assert list(tmp_path.iterdir()) == [file]
+def test_asking_for_a_lock_that_never_was_makes_nothing(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_that_is_a_link_or_cannot_be_written_is_no_lock(tmp_path: Path) -> None:

@@ -84,7 +84,6 @@ def describe(**changes: Any) -> dict[str, Any]:
         pack(describe(dtype="F4")),
         pack(describe(dtype=["F32"])),
         pack(describe(shape=[2**40, 2**40])),
-        pack(describe(shape=[0, 2**62], data_offsets=[0, 0]), 0),
         pack(describe(shape=[-2, -3])),
         pack(describe(shape=[2.0, 3])),
         pack(describe(shape=[True, 6])),
@@ -95,7 +94,7 @@ def describe(**changes: Any) -> dict[str, Any]:
         pack({**describe(), "b": describe()["a"]}),
         pack({**describe(), "b": describe(data_offsets=[48, 72])["a"]}, 72),
     ],
-    ids=range(24),
+    ids=range(23),
 )
 def test_a_header_that_lies_is_refused_before_anything_is_allocated(
     content: bytes, tmp_path: Path

@@ -18,65 +18,67 @@ LOCK = "lock"
 
 
 @contextlib.contextmanager
-def hold_lock(
-    folder: Path, error: type[MemorizingError], *, remedy: str = "", file: Path | None = None
-) -> Iterator[None]:
-    """Be the only writer of a folder for a while, or be refused at once.
+def try_lock(file: Path) -> Iterator[bool]:
+    """Hold a lock while the block runs; False where another process or thread holds it.
 
-    The system releases the lock when the process ends, however it ends. A thread of the same
-    process is refused as another process is; a forked child does not have the lock of its parent.
+    The system releases it when the process ends, however it ends. A forked child does not have the
+    lock of its parent.
+
+    Args:
+        file: the lock file, in which stands who holds it, and since when.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    lock = FileLock(file, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        _note(file, f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+        yield True
+    finally:
+        # Not in a child that was forked meanwhile.
+        if lock.is_locked:
+            _note(file, "")
+            lock.release()
+
+
+@contextlib.contextmanager
+def hold_lock(folder: Path, error: type[MemorizingError], *, remedy: str = "") -> Iterator[None]:
+    """Be the only writer of a folder while the block runs, or be refused at once; see `try_lock`.
 
     Args:
         folder: which must be there.
         error: what is raised where another holds it.
         remedy: what to do then.
-        file: the lock file, where it is not in the folder.
 
     Raises:
         MemorizingError: of the given class; the message names who holds it, and since when.
         OSError: the lock file cannot be written.
     """
-    path = folder / LOCK if file is None else file
-    lock = FileLock(path, thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as cause:
-        raise error(
-            f"{folder} is being written by {_read_owner(path)}; only one may write at a time: "
-            f"{remedy or 'wait until it is done (reading goes on meanwhile)'}"
-        ) from cause
-    try:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        _note(path, f"process {os.getpid()} on {socket.gethostname()} since {now}\n")
+    with try_lock(folder / LOCK) as is_mine:
+        if not is_mine:
+            owner = (folder / LOCK).read_bytes()[:200].decode(errors="replace").strip()
+            raise error(
+                f"{folder} is being written by {owner or 'a process'}; only one may write at a "
+                f"time: {remedy or 'wait until it is done (reading goes on meanwhile)'}"
+            )
         yield
-    finally:
-        # Not in a child that was forked meanwhile.
-        if lock.is_locked:
-            _note(path, "")
-            lock.release()
 
 
-def is_locked(folder: Path, *, file: Path | None = None) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether somebody holds the lock of a folder now. Nothing is made."""
-    path = folder / LOCK if file is None else file
-    if not path.is_file():
+    if not (folder / LOCK).is_file():
         return False
-    lock = FileLock(path, thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return True
-    lock.release()
-    return False
-
-
-def _read_owner(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_bytes()[:200].decode(errors="replace").strip() or "a process"
-    return "a process"
+    with try_lock(folder / LOCK) as is_free:
+        return not is_free
 
 
 def _note(path: Path, text: str) -> None:
-    """Say in the lock file who holds it; a disk that is full keeps nobody from freeing space."""
+    # A disk that is full keeps nobody from freeing space.
     with contextlib.suppress(OSError):
         path.write_text(text, encoding="utf-8")

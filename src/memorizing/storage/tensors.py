@@ -1,9 +1,4 @@
-"""Tensors in safetensors files, whose headers are checked before anything is allocated.
-
-8 bytes     length of the header, little-endian
-header      JSON: per tensor its dtype, shape and first and last byte in the data; metadata
-data        tensors one behind the other, without holes
-"""
+"""Tensors in safetensors files, whose headers are checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -11,46 +6,23 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from memorizing.errors import MemorizingError
-from memorizing.storage.files import describe_failure, open_plain, parse_json, write_bytes
+from memorizing.storage.files import describe_failure, open_plain, write_bytes
 
 FLOAT_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 """Dtypes that weights and entries may have, by the name that settings give them."""
 
-_CODES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-}
-_DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _ALIGNMENT = 64
 """The data begin at a multiple of so many bytes: a line of the processor's cache."""
-_MOST_HEADER_BYTES = 100_000_000
-"""As safetensors has it."""
-_LARGEST = 2**48
-"""Of a dimension; no file has more."""
-_MOST_DIMS = 64
-"""As PyTorch has it."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +40,7 @@ class TensorPlace:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class TensorLayout:
+class TensorLayout(NamedTuple):
     """Where everything stands in a file."""
 
     header: bytes
@@ -79,34 +50,41 @@ class TensorLayout:
     """Of the whole file."""
 
 
-@dataclass(frozen=True)
-class TensorHeader:
+class TensorHeader(NamedTuple):
     """What the header of a file says."""
 
-    places: dict[str, TensorPlace]
+    places: dict[str, Tensor]
+    """Tensors without data (device `meta`)."""
     metadata: dict[str, str]
 
 
 def plan_tensors(
     tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> TensorLayout:
-    """The layout of a file with tensors of these dtypes and shapes, in their order."""
-    offset = 0
+    """The layout of a safetensors file with tensors of these dtypes and shapes, in their order."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
-    offsets = []
+    offsets, offset = [], 0
     for name, (dtype, shape) in tensors.items():
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [offset, end]}
         offsets.append(offset)
-        offset = end
+        offset += math.prod(shape) * dtype.itemsize
+        code = _name_dtype(dtype)
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [offsets[-1], offset]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     first = 8 + len(text)
     places = {
-        name: TensorPlace(dtype, shape, first + start)
-        for (name, (dtype, shape)), start in zip(tensors.items(), offsets, strict=True)
+        name: TensorPlace(*kind, first + start)
+        for (name, kind), start in zip(tensors.items(), offsets, strict=True)
     }
     return TensorLayout(len(text).to_bytes(8, "little") + text, places, first + offset)
+
+
+def _name_dtype(dtype: torch.dtype) -> str:
+    """As safetensors names it: F32, BF16, F8_E4M3, I64, U8, BOOL, C64."""
+    name = str(dtype).removeprefix("torch.").removesuffix("fn").upper()
+    for kind in ("FLOAT", "INT", "COMPLEX"):
+        name = name.replace(kind, kind[0])
+    return name.replace("UI", "U")
 
 
 def view_bytes(tensor: Tensor) -> memoryview:
@@ -150,7 +128,11 @@ def read_header(path: Path, error: type[MemorizingError], remedy: str) -> Tensor
         MemorizingError: as in `read_tensors`.
     """
     with _open(path, error, remedy) as file:
-        return _parse_header(path, file, error, remedy)
+        places = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return TensorHeader(
+            {name: torch.empty(place.get_shape(), device="meta") for name, place in places.items()},
+            dict(file.metadata() or {}),
+        )
 
 
 def read_tensors(
@@ -172,23 +154,11 @@ def read_tensors(
         MemorizingError: of the given class: the file is missing, truncated or altered, or holds
             other tensors than expected.
     """
+    if expected is not None:
+        found = read_header(path, error, remedy).places
+        check_shapes(str(path), found, expected, error, remedy)
     with _open(path, error, remedy) as file:
-        places = _parse_header(path, file, error, remedy).places
-        if expected is not None:
-            check_shapes(str(path), places, expected, error, remedy)
-        tensors = {}
-        for name, place in places.items():
-            try:
-                tensors[name] = torch.empty(place.shape, dtype=place.dtype)
-                file.seek(place.start)
-                num_bytes = file.readinto(view_bytes(tensors[name])) if place.num_bytes else 0  # type: ignore[attr-defined]
-            except OSError as cause:
-                raise error(
-                    f"{path} cannot be read: {describe_failure(cause)}; {remedy}"
-                ) from cause
-            if num_bytes != place.num_bytes:
-                raise error(f"{path} is truncated: it ends within {name!r}; {remedy}")
-    return tensors
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def check_shapes(
@@ -198,78 +168,30 @@ def check_shapes(
     error: type[MemorizingError],
     remedy: str,
 ) -> None:
-    """Refuse tensors, or places of tensors, of other names or shapes than expected.
+    """Refuse tensors of other names or shapes than expected.
 
     Raises:
         MemorizingError: of the given class, with the first that differs.
     """
     for name in sorted(found.keys() | expected.keys()):
-        seen = tuple(found[name].shape) if name in found else None
-        wanted = tuple(expected[name].shape) if name in expected else None
+        seen = str(tuple(found[name].shape)) if name in found else "missing"
+        wanted = str(tuple(expected[name].shape)) if name in expected else "none"
         if seen != wanted:
             raise error(
-                f"{where} is of another model: its {name} is {_show(seen, 'missing')}, expected "
-                f"{_show(wanted, 'none')}; {remedy}"
+                f"{where} is of another model: its {name} is {seen}, expected {wanted}; {remedy}"
             )
 
 
-def _show(shape: tuple[int, ...] | None, absent: str) -> str:
-    return absent if shape is None else str(shape)
-
-
-def _open(path: Path, error: type[MemorizingError], remedy: str) -> BinaryIO:
+@contextmanager
+def _open(path: Path, error: type[MemorizingError], remedy: str) -> Iterator[Any]:
     try:
-        return open(open_plain(path), "rb")
+        os.close(open_plain(path))
+        with safe_open(path, "pt") as file:
+            yield file
     except FileNotFoundError as cause:
         raise error(f"{path} is missing; {remedy}") from cause
-    except OSError as cause:
-        raise error(f"{path} cannot be read: {describe_failure(cause)}; {remedy}") from cause
-
-
-def _parse_header(
-    path: Path, file: BinaryIO, error: type[MemorizingError], remedy: str
-) -> TensorHeader:
-    """Read the header of a file that is open."""
-    try:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
-            raise ValueError(f"its header has {length:,} bytes, and all of it {size:,}")
-        values = parse_json(file.read(length))
-        metadata = values.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(
-            isinstance(text, str) for text in metadata.values()
-        ):
-            raise ValueError("its metadata are no texts")
-        first = 8 + length
-        places = {name: _parse_place(name, value, first) for name, value in values.items()}
-        end = first
-        for place in sorted(places.values(), key=lambda one: (one.start, one.num_bytes)):
-            if place.start != end:
-                raise ValueError("its tensors do not stand one behind the other")
-            end += place.num_bytes
-        if end != size:
-            raise ValueError(f"its tensors end at byte {end:,}, and it at {size:,}")
-    except (OSError, ValueError) as cause:
+    except (OSError, SafetensorError, RuntimeError) as cause:
         raise error(
-            f"{path} is no safetensors file, or is truncated or altered ({cause}); {remedy}"
+            f"{path} cannot be read, or is truncated or altered ({describe_failure(cause)}); "
+            f"{remedy}"
         ) from cause
-    return TensorHeader(places, metadata)
-
-
-def _parse_place(name: str, value: Any, first: int) -> TensorPlace:
-    match value:
-        case {
-            "dtype": str(code),
-            "shape": list(shape),
-            "data_offsets": [int(start), int(stop)],
-        } if (
-            code in _DTYPES
-            and start >= 0
-            and len(shape) <= _MOST_DIMS
-            and all(type(dim) is int and 0 <= dim < _LARGEST for dim in shape)
-        ):
-            place = TensorPlace(_DTYPES[code], tuple(shape), first + start)
-            if place.num_bytes == stop - start:
-                return place
-    raise ValueError(f"its tensor {name!r} is not described as one")
