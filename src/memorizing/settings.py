@@ -13,7 +13,7 @@ import json
 import math
 import tomllib
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from memorizing.errors import ConfigError
@@ -143,6 +143,18 @@ def list_keys(cls: Any, prefix: str = "") -> Iterator[str]:
             yield from list_keys(hint, f"{prefix}{key}.")
         else:
             yield prefix + key
+
+
+def flatten_tables(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Nested tables as one, whose keys are joined: `model.num_layers`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = flatten_tables(value, separator)
+            flat |= {f"{key}{separator}{name}": item for name, item in inner.items()}
+        else:
+            flat[str(key)] = value
+    return flat
 
 
 def describe_unknown(what: str, seen: str, known: Sequence[str]) -> str:

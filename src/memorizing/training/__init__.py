@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memorizing.training.checkpoint import LoadedModel, load_model, save_model
-from memorizing.training.checkpoints import find_checkpoint, list_checkpoints
-from memorizing.training.metrics_log import read_metrics
+from memorizing.training.checkpoint import (
+    LoadedModel,
+    find_checkpoint,
+    list_checkpoints,
+    load_model,
+    save_model,
+)
 from memorizing.training.precision import Precision, choose_precision
 from memorizing.training.progress import Display, LineDisplay, SilentDisplay, make_display
+from memorizing.training.reporting import StepMetrics, TrainingResult, read_metrics
 from memorizing.training.resources import check_resources, estimate_needs, measure_available
 from memorizing.training.run_folder import read_run_config
 from memorizing.training.train import TokenizedCorpus, prepare_corpus, train
-from memorizing.training.trainer import StepMetrics, Trainer, TrainingResult
+from memorizing.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from memorizing.training.finetuning import FinetuneSettings, finetune

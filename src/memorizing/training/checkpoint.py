@@ -16,24 +16,28 @@ imported, and what it saves can be loaded here.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memorizing.config import ModelConfig
 from memorizing.data import Tokenizer, load_tokenizer
-from memorizing.errors import CheckpointError, ConfigError, TokenizerError
+from memorizing.errors import CheckpointError, ConfigError, MemorizingError, TokenizerError
 from memorizing.model import MemorizingTransformer
 from memorizing.settings import build_dataclass
-from memorizing.training.checkpoints import CONFIG_FILE, TRAINER_FILE, find_checkpoint
-from memorizing.training.folder import MANIFEST, read_json, verify_folder, write_folder
+from memorizing.storage.files import read_json, remove_leftovers, write_json
+from memorizing.storage.folders import MANIFEST, verify_folder, write_folder
+from memorizing.storage.tensors import check_shapes, read_header, read_tensors, write_tensors
 
+CHECKPOINT_FOLDER = "checkpoints"
+CONFIG_FILE = "config.json"
+TRAINER_FILE = "trainer.json"
 MODEL_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -44,7 +48,9 @@ _MODEL_TYPES = (_MODEL_TYPE, "memorizing")
 """The second is that of checkpoints before `transformers` could read them."""
 _TRAINING_FILES = (TRAINER_FILE, OPTIMIZER_FILE, STATE_FILE)
 GATE_SUFFIX = ".gate_bias"
-_SLACK_BYTES = 1 << 20
+_SLACK_BYTES = 1 << 22
+_OTHER_MODEL = f"use the configuration in its {CONFIG_FILE}"
+_STEP_NAME = re.compile(r"step-([0-9]+)")
 
 
 class LoadedModel(NamedTuple):
@@ -84,6 +90,14 @@ def save_model(
     Raises:
         ResourceError: no space left; nothing is left behind.
     """
+    num_bytes = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    write_checkpoint(
+        folder, lambda partial: write_model(partial, model, tokenizer), num_bytes, training
+    )
+
+
+def write_model(folder: Path, model: MemorizingTransformer, tokenizer: Tokenizer | None) -> None:
+    """Write a model's files into a folder that is there, as `save_model` says."""
     config = {
         "model_type": _MODEL_TYPE,
         "architectures": ["MemorizingTransformerForCausalLM"],
@@ -91,21 +105,41 @@ def save_model(
         "bos_token_id": tokenizer.start_token if tokenizer else None,
         **dataclasses.asdict(model.config),
     }
+    write_json(folder / CONFIG_FILE, config)
+    write_tensors(folder / MODEL_FILE, model.state_dict())
+    if tokenizer:
+        tokenizer.save(folder)
 
-    def write(partial: Path) -> None:
-        (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
-        _save_tensors(model.state_dict(), partial / MODEL_FILE)
-        if tokenizer:
-            tokenizer.save(partial)
+
+def write_checkpoint(
+    folder: Path,
+    write: Callable[[Path], None],
+    num_bytes: int,
+    training: TrainingState | None = None,
+) -> None:
+    """Write a model folder of any kind of model, whole or not at all (`write_folder`).
+
+    Args:
+        folder: replaced where it exists.
+        write: writes the model into the folder that it is given.
+        num_bytes: about how much that is.
+        training: what makes the folder a training checkpoint.
+
+    Raises:
+        ResourceError: no space left; nothing is left behind.
+    """
+
+    def write_all(partial: Path) -> None:
+        write(partial)
         if training:
-            (partial / TRAINER_FILE).write_text(json.dumps(training.trainer), encoding="utf-8")
-            _save_tensors(training.optimizer, partial / OPTIMIZER_FILE)
-            _save_tensors(training.state, partial / STATE_FILE)
+            write_json(partial / TRAINER_FILE, training.trainer)
+            write_tensors(partial / OPTIMIZER_FILE, training.optimizer)
+            write_tensors(partial / STATE_FILE, training.state)
 
-    tensors = [*model.state_dict().values()]
     if training:
-        tensors += [*training.optimizer.values(), *training.state.values()]
-    write_folder(folder, write, sum(t.numel() * t.element_size() for t in tensors) + _SLACK_BYTES)
+        tensors = [*training.optimizer.values(), *training.state.values()]
+        num_bytes += sum(t.numel() * t.element_size() for t in tensors)
+    write_folder(folder, write_all, num_bytes + _SLACK_BYTES)
 
 
 def load_model(
@@ -127,13 +161,27 @@ def load_model(
     """
     folder = find_checkpoint(Path(path), which)
     config, tokenizer = _read_description(folder)
+    _check_layers(folder, config)
     # Without its random start: the weights are about to be replaced, and the caller's generator
-    # stays untouched.
-    with torch.device("meta"):
+    # stays untouched. Nothing is allocated before the file is known to hold these shapes.
+    with torch.device("meta"), explain_damage(folder):
         model = MemorizingTransformer(config)
+    places = read_header(folder / MODEL_FILE, CheckpointError, advise(folder)).places
+    check_shapes(str(folder), places, model.state_dict(), CheckpointError, _OTHER_MODEL)
     model.to_empty(device=device or "cpu")
     load_weights(folder, model)
     return LoadedModel(model.eval(), config, tokenizer)
+
+
+def _check_layers(folder: Path, config: ModelConfig) -> None:
+    """Refuse a number of layers that is not that of the weights, before any layer is made."""
+    names = read_header(folder / MODEL_FILE, CheckpointError, advise(folder)).places
+    found = {int(match[1]) for name in names if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if len(found) != config.num_layers:
+        raise CheckpointError(
+            f"{folder} is of another model: its {CONFIG_FILE} says {config.num_layers} layers, and "
+            f"its weights have {len(found)}; {_OTHER_MODEL}"
+        )
 
 
 def load_weights(
@@ -155,34 +203,25 @@ def load_weights(
     Raises:
         CheckpointError: truncated, altered, or of another model or tokenizer.
     """
-    verify_folder(folder, _MODEL_FILES, may_lack_manifest=True)
-    fingerprint = read_json(folder / CONFIG_FILE).get("tokenizer_fingerprint")
+    remedy = advise(folder)
+    verify_folder(folder, _MODEL_FILES, may_lack_manifest=True, remedy=remedy)
+    values = read_json(folder / CONFIG_FILE, CheckpointError, remedy)
+    fingerprint = values.get("tokenizer_fingerprint")
     if tokenizer is not None and tokenizer.fingerprint != fingerprint:
         raise CheckpointError(
             f"{folder} was trained with another tokenizer than this run's; restore the "
-            f"{TOKENIZER_FILE} of the run, or start a new one"
+            f"{TOKENIZER_FILE} of the run, of which each checkpoint has a copy, or start a new one"
         )
-    try:
-        tensors = load_file(folder / MODEL_FILE)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{folder / MODEL_FILE} cannot be read ({error}); it is truncated or altered: use "
-            "another checkpoint"
-        ) from error
     own = model.state_dict()
+    theirs = dict(read_header(folder / MODEL_FILE, CheckpointError, remedy).places)
+    expected = dict(own)
     if may_lack_memory:
-        gates = {name for name in own.keys() | tensors.keys() if name.endswith(GATE_SUFFIX)}
-        tensors = {name: t for name, t in tensors.items() if name in own or name not in gates}
-        tensors |= {name: own[name] for name in gates & own.keys() if name not in tensors}
-    for name in own.keys() | tensors.keys():
-        mine = tuple(own[name].shape) if name in own else None
-        theirs = tuple(tensors[name].shape) if name in tensors else None
-        if mine != theirs:
-            raise CheckpointError(
-                f"{folder} is of another model: its {name} is {theirs or 'missing'}, expected "
-                f"{mine or 'none'}; use the configuration in its {CONFIG_FILE}"
-            )
-    model.load_state_dict(tensors)
+        for name in own.keys() ^ theirs.keys():
+            if name.endswith(GATE_SUFFIX):
+                (expected if name in own else theirs).pop(name)
+    check_shapes(str(folder), theirs, expected, CheckpointError, _OTHER_MODEL)
+    tensors = read_tensors(folder / MODEL_FILE, CheckpointError, remedy)
+    model.load_state_dict(own | {name: tensors[name] for name in expected})
 
 
 def load_training_state(folder: Path) -> TrainingState:
@@ -191,17 +230,29 @@ def load_training_state(folder: Path) -> TrainingState:
     Raises:
         CheckpointError: it is a model without training state, or a file is truncated or altered.
     """
-    verify_folder(folder, _TRAINING_FILES)
+    remedy = advise(folder)
+    verify_folder(folder, _TRAINING_FILES, remedy=remedy)
     return TrainingState(
-        load_file(folder / OPTIMIZER_FILE),
-        load_file(folder / STATE_FILE),
-        read_json(folder / TRAINER_FILE),
+        read_tensors(folder / OPTIMIZER_FILE, CheckpointError, remedy),
+        read_tensors(folder / STATE_FILE, CheckpointError, remedy),
+        read_trainer(folder),
     )
 
 
+def read_trainer(folder: Path) -> dict[str, Any]:
+    """The plain values of a training checkpoint.
+
+    Raises:
+        CheckpointError: there are none, or they are truncated or altered.
+    """
+    verify_folder(folder, (TRAINER_FILE,), remedy=advise(folder))
+    return read_json(folder / TRAINER_FILE, CheckpointError, advise(folder))
+
+
 def _read_description(folder: Path) -> tuple[ModelConfig, Tokenizer | None]:
-    verify_folder(folder, (CONFIG_FILE,), may_lack_manifest=True)
-    values = read_json(folder / CONFIG_FILE)
+    remedy = advise(folder)
+    verify_folder(folder, (CONFIG_FILE,), may_lack_manifest=True, remedy=remedy)
+    values = read_json(folder / CONFIG_FILE, CheckpointError, remedy)
     if values.get("model_type") not in _MODEL_TYPES:
         raise CheckpointError(
             f"{folder} holds a model of type {values.get('model_type')!r}; expected "
@@ -216,7 +267,13 @@ def _read_description(folder: Path) -> tuple[ModelConfig, Tokenizer | None]:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} does not describe a model: {error}"
         ) from error
-    return config, _load_checked_tokenizer(folder, values.get("tokenizer_fingerprint"))
+    tokenizer = _load_checked_tokenizer(folder, values.get("tokenizer_fingerprint"))
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {folder} has ids up to {tokenizer.vocab_size - 1:,} and its model "
+            f"only {config.vocab_size:,}; it was altered: {remedy}"
+        )
+    return config, tokenizer
 
 
 def _load_checked_tokenizer(folder: Path, fingerprint: str | None) -> Tokenizer | None:
@@ -238,14 +295,85 @@ def _load_checked_tokenizer(folder: Path, fingerprint: str | None) -> Tokenizer 
     return tokenizer
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    # safetensors refuses views that are not contiguous, and names that share memory.
-    seen: set[int] = set()
-    whole: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.data_ptr() in seen:
-            tensor = tensor.clone()
-        seen.add(tensor.data_ptr())
-        whole[name] = tensor
-    save_file(whole, path, metadata={"format": "pt"})
+def locate_checkpoint(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint after a step is, or would be."""
+    return run_dir / CHECKPOINT_FOLDER / f"step-{step:06d}"
+
+
+def read_step(checkpoint: Path) -> int:
+    """The step in a checkpoint's name; -1 where it has another name."""
+    match = _STEP_NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def find_checkpoint(path: Path, which: Literal["last", "best"] = "last") -> Path:
+    """The model folder that a path stands for: itself, or a checkpoint of the run it is.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or the last one is damaged.
+    """
+    if (path / CONFIG_FILE).is_file():
+        return path
+    checkpoints = list_checkpoints(path)
+    if not checkpoints:
+        raise CheckpointError(
+            f"{path} holds no checkpoint; give a run that has saved one, or a model folder"
+        )
+    last = checkpoints[-1]
+    if which == "last":
+        return last
+    with explain_damage(last):
+        best = read_trainer(last)["validation"]["best_step"]
+        if best is not None and not (found := locate_checkpoint(path, best)).is_dir():
+            raise KeyError(found.name)
+    if best is None:
+        raise CheckpointError(
+            f"{path} has no best checkpoint, because it never evaluated; use the last one"
+        )
+    return locate_checkpoint(path, best)
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; those that were never finished are not among them."""
+    found = [
+        path
+        for path in (run_dir / CHECKPOINT_FOLDER).glob("step-*")
+        if read_step(path) >= 0 and path.is_dir()
+    ]
+    return sorted(found, key=read_step)
+
+
+def prune_checkpoints(run_dir: Path, num_kept: int, best_step: int | None) -> None:
+    """Delete all checkpoints but the latest `num_kept` and the best, and unfinished ones."""
+    remove_leftovers(run_dir / CHECKPOINT_FOLDER, is_locked=True)
+    for path in list_checkpoints(run_dir)[:-num_kept]:
+        if read_step(path) != best_step:
+            shutil.rmtree(path)
+
+
+def advise(checkpoint: Path) -> str:
+    """What to do about a checkpoint that is damaged."""
+    if checkpoint.parent.name != CHECKPOINT_FOLDER or read_step(checkpoint) < 0:
+        return "copy the whole folder again"
+    others = [p for p in list_checkpoints(checkpoint.parent.parent) if p.name != checkpoint.name]
+    if not others:
+        return "it is the only checkpoint of its run: train again with --overwrite"
+    return f"delete this checkpoint's folder, and the run goes on from {others[-1].name}"
+
+
+@contextmanager
+def explain_damage(checkpoint: Path) -> Iterator[None]:
+    """Say of a checkpoint what values that cannot be used mean.
+
+    Raises:
+        CheckpointError: instead of what such values raise.
+    """
+    try:
+        yield
+    except MemorizingError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint} does not hold what a run needs ({type(error).__name__}: {error}); it "
+            f"was altered: {advise(checkpoint)}"
+        ) from error

@@ -1,8 +1,9 @@
-"""Parameter groups, and the torch optimizers that update them, behind one small class."""
+"""Parameter groups, the torch optimizers that update them behind one small class, and their rates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +14,16 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from memorizing.config import TrainingConfig
 from memorizing.errors import CheckpointError
 from memorizing.training.muon import Muon
-from memorizing.training.schedule import compute_peak_rate, compute_schedule
 
 Parameters = dict[str, nn.Parameter]
 
 ADAM_BETAS = (0.9, 0.95)
+_PLANS = {
+    "adafactor": {"adafactor": ("matrices", "embedding", "vectors"), "adamw": ("memory",)},
+    "adamw": {"adamw": ("matrices", "embedding", "vectors", "memory")},
+    "muon": {"muon": ("matrices",), "adamw": ("embedding", "vectors", "memory")},
+}
+"""Which optimizers a setting stands for, and the groups of each."""
 
 
 @dataclass(frozen=True)
@@ -73,48 +79,54 @@ class Optimizer:
 
     Weight decay applies to matrices and the embedding. State is exact in `state_dict` and needs no
     pickle.
+
+    Parameters in bf16 or fp16 have a copy in fp32, which is what is updated, and rounded into the
+    parameter after every step: a step is often too small for bf16 to show it, and would be lost.
     """
 
     def __init__(self, groups: ParameterGroups, config: TrainingConfig) -> None:
         """Make the optimizers that `config.optimizer` names; rates are those of step 1."""
         self._config = config
-        self._names = {id(p): name for group in vars(groups).values() for name, p in group.items()}
-        main = compute_peak_rate(config, config.learning_rate)
-        embedding = compute_peak_rate(
-            config, config.embedding_learning_rate or config.learning_rate
+        self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        """Parameters that have a copy in fp32, and their copies."""
+        groups = ParameterGroups(
+            **{
+                group: {name: self._make_exact(p) for name, p in parameters.items()}
+                for group, parameters in vars(groups).items()
+            }
         )
-        vector = compute_peak_rate(config, config.vector_learning_rate or config.learning_rate)
-        decay = config.weight_decay
-        gate_group = _make_group("memory", groups.memory, config.gate_learning_rate, 0.0)
+        self._names = {id(p): name for group in vars(groups).values() for name, p in group.items()}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
-        if config.optimizer == "adafactor":
-            self._add(
-                "adafactor",
-                [
-                    _make_group("matrices", groups.matrices, main, decay),
-                    _make_group("embedding", groups.embedding, main, decay),
-                    _make_group("vectors", groups.vectors, main, 0.0),
-                ],
-            )
-            self._add("adamw", [gate_group])
-        else:
-            matrices = _make_group("matrices", groups.matrices, main, decay)
-            others = [
-                _make_group("embedding", groups.embedding, embedding, decay),
-                _make_group("vectors", groups.vectors, vector, 0.0),
-                gate_group,
-            ]
-            if config.optimizer == "muon":
-                self._add("muon", [matrices])
-                self._add("adamw", others)
-            else:
-                self._add("adamw", [matrices, *others])
+        for kind, names in _PLANS[config.optimizer].items():
+            made = [self._make_group(name, getattr(groups, name)) for name in names]
+            if made := [group for group in made if group["params"]]:
+                self._optimizers[kind] = _build_optimizer(kind, made)
         self.set_step(1)
 
-    def _add(self, kind: str, groups: list[dict[str, Any]]) -> None:
-        groups = [group for group in groups if group["params"]]
-        if groups:
-            self._optimizers[kind] = _build_optimizer(kind, groups)
+    def _make_group(self, name: str, parameters: Parameters) -> dict[str, Any]:
+        config, decays = self._config, name in ("matrices", "embedding")
+        own_rate = {
+            "embedding": config.embedding_learning_rate,
+            "vectors": config.vector_learning_rate,
+        }.get(name, 0.0)
+        if config.optimizer == "adafactor" or not own_rate:
+            own_rate = config.learning_rate
+        is_memory = name == "memory"
+        rate = config.gate_learning_rate if is_memory else compute_peak_rate(config, own_rate)
+        return {
+            "name": name,
+            "params": list(parameters.values()),
+            "peak_lr": rate,
+            "lr": rate,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+
+    def _make_exact(self, parameter: nn.Parameter) -> nn.Parameter:
+        if parameter.dtype in (torch.float32, torch.float64):
+            return parameter
+        copy = nn.Parameter(parameter.detach().float())
+        self._pairs.append((parameter, copy))
+        return copy
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -123,8 +135,39 @@ class Optimizer:
         ]
 
     def parameters(self) -> list[nn.Parameter]:
-        """All parameters that are updated."""
+        """All parameters that are updated: the copies where there are some."""
         return [p for group in self._groups for p in group["params"]]
+
+    def find_exact(self, parameter: Tensor) -> Tensor:
+        """The copy of a parameter in fp32, or the parameter itself where it has none."""
+        return next((copy for mine, copy in self._pairs if mine is parameter), parameter)
+
+    def give_back(self) -> None:
+        """Round the copies into the model. In place."""
+        with torch.no_grad():
+            for parameter, copy in self._pairs:
+                parameter.copy_(copy)
+
+    def clip_gradients(self, clip_norm: float) -> float:
+        """Clip the gradients in place, where `clip_norm` is not 0; their norm before that.
+
+        0 where there is none: only gates are trained, and no memory holds anything yet.
+        """
+        self._take_gradients()
+        parameters = self.parameters()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return 0.0
+        norm = get_total_norm(gradients)
+        if clip_norm:
+            clip_grads_with_norm_(parameters, clip_norm, norm)
+        return norm.item()
+
+    def _take_gradients(self) -> None:
+        """Move the gradients of the model's parameters to the copies."""
+        for parameter, copy in self._pairs:
+            if parameter.grad is not None:
+                copy.grad, parameter.grad = parameter.grad.float(), None
 
     def set_step(self, step: int) -> None:
         """Give every group its rate for a step, counted from 1."""
@@ -138,13 +181,17 @@ class Optimizer:
 
     def step(self) -> None:
         """Update the parameters from their gradients, in place."""
+        self._take_gradients()
         for optimizer in self._optimizers.values():
             optimizer.step()
+        self.give_back()
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
         for optimizer in self._optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+        for parameter, _ in self._pairs:
+            parameter.grad = None
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the next step depends on besides weights and gradients.
@@ -195,18 +242,6 @@ class Optimizer:
             optimizer.state.update(states[kind])
 
 
-def _make_group(
-    name: str, parameters: Parameters, peak_rate: float, weight_decay: float
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "params": list(parameters.values()),
-        "peak_lr": peak_rate,
-        "lr": peak_rate,
-        "weight_decay": weight_decay,
-    }
-
-
 def _build_optimizer(kind: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if kind == "adafactor":
         # Here, because its import takes a third of a second that the others need not pay.
@@ -220,15 +255,42 @@ def _build_optimizer(kind: str, groups: list[dict[str, Any]]) -> torch.optim.Opt
     return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
 
 
-def clip_gradients(parameters: Sequence[Tensor], clip_norm: float) -> float:
-    """Clip the gradients in place, where `clip_norm` is not 0; their norm before that.
+def compute_schedule(config: TrainingConfig, step: int) -> float:
+    """Share of its peak that every rate has at a step: warm-up, then the schedule's decay.
 
-    0 where there is none: only gates are trained, and no memory holds anything yet.
+    With w = max(warmup_steps, 1), n = step, N = config.steps, f = final_share and p = (n - w) / (N
+    - w) in [0, 1]:
+
+        inverse_sqrt   min(n / w, 1) * sqrt(w / max(n, w))
+        cosine         n / w up to w, then f + (1 - f) * (1 + cos(pi * p)) / 2
+        linear         n / w up to w, then 1 - (1 - f) * p
+        constant       min(n / w, 1)
+
+    Args:
+        config: the schedule and its lengths.
+        step: the step about to be taken, counted from 1.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return 0.0
-    norm = get_total_norm(gradients)
-    if clip_norm:
-        clip_grads_with_norm_(parameters, clip_norm, norm)
-    return norm.item()
+    warmup = max(config.warmup_steps, 1)
+    if step < warmup:
+        return step / warmup
+    if config.schedule == "inverse_sqrt":
+        return math.sqrt(warmup / step)
+    if config.schedule == "constant":
+        return 1.0
+    progress = min((step - warmup) / max(config.steps - warmup, 1), 1.0)
+    share = (
+        (1.0 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1.0 - progress
+    )
+    return config.final_share + (1.0 - config.final_share) * share
+
+
+def compute_peak_rate(config: TrainingConfig, learning_rate: float) -> float:
+    """The highest rate that a setting of the configuration stands for.
+
+    `inverse_sqrt` is the paper's lr(n) = lr * min(n / w, 1) / sqrt(max(n, w)), whose peak is lr /
+    sqrt(w), at n = w; the peak of the other schedules is the setting itself. Rates of gates and
+    scales are peaks already.
+    """
+    if config.schedule == "inverse_sqrt":
+        return learning_rate / math.sqrt(max(config.warmup_steps, 1))
+    return learning_rate

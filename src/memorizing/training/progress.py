@@ -13,7 +13,7 @@ from typing import final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from memorizing.training.folder import explain_full_disk
+from memorizing.storage.files import explain_failures
 
 LINE_INTERVAL_S = 10.0
 
@@ -46,7 +46,7 @@ class Display(ABC):
     def _append_to_log(self, lines: list[str]) -> None:
         assert self._log_path is not None
         with (
-            explain_full_disk(str(self._log_path)),
+            explain_failures(self._log_path),
             self._log_path.open("a", encoding="utf-8") as file,
         ):
             file.writelines(lines)

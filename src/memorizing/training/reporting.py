@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
-from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from memorizing.data import SegmentLoader
 from memorizing.evaluation import EvaluationResult, Progress
-from memorizing.model import MemorizingTransformer
-from memorizing.training.counters import Counters, Window
-from memorizing.training.metrics_log import MetricsLog
-from memorizing.training.optimizer import Optimizer
+from memorizing.settings import flatten_tables
+from memorizing.storage.files import explain_failures, write_bytes
 from memorizing.training.progress import Display
-from memorizing.training.rows import Rows
-from memorizing.training.run_folder import METRICS_FILE, TENSORBOARD_FOLDER
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+MISSING_TENSORBOARD = (
+    "no TensorBoard log: tensorboard is not installed (pip install 'memorizing[tensorboard]')"
+)
 _SHOW_INTERVAL_S = 0.25
 
 
@@ -35,6 +37,27 @@ class StepMetrics:
     grad_norm: float
     """Of all parameters together, before clipping."""
     step_s: float
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last line of the metrics."""
+
+    steps: int = 0
+    nats: float = 0.0
+    num_targets: int = 0
+    grad_norm: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found."""
+
+    result: EvaluationResult
+    """With the memory that is trained."""
+    without: EvaluationResult | None = None
+    """Without memory, where that was read too."""
 
 
 @dataclass(frozen=True)
@@ -56,43 +79,26 @@ class TrainingResult:
     """Nats per token of the last evaluation; None without one."""
 
 
-class MeasuresFill(Protocol):
-    """The rows of a training."""
+class Reporter:
+    """Writes the metrics and moves the progress display."""
 
-    def measure_fill(self) -> dict[int, float]:
-        """Per memory layer, the share of its slots that hold something."""
-        ...
-
-
-class RunReporter(ABC):
-    """Writes the metrics and moves the progress display. Reads the training, never changes it."""
-
-    def __init__(
-        self, display: Display, loader: SegmentLoader, optimizer: Optimizer, rows: MeasuresFill
-    ) -> None:
-        """Report on these."""
+    def __init__(self, display: Display, measure_fill: Callable[[], dict[int, float]]) -> None:
+        """Show on a display; `measure_fill` gives per memory layer the share of slots in use."""
         self.display = display
-        self._loader, self._optimizer, self._rows = loader, optimizer, rows
+        self._measure_fill = measure_fill
         self._log: MetricsLog | None = None
         self._shown_s = 0.0
 
-    def _list_facts(self) -> dict[str, str]:
-        """What else the progress display shows."""
-        return {}
-
-    @abstractmethod
-    def _describe_gates(self) -> dict[str, Any]:
-        """What is logged of gates."""
-
-    def open(self, run_dir: Path | None, step: int, last_step: int) -> None:
-        """Begin: metrics go to the run's folder where there is one, continued after `step`."""
-        if run_dir is not None:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            self._log = MetricsLog(run_dir / METRICS_FILE, run_dir / TENSORBOARD_FOLDER, step)
-            if self._log.message:
-                self.display.say(self._log.message)
+    def start(self, step: int, last_step: int) -> None:
+        """Begin to show progress."""
         self._shown_s = 0.0
         self.display.start(step, last_step)
+
+    def open(self, run_dir: Path, step: int) -> None:
+        """Write metrics into a run's folder, continued after `step`."""
+        self._log = MetricsLog(
+            run_dir / METRICS_FILE, run_dir / TENSORBOARD_FOLDER, step, self.display.say
+        )
 
     def close(self) -> None:
         """End."""
@@ -101,18 +107,27 @@ class RunReporter(ABC):
             self._log.close()
             self._log = None
 
-    def show(self, metrics: StepMetrics, counters: Counters, is_last: bool) -> None:
+    def show(
+        self,
+        metrics: StepMetrics,
+        recent_nats: float,
+        describe_heads: Callable[[], dict[str, Any]],
+        is_last: bool,
+    ) -> None:
         """Move the progress display, a few times a second at most."""
         if not is_last and time.monotonic() - self._shown_s < _SHOW_INTERVAL_S:
             return
         self._shown_s = time.monotonic()
         facts = {
-            "loss": f"{counters.recent_nats:.3f}",
+            "loss": f"{recent_nats:.3f}",
             "tokens/s": f"{metrics.num_targets / metrics.step_s:,.0f}",
         }
-        if fills := self._rows.measure_fill().values():
+        if fills := self._measure_fill().values():
             facts["memory"] = f"{sum(fills) / len(fills):.0%}"
-        self.display.update(metrics.step, facts | self._list_facts())
+        gates = [gate for layer in describe_heads().get("gate", {}).values() for gate in layer]
+        if gates:
+            facts["gates"] = f"{min(gates):.2f}-{max(gates):.2f}"
+        self.display.update(metrics.step, facts)
 
     def make_evaluation_progress(self, step: int) -> Progress:
         """What an evaluation after a step calls to move the progress display."""
@@ -124,73 +139,136 @@ class RunReporter(ABC):
 
         return progress
 
-    def log_training(self, counters: Counters, window: Window) -> None:
-        """Write a line about the steps of a window."""
+    def log_training(
+        self, step: int, window: Window, counted: dict[str, Any], heads: dict[str, Any]
+    ) -> None:
+        """Write a line about the steps of a window: what was `counted`, and how the heads are."""
         values = {
             "nats_per_token": window.nats / max(window.num_targets, 1),
-            "tokens": counters.tokens,
-            "epoch": self._loader.epoch,
-            "seconds": counters.seconds,
             "tokens_per_s": window.num_targets / window.seconds,
             "grad_norm": window.grad_norm / window.steps,
-            "rate": self._optimizer.rates(),
-            "memory_fill": {str(k): v for k, v in self._rows.measure_fill().items()},
+            **counted,
+            "memory_fill": {str(k): v for k, v in self._measure_fill().items()},
+            **heads,
         }
-        self._write(counters.step, "train", values | self._describe_gates())
+        self._write(step, {"train": values})
 
-    def _report_validation(
-        self, step: int, values: dict[str, Any], said: str, is_best: bool
-    ) -> None:
+    def log_validation(self, step: int, evaluation: Evaluation, is_best: bool) -> None:
         """Write a line about an evaluation, and say it."""
-        self._write(step, "validation", {**values, "is_best": is_best})
+        result, without = evaluation.result, evaluation.without
+        values = _describe_result(result)
+        said = f"perplexity {result.perplexity:.3f}"
+        if without is not None:
+            values["off"] = _describe_result(without)
+            said += f" with memory, {without.perplexity:.3f} without"
+        self._write(step, {"validation": {**values, "is_best": is_best}})
         note = " (best so far)" if is_best else ""
         self.display.say(f"step {step}: validation {said}{note}")
 
-    def _write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+    def _write(self, step: int, values: dict[str, Any]) -> None:
         if self._log is not None:
-            self._log.write(step, {kind: values})
+            self._log.write(step, values)
 
 
-class Reporter(RunReporter):
-    """Reports on the training of our own model."""
-
-    def __init__(
-        self,
-        display: Display,
-        model: MemorizingTransformer,
-        loader: SegmentLoader,
-        optimizer: Optimizer,
-        rows: Rows,
-    ) -> None:
-        """Report on these."""
-        super().__init__(display, loader, optimizer, rows)
-        self._model = model
-
-    def log_validation(self, step: int, result: EvaluationResult, is_best: bool) -> None:
-        """Write a line about an evaluation, and say it."""
-        said = f"perplexity {result.perplexity:.3f}"
-        self._report_validation(step, describe_result(result), said, is_best)
-
-    def _list_facts(self) -> dict[str, str]:
-        gates = self._read_gates().values()
-        if not gates:
-            return {}
-        values = torch.cat(list(gates))
-        return {"gates": f"{values.min().item():.2f}-{values.max().item():.2f}"}
-
-    def _describe_gates(self) -> dict[str, Any]:
-        return {"gate": {str(k): gate.tolist() for k, gate in self._read_gates().items()}}
-
-    def _read_gates(self) -> dict[int, torch.Tensor]:
-        """Gates of a model that reads a memory: without one they say nothing."""
-        return self._model.gates() if self._model.config.has_memory else {}
-
-
-def describe_result(result: EvaluationResult) -> dict[str, Any]:
-    """What is logged of an evaluation."""
+def _describe_result(result: EvaluationResult) -> dict[str, Any]:
     return {
         "nats_per_token": result.nats / result.tokens,
         "perplexity": result.perplexity,
         "tokens": result.tokens,
         "capacity": result.capacity,
     }
+
+
+class MetricsLog:
+    """One JSON object a line, each with `step`; the same numbers go to TensorBoard.
+
+    A log that is opened at step n forgets what an earlier session wrote after n: the resumed run
+    writes it again. TensorBoard is a convenience: where it is missing, or cannot write, that is
+    said once and training goes on.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tensorboard_dir: Path | None = None,
+        step: int = 0,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Open the log for the steps after `step`.
+
+        Args:
+            path: the JSONL file.
+            tensorboard_dir: folder for TensorBoard; None writes none.
+            step: lines of later steps, and lines that are not whole, are dropped.
+            say: told why there is no TensorBoard log though one was asked for.
+        """
+        self.path, self._say = path, say
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            kept = [line for line in read_metrics(path) if line["step"] <= step]
+            write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        # Unbuffered: a line that a full disk refused is not tried again when the file is closed.
+        self._file = path.open("ab", buffering=0)
+        self._writer: SummaryWriter | None = None
+        if tensorboard_dir is not None:
+            self._open_tensorboard(tensorboard_dir, step)
+
+    def _open_tensorboard(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._say(MISSING_TENSORBOARD)
+            return
+        try:
+            self._writer = SummaryWriter(log_dir=str(folder), purge_step=step + 1)
+        except OSError as error:
+            self._give_up_tensorboard(error)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append a line. Nested mappings and lists of numbers become one TensorBoard scalar each.
+
+        Raises:
+            ResourceError: no space left.
+        """
+        with explain_failures(self.path):
+            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+        if self._writer is not None:
+            try:
+                for name, value in _list_scalars(values):
+                    self._writer.add_scalar(name, value, step)
+            except OSError as error:
+                self._give_up_tensorboard(error)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._writer is not None:
+            try:
+                self._writer.close()
+            except OSError as error:
+                self._give_up_tensorboard(error)
+
+    def _give_up_tensorboard(self, error: OSError) -> None:
+        self._writer = None
+        self._say(f"the TensorBoard log ends here, the metrics go on: {error}")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; those that are damaged or half-written are left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
+    return lines
+
+
+def _list_scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in flatten_tables(values, "/").items():
+        if isinstance(value, (list, tuple)):
+            yield from _list_scalars({name: {str(i): item for i, item in enumerate(value)}})
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield name, float(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -11,6 +11,7 @@ import torch
 from memorizing.config import ModelConfig, TrainingConfig
 from memorizing.errors import ResourceError
 from memorizing.memory import memory_bytes
+from memorizing.model import MemorizingTransformer
 from memorizing.model.position_bias import choose_block_len
 
 _STATE_PER_WEIGHT = {"adafactor": 4, "adamw": 8, "muon": 8}
@@ -32,6 +33,28 @@ class Needs:
     def total(self) -> int:
         """All of it."""
         return self.weights + self.activations + self.memories
+
+
+def count_weights(model: ModelConfig) -> int:
+    """Parameters of a model, from those of its kinds of layers: nothing is allocated.
+
+    Raises:
+        ResourceError: sizes that no machine can have.
+    """
+
+    def count(num_layers: int, *memory_layers: int) -> int:
+        shape = replace(model, num_layers=num_layers, memory_layers=memory_layers)
+        with torch.device("meta"):
+            return sum(p.numel() for p in MemorizingTransformer(shape).parameters())
+
+    try:
+        one, two, with_memory = count(1), count(2), count(1, 0)
+    except (ArithmeticError, RuntimeError, TypeError) as error:
+        raise ResourceError(
+            f"a model with these sizes fits into no machine ({error}); lower those of [model]"
+        ) from error
+    more = (two - one) * (model.num_layers - 1)
+    return one + more + (with_memory - one) * len(set(model.memory_layers))
 
 
 def estimate_needs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +22,25 @@ from memorizing.data import (
 from memorizing.devices import find_device
 from memorizing.errors import CheckpointError, ConfigError
 from memorizing.model import MemorizingTransformer
-from memorizing.training.checkpoint import load_weights
-from memorizing.training.checkpoints import TRAINER_FILE, find_checkpoint, list_checkpoints
-from memorizing.training.folder import read_json
+from memorizing.storage.files import write_bytes
+from memorizing.training.checkpoint import TOKENIZER_FILE, advise, find_checkpoint, load_weights, read_trainer
 from memorizing.training.precision import Precision, choose_precision
 from memorizing.training.progress import Display, make_display
-from memorizing.training.resources import check_resources, estimate_needs, measure_available
-from memorizing.training.run_folder import LOG_FILE, check_run_folder, create_run_folder, record
+from memorizing.training.resources import (
+    check_resources,
+    count_weights,
+    estimate_needs,
+    measure_available,
+)
+from memorizing.training.run_folder import (
+    CONFIG_FILE,
+    LOG_FILE,
+    TRAINING,
+    RunFolder,
+    compare_settings,
+    open_run,
+    read_run_config,
+)
 from memorizing.training.trainer import Trainer, TrainingResult
 
 
@@ -55,38 +66,57 @@ def train(
             same threads and versions).
         device: where to train; None is CUDA where there is a GPU, else the CPU.
         progress: show a progress bar, or lines where standard error is not a terminal.
-        overwrite: replace a run that is there.
+        overwrite: replace a run that is there, once the new one has taken its first step.
         corpus: what `prepare_corpus` gave for this configuration, to train several models on the
             same tokens; None prepares it.
 
     Raises:
-        RunFolderError: a folder that exists, or none to resume.
+        RunFolderError: a folder that exists, none to resume, or one that another process writes.
         ConfigError: settings that do not fit the run that is resumed.
         CorpusError: no documents, or other documents than the run was started with.
         ResourceError: too little memory, said before anything is started; or no space left.
         CheckpointError: the last checkpoint is truncated or altered.
         NonFiniteLossError: the loss is NaN or infinite; the state before that step is saved.
     """
-    run_dir = Path(run_dir)
-    changes = check_run_folder(run_dir, config, resume=resume, overwrite=overwrite)
-    device = find_device(device)
-    display = make_display(progress)
-    checkpoints = list_checkpoints(run_dir) if resume else []
-    precision = _settle_precision(config, checkpoints, device)
+    with open_run(Path(run_dir), TRAINING, resume=resume, overwrite=overwrite) as run:
+        return _train_in(run, config, find_device(device), make_display(progress), corpus)
+
+
+def _train_in(
+    run: RunFolder,
+    config: Config,
+    device: torch.device,
+    display: Display,
+    corpus: TokenizedCorpus | None,
+) -> TrainingResult:
+    """`train` in a folder that is nobody else's."""
+    changes: list[str] = []
+    if run.is_resumed:
+        saved = read_run_config(run.path).to_dict()
+        del saved["model"]["vocab_size"]  # that of the tokenizer, whatever the recipe says
+        changes = compare_settings(saved, config.to_dict(), TRAINING.must_stay)
+    last = run.checkpoints[-1] if run.checkpoints else None
+    precision = _settle_precision(config, last, device)
     _check_memory(config, precision, device)
-    origin = None if checkpoints else _find_origin(config)
+    start_from = config.training.start_from
+    origin = find_checkpoint(Path(start_from)) if start_from and last is None else None
     if corpus is None:
-        known = run_dir if resume else origin
-        corpus = prepare_corpus(config, display, load_tokenizer(known) if known else None)
+        corpus = prepare_corpus(config, display, _find_tokenizer(run, origin, last))
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
     )
-    create_run_folder(run_dir, config, resume=resume, overwrite=overwrite)
-    corpus.tokenizer.save(run_dir)
-    display.open_log(run_dir / LOG_FILE)
+    _check_memory(config, precision, device)  # now that the vocabulary is known
     for change in changes:
         display.say(f"resumed with another setting: {change}")
     display.say(f"precision {precision.reason}")
+
+    def begin() -> None:
+        def write(folder: Path) -> None:
+            write_bytes(folder / CONFIG_FILE, config.to_toml().encode())
+            corpus.tokenizer.save(folder)
+
+        run.begin(write, {"precision": precision.name, "num_weights": num_weights})
+        display.open_log(run.path / LOG_FILE)
 
     torch.manual_seed(config.training.seed)
     model = MemorizingTransformer(config.model).to(device)
@@ -102,34 +132,38 @@ def train(
         model,
         loader,
         config.training,
-        run_dir=run_dir,
+        run_dir=run.path,
         tokenizer=corpus.tokenizer,
         validation=corpus.validation,
         precision=precision,
         display=display,
+        on_begin=begin,
     )
     num_weights = sum(p.numel() for p in model.parameters())
-    record(run_dir, {"precision": precision.name, "num_weights": num_weights})
     display.say(
         f"{num_weights:,} weights; {loader.num_targets:,} training tokens in {len(corpus.train)} "
         "documents"
     )
-    if checkpoints:
-        trainer.load(checkpoints[-1])
-        display.say(f"resumed from {checkpoints[-1].name}")
-    else:
-        if resume:
-            display.say("the run has no checkpoint yet: it starts at the beginning")
-        if origin is not None:
-            load_weights(origin, model, corpus.tokenizer, may_lack_memory=True)
-            display.say(f"starts with the weights of {origin}")
+    if last is not None:
+        trainer.load(last)
+        display.say(f"resumed from {last.name}")
+    elif run.is_resumed:
+        display.say("the run has no checkpoint yet: it starts at the beginning")
+    if origin is not None:
+        load_weights(origin, model, corpus.tokenizer, may_lack_memory=True)
+        display.say(f"starts with the weights of {origin}")
     return trainer.run()
 
 
-def _find_origin(config: Config) -> Path | None:
-    """The checkpoint whose weights a run begins with."""
-    start_from = config.training.start_from
-    return find_checkpoint(Path(start_from)) if start_from else None
+def _find_tokenizer(run: RunFolder, origin: Path | None, last: Path | None) -> Tokenizer | None:
+    """The tokenizer that a run goes on or begins with; None where it has to be trained.
+
+    A run that was killed before it had written one has that of its last checkpoint.
+    """
+    if run.is_resumed and (run.path / TOKENIZER_FILE).is_file():
+        return load_tokenizer(run.path)
+    known = last or origin
+    return load_tokenizer(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -143,16 +177,13 @@ class TokenizedCorpus:
     """Not tokenized: nothing but a claim reads them."""
 
 
-def _settle_precision(
-    config: Config, checkpoints: Sequence[Path], device: torch.device
-) -> Precision:
+def _settle_precision(config: Config, last: Path | None, device: torch.device) -> Precision:
     """What the run was started with, since a probe may come out differently; or a choice."""
-    if checkpoints:
-        name = read_json(checkpoints[-1] / TRAINER_FILE).get("precision")
+    if last is not None:
+        name = read_trainer(last).get("precision")
         if name not in ("fp32", "bf16"):
             raise CheckpointError(
-                f"{checkpoints[-1]} does not say its precision; it was altered: use another "
-                "checkpoint"
+                f"{last} does not say its precision; it was altered: {advise(last)}"
             )
         return Precision(name, f"{name}, as before")
     return choose_precision(
@@ -164,16 +195,11 @@ def _check_memory(config: Config, precision: Precision, device: torch.device) ->
     needs = estimate_needs(
         config.model,
         config.training,
-        _count_weights(config.model),
+        count_weights(config.model),
         2 if precision.name == "bf16" else 4,
         device,
     )
     check_resources(needs, config.model, config.training, measure_available(device))
-
-
-def _count_weights(config: ModelConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in MemorizingTransformer(config).parameters())
 
 
 def prepare_corpus(

@@ -1,0 +1,375 @@
+"""Training a model of `transformers` with memory: its histories, and what the loop needs to know.
+
+A checkpoint is an adapter folder with what training needs to go on beside it:
+
+    step-000100/
+    ├── memory_settings.json, memory_heads.safetensors, adapter_*   as `save_adapter` writes them
+    ├── config.json, model.safetensors, ...    with train = "all": the whole model, in fp32
+    └── manifest.json, trainer.json, optimizer.safetensors, state.safetensors   as for our own model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument
+from memorizing.errors import CheckpointError, ConfigError
+from memorizing.evaluation import EvaluationResult, Progress
+from memorizing.evaluation.pretrained import evaluate_model
+from memorizing.huggingface.attaching.attachment import Attachment, get_attachment
+from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.learning.adapter import (
+    HEADS_FILE,
+    LORA_FILE,
+    SETTINGS_FILE,
+    add_lora,
+    find_lora,
+    list_parameters,
+    load_heads,
+    load_lora_weights,
+    save_adapter,
+    train_only,
+)
+from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
+from memorizing.huggingface.sessions.scoring import read_memory
+from memorizing.loss import sum_nats
+from memorizing.storage.folders import verify_folder
+from memorizing.storage.tensors import check_shapes, read_tensors
+from memorizing.training.checkpoint import MODEL_FILE, advise
+from memorizing.training.finetuning.settings import FinetuneSettings
+from memorizing.training.loop import TrainingLoop
+from memorizing.training.optimizer import Optimizer, group_parameters
+from memorizing.training.progress import Display
+from memorizing.training.reporting import Evaluation, StepMetrics
+from memorizing.training.validation import HeldOut
+
+
+class FinetuneRows:
+    """A cache per row. A document that begins gets a new one, so that rows end where they like.
+
+    `read` computes a step's gradient, row after row; `commit` makes the step part of the histories.
+    """
+
+    def __init__(self, model: Any, attachment: Attachment, num_rows: int) -> None:
+        """Start with empty histories; the attachment must be bound while rows are read."""
+        self._model, self._attachment = model, attachment
+        self._device = model.get_input_embeddings().weight.device
+        self._caches: list[DynamicCache | None] = [None] * num_rows
+
+    def read(self, batch: SegmentBatch) -> float:
+        """Forward and backward over a segment of every row; gradients add to the parameters'.
+
+        The loss is summed nats / target tokens of all rows. What the cache holds of segments before
+        takes no gradient.
+
+        Returns:
+            Summed nats.
+        """
+        num_targets = max(batch.num_targets, 1)
+        total = 0.0
+        for row, length in enumerate(batch.valid.sum(1).tolist()):
+            if batch.doc_start[row]:
+                self._caches[row] = self._attachment.make_cache()
+            if not length:
+                continue
+            cache = self._caches[row]
+            assert cache is not None  # a row's first segment begins a document
+            output = self._model(
+                input_ids=batch.tokens[row : row + 1, :length].to(self._device),
+                **self._attachment.pass_cache(cache),
+            )
+            targets = batch.targets[row : row + 1, :length].to(self._device)
+            nats = sum_nats(output.logits, targets, torch.ones_like(targets, dtype=torch.bool))
+            if nats.requires_grad:  # not so where only gates are trained and no memory is filled
+                (nats / num_targets).backward()
+            total += nats.item()
+        return total
+
+    def commit(self) -> None:
+        """After the backward pass of all rows: let the segments that were read be retrieved."""
+        for cache in self._caches:
+            if cache is not None:
+                self._attachment.commit(cache)
+
+    def measure_fill(self) -> dict[int, float]:
+        """Per memory layer, entries held / entries that all rows could hold."""
+        fills: dict[int, list[float]] = {}
+        for cache in self._caches:
+            if cache is None:
+                continue
+            for layer, memory in self._attachment.find_history(cache).memories.items():
+                fills.setdefault(layer, []).append(float(memory.size[0]) / memory.capacity)
+        return {layer: sum(values) / len(values) for layer, values in fills.items()}
+
+    def state_dict(self, doc_ends: Sequence[bool]) -> dict[str, Tensor]:
+        """All histories as `row.<row>.<name>`, by reference.
+
+        Args:
+            doc_ends: per row, whether its document is read to its end. Nothing of it is needed
+                any more, and nothing of it is given.
+        """
+        tensors: dict[str, Tensor] = {}
+        for row, cache in enumerate(self._caches):
+            if cache is None or doc_ends[row]:
+                continue
+            dumped = dump_cache(self._attachment, cache) or {}
+            tensors |= {f"row.{row}.{name}": tensor for name, tensor in dumped.items()}
+        return tensors
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], doc_ends: Sequence[bool]) -> None:
+        """Put back what `state_dict` gave. In place.
+
+        Raises:
+            CheckpointError: the histories are of another model, memory or number of rows.
+        """
+        by_row: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            _, row, name = key.split(".", 2)
+            by_row.setdefault(int(row), {})[name] = tensor
+        needed = [row for row, is_ended in enumerate(doc_ends) if not is_ended]
+        if sorted(by_row) != needed:
+            raise CheckpointError(
+                f"the checkpoint holds the histories of rows {sorted(by_row)}, and rows {needed} "
+                "go on; it was altered, or is of another number of rows"
+            )
+        self._caches = [
+            load_cache(self._attachment, by_row[row]) if row in by_row else None
+            for row in range(len(self._caches))
+        ]
+
+
+@final
+class Finetuner(TrainingLoop):
+    """Trains what makes a model use its memory.
+
+    `finetune` builds one in a run folder; experiments make their own. Without `run_dir` nothing is
+    written to disk. After `run` the model is in evaluation mode.
+    """
+
+    settings_prefix = "finetune."
+
+    def __init__(
+        self,
+        model: Any,
+        documents: Sequence[TokenizedDocument],
+        start_token: int,
+        settings: FinetuneSettings,
+        *,
+        run_dir: Path | None = None,
+        validation: Sequence[TokenizedDocument] = (),
+        display: Display | None = None,
+        on_step: Callable[[StepMetrics], None] | None = None,
+        on_begin: Callable[[], None] | None = None,
+    ) -> None:
+        """Prepare to train from the beginning; `load` goes on from a checkpoint.
+
+        Args:
+            model: of `transformers`, with `add_memory`. Trained in place, on its device; LoRA is
+                added where `settings` want it, and which parameters require gradients is set.
+            documents: read in an order that follows `settings.seed`, again and again.
+            start_token: precedes every document.
+            settings: how to train.
+            run_dir: see `TrainingLoop`.
+            validation: see `TrainingLoop`.
+            display: see `TrainingLoop`.
+            on_step: called after every step.
+            on_begin: see `TrainingLoop`.
+
+        Raises:
+            ConfigError: nothing would be trained, or LoRA is in the way.
+            IndexUnavailableError: LoRA without peft.
+        """
+        self.model = inner = unwrap(model)
+        self.attachment = attachment = get_attachment(inner)
+        self.settings, config = settings, settings.make_training_config()
+        self._base_fingerprint = attachment.fingerprint()
+        torch.manual_seed(settings.seed)
+        prepare_weights(inner, attachment, settings)
+        output = inner.get_output_embeddings()
+        embeddings = [inner.get_input_embeddings().weight]
+        embeddings += [output.weight] if output is not None else []
+        groups = group_parameters(inner, embeddings, list_parameters(attachment))
+        self._rows = FinetuneRows(inner, attachment, settings.rows)
+        self._rows_before: dict[str, Tensor] = {}
+        self._rows_in_step: dict[str, Tensor] | None = None
+        super().__init__(
+            config,
+            SegmentLoader(
+                documents,
+                settings.rows,
+                attachment.settings.segment_len,
+                start_token,
+                settings.seed,
+                repeat=True,
+            ),
+            Optimizer(groups, config),
+            embeddings[0].device,
+            run_dir=run_dir,
+            validation=validation,
+            display=display,
+            on_step=on_step,
+            on_begin=on_begin,
+        )
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        self.model.train()
+        try:
+            with read_memory(self.attachment):
+                self._rows.load_state_dict(self._rows_before, self._find_doc_ends())
+                yield
+                # Histories end where the memory is left.
+                self._rows_before = self._dump_rows()
+        finally:
+            self.model.eval()
+
+    def _read(self, batches: Sequence[SegmentBatch]) -> float:
+        (batch,) = batches
+        # Reading changes the caches in place: what a step that fails goes back to is kept.
+        self._rows_in_step = self._rows.state_dict(batch.doc_start.tolist())
+        return self._rows.read(batch)
+
+    def _commit(self) -> None:
+        self._rows.commit()
+        self._rows_in_step = None
+
+    def _dump_rows(self) -> dict[str, Tensor]:
+        if self._rows_in_step is not None:
+            return self._rows_in_step
+        return self._rows.state_dict(self._find_doc_ends())
+
+    def _load_rows(self, tensors: dict[str, Tensor]) -> None:
+        self._rows_before = tensors
+
+    def _find_doc_ends(self) -> list[bool]:
+        """Per row, whether its next segment begins a document."""
+        rows = self.loader.state_dict()["rows"]
+        lengths = [len(document.tokens) for document in self.loader.documents]
+        return [index < 0 or place >= lengths[index] for index, place in rows]
+
+    def _identify(self) -> dict[str, Any]:
+        return {
+            "train": self.settings.train,
+            "dtype": str(self.model.dtype),
+            "base": self._base_fingerprint,
+        }
+
+    def _count_model_bytes(self) -> int:
+        if self.settings.train != "all":
+            return 0
+        return sum(p.numel() * max(4, p.element_size()) for p in self.model.parameters())
+
+    def save_result(self, folder: Path) -> None:
+        """Save what was learned, without what training needs to go on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write_model(folder)
+
+    def _write_model(self, folder: Path) -> None:
+        if self.settings.train == "all":
+            tensors = {
+                name: self.optimizer.find_exact(tensor).detach()
+                for name, tensor in self._list_weights().items()
+            }
+            self.model.save_pretrained(folder, state_dict=tensors, max_shard_size="1TB")
+        save_adapter(self.model, folder)
+
+    def _list_weights(self) -> dict[str, Tensor]:
+        """Those of the model itself, without its memory."""
+        tensors = self.model.state_dict(keep_vars=True)
+        return {name: tensor for name, tensor in tensors.items() if ".memory." not in name}
+
+    def _load_model(self, folder: Path) -> None:
+        lora, remedy = find_lora(self.model), advise(folder)
+        names = [SETTINGS_FILE, HEADS_FILE]
+        names += [LORA_FILE] if lora else []
+        names += [MODEL_FILE] if self.settings.train == "all" else []
+        verify_folder(folder, names, remedy=remedy)
+        heads = read_tensors(folder / HEADS_FILE, CheckpointError, remedy)
+        load_heads(self.attachment, heads, str(folder))
+        if lora:
+            tensors = read_tensors(folder / LORA_FILE, CheckpointError, remedy)
+            load_lora_weights(self.model, tensors, str(folder))
+        if self.settings.train == "all":
+            self._load_weights(folder, remedy)
+
+    def _load_weights(self, folder: Path, remedy: str) -> None:
+        tensors = read_tensors(folder / MODEL_FILE, CheckpointError, remedy)
+        mine = self._list_weights()
+        # Tied weights are saved once.
+        saved = {id(mine[name]) for name in tensors if name in mine}
+        expected = {n: t for n, t in mine.items() if n in tensors or id(t) not in saved}
+        check_shapes(str(folder), tensors, expected, CheckpointError, "resume with its base model")
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self.optimizer.find_exact(mine[name]).copy_(tensor)
+        self.optimizer.give_back()
+
+    def _evaluate(self, held_out: HeldOut, progress: Progress) -> Evaluation:
+        capacity = self.attachment.settings.capacity
+        num_runs = 2 if capacity else 1
+
+        def read(number: int, capacity: int) -> EvaluationResult:
+            return evaluate_model(
+                self.model,
+                held_out.documents,
+                capacity=capacity,
+                max_tokens=held_out.max_tokens,
+                start_token=held_out.start_token,
+                progress=lambda done, total: progress(number * total + done, num_runs * total),
+            )
+
+        return Evaluation(read(0, capacity), read(1, 0) if capacity else None)
+
+    def _measure_fill(self) -> dict[int, float]:
+        return self._rows.measure_fill()
+
+    def _describe_heads(self) -> dict[str, Any]:
+        has_memory = self.attachment.settings.capacity > 0
+        return {"heads": self.attachment.dump_heads() if has_memory else {}}
+
+
+def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettings) -> None:
+    """Add LoRA where it is wanted and missing, and say which parameters are trained. In place.
+
+    Raises:
+        ConfigError: nothing would be trained, or LoRA is in the way.
+    """
+    lora = find_lora(inner)
+    if settings.train == "gates" and not attachment.settings.capacity:
+        raise ConfigError(
+            "capacity is 0 and train is 'gates': gates of no memory learn nothing; train LoRA "
+            "or all weights, or give a capacity"
+        )
+    if settings.train == "gates" and not any(
+        heads.is_any for heads in attachment.open_heads.values()
+    ):
+        raise ConfigError(
+            "train is 'gates' and all heads are closed: closed gates learn nothing; open some "
+            "(add_memory(model, heads=...), or a bias above -29)"
+        )
+    if settings.train == "all" and lora is not None:
+        raise ConfigError(
+            "train is 'all' and the model has LoRA; merge it into the weights first, or train LoRA"
+        )
+    if settings.train == "lora" and lora is None:
+        first = min(attachment.settings.layers) if settings.lora_layers == "from_memory" else 0
+        add_lora(
+            inner,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            dropout=settings.lora_dropout,
+            first_layer=first,
+        )
+    train_only(
+        inner,
+        memory=attachment.settings.capacity > 0,
+        lora=settings.train == "lora",
+        others=settings.train == "all",
+    )

@@ -1,0 +1,476 @@
+"""The training loop: one for every kind of model.
+
+A step reads the next segment of every row (in crossbatch the next few): forward, loss and backward;
+then clip, update, commit. What differs between kinds of models is what `TrainingLoop` leaves open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from memorizing.config import TrainingConfig
+from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument
+from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
+from memorizing.evaluation import Progress
+from memorizing.training.checkpoint import (
+    TrainingState,
+    explain_damage,
+    load_training_state,
+    locate_checkpoint,
+    prune_checkpoints,
+    write_checkpoint,
+)
+from memorizing.training.optimizer import Optimizer
+from memorizing.training.progress import Display, SilentDisplay
+from memorizing.training.reporting import Evaluation, Reporter, StepMetrics, TrainingResult, Window
+from memorizing.training.validation import HeldOut
+
+_RECENT_STEPS = 100
+
+
+@dataclass
+class Counters:
+    """Counts of a run since its first step, in all its sessions."""
+
+    step: int = 0
+    """Steps taken."""
+    tokens: int = 0
+    """Target tokens read."""
+    seconds: float = 0.0
+    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
+    """Summed nats and target tokens of the last steps."""
+    window: Window = field(default_factory=Window)
+
+    def add(self, nats: float, num_targets: int, grad_norm: float, seconds: float) -> None:
+        """Count a step."""
+        self.step += 1
+        self.tokens += num_targets
+        self.recent.append((nats, num_targets))
+        window = self.window
+        window.steps += 1
+        window.nats += nats
+        window.num_targets += num_targets
+        window.grad_norm += grad_norm
+        window.seconds += seconds
+
+    @property
+    def recent_nats(self) -> float:
+        """Nats per token over the last steps, at most 100; NaN before the first."""
+        num_targets = sum(count for _, count in self.recent)
+        return sum(nats for nats, _ in self.recent) / num_targets if num_targets else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, exact."""
+        return dataclasses.asdict(self) | {"recent": list(self.recent)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Counters:
+        """The counters that `to_dict` described."""
+        recent = deque([(nats, count) for nats, count in values["recent"]], maxlen=_RECENT_STEPS)
+        return cls(
+            values["step"], values["tokens"], values["seconds"], recent, Window(**values["window"])
+        )
+
+
+class StopRequest:
+    """Whether a signal asked to stop, and which."""
+
+    def __init__(self) -> None:
+        """Nothing asked for yet."""
+        self.signal_name = ""
+
+    def __bool__(self) -> bool:
+        """Whether to stop."""
+        return bool(self.signal_name)
+
+
+@contextmanager
+def catch_stop_signals() -> Iterator[StopRequest]:
+    """Within this context the first SIGINT or SIGTERM only sets the request.
+
+    The second acts as it did before, and the handlers that were there come back at the end.
+    Outside the main thread Python allows no handlers: nothing is caught.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            # A handler that was not installed from Python reads as None: it cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal_name = signal.Signals(number).name
+        restore()
+
+    for number in numbers:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        restore()
+
+
+@dataclass(frozen=True)
+class _Position:
+    """What a step uses up: taken before it, so that a step that fails can be tried again."""
+
+    loader: dict[str, Any]
+    generators: dict[str, Tensor]
+
+
+class TrainingLoop(ABC):
+    """Trains a model in place; `load` goes on from a checkpoint, `run` takes the steps.
+
+    Everything is decided here but what a step of *this* model computes, what it keeps in a
+    checkpoint and what it tells: the abstract methods.
+
+    Nothing is written before the first step of a session has been taken.
+    """
+
+    settings_prefix: str
+    """Before the names of settings in messages."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        loader: SegmentLoader,
+        optimizer: Optimizer,
+        device: torch.device,
+        *,
+        run_dir: Path | None,
+        validation: Sequence[TokenizedDocument],
+        display: Display | None,
+        on_step: Callable[[StepMetrics], None] | None,
+        on_begin: Callable[[], None] | None,
+    ) -> None:
+        """Prepare to train from the beginning.
+
+        Args:
+            config: how to train.
+            loader: gives batches of `config.rows` rows; training ends early where it does.
+            optimizer: of everything that is trained.
+            device: where the model is.
+            run_dir: folder for checkpoints, metrics and TensorBoard; None writes nothing.
+            validation: documents of the evaluations during training.
+            display: what a person sees; None is nothing.
+            on_step: called after every step.
+            on_begin: called once, after the first step and before anything is written.
+        """
+        self.config, self.loader, self.optimizer = config, loader, optimizer
+        self._run_dir, self._on_step, self._on_begin = run_dir, on_step, on_begin
+        self._device = device
+        self._held_out = HeldOut(validation, loader, config.evaluate_tokens)
+        self._reporter = Reporter(display or SilentDisplay(), self._measure_fill)
+        self._draws = torch.Generator().manual_seed(config.seed)
+        """Of what a step draws, besides torch's own generators (dropout)."""
+        self._counters = Counters()
+        self._saved_step = -1
+        self._has_begun = False
+
+    @abstractmethod
+    def _open(self) -> AbstractContextManager[None]:
+        """Within this context steps are taken: the model is in training mode."""
+
+    @abstractmethod
+    def _read(self, batches: Sequence[SegmentBatch]) -> float:
+        """Forward and backward over the next segments of every row; gives the summed nats.
+
+        Gradients of the summed nats / target tokens of all batches add to the parameters'.
+        """
+
+    @abstractmethod
+    def _commit(self) -> None:
+        """Make the segments that were read last part of the histories."""
+
+    @abstractmethod
+    def _dump_rows(self) -> dict[str, Tensor]:
+        """All histories as of the last commit, as `row.<row>.<name>`, by reference."""
+
+    @abstractmethod
+    def _load_rows(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `_dump_rows` gave. In place.
+
+        Raises:
+            CheckpointError: they are of another model, capacity or number of rows.
+        """
+
+    @abstractmethod
+    def _identify(self) -> dict[str, Any]:
+        """Settings by name that must be the same when a run goes on, as JSON holds them."""
+
+    @abstractmethod
+    def _count_model_bytes(self) -> int:
+        """About how much `_write_model` writes."""
+
+    @abstractmethod
+    def _write_model(self, folder: Path) -> None:
+        """Write the weights, and what is needed to use them, into an empty folder."""
+
+    @abstractmethod
+    def _load_model(self, folder: Path) -> None:
+        """Copy the weights of a checkpoint into the model. In place.
+
+        Raises:
+            CheckpointError: truncated, altered or of another model.
+        """
+
+    @abstractmethod
+    def _evaluate(self, held_out: HeldOut, progress: Progress) -> Evaluation:
+        """Read the documents that are held out, with the memory as it is after this step."""
+
+    @abstractmethod
+    def _measure_fill(self) -> dict[int, float]:
+        """Per memory layer, entries held / entries that all rows could hold."""
+
+    @abstractmethod
+    def _describe_heads(self) -> dict[str, Any]:
+        """What is logged of gates and scales."""
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self._counters.step
+
+    @final
+    def run(self, until: int | None = None) -> TrainingResult:
+        """Train up to a step (by default the last), the documents' end, or SIGINT or SIGTERM.
+
+        A signal lets the present step finish; then, as at every end, a checkpoint is saved. A
+        second signal acts as it usually does.
+
+        Raises:
+            NonFiniteLossError: the loss or a gradient is NaN or infinite. The weights are those
+                before the step, and saved where a step was taken before.
+            ResourceError: no space left; earlier checkpoints are unharmed.
+        """
+        last = self.config.steps if until is None else min(until, self.config.steps)
+        with catch_stop_signals() as stop:
+            try:
+                self._reporter.start(self.step, last)
+                with self._open():
+                    self._run_steps(last, stop)
+                    self.save()
+            finally:
+                self._reporter.close()
+        interrupted = bool(stop) and self.step < last
+        if interrupted:
+            self._reporter.display.say(
+                f"{stop.signal_name}: stopped after step {self.step}; resume to go on"
+            )
+        return TrainingResult(
+            self._run_dir,
+            self.step,
+            self._counters.tokens,
+            self._counters.seconds,
+            interrupted,
+            self._counters.recent_nats,
+            self._held_out.last_nats,
+        )
+
+    def _run_steps(self, last: int, stop: StopRequest) -> None:
+        counters, config = self._counters, self.config
+        before_s = counters.seconds - time.monotonic()
+        is_first = True
+        while self.step < last and (is_first or not stop):
+            metrics = self._take_step()
+            if metrics is None:
+                self._reporter.display.say(f"the documents ended after step {self.step}")
+                return
+            counters.seconds = before_s + time.monotonic()
+            if is_first:
+                self._begin()
+                is_first = False
+            if self._on_step is not None:
+                self._on_step(metrics)
+            self._reporter.show(
+                metrics, counters.recent_nats, self._describe_heads, is_last=self.step == last
+            )
+            if self._is_due(config.log_every, at_end=True):
+                window, counters.window = counters.window, Window()
+                values = {
+                    "tokens": counters.tokens,
+                    "epoch": self.loader.epoch,
+                    "seconds": counters.seconds,
+                    "rate": self.optimizer.rates(),
+                }
+                self._reporter.log_training(self.step, window, values, self._describe_heads())
+            is_best = self._is_due(config.evaluate_every, at_end=True) and self._judge()
+            counters.seconds = before_s + time.monotonic()
+            if is_best or self._is_due(config.checkpoint_every):
+                self.save()
+
+    def _begin(self) -> None:
+        """Write from now on: the session's first step has been taken."""
+        if not self._has_begun and self._on_begin is not None:
+            self._on_begin()
+        self._has_begun = True
+        if self._run_dir is not None:
+            self._reporter.open(self._run_dir, self.step - 1)
+
+    def _is_due(self, every: int, at_end: bool = False) -> bool:
+        return every > 0 and (self.step % every == 0 or (at_end and self.step == self.config.steps))
+
+    def _take_step(self) -> StepMetrics | None:
+        """One step, or None where the loader has ended."""
+        start_s = time.perf_counter()
+        before = self._capture_position()
+        try:
+            batches = self._next_segments()
+        except StopIteration:
+            return None
+        num_targets = sum(batch.num_targets for batch in batches)
+        self.optimizer.zero_grad()
+        try:
+            nats = self._read(batches)
+            norm = self.optimizer.clip_gradients(self.config.clip_norm)
+        except NonFiniteQueryError:
+            # What the search refuses would have made the loss NaN.
+            nats = norm = math.nan
+        if not (math.isfinite(nats) and math.isfinite(norm)):
+            self._stop_at_bad_step(nats, norm, before)
+        self.optimizer.set_step(self.step + 1)
+        self.optimizer.step()
+        self._commit()
+        step_s = time.perf_counter() - start_s
+        self._counters.add(nats, num_targets, norm, step_s)
+        return StepMetrics(self.step, nats, num_targets, norm, step_s)
+
+    def _next_segments(self) -> list[SegmentBatch]:
+        """The segments of a step: one, or in the phase of crossbatch several."""
+        config = self.config
+        in_phase = self.step < config.crossbatch_share * config.steps
+        num_segments = 1 + (config.crossbatch_segments if in_phase else 0)
+        batches = [next(self.loader)]
+        while len(batches) < num_segments and not self.loader.starts_document:
+            batches.append(next(self.loader))
+        return batches
+
+    def _stop_at_bad_step(self, nats: float, norm: float, before: _Position) -> None:
+        self.optimizer.zero_grad()
+        seen = f"gradient norm is {norm}" if math.isfinite(nats) else f"loss is {nats}"
+        saved = ""
+        if self._run_dir is not None and self.step == self._saved_step:
+            saved = f"; the state before it is saved in {locate_checkpoint(self._run_dir, self.step)}"
+        elif self._run_dir is not None and self._has_begun and self._has_finite_weights():
+            saved = f"; the state before it is saved in {self._write_checkpoint(before)}"
+        name = self.settings_prefix
+        raise NonFiniteLossError(
+            f"training stopped: at step {self.step + 1} the {seen}{saved}; lower "
+            f"{name}learning_rate, raise {name}warmup_steps or set {name}clip_norm, and "
+            + ("resume; if it happens again, delete the newest folders of checkpoints first, so "
+               "that it resumes from an earlier one" if saved else "start again")
+        )
+
+    def _has_finite_weights(self) -> bool:
+        finite = [torch.isfinite(p).all().to(self._device) for p in self.optimizer.parameters()]
+        # One wait for a GPU, not one per weight.
+        return bool(torch.stack(finite).all())
+
+    def _judge(self) -> bool:
+        """Evaluate on the validation documents; whether it is the best so far."""
+        if not self._held_out:
+            return False
+        progress = self._reporter.make_evaluation_progress(self.step)
+        evaluation = self._evaluate(self._held_out, progress)
+        is_best = self._held_out.judge(self.step, evaluation.result)
+        self._reporter.log_validation(self.step, evaluation, is_best)
+        return is_best
+
+    @final
+    def save(self) -> Path | None:
+        """Save a checkpoint where there is a run folder; then delete those not to be kept.
+
+        Raises:
+            NonFiniteLossError: a weight is NaN or infinite; nothing is saved.
+            ResourceError: no space left; earlier checkpoints are unharmed.
+        """
+        if self._run_dir is None:
+            return None
+        if self.step == self._saved_step:
+            return locate_checkpoint(self._run_dir, self.step)
+        if not self._has_begun:
+            return None
+        if not self._has_finite_weights():
+            raise NonFiniteLossError(
+                f"training stopped: after step {self.step} weights are NaN or infinite, and "
+                f"nothing was saved; resume with a lower {self.settings_prefix}learning_rate"
+            )
+        path = self._write_checkpoint(self._capture_position())
+        prune_checkpoints(self._run_dir, self.config.keep_checkpoints, self._held_out.best_step)
+        return path
+
+    def _capture_position(self) -> _Position:
+        generators = {"rng.torch": torch.get_rng_state(), "rng.closing": self._draws.get_state()}
+        if self._device.type == "cuda":
+            generators["rng.cuda"] = torch.cuda.get_rng_state(self._device)
+        return _Position(self.loader.state_dict(), generators)
+
+    def _write_checkpoint(self, position: _Position) -> Path:
+        assert self._run_dir is not None
+        tensors, numbers = self.optimizer.state_dict()
+        trainer = {
+            "counters": self._counters.to_dict(),
+            "loader": position.loader,
+            "validation": self._held_out.to_dict(),
+            "optimizer": numbers,
+            **{name.rpartition(".")[2]: value for name, value in self._identify().items()},
+        }
+        state = {**self._dump_rows(), **position.generators}
+        path = locate_checkpoint(self._run_dir, self.step)
+        training = TrainingState(tensors, state, trainer)
+        write_checkpoint(path, self._write_model, self._count_model_bytes(), training)
+        self._saved_step = self.step
+        return path
+
+    @final
+    def load(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint: the next step is bit for bit that of a run that never stopped.
+
+        Changes the model, the loader and torch's global generators.
+
+        Raises:
+            CheckpointError: truncated, altered, or of another model, tokenizer, memory, batch,
+                optimizer or precision.
+            CorpusError: of other documents.
+        """
+        training = load_training_state(checkpoint)
+        values = training.trainer
+        for name, mine in self._identify().items():
+            saved = values.get(name.rpartition(".")[2])
+            if saved != mine:
+                raise CheckpointError(
+                    f"{checkpoint} was trained with {name} = {saved!r} and this run has {mine!r}; "
+                    "resume with the base model, memory and precision it began with"
+                )
+        self._load_model(checkpoint)
+        with explain_damage(checkpoint):
+            self.loader.load_state_dict(values["loader"])
+            self.optimizer.load_state_dict(training.optimizer, values["optimizer"])
+            self._load_rows({n: t for n, t in training.state.items() if n.startswith("row.")})
+            self._held_out.load_dict(values["validation"])
+            self._counters = Counters.from_dict(values["counters"])
+            torch.set_rng_state(training.state["rng.torch"])
+            self._draws.set_state(training.state["rng.closing"])
+            if self._device.type == "cuda" and "rng.cuda" in training.state:
+                torch.cuda.set_rng_state(training.state["rng.cuda"], self._device)
+        self._saved_step = self.step
