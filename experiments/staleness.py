@@ -32,7 +32,7 @@ from memorizing.loss import compute_token_nats
 from memorizing.model import MemorizingTransformer, evaluation_mode
 from memorizing.storage.files import write_json
 from memorizing.training import list_checkpoints, load_model, read_run_config
-from memorizing.training.checkpoints import read_step
+from memorizing.training.checkpoint import read_step
 
 MODELS = {"normalized": "proofs-normalized-seed0", "not normalized": "proofs-raw-seed0"}
 

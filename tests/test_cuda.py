@@ -33,7 +33,7 @@ from memorizing.loss import sum_nats
 from memorizing.memory import FrozenMemory, Memory
 from memorizing.model import MemorizingTransformer
 from memorizing.training import Trainer, list_checkpoints, load_model
-from memorizing.training.finetuning.loop import Finetuner
+from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.finetuning.settings import FinetuneSettings
 from memorizing.training.questions import build_gathering_model
 

@@ -50,8 +50,8 @@ from memorizing.metrics import Totals, compare_token_nats
 from memorizing.storage.files import write_json
 from memorizing.training import finetune
 from memorizing.training.finetuning import FinetuneSettings
-from memorizing.training.finetuning.loop import Finetuner
-from memorizing.training.finetuning.run_folder import RESULT_FOLDER, SETTINGS_FILE
+from memorizing.training.finetuning.finetuner import Finetuner
+from memorizing.training.finetuning.run import RESULT_FOLDER, SETTINGS_FILE
 from memorizing.training.reporting import StepMetrics
 
 RESULTS = Path("experiments/results/pretrained_finetuned.json")

@@ -51,8 +51,8 @@ from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.loss import sum_nats
 from memorizing.storage.files import write_json
 from memorizing.training.finetuning import FinetuneSettings
-from memorizing.training.finetuning.weights import TrainedWeights, prepare_weights
-from memorizing.training.optimizer import Optimizer, clip_gradients
+from memorizing.training.finetuning.finetuner import group_weights, prepare_weights
+from memorizing.training.optimizer import Optimizer
 
 RESULTS = Path("experiments/results/pretrained_passkey.json")
 RUNS = Path("runs/pretrained/passkey")
@@ -138,14 +138,14 @@ def train(tokenizer: PreTrainedTokenizerBase, adapter: Path, options: argparse.N
     settings = make_settings(options)
     torch.manual_seed(settings.seed)
     prepare_weights(model, attachment, settings)
-    optimizer = Optimizer(TrainedWeights(model, attachment).groups, settings.make_training_config())
+    optimizer = Optimizer(group_weights(model, attachment), settings.make_training_config())
     rng, began = random.Random(settings.seed), time.perf_counter()
     recent: list[tuple[float, float]] = []
     for step in range(1, settings.steps + 1):
         batch = draw_batch(tokenizer, own_tokenizer.start_token, step, rng, settings)
         optimizer.zero_grad()
         recent.append(learn(model, batch))
-        clip_gradients(optimizer.parameters(), settings.clip_norm)
+        optimizer.clip_gradients(settings.clip_norm)
         optimizer.set_step(step)
         optimizer.step()
         if step % _SHOW_EVERY == 0 or step == settings.steps:

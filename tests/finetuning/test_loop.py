@@ -14,9 +14,9 @@ from memorizing.huggingface.learning.adapter import load_adapter
 from memorizing.huggingface.sessions.session import open_memory
 from memorizing.training import read_metrics
 from memorizing.training.finetuning import FinetuneSettings, finetune
-from memorizing.training.finetuning.loop import Finetuner
-from memorizing.training.finetuning.run_folder import RESULT_FOLDER
-from memorizing.training.schedule import compute_schedule
+from memorizing.training.finetuning.finetuner import Finetuner
+from memorizing.training.finetuning.run import RESULT_FOLDER
+from memorizing.training.optimizer import compute_schedule
 
 from ..huggingface.tools import CACHE
 from .tools import (

@@ -8,7 +8,7 @@ import torch
 from memorizing.data import SegmentLoader
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.training.finetuning import FinetuneSettings
-from memorizing.training.finetuning.loop import Finetuner
+from memorizing.training.finetuning.finetuner import Finetuner
 
 from .tools import SEGMENT_LEN, START, make_documents, make_model, one_thread
 

@@ -17,7 +17,7 @@ from memorizing.index_settings import parse_index
 from memorizing.memory import FrozenMemory, MemoryFolder
 from memorizing.memory.frozen import select_heads
 from memorizing.training.finetuning import FinetuneSettings
-from memorizing.training.finetuning.weights import prepare_weights
+from memorizing.training.finetuning.finetuner import prepare_weights
 
 from .test_memory_session import DOCUMENTS, QUESTION, TOKENIZER
 from .tools import (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from memorizing.training.folder import explain_full_disk, write_folder
 
 from memorizing.config import ModelConfig, TokenizerConfig
 from memorizing.data import Document, Tokenizer, train_tokenizer
@@ -14,7 +15,6 @@ from memorizing.errors import CheckpointError, ResourceError
 from memorizing.model import MemorizingTransformer
 from memorizing.training import Trainer, find_checkpoint, list_checkpoints, load_model, save_model
 from memorizing.training.checkpoint import load_training_state, load_weights
-from memorizing.training.folder import explain_full_disk, write_folder
 
 MakeTrainer = Callable[..., Trainer]
 

@@ -16,7 +16,7 @@ from memorizing.data import SegmentBatch
 from memorizing.errors import ConfigError
 from memorizing.model import Exposed
 from memorizing.training import StepMetrics, Trainer
-from memorizing.training.rows import Rows
+from memorizing.training.trainer import Rows
 
 from .conftest import LENGTHS, SEGMENT_LEN
 

@@ -8,7 +8,7 @@ import pytest
 
 from memorizing.errors import ResourceError
 from memorizing.training import read_metrics
-from memorizing.training.metrics_log import MISSING_TENSORBOARD, MetricsLog
+from memorizing.training.reporting import MISSING_TENSORBOARD, MetricsLog
 
 
 def test_every_line_is_read_back(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_without_tensorboard_the_log_is_written_and_the_lack_is_said(tmp_path: P
     code = (
         "import sys; sys.modules['tensorboard'] = None\n"
         "from pathlib import Path\n"
-        "from memorizing.training.metrics_log import MetricsLog\n"
+        "from memorizing.training.reporting import MetricsLog\n"
         f"log = MetricsLog(Path({str(tmp_path / 'm.jsonl')!r}), Path({str(tmp_path / 'tb')!r}))\n"
         "log.write(1, {'train': {'tokens': 3}}); log.close(); print(log.message)"
     )

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from memorizing.config import TrainingConfig
-from memorizing.training.schedule import compute_peak_rate, compute_schedule
+from memorizing.training.optimizer import compute_peak_rate, compute_schedule
 
 
 def test_the_papers_rate_is_its_formula() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from memorizing.data import TokenizedDocument
 from memorizing.errors import CheckpointError, NonFiniteLossError
 from memorizing.training import StepMetrics, Trainer, load_model, read_metrics
-from memorizing.training.checkpoints import list_checkpoints, locate_checkpoint
+from memorizing.training.checkpoint import list_checkpoints, locate_checkpoint
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -249,8 +249,8 @@ def test_the_latest_checkpoints_and_the_best_are_kept(
         validation=documents[:3],
     )
     trainer.run(until=2)
-    best = trainer._validator.best_step
-    trainer._validator.best_nats = 0.0  # nothing later is better
+    best = trainer._held_out.best_step
+    trainer._held_out.best_nats = 0.0  # nothing later is better
     trainer.run()
     kept = [path.name for path in list_checkpoints(tmp_path)]
     assert kept == [f"step-{step:06d}" for step in (best, 5, 6)]

@@ -261,7 +261,7 @@ def restore_memory(model: Any, run_dir: Path) -> None:
     """Give a model the memory that a run began with. In place."""
     from memorizing.huggingface import add_memory
     from memorizing.huggingface.attaching.attachment import get_attachment
-    from memorizing.training.finetuning.run_folder import read_description
+    from memorizing.training.finetuning.run import read_description
 
     description = read_description(run_dir)
     add_memory(model, **description["memory"])

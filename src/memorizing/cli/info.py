@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,15 +120,10 @@ def describe_recipe(recipe: str) -> dict[str, Any]:
         raise ConfigError(describe_unknown("topic, recipe or run folder", recipe, known))
     config = load_config(recipe)
 
-    import torch
-
     from memorizing.memory import memory_bytes
-    from memorizing.model import MemorizingTransformer
-    from memorizing.training import estimate_needs
+    from memorizing.training import count_weights, estimate_needs
 
-    with torch.device("meta"):
-        model = MemorizingTransformer(config.model)
-    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    num_weights = count_weights(config.model)
     needs = estimate_needs(config.model, config.training, num_weights)
     one_row = memory_bytes(config.model, 1, config.model.capacity)
     return {
@@ -150,17 +144,18 @@ def describe_run(run_dir: Path) -> dict[str, Any]:
         RunFolderError: the folder is not a run.
     """
     from memorizing.training import list_checkpoints, read_metrics, read_run_config
-    from memorizing.training.run_folder import METRICS_FILE, RUN_FILE
+    from memorizing.training.reporting import METRICS_FILE
+    from memorizing.training.run_folder import read_sessions
 
     config = read_run_config(run_dir)
-    sessions = run_dir / RUN_FILE
     metrics = run_dir / METRICS_FILE
     lines = read_metrics(metrics) if metrics.is_file() else []
+    sessions = read_sessions(run_dir)
     return {
         **config.to_dict(),
         "checkpoints": [path.name for path in list_checkpoints(run_dir)],
         "last_metrics": lines[-1] if lines else None,
-        **(json.loads(sessions.read_text(encoding="utf-8")) if sessions.is_file() else {}),
+        **({"sessions": sessions} if sessions else {}),
     }
 
 

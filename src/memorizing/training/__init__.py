@@ -14,7 +14,12 @@ from memorizing.training.checkpoint import (
 from memorizing.training.precision import Precision, choose_precision
 from memorizing.training.progress import Display, LineDisplay, SilentDisplay, make_display
 from memorizing.training.reporting import StepMetrics, TrainingResult, read_metrics
-from memorizing.training.resources import check_resources, estimate_needs, measure_available
+from memorizing.training.resources import (
+    check_resources,
+    count_weights,
+    estimate_needs,
+    measure_available,
+)
 from memorizing.training.run_folder import read_run_config
 from memorizing.training.train import TokenizedCorpus, prepare_corpus, train
 from memorizing.training.trainer import Trainer
@@ -35,6 +40,7 @@ __all__ = [
     "TrainingResult",
     "check_resources",
     "choose_precision",
+    "count_weights",
     "estimate_needs",
     "find_checkpoint",
     "finetune",

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -372,7 +372,14 @@ def explain_damage(checkpoint: Path) -> Iterator[None]:
         yield
     except MemorizingError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(
             f"{checkpoint} does not hold what a run needs ({type(error).__name__}: {error}); it "
             f"was altered: {advise(checkpoint)}"

@@ -370,15 +370,21 @@ class TrainingLoop(ABC):
         seen = f"gradient norm is {norm}" if math.isfinite(nats) else f"loss is {nats}"
         saved = ""
         if self._run_dir is not None and self.step == self._saved_step:
-            saved = f"; the state before it is saved in {locate_checkpoint(self._run_dir, self.step)}"
+            saved = (
+                f"; the state before it is saved in {locate_checkpoint(self._run_dir, self.step)}"
+            )
         elif self._run_dir is not None and self._has_begun and self._has_finite_weights():
             saved = f"; the state before it is saved in {self._write_checkpoint(before)}"
         name = self.settings_prefix
         raise NonFiniteLossError(
             f"training stopped: at step {self.step + 1} the {seen}{saved}; lower "
             f"{name}learning_rate, raise {name}warmup_steps or set {name}clip_norm, and "
-            + ("resume; if it happens again, delete the newest folders of checkpoints first, so "
-               "that it resumes from an earlier one" if saved else "start again")
+            + (
+                "resume; if it happens again, delete the newest folders of checkpoints first, so "
+                "that it resumes from an earlier one"
+                if saved
+                else "start again"
+            )
         )
 
     def _has_finite_weights(self) -> bool:

@@ -1,4 +1,4 @@
-"""Parameter groups, the torch optimizers that update them behind one small class, and their rates."""
+"""Parameter groups, their rates, and torch optimizers behind one small class."""
 
 from __future__ import annotations
 

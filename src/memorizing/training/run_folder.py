@@ -1,13 +1,13 @@
 """The folder of a run, of either kind: what it holds describes itself, and one process writes it.
 
-    run/
-    ├── config.toml        a training's settings (a finetuning's: `finetune.json`)
-    ├── run.json           its sessions: versions, commit, command, machine
-    ├── tokenizer.json     of a training
-    ├── metrics.jsonl, tensorboard/, log.txt
-    ├── checkpoints/       may be a link to a folder elsewhere
-    ├── adapter/           of a finetuning that is done
-    └── lock               who writes here
+run/
+├── config.toml        a training's settings (a finetuning's: `finetune.json`)
+├── run.json           its sessions: versions, commit, command, machine
+├── tokenizer.json     of a training
+├── metrics.jsonl, tensorboard/, log.txt
+├── checkpoints/       may be a link to a folder elsewhere
+├── adapter/           of a finetuning that is done
+└── lock               who writes here
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ class RunFolder:
                 "--resume to start one"
             )
         if not is_run and path.is_dir():
-            found = (one.name for one in path.iterdir() if not is_leftover(one.name, is_locked=True))
+            found = (
+                one.name for one in path.iterdir() if not is_leftover(one.name, is_locked=True)
+            )
             if set(found) - {LOCK, _REPLACED}:
                 raise RunFolderError(
                     f"{path} exists and is not a {name}; give the run a new or empty folder"

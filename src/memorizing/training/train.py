@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from memorizing.config import Config, ModelConfig
+from memorizing.config import Config
 from memorizing.data import (
     Document,
     SegmentLoader,
@@ -23,9 +23,16 @@ from memorizing.devices import find_device
 from memorizing.errors import CheckpointError, ConfigError
 from memorizing.model import MemorizingTransformer
 from memorizing.storage.files import write_bytes
-from memorizing.training.checkpoint import TOKENIZER_FILE, advise, find_checkpoint, load_weights, read_trainer
+from memorizing.training.checkpoint import (
+    TOKENIZER_FILE,
+    advise,
+    find_checkpoint,
+    load_weights,
+    read_trainer,
+)
 from memorizing.training.precision import Precision, choose_precision
 from memorizing.training.progress import Display, make_display
+from memorizing.training.reporting import TrainingResult
 from memorizing.training.resources import (
     check_resources,
     count_weights,
@@ -41,7 +48,7 @@ from memorizing.training.run_folder import (
     open_run,
     read_run_config,
 )
-from memorizing.training.trainer import Trainer, TrainingResult
+from memorizing.training.trainer import Trainer
 
 
 def train(

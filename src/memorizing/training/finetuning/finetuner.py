@@ -45,7 +45,7 @@ from memorizing.storage.tensors import check_shapes, read_tensors
 from memorizing.training.checkpoint import MODEL_FILE, advise
 from memorizing.training.finetuning.settings import FinetuneSettings
 from memorizing.training.loop import TrainingLoop
-from memorizing.training.optimizer import Optimizer, group_parameters
+from memorizing.training.optimizer import Optimizer, ParameterGroups, group_parameters
 from memorizing.training.progress import Display
 from memorizing.training.reporting import Evaluation, StepMetrics
 from memorizing.training.validation import HeldOut
@@ -192,10 +192,6 @@ class Finetuner(TrainingLoop):
         self._base_fingerprint = attachment.fingerprint()
         torch.manual_seed(settings.seed)
         prepare_weights(inner, attachment, settings)
-        output = inner.get_output_embeddings()
-        embeddings = [inner.get_input_embeddings().weight]
-        embeddings += [output.weight] if output is not None else []
-        groups = group_parameters(inner, embeddings, list_parameters(attachment))
         self._rows = FinetuneRows(inner, attachment, settings.rows)
         self._rows_before: dict[str, Tensor] = {}
         self._rows_in_step: dict[str, Tensor] | None = None
@@ -209,8 +205,8 @@ class Finetuner(TrainingLoop):
                 settings.seed,
                 repeat=True,
             ),
-            Optimizer(groups, config),
-            embeddings[0].device,
+            Optimizer(group_weights(inner, attachment), config),
+            inner.get_input_embeddings().weight.device,
             run_dir=run_dir,
             validation=validation,
             display=display,
@@ -373,3 +369,11 @@ def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettin
         lora=settings.train == "lora",
         others=settings.train == "all",
     )
+
+
+def group_weights(inner: Any, attachment: Attachment) -> ParameterGroups:
+    """The parameters that require a gradient, by how they are updated."""
+    output = inner.get_output_embeddings()
+    embeddings = [inner.get_input_embeddings().weight]
+    embeddings += [output.weight] if output is not None else []
+    return group_parameters(inner, embeddings, list_parameters(attachment))
