@@ -64,8 +64,9 @@ def test_without_tensorboard_the_log_is_written_and_the_lack_is_said(tmp_path: P
         "import sys; sys.modules['tensorboard'] = None\n"
         "from pathlib import Path\n"
         "from memorizing.training.reporting import MetricsLog\n"
-        f"log = MetricsLog(Path({str(tmp_path / 'm.jsonl')!r}), Path({str(tmp_path / 'tb')!r}))\n"
-        "log.write(1, {'train': {'tokens': 3}}); log.close(); print(log.message)"
+        f"path, folder = Path({str(tmp_path / 'm.jsonl')!r}), Path({str(tmp_path / 'tb')!r})\n"
+        "log = MetricsLog(path, folder, 0, print)\n"
+        "log.write(1, {'train': {'tokens': 3}}); log.close()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == MISSING_TENSORBOARD

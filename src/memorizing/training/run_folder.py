@@ -13,6 +13,7 @@ run/
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import platform
 import subprocess
@@ -343,6 +344,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _find_commit() -> str | None:
     """Commit of the source this package was imported from; None outside a git checkout of it.
 
