@@ -169,7 +169,7 @@ def load_model(
     places = read_header(folder / MODEL_FILE, CheckpointError, advise(folder)).places
     check_shapes(str(folder), places, model.state_dict(), CheckpointError, _OTHER_MODEL)
     model.to_empty(device=device or "cpu")
-    load_weights(folder, model)
+    _copy_weights(folder, model)
     return LoadedModel(model.eval(), config, tokenizer)
 
 
@@ -212,6 +212,14 @@ def load_weights(
             f"{folder} was trained with another tokenizer than this run's; restore the "
             f"{TOKENIZER_FILE} of the run, of which each checkpoint has a copy, or start a new one"
         )
+    _copy_weights(folder, model, may_lack_memory=may_lack_memory)
+
+
+def _copy_weights(
+    folder: Path, model: MemorizingTransformer, *, may_lack_memory: bool = False
+) -> None:
+    """`load_weights` of a folder that is verified."""
+    remedy = advise(folder)
     own = model.state_dict()
     theirs = dict(read_header(folder / MODEL_FILE, CheckpointError, remedy).places)
     expected = dict(own)
@@ -251,7 +259,7 @@ def read_trainer(folder: Path) -> dict[str, Any]:
 
 def _read_description(folder: Path) -> tuple[ModelConfig, Tokenizer | None]:
     remedy = advise(folder)
-    verify_folder(folder, (CONFIG_FILE,), may_lack_manifest=True, remedy=remedy)
+    verify_folder(folder, _MODEL_FILES, may_lack_manifest=True, remedy=remedy)
     values = read_json(folder / CONFIG_FILE, CheckpointError, remedy)
     if values.get("model_type") not in _MODEL_TYPES:
         raise CheckpointError(
