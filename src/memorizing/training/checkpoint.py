@@ -161,6 +161,7 @@ def load_model(
     """
     folder = find_checkpoint(Path(path), which)
     config, tokenizer = _read_description(folder)
+    verify_folder(folder, (MODEL_FILE,), may_lack_manifest=True, remedy=advise(folder))
     _check_layers(folder, config)
     # Without its random start: the weights are about to be replaced, and the caller's generator
     # stays untouched. Nothing is allocated before the file is known to hold these shapes.
@@ -259,7 +260,7 @@ def read_trainer(folder: Path) -> dict[str, Any]:
 
 def _read_description(folder: Path) -> tuple[ModelConfig, Tokenizer | None]:
     remedy = advise(folder)
-    verify_folder(folder, _MODEL_FILES, may_lack_manifest=True, remedy=remedy)
+    verify_folder(folder, (CONFIG_FILE,), may_lack_manifest=True, remedy=remedy)
     values = read_json(folder / CONFIG_FILE, CheckpointError, remedy)
     if values.get("model_type") not in _MODEL_TYPES:
         raise CheckpointError(
