@@ -23,8 +23,7 @@ from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument
 from memorizing.errors import CheckpointError, ConfigError
 from memorizing.evaluation import EvaluationResult, Progress
 from memorizing.evaluation.pretrained import evaluate_model
-from memorizing.huggingface.attaching.attachment import Attachment, get_attachment
-from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.attaching.attachment import Attachment, get_attachment, unwrap
 from memorizing.huggingface.learning.adapter import (
     HEADS_FILE,
     LORA_FILE,

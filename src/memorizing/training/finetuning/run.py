@@ -10,8 +10,7 @@ from typing import Any
 
 from memorizing.data import Document, TokenizedDocument, cut_documents, tokenize_documents
 from memorizing.errors import ConfigError, CorpusError, ResourceError, RunFolderError
-from memorizing.huggingface.attaching.attachment import get_attachment
-from memorizing.huggingface.attaching.unwrapping import unwrap
+from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.sessions.scoring import find_start_token
 from memorizing.huggingface.sessions.texts import encode_text, wrap_tokenizer
 from memorizing.storage.files import name_temporary, read_json, write_json
