@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import time
 import tracemalloc
 import zipfile
 
@@ -62,7 +63,7 @@ PAPERS = {
     "2301/2301.00004.gz": gzip.compress(b"\\documentstyle{amsart} caf\xe9"),
     "2301/2301.00005.gz": gzip.compress(b"%auto-ignore\nwithdrawn"),
     "2301/2301.00006.gz": b"not gzip",
-    "2301/2301.00007.gz": pack({"a.tex": b"x", "l.tex": make_header(tarfile.SYMTYPE, "/etc/x")}),
+    "2301/2301.00007.gz": pack({"a.tex": b"x", "l.tex": make_header(tarfile.FIFOTYPE)}),
     "2301/2301.00008.gz": gzip.compress(b"%!PS-Adobe"),
 }
 
@@ -108,7 +109,7 @@ def test_papers_on_mathematics_are_read_from_bulk_archives(bulk):
     assert corpus.num_replaced == 1
     skipped = corpus.skipped
     assert any(line.startswith("2301.00006: cannot be read") for line in skipped)
-    assert any("2301.00007" in line and "a link to '/etc/x'" in line for line in skipped)
+    assert any("2301.00007" in line and "neither a file nor a folder" in line for line in skipped)
     assert "1 papers that are not Mathematics" in skipped
     assert "2 papers without LaTeX source" in skipped
     assert "1 papers that were withdrawn" in skipped
@@ -186,6 +187,66 @@ def test_of_many_bad_lines_the_first_are_named_and_the_others_counted(bulk):
     )
 
 
+@pytest.mark.parametrize(
+    ("members", "text"),
+    [
+        ({"main.tex": b"\\begin{document}", "._main.tex": b"\0\5" * 99}, "\\begin{document}"),
+        ({"a.tex": b"here", "l.tex": make_header(tarfile.SYMTYPE, "/etc/x")}, "here"),
+        ({"paper": b"\\documentstyle{x}", "fig.eps": b"%!PS"}, "\\documentstyle{x}"),
+        ({"paper.txt": b"\\magnification=1000 x \\bye", "00README": b"no"}, None),
+        ({"9901001.1": b"\\input amstex", "x.jpg": b"\xff\xd8"}, "\\input amstex"),
+    ],
+)
+def test_a_paper_is_found_among_what_is_beside_it(bulk, members, text):
+    papers = {"2301/2301.00001.gz": pack(members)}
+    write_tar(bulk / "src" / "arXiv_src_2301_001.tar", papers)
+    _, documents = read(bulk)
+    assert documents["2301.00001"].text == (text or members["paper.txt"].decode())
+
+
+def test_a_paper_that_is_there_twice_is_read_once(bulk):
+    again = {"2302/2301.00004.gz": gzip.compress(b"\\begin{document} again")}
+    write_tar(bulk / "src" / "arXiv_src_2302_001.tar", again)
+    corpus, documents = read(bulk)
+    assert documents["2301.00004"].text.startswith("\\documentstyle")
+    assert any("arXiv_src_2302_001.tar: the paper was there before" in x for x in corpus.skipped)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"a \\% \input{b}", []),
+        (r"a \\\% \input{b}", ["b.tex"]),
+        (r"50\% \input{b}", ["b.tex"]),
+        (r"\input{ b }", ["b.tex"]),
+        (r"\import{ . }{ b }", ["b.tex"]),
+        (r"\input{   }\input b", ["b.tex"]),
+    ],
+)
+def test_what_follows_a_percent_sign_is_a_comment_unless_it_is_escaped(text, found):
+    files = {"main.tex": "\\documentclass{x}" + text, "a.tex": "", "b.tex": ""}
+    assert order_sources(files) == [
+        "main.tex",
+        *found,
+        *(n for n in ("a.tex", "b.tex") if n not in found),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\input{" + " " * 99_991,
+        "\\input" + " " * 99_991,
+        "\\" * 99_991,
+        "\\import{a}{" + "\n " * 49_999,
+    ],
+)
+def test_latex_takes_time_in_proportion_to_its_length(text):
+    start_s = time.perf_counter()
+    assert order_sources({"a.tex": text, "b.tex": ""}) == ["a.tex", "b.tex"]
+    assert time.perf_counter() - start_s < 2
+
+
 def test_a_missing_folder_says_what_to_download_and_how_large_it_is(tmp_path):
     for where in (tmp_path / "missing", tmp_path):
         with pytest.raises(CorpusError, match=r"about 3 TB.*s3://arxiv/src.*proof-pile.*10 GB"):
@@ -193,10 +254,10 @@ def test_a_missing_folder_says_what_to_download_and_how_large_it_is(tmp_path):
 
 
 def test_a_bulk_archive_that_is_not_safe_is_refused_before_a_paper_is_given(bulk):
-    members = {**PAPERS, "2301/up.gz": make_header(tarfile.SYMTYPE, "../../up")}
+    members = {**PAPERS, "2301/up.gz": make_header(tarfile.BLKTYPE)}
     path = write_tar(bulk / "src" / "arXiv_src_0001_001.tar", members)
     documents = load_corpus(DataConfig(corpus=f"arxiv:{bulk}")).documents()
-    with pytest.raises(CorpusError, match=f"'{path.name}' has the member '2301/up.gz', a link"):
+    with pytest.raises(CorpusError, match=f"'{path.name}' has the member '2301/up.gz', which is"):
         next(documents)
 
 

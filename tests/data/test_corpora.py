@@ -184,7 +184,7 @@ def test_json_lines_are_documents_named_by_column_or_row(tmp_path):
     [
         ('{"text": "cut', "line 2 of 't.jsonl' is not JSON"),
         ("[1, 2]", "line 2 of 't.jsonl' is a list"),
-        ('{"txet": "x"}', "line 2 of 't.jsonl' has no column 'text'.* did you mean 'txet'"),
+        ('{"txet": "x"}', "row 2 of 't.jsonl' has no column 'text'.* did you mean 'txet'"),
         ('{"text": 5}', "column 'text' of row 2 in 't.jsonl' is int"),
         ('{"text": "x", "name": "same"}', "two documents .* named 'same'"),
     ],

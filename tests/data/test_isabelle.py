@@ -1,5 +1,9 @@
 """Isabelle: a document per session directory, theories in import order."""
 
+import io
+import tarfile
+import time
+
 import pytest
 
 from memorizing.config import DataConfig
@@ -150,13 +154,11 @@ def test_a_root_file_gives_its_sessions_with_their_folders():
 
 
 def test_an_archive_that_is_not_safe_is_refused_before_a_document_is_given(tmp_path):
-    import tarfile
-
     members = {name: text.encode() for name, text in AFP.items()}
-    members["afp-2024-01-02/thys/Evil.thy"] = make_header(tarfile.SYMTYPE, "/etc/passwd")
+    members["afp-2024-01-02/thys/Evil.thy"] = make_header(tarfile.CHRTYPE)
     path = write_tar(tmp_path / "afp.tar.gz", members, "w:gz")
     documents = load_corpus(DataConfig(corpus=f"isabelle:{path}")).documents()
-    with pytest.raises(CorpusError, match=r"'afp.tar.gz' has the member '.*Evil.thy', a link"):
+    with pytest.raises(CorpusError, match=r"'afp.tar.gz' has the member '.*Evil.thy', which is"):
         next(documents)
 
 
@@ -197,3 +199,44 @@ def test_reading_stops_after_so_many_documents(tmp_path):
     corpus, documents = read(write_tree(tmp_path, AFP), max_documents=2)
     assert list(documents) == ["Lists", "Lists/ex"]
     assert str(corpus).endswith(", the first 2 documents")
+
+
+@pytest.mark.parametrize("root", ["", " \n", "(* nothing *)", "chapter", "session", "session A ="])
+def test_a_root_that_says_nothing_leaves_its_folder_a_document(tmp_path, root):
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "ROOT").write_text(root)
+    (tmp_path / "A" / "T.thy").write_text("theory T imports Main begin end")
+    (document,) = load_corpus(DataConfig(corpus=f"isabelle:{tmp_path}")).documents()
+    assert "theory T" in document.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\<open>" * 9973,
+        "‹" * 29_989,
+        '"' + '\\"' * 29_989,
+        "`" + "\\`" * 29_989,
+        "(*" * 29_989,
+        "\\<a" * 9973,
+    ],
+    ids=["cartouche", "short cartouche", "string", "alternative string", "comment", "symbol"],
+)
+def test_what_is_not_closed_takes_time_in_proportion_to_its_length(text):
+    start_s = time.perf_counter()
+    assert read_imports(f"theory T imports A begin {text}") == ["A"]
+    assert read_imports(text) == []
+    assert read_root(text) == []
+    assert time.perf_counter() - start_s < 3
+
+
+def test_of_members_of_one_name_the_last_counts_as_where_it_is_unpacked(tmp_path):
+    path = tmp_path / "afp.tar"
+    with tarfile.open(path, "w") as archive:
+        for text in (b"theory T imports A begin end", b"theory T imports B begin end"):
+            info = tarfile.TarInfo("A/T.thy")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text))
+    (document,) = load_corpus(DataConfig(corpus=f"isabelle:{path}")).documents()
+    assert "imports B" in document.text
+    assert "imports A" not in document.text

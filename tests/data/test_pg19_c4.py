@@ -123,7 +123,7 @@ def test_pages_of_the_same_address_have_names_of_their_own(tmp_path):
 
 def test_reading_stops_before_a_file_that_is_not_needed(tmp_path):
     folder = write_pages(tmp_path, (4099, 4111))
-    (folder / "c4-train.00001-of-01024.json.gz").write_bytes(b"broken")
+    (folder / "c4-train.00001-of-01024.json.gz").write_bytes(b"\x1f\x8bbroken")
     corpus, documents = read(f"c4:{folder}", max_documents=2)
     assert (len(documents), corpus.skipped) == (2, [])
     corpus, documents = read(f"c4:{folder}", max_documents=3)

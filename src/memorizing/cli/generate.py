@@ -170,7 +170,7 @@ def find_prompt(prompt: str | None, prompt_file: Path | None) -> str:
         ConfigError: none was, or two.
         CorpusError: a file that is empty or no text.
     """
-    from memorizing.data.reading.given_files import decode_whole
+    from memorizing.data.reading.files import decode_whole
 
     if (prompt is None) == (prompt_file is None):
         raise ConfigError("give a prompt: either --prompt TEXT or --prompt-file FILE")

@@ -34,7 +34,7 @@ from memorizing.cli.reading_progress import ReadingProgress
 from memorizing.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memorizing.data.reading.given_files import LeftOut
+    from memorizing.data.reading.files import LeftOut
     from memorizing.huggingface import MemorySession
     from memorizing.memory.disk import MemoryFolder, StoredDocument
 
@@ -141,7 +141,7 @@ def run(
     prepare_file(json_file)
     wanted = parse_settings(layers, window, settings or [])
 
-    from memorizing.data.reading.given_files import LeftOut, Rules
+    from memorizing.data.reading.files import LeftOut, Rules
 
     left_out = LeftOut()
     folder = open_folder(memory)

@@ -11,7 +11,7 @@ from memorizing.cli.pretrained import show_name
 from memorizing.errors import ConfigError, CorpusError, MemoryFolderError
 
 if TYPE_CHECKING:
-    from memorizing.data.reading.given_files import LeftOut, Rules
+    from memorizing.data.reading.files import LeftOut, Rules
     from memorizing.memory.disk import MemoryFolder
 
 STDIN = "-"
@@ -94,7 +94,7 @@ def find_sources(
         ConfigError: standard input without a name, or a name without it.
         CorpusError: a path that is not there, two documents of one name, or no text at all.
     """
-    from memorizing.data.reading.given_files import find_text_files, load_text
+    from memorizing.data.reading.files import find_text_files, load_text
 
     if (STDIN in given) != (name is not None):
         raise ConfigError(
@@ -131,7 +131,7 @@ def read_stdin() -> str:
     Raises:
         CorpusError: it is empty or no text.
     """
-    from memorizing.data.reading.given_files import decode_whole
+    from memorizing.data.reading.files import decode_whole
 
     text, reason = decode_whole(sys.stdin.buffer.read())
     if text is None:

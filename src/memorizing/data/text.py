@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from memorizing.errors import ResourceError
+from memorizing.storage.files import describe_failure
+from memorizing.storage.files import read_bytes as read_plain
+
 _IGNORED_FOLDERS = frozenset({"__pycache__"})
 _BINARY_PROBE = 8192
+MAX_FILE_BYTES = 2**31
+"""Larger files are no text that somebody wrote, and are left out."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,8 @@ class Document:
     `text` as UTF-8."""
 
     def __post_init__(self) -> None:
-        """Count the bytes where the reader did not."""
+        """Make the name one that can be written, and count the bytes where the reader did not."""
+        object.__setattr__(self, "name", clean_name(self.name))
         if self.num_bytes < 0:
             object.__setattr__(
                 self, "num_bytes", len(self.text.encode("utf-8", errors="surrogatepass"))
@@ -43,11 +52,28 @@ class ReadLog:
 
     def skip(self, name: str, reason: str) -> None:
         """Note that something was left out."""
-        self.skipped.append(f"{name}: {reason}")
+        self.skipped.append(clean_name(f"{name}: {reason}"))
 
     def pass_over(self, reason: str) -> None:
         """Count something that a rule leaves out; there may be millions."""
         self.num_passed_over[reason] += 1
+
+
+def clean_name(name: str) -> str:
+    r"""A name that UTF-8 can hold; bytes of a file name that it cannot become `\udcNN`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def explain_unreadable(error: OSError) -> str:
+    """Why a file cannot be read, for a note.
+
+    Raises:
+        ResourceError: too many files are open: going on would leave out the rest as well.
+    """
+    reason = describe_failure(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise ResourceError(f"cannot go on reading: {reason}") from error
+    return f"cannot be read ({reason})"
 
 
 def decode_text(raw: bytes, log: ReadLog) -> str:
@@ -94,27 +120,39 @@ def find_files(
 ) -> list[PurePosixPath]:
     """Files under `root`, relative to it, sorted.
 
-    Hidden ones and byte code are left out; links to folders are not followed.
+    Hidden ones and byte code are left out, and what is no plain file; links to folders are not
+    followed.
     """
     ignored = _IGNORED_FOLDERS.union(ignored_folders)
     found: list[PurePosixPath] = []
 
     def note(error: OSError) -> None:
-        log.skip(str(error.filename), f"cannot be read ({error.strerror})")
+        log.skip(str(error.filename), explain_unreadable(error))
 
     for folder, folders, files in os.walk(root, onerror=note):
         folders[:] = [name for name in folders if name not in ignored and not name.startswith(".")]
         base = PurePosixPath(Path(folder).relative_to(root).as_posix())
         found.extend(base / name for name in files if not name.startswith(".") and keep(name))
-    return sorted(found)
+    return [name for name in sorted(found) if is_plain(root / name, str(name), log)]
+
+
+def is_plain(path: Path, name: str, log: ReadLog) -> bool:
+    """Whether there is a file to read, also behind a link; otherwise it is noted in `log`."""
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            return True
+        log.skip(name, "no plain file")
+    except OSError as error:
+        log.skip(name, explain_unreadable(error))
+    return False
 
 
 def read_bytes(path: Path, name: str, log: ReadLog) -> bytes | None:
     """Bytes of a text file, or None, noted in `log`, where it is binary or cannot be read."""
     try:
-        raw = path.read_bytes()
+        raw = read_plain(path, most=MAX_FILE_BYTES)
     except OSError as error:
-        log.skip(name, f"cannot be read ({error.strerror})")
+        log.skip(name, explain_unreadable(error))
         return None
     if is_binary(raw):
         log.skip(name, "binary")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import json
 import posixpath
@@ -23,11 +22,12 @@ from memorizing.data.reading.archives import (
     READ_ERRORS,
     UnsafeArchiveError,
     check_archive,
+    open_packed,
     read_lines,
     read_members,
     read_packed,
 )
-from memorizing.data.reading.places import explain_missing
+from memorizing.data.reading.files import explain_missing
 from memorizing.data.reading.tables import (
     RowFiles,
     find_hub_files,
@@ -37,7 +37,14 @@ from memorizing.data.reading.tables import (
     parse_hub_place,
     read_rows,
 )
-from memorizing.data.text import Document, ReadLog, concatenate_texts, encode_text, make_document
+from memorizing.data.text import (
+    Document,
+    ReadLog,
+    concatenate_texts,
+    encode_text,
+    is_plain,
+    make_document,
+)
 from memorizing.errors import CorpusError
 
 HUB_DATASET = "hoskinson-center/proof-pile"
@@ -48,6 +55,7 @@ _TEX_HEADER = "% {}\n"
 _PILE_FILE = re.compile(r"(?P<paper>[^/]+)/(?:v(?P<version>\d+)[^/]*/)?(?P<path>.+)", re.DOTALL)
 _NOT_TEX = (b"%!PS", b"%PDF", b"<!DOCTYPE", b"<html", b"\x1f\x8b", b"PK\x03\x04")
 _WITHDRAWN = b"%auto-ignore"
+_TEX_SIGN = re.compile(rb"\\(?:document(?:class|style)|begin\s*\{|bye\b|magnification|input\b)")
 
 
 def open_arxiv(where: str, config: DataConfig) -> Corpus:
@@ -76,30 +84,38 @@ def open_arxiv(where: str, config: DataConfig) -> Corpus:
         return _open_rows(where, find_hub_files(name, patterns, ARXIV), config, place_log)
     if not path.exists():
         raise CorpusError(f"{explain_missing(path, where)}; {ARXIV}")
-    archives = sorted(path.rglob("*.tar")) if path.is_dir() else []
+    found = sorted(path.rglob("*.tar")) if path.is_dir() else []
+    archives = [one for one in found if is_plain(one, str(one), place_log)]
     if not archives:
         return _open_rows(where, find_row_files(where, place_log, ARXIV), config, place_log)
     metadata = find_metadata(path)
 
     def read(log: ReadLog) -> Iterator[Document]:
+        log.skipped.extend(place_log.skipped)
         identifiers = read_mathematics(metadata, log)
+        seen: set[str] = set()
         for archive in archives:
-            yield from _read_archive(archive, identifiers, log)
+            yield from _read_archive(archive, identifiers, seen, log)
 
     return Corpus(f"arxiv:{where}, {len(archives)} bulk archives, Mathematics", read)
 
 
-def _read_archive(archive: Path, identifiers: set[str], log: ReadLog) -> Iterator[Document]:
+def _read_archive(
+    archive: Path, identifiers: set[str], seen: set[str], log: ReadLog
+) -> Iterator[Document]:
     # What stands before damage is read below, and the damage noted there.
     with contextlib.suppress(*READ_ERRORS):
         check_archive(archive)
     try:
-        for path, raw in read_members(archive, (".gz", ".pdf")):
+        for path, raw in read_members(archive, lambda name: name.lower().endswith((".gz", ".pdf"))):
             if path.suffix.lower() == ".pdf":
                 log.pass_over("papers without LaTeX source")
             elif path.stem not in identifiers:
                 log.pass_over("papers that are not Mathematics")
+            elif path.stem in seen:
+                log.skip(f"{path} in {archive.name}", "the paper was there before")
             else:
+                seen.add(path.stem)
                 document = _read_paper(path.stem, raw, log)
                 if document is not None:
                     yield document
@@ -109,7 +125,7 @@ def _read_archive(archive: Path, identifiers: set[str], log: ReadLog) -> Iterato
 
 def _read_paper(name: str, raw: bytes, log: ReadLog) -> Document | None:
     try:
-        content = read_packed(raw, f"{name}.gz", TEX_SUFFIXES)
+        content = read_packed(raw, f"{name}.gz", _may_be_tex)
     except UnsafeArchiveError as error:
         log.skip(name, str(error))
         return None
@@ -124,10 +140,19 @@ def _read_paper(name: str, raw: bytes, log: ReadLog) -> Document | None:
             log.pass_over("papers that were withdrawn")
             return None
         return make_document(name, content, log)
-    if not content:
+    texts = {str(path): text for path, text in content.items()}
+    # Some sources have another suffix, or none: taken where there is nothing else.
+    named = {path: raw for path, raw in texts.items() if path.lower().endswith(TEX_SUFFIXES)}
+    files = named or {path: raw for path, raw in texts.items() if _TEX_SIGN.search(raw)}
+    if not files:
         log.pass_over("papers without LaTeX source")
         return None
-    return _join_paper(name, {str(path): text for path, text in content.items()}, log)
+    return _join_paper(name, files, log)
+
+
+def _may_be_tex(name: str) -> bool:
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in (*TEX_SUFFIXES, ".txt", "") or suffix[1:].isdigit()
 
 
 def _join_paper(name: str, files: dict[str, bytes], log: ReadLog) -> Document | None:
@@ -191,12 +216,13 @@ def _join_last_version(paper: str, store: SpillStore, log: ReadLog) -> Document 
 
 TEX_SUFFIXES = (".tex", ".ltx", ".latex")
 
-_COMMENT = re.compile(r"(?<!\\)%.*")
+_COMMENT = re.compile(r"(?<!\\)((?:\\\\)*)%.*")
+"""After an even number of backslashes: each pair is one that is written."""
 _INPUT = re.compile(
-    r"\\(?:input|include|subfile|subfileinclude)\s*(?:\{\s*(?P<braced>[^{}]+?)\s*\}"
+    r"\\(?:input|include|subfile|subfileinclude)\s*(?:\{(?P<braced>[^{}]+)\}"
     r"|\s(?P<bare>[\w./-]+))"
     r"|\\(?:sub)?(?:import|inputfrom|includefrom)\*?\s*\{(?P<folder>[^{}]*)\}"
-    r"\s*\{\s*(?P<file>[^{}]+?)\s*\}"
+    r"\s*\{(?P<file>[^{}]+)\}"
 )
 _CLASS = re.compile(r"\\document(?:class|style)\b")
 _BODY = re.compile(r"\\begin\s*\{document\}")
@@ -216,7 +242,7 @@ def order_sources(files: Mapping[str, str]) -> list[str]:
         Paths. The main file is the one with a document class and body that no other brings in;
         among several, one named as main files are, then the longest; plain TeX has the longest.
     """
-    texts = {path: _COMMENT.sub("", text) for path, text in files.items()}
+    texts = {path: _COMMENT.sub(r"\1", text) for path, text in files.items()}
     inputs = {path: _find_inputs(path, text, files) for path, text in texts.items()}
     brought = {needed for found in inputs.values() for needed in found}
 
@@ -248,10 +274,12 @@ def _find_inputs(path: str, text: str, files: Mapping[str, str]) -> list[str]:
     folder = posixpath.dirname(path)
     found = []
     for match in _INPUT.finditer(text):
-        written = match["braced"] or match["bare"] or posixpath.join(match["folder"], match["file"])
+        written = match["braced"] or match["bare"] or match["file"]
+        if match["file"]:
+            written = posixpath.join(match["folder"].strip(), written.strip())
         # Paths are relative to the folder that LaTeX runs in: the paper's, or the main file's.
         for base in dict.fromkeys(("", folder)):
-            plain = posixpath.normpath(posixpath.join(base, written.strip('"')))
+            plain = posixpath.normpath(posixpath.join(base, written.strip().strip('"')))
             name = next(
                 (n for n in (plain, *(plain + s for s in TEX_SUFFIXES)) if n in files), None
             )
@@ -342,12 +370,10 @@ def _note_bad_line(name: str, number: int, num_bad: int, log: ReadLog) -> None:
 
 def _open(path: Path, stack: ExitStack) -> Iterable[bytes]:
     """The lines of the metadata, closed with `stack`."""
-    stream: Any
-    if path.suffix == ".zip":
-        stream = io.BufferedReader(_open_zip(path, stack))
-    else:
-        stream = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
-    return read_lines(stack.enter_context(stream), path.stat().st_size, path.name)
+    stream = stack.enter_context(open_packed(path))
+    if zipfile.is_zipfile(path):
+        stream = stack.enter_context(io.BufferedReader(_open_zip(path, stack)))
+    return read_lines(stream, path.stat().st_size, path.name)
 
 
 def _open_zip(path: Path, stack: ExitStack) -> Any:

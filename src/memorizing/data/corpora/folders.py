@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from memorizing.config import DataConfig
 from memorizing.data.corpus import Corpus
 from memorizing.data.order import shuffle_tree
-from memorizing.data.reading.places import list_files, list_subfolders
+from memorizing.data.reading.files import list_files, list_subfolders
 from memorizing.data.text import (
     Document,
     ReadLog,

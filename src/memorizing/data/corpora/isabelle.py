@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import posixpath
 import re
@@ -15,7 +16,7 @@ from memorizing.data.corpora.sources import ISABELLE
 from memorizing.data.corpora.spill import SpillStore
 from memorizing.data.corpus import Corpus, summarize_error
 from memorizing.data.reading.archives import READ_ERRORS, read_members
-from memorizing.data.reading.places import explain_missing
+from memorizing.data.reading.files import explain_missing
 from memorizing.data.text import (
     Document,
     ReadLog,
@@ -27,7 +28,6 @@ from memorizing.data.text import (
 from memorizing.errors import CorpusError
 
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
-_KEPT = (".thy", "root")
 
 ReadFile = Callable[[str], bytes | None]
 
@@ -72,7 +72,7 @@ def open_isabelle(where: str, config: DataConfig) -> Corpus:
                 names = _unpack(path, store)
 
                 def read_file(name: str) -> bytes | None:
-                    raw = store.read("", name)
+                    raw = store.read("", name, last=True)
                     if not is_binary(raw):
                         return raw
                     log.skip(name, "binary")
@@ -90,8 +90,8 @@ def _is_kept(name: str) -> bool:
 def _unpack(path: Path, store: SpillStore) -> list[str]:
     """Gather theories and ROOT files; nothing is used before the whole archive has been checked."""
     try:
-        for name, raw in read_members(path, _KEPT):
-            if _is_kept(name.name) and not any(part.startswith(".") for part in name.parts):
+        for name, raw in read_members(path, lambda name: _is_kept(PurePosixPath(name).name)):
+            if not any(part.startswith(".") for part in name.parts):
                 store.add("", name.as_posix(), raw)
     except READ_ERRORS as error:
         raise CorpusError(
@@ -195,8 +195,9 @@ def resolve_imports(
 
 _TOKEN = re.compile(
     r"(?P<open>\(\*|\{\*|\\<open>|‹)"
-    r'|"(?P<string>(?:[^"\\]|\\.)*)"'
-    r"|`(?:[^`\\]|\\.)*`"
+    # What is not closed ends with the text: to look for another reading would take squared time.
+    r'|"(?P<string>(?:[^"\\]|\\.)*)(?:"|\\?\Z)'
+    r"|`(?:[^`\\]|\\.)*(?:`|\\?\Z)"
     r"|(?P<word>(?:[\w.'/~$]|\\<\^?\w+>|-(?!\s))+)"
     r"|(?P<mark>\S)",
     re.DOTALL,
@@ -259,7 +260,7 @@ def read_root(text: str) -> list[Session]:
     sessions: list[Session] = []
     tokens = list(_tokenize(text))
     starts = [i for i, (kind, value) in enumerate(tokens) if kind == "word" and value in _CHAPTERS]
-    for begin, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+    for begin, end in itertools.pairwise([*starts, len(tokens)]):
         if tokens[begin][1] == "session" and begin + 1 < end:
             sessions.append(_read_session(tokens[begin + 1 : end]))
     return sessions

@@ -67,14 +67,18 @@ class SpillStore:
         query = "SELECT name FROM texts WHERE collection = ? GROUP BY name ORDER BY MIN(place)"
         return [name for (name,) in self._execute(query, (group,))]
 
-    def read(self, group: str, name: str) -> bytes:
-        """A text; the first of those that have this group and name.
+    def read(self, group: str, name: str, *, last: bool = False) -> bytes:
+        """A text; the first, or the last, of those that have this group and name.
 
         Raises:
             KeyError: there is none.
         """
         self._index()
-        query = "SELECT raw FROM texts WHERE collection = ? AND name = ? ORDER BY place LIMIT 1"
+        order = "DESC" if last else "ASC"
+        query = (
+            "SELECT raw FROM texts WHERE collection = ? AND name = ? "
+            f"ORDER BY place {order} LIMIT 1"
+        )
         for (raw,) in self._execute(query, (group, name)):
             return raw
         raise KeyError(name)

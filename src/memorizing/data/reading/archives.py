@@ -1,22 +1,28 @@
 """Files inside tar archives and gzip files, read as streams; nothing is ever extracted to disk.
 
-An archive is somebody else's: its members may name places outside their folder, be links, or
-expand without end. Such an archive is refused, and says so with the name of the member.
+An archive is somebody else's: its members may name places outside their folder or expand without
+end. Such an archive is refused, and says so with the name of the member.
 """
 
 from __future__ import annotations
 
 import bz2
+import codecs
+import contextlib
 import gzip
 import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from memorizing.errors import CorpusError
+from memorizing.storage.files import open_plain
+
+INSTALL = "pip install 'memorizing[corpora]'"
+"""What to do where a library that only some corpora need is missing."""
 
 MAX_LINE_BYTES = 2**20
 """No line that `read_lines` reads is longer."""
@@ -30,36 +36,83 @@ FREE_BYTES = 64 * 2**20
 READ_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a damaged archive raises."""
 
-_OPENERS: dict[str, Any] = {
-    ".gz": gzip.open,
-    ".tgz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
+_MAGIC: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"BZh": bz2.open,
+    b"\x28\xb5\x2f\xfd": lambda file: _open_zstandard(file),
 }
+"""What begins a packed file. Names lie: browsers unpack a .gz and leave its name."""
 
 
 class UnsafeArchiveError(CorpusError):
     """An archive has a member that is not to be read; nothing of the archive is used."""
 
 
-def read_members(path: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Files of a tar archive whose names end in one of `suffixes`, in the order of the archive.
+def read_members(path: Path, keep: Callable[[str], bool]) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """Files of a tar archive, packed or not, in the order of the archive.
+
+    Links are passed over, and so is what macOS keeps beside files (`._name`): neither has text.
 
     Args:
-        path: of a .tar, .tar.gz, .tgz, .tar.xz or .tar.bz2.
-        suffixes: of names in lower case; () is all.
+        path: of the archive.
+        keep: whether a file of this name is wanted.
 
     Raises:
-        UnsafeArchiveError: a member is absolute, leaves its folder, is a link or device, or the
+        UnsafeArchiveError: a member is absolute, leaves its folder or is a device, or the
             archive expands too far. Members before it were given by then: use none until the end,
             or `check_archive` first.
         tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError: the archive is damaged
             (`READ_ERRORS`).
     """
-    with path.open("rb") as file:
-        opener = _OPENERS.get(path.suffix.lower())
-        stream = opener(file, "rb") if opener else file
-        yield from _read_tar(stream, path.stat().st_size, path.name, suffixes)
+    with open_packed(path) as stream:
+        yield from _read_tar(stream, path.stat().st_size, path.name, keep)
+
+
+@contextlib.contextmanager
+def open_packed(path: Path) -> Iterator[Any]:
+    """A stream of what a file holds, expanded where it is packed, whatever its name.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+        CorpusError: it is packed by Zstandard, and pyarrow is not installed.
+    """
+    with open(open_plain(path), "rb") as file:
+        head = file.read(6)
+        file.seek(0)
+        opener = next((make for magic, make in _MAGIC.items() if head.startswith(magic)), None)
+        if opener is None:
+            yield file
+        else:
+            with opener(file) as stream:
+                yield stream
+
+
+def _open_zstandard(file: Any) -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise CorpusError(f"a file packed by Zstandard needs pyarrow; {INSTALL}") from error
+    return io.BufferedReader(_Counted(pyarrow.input_stream(file, compression="zstd")))
+
+
+class _Counted(io.RawIOBase):
+    """A stream that cannot seek, but says where it is."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._place = stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._stream.read(len(buffer))
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+    def tell(self) -> int:
+        return self._place
 
 
 def check_archive(path: Path) -> None:
@@ -69,34 +122,40 @@ def check_archive(path: Path) -> None:
         UnsafeArchiveError: as `read_members`.
         tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError: as `read_members`.
     """
-    for _ in read_members(path, ("\0",)):
-        pass  # no name ends so
+    for _ in read_members(path, lambda name: False):
+        pass
 
 
 def read_packed(
-    raw: bytes, name: str, suffixes: tuple[str, ...]
+    raw: bytes, name: str, keep: Callable[[str], bool]
 ) -> dict[PurePosixPath, bytes] | bytes:
     """What a gzip file in memory holds: the files of a tar archive, or else the bytes themselves.
+
+    An archive may also be unpacked already.
 
     Raises:
         UnsafeArchiveError: as `read_members`; nothing of the file has been used then.
         tarfile.TarError, OSError, EOFError, zlib.error: the file is damaged.
     """
-    with gzip.open(io.BytesIO(raw), "rb") as stream:
+    is_tar = _is_tar(raw[: tarfile.BLOCKSIZE])
+    with io.BytesIO(raw) if is_tar else gzip.open(io.BytesIO(raw)) as stream:
         head = _Bounded(stream, len(raw), name).read(tarfile.BLOCKSIZE)
-    with gzip.open(io.BytesIO(raw), "rb") as stream:
-        if _is_tar(head):
-            return dict(_read_tar(stream, len(raw), name, suffixes))
+        stream.seek(0)
+        if is_tar or _is_tar(head):
+            return dict(_read_tar(stream, len(raw), name, keep))
         return _Bounded(stream, len(raw), name).read_all()
 
 
-def read_lines(stream: Any, packed_bytes: int, name: str) -> Iterator[bytes]:
-    """Lines of a packed file, none of which is held in memory beyond `MAX_LINE_BYTES`.
+def read_lines(
+    stream: Any, packed_bytes: int, name: str, most: int = MAX_LINE_BYTES
+) -> Iterator[bytes]:
+    """Lines of a file, packed or not, without a byte order mark.
 
     Args:
         stream: of the expanded bytes.
         packed_bytes: size of the file that they are in.
         name: of that file, for messages.
+        most: bytes of a line; no more are held in memory.
 
     Raises:
         UnsafeArchiveError: a line is too long, or the file expands too far.
@@ -104,13 +163,13 @@ def read_lines(stream: Any, packed_bytes: int, name: str) -> Iterator[bytes]:
     """
     bounded = _Bounded(stream, packed_bytes, name)
     number = 1
-    while line := bounded.read_line():
-        if len(line) > MAX_LINE_BYTES:
+    while line := bounded.read_line(most):
+        if len(line) > most:
             raise UnsafeArchiveError(
-                f"line {number} of {name!r} has more than {MAX_LINE_BYTES:,} bytes: it is damaged, "
+                f"line {number} of {name!r} has more than {most:,} bytes: it is damaged, "
                 "a bomb or not a file of lines; download it again"
             )
-        yield line
+        yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         number += 1
 
 
@@ -154,8 +213,8 @@ class _Bounded:
             self._require(self._stream.tell())
         return b"".join(blocks)
 
-    def read_line(self) -> bytes:
-        line = self._stream.readline(MAX_LINE_BYTES + 1)
+    def read_line(self, most: int) -> bytes:
+        line = self._stream.readline(most + 1)
         self._require(self._stream.tell())
         return line
 
@@ -168,28 +227,29 @@ class _Bounded:
 
 
 def _read_tar(
-    stream: Any, packed_bytes: int, name: str, suffixes: tuple[str, ...]
+    stream: Any, packed_bytes: int, name: str, keep: Callable[[str], bool]
 ) -> Iterator[tuple[PurePosixPath, bytes]]:
     bounded: Any = _Bounded(stream, packed_bytes, name)
     with tarfile.open(fileobj=bounded, mode="r:", errorlevel=1) as archive:
         for member in archive:
+            path = PurePosixPath(member.name)
             _require_safe(member, name)
-            kept = member.isreg() and (not suffixes or member.name.lower().endswith(suffixes))
-            file = archive.extractfile(member) if kept else None
+            is_wanted = member.isreg() and not path.name.startswith("._") and keep(member.name)
+            file = archive.extractfile(member) if is_wanted else None
             if file is not None:
                 raw = file.read()
                 if len(raw) < member.size:
                     raise tarfile.ReadError(f"{member.name!r} is cut off")
-                yield PurePosixPath(member.name), raw
+                yield path, raw
 
 
 def _require_safe(member: tarfile.TarInfo, name: str) -> None:
     path = PurePosixPath(member.name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or path.parts[:1] and path.parts[0].endswith(":"):
         problem = "which leaves the folder it is unpacked in"
-    elif member.issym() or member.islnk():
-        problem = f"a link to {member.linkname!r}"
-    elif member.issparse() or not (member.isreg() or member.isdir()):
+    elif member.issparse() or not (
+        member.isreg() or member.isdir() or member.issym() or member.islnk()
+    ):
         problem = "which is neither a file nor a folder"
     elif member.size > MAX_MEMBER_BYTES:
         problem = f"which says it has {member.size:,} bytes (at most {MAX_MEMBER_BYTES:,})"

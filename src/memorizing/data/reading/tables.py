@@ -1,22 +1,25 @@
-"""Rows of Parquet and JSON Lines files, on this machine or on the Hugging Face hub, by `datasets`.
+"""Rows of Parquet and JSON Lines files, on this machine or (by `datasets`) on the Hugging Face hub.
 
-Both are read by the same code, one file after another and one row after another; of a file on the
-hub only what is read is downloaded.
+One file is read after another and one row after another; of a file on the hub only what is read is
+downloaded. Texts of files here come as their bytes: what is not UTF-8 is counted where a document
+is made of them.
 """
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from memorizing.data.corpus import summarize_error
-from memorizing.data.reading.places import list_files
-from memorizing.data.text import ReadLog
-from memorizing.errors import CorpusError
+from memorizing.data.reading.archives import INSTALL, MAX_MEMBER_BYTES, open_packed, read_lines
+from memorizing.data.reading.files import list_files
+from memorizing.data.text import ReadLog, encode_text, explain_unreadable
+from memorizing.errors import CorpusError, MemorizingError
 from memorizing.settings import find_nearest
+from memorizing.storage.files import open_plain
 
 _LINES = (".jsonl", ".ndjson", ".json")
 ROW_SUFFIXES = (".parquet", *_LINES, *(f"{s}.{packed}" for s in _LINES for packed in ("gz", "zst")))
@@ -69,8 +72,11 @@ def find_hub_files(dataset: str, patterns: Sequence[str], remedy: str) -> RowFil
     Raises:
         CorpusError: the hub cannot be reached, or has no such dataset or files.
     """
-    from datasets.data_files import resolve_pattern
-    from datasets.exceptions import DatasetNotFoundError
+    try:
+        from datasets.data_files import resolve_pattern
+        from datasets.exceptions import DatasetNotFoundError
+    except ImportError as error:
+        raise CorpusError(f"texts of the hub need datasets; {INSTALL}. Or {remedy}") from error
 
     addresses: dict[str, str] = {}
     for pattern in patterns:
@@ -111,32 +117,56 @@ def parse_hub_place(where: str) -> tuple[str, str]:
     return f"{owner}/{name}", pattern or "**"
 
 
-def read_rows(files: RowFiles, log: ReadLog) -> Iterator[Row]:
-    """All rows. A file here that cannot be read to its end is noted in `log`, and so is a bad line.
+def read_rows(
+    files: RowFiles, log: ReadLog, *, columns: Iterable[str] = (), strict: bool = False
+) -> Iterator[Row]:
+    """All rows.
+
+    Args:
+        files: where they are.
+        log: where a file that cannot be read to its end is noted, and a line that is no object.
+        columns: of tables here, only these are read; () is all.
+        strict: refuse such a file or line instead.
 
     Raises:
-        CorpusError: the hub fails: going on without the file would give another corpus.
+        CorpusError: the hub fails: going on without the file would give another corpus; or a
+            package is missing that reads such files; or see `strict`.
     """
     for file, address in files.addresses.items():
-        is_table = address.endswith(".parquet")
-        rows = _stream(address, is_table, files.is_remote)
+        if files.is_remote:
+            rows = _stream_remote(address)
+        elif address.endswith(".parquet"):
+            rows = _read_table(Path(address), tuple(columns))
+        else:
+            rows = _read_lines(Path(address))
         number = 0
         while True:
             try:
                 values = next(rows, None)
-            except MemoryError:
+            except (MemoryError, MemorizingError):
                 raise
-            except Exception as error:  # datasets passes on whatever its readers raise
+            except Exception as error:  # libraries pass on whatever their readers raise
                 if files.is_remote:
                     raise _explain_hub(file, error, files.remedy) from error
-                log.skip(file, f"cannot be read after row {number} ({summarize_error(error)})")
+                if isinstance(error, OSError):
+                    explain_unreadable(error)
+                reason = f"cannot be read after row {number} ({summarize_error(error)})"
+                if strict:
+                    raise CorpusError(
+                        f"{file!r} {reason}; give a whole file of its kind"
+                    ) from error
+                log.skip(file, reason)
                 break
             if values is None:
                 break
             number += 1
-            if not is_table:
-                values = _parse_line(values["text"], f"{file}:{number}", log)
-            if values:
+            if isinstance(values, ValueError):
+                if strict:
+                    raise CorpusError(
+                        f"line {number} of {file!r} {values}; each line must be one JSON object"
+                    ) from values
+                log.skip(f"{file}:{number}", "not a JSON object")
+            elif values:
                 yield Row(file, number, values)
 
 
@@ -146,20 +176,16 @@ def find_text(row: Row, columns: Iterable[str]) -> str | bytes | None:
     Raises:
         CorpusError: it has none of them, or the column does not hold text.
     """
-    known = list(row.values)
     column = next((name for name in columns if name in row.values), None)
     place = f"row {row.number} of {row.file!r}"
     if column is None:
         wanted = next(iter(columns))
-        raise CorpusError(
-            f"{place} has no column {wanted!r}; {find_nearest(wanted, known)} Set "
-            "data.text_column to the one that holds text"
-        )
+        raise explain_column(wanted, place, row.values)
     value = row.values[column]
     if value is not None and not isinstance(value, (str, bytes)):
         raise CorpusError(
-            f"column {column!r} in {place} is {type(value).__name__}; set data.text_column to a "
-            "column of text"
+            f"column {column!r} of row {row.number} in {row.file!r} is {type(value).__name__}; set "
+            "data.text_column to a column of text"
         )
     return value
 
@@ -168,38 +194,104 @@ def find_value(row: Row, columns: Iterable[str]) -> str | None:
     """The first of these columns that has a value, as a text."""
     for column in columns:
         value = row.values.get(column)
+        if isinstance(value, str):
+            value = encode_text(value)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", errors="replace")
         if value is not None and str(value).strip():
             return str(value).strip()
     return None
 
 
-def _stream(address: str, is_table: bool, is_remote: bool) -> Iterator[dict[str, Any]]:
+def read_column_names(file: str, path: Path) -> list[str]:
+    """The columns of a Parquet file.
+
+    Raises:
+        CorpusError: it is none, or pyarrow is not installed.
+    """
+    parquet = _import_parquet()
+    try:
+        with open(open_plain(path), "rb") as opened:
+            return parquet.read_schema(opened).names
+    except Exception as error:  # whatever damage makes pyarrow raise
+        raise CorpusError(
+            f"cannot read {file!r} as Parquet ({summarize_error(error)}); give a whole Parquet file"
+        ) from error
+
+
+def explain_column(column: str, place: str, known: Iterable[str]) -> CorpusError:
+    """The error for a column that is not there, with the nearest."""
+    return CorpusError(
+        f"{place} has no column {column!r} (data.text_column); {find_nearest(column, list(known))} "
+        "Set it to the one that holds text"
+    )
+
+
+def _import_parquet() -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise CorpusError(f"Parquet files need pyarrow; {INSTALL}") from error
+    return parquet
+
+
+def _stream_remote(address: str) -> Iterator[Any]:
     import datasets
 
-    file = address if is_remote else glob.escape(address)
-    if is_table:
-        rows = datasets.load_dataset(
-            "parquet", data_files=file, split="train", streaming=True, batch_size=_ROWS_AT_ONCE
-        )
-    else:
+    kind, options = ("parquet", {"batch_size": _ROWS_AT_ONCE})
+    if not address.endswith(".parquet"):
         # As lines: the objects of one file may differ in their fields, which a table cannot.
-        rows = datasets.load_dataset(
-            "text", data_files=file, split="train", streaming=True, encoding_errors="replace"
-        )
-    yield from rows  # type: ignore[misc]
+        kind, options = "text", {"encoding": "utf-8", "encoding_errors": "surrogateescape"}
+    rows: Any = datasets.load_dataset(
+        kind, data_files=address, split="train", streaming=True, **options
+    )
+    for row in rows:
+        yield row if kind == "parquet" else _parse_line(encode_text(row["text"]))
 
 
-def _parse_line(line: str, name: str, log: ReadLog) -> dict[str, Any] | None:
+def _read_lines(path: Path) -> Iterator[Any]:
+    with open_packed(path) as stream:
+        for line in read_lines(stream, path.stat().st_size, path.name, MAX_MEMBER_BYTES):
+            yield _parse_line(line)
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | ValueError:
+    """A row; {} where there is none; an error that is not raised where it is not an object."""
     if not line.strip():
-        return None
+        return {}
     try:
-        values = json.loads(line)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        log.skip(name, "not a JSON object")
-        return None
-    return values
+        # A byte that is not UTF-8 is escaped here, and replaced and counted where the document is
+        # made.
+        row = json.loads(line.decode("utf-8", errors="surrogateescape").removeprefix("\ufeff"))
+    except RecursionError:
+        return ValueError("is nested too deeply")
+    except ValueError as error:
+        return ValueError(f"is not JSON ({error})")
+    return row if isinstance(row, dict) else ValueError(f"is a {type(row).__name__}")
+
+
+def _read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    parquet = _import_parquet()
+    with open(open_plain(path), "rb") as opened, parquet.ParquetFile(opened) as table:
+        kept = [name for name in table.schema_arrow.names if not columns or name in columns]
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=kept):
+            yield from _to_rows(batch)
+
+
+def _to_rows(batch: Any) -> list[dict[str, Any]]:
+    import pyarrow
+
+    # As bytes: a string column may hold what is not UTF-8.
+    arrays = []
+    for array in batch.columns:
+        if pyarrow.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        if pyarrow.types.is_string(array.type):
+            array = array.cast(pyarrow.binary())
+        elif pyarrow.types.is_large_string(array.type):
+            array = array.cast(pyarrow.large_binary())
+        arrays.append(array.to_pylist())
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*arrays, strict=True)]
 
 
 def _explain_hub(what: str, error: Exception, remedy: str) -> CorpusError:
