@@ -89,7 +89,7 @@ class DeviceRing(Ring):
         return StoredKeys(self.keys.to(DEVICE), tuple(self.num_appended))
 
 
-INDEXES = ["exact", "exact:rescore=true", "buckets:num_buckets=23", "faiss_flat:block_len=13"]
+INDEXES = ["exact", "buckets:num_buckets=23", "faiss_flat:block_len=13"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

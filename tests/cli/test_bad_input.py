@@ -235,7 +235,10 @@ def test_runs_with_different_tokenizers_are_not_compared(refuse, run, trained, s
         (("benchmark", "search", "--entries", "-1"), "--entries is '-1'"),
         (("benchmark", "search", "--heads", "0"), "num_heads is 0; allowed: 1 or more"),
         (("benchmark", "search", "--indexes", "exact;faiss_hnws"), "did you mean 'faiss_hnsw'?"),
-        (("benchmark", "search", "--indexes", "exact:rescoer=true"), "did you mean 'exact.rescore"),
+        (
+            ("benchmark", "search", "--indexes", "int8:oversampel=3"),
+            "did you mean 'int8.oversample",
+        ),
         (("benchmark", "search", "--indexes", ";"), "give at least one, and each once"),
         (("benchmark", "search", "--recorded", "missing"), "memorizing benchmark record RUN"),
         (("benchmark", "search", "--no-random"), "give a recording, or use random keys"),

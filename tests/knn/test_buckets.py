@@ -57,3 +57,16 @@ def test_as_many_survivors_as_slots_are_exact() -> None:
         .slots.sort(-1)
         .values,
     )
+
+
+@pytest.mark.parametrize(("newest", "hidden"), [(320, 308), (325, 306), (310, 300)])
+def test_entries_that_share_buckets_are_found_where_all_others_are_hidden(
+    newest: int, hidden: int
+) -> None:
+    size, k = 331, 23
+    keys, queries = draw_keys(1, 2, size, 17).bfloat16(), draw_keys(1, 2, 5, 17, seed=1)
+    stored = StoredKeys(keys, (size + newest + 1,))
+    num_hidden = torch.tensor([[0, hidden, hidden - 1, size - k, size]])
+    index = make_index(BucketSettings(num_buckets=29))
+    found = index.search(queries, stored, k, num_hidden=num_hidden)
+    assert torch.equal(found.valid.sum(-1)[0, 0], (size - num_hidden[0]).clamp(max=k))

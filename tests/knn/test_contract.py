@@ -16,8 +16,7 @@ from tests.knn.ring import Ring, draw_keys
 
 # Options that use blocks at these sizes, and the least recall on random and on clustered keys.
 INDEXES = {
-    # Of bf16 keys, selected by rounded scores.
-    "exact": ("exact", 0.94, 0.94),
+    "exact": ("exact", 1.0, 1.0),
     "buckets": ("buckets:num_buckets=64,per_bucket=2", 0.9, 0.9),
     "int8": ("int8", 0.99, 0.99),
     "faiss_flat": ("faiss_flat:block_len=53", 1.0, 1.0),
@@ -33,7 +32,7 @@ SHAPE = (ROWS, HEADS, CAPACITY, DIM)
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=[*INDEXES, "exact:rescore=true"])
+@pytest.fixture(params=INDEXES)
 def index(request: pytest.FixtureRequest) -> str:
     """The text of an index, skipped where its package is not installed."""
     package = request.param.partition("_")[0]

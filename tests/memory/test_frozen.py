@@ -175,7 +175,7 @@ def test_every_index_searches_frozen_blocks(index: str) -> None:
     if index.startswith("faiss"):
         pytest.importorskip("faiss")
     keys, values = make_entries(61)
-    exact = make_blocks(keys, values, [7, 54], "exact:rescore=true")
+    exact = make_blocks(keys, values, [7, 54], "exact")
     frozen = make_blocks(keys, values, [7, 54], index)
     queries = torch.randn(ROWS, HEADS, 5, DIM)
     for part, expected in zip(frozen.retrieve(queries, 3), exact.retrieve(queries, 3), strict=True):

@@ -149,7 +149,7 @@ def test_every_change_of_a_memory_reaches_its_index(index: str) -> None:
 
     def compare(memory: Memory) -> None:
         """With a memory that was made in one go of the same entries, and searched exactly."""
-        exact = make_index(parse_index("exact:rescore=true"))
+        exact = make_index(parse_index("exact"))
         found = memory.retrieve(queries[: memory.num_rows], 7).neighbors
         expected = exact.search(queries[: memory.num_rows], memory.stored_keys, 7)
         torch.testing.assert_close(found.scores, expected.scores)

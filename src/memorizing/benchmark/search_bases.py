@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from memorizing.knn import is_emulated
 from memorizing.knn.blocks import import_package
-from memorizing.knn.product import widen_for_product
 
 
 def make_product(queries: Tensor, keys: Tensor) -> Callable[[], None]:
@@ -20,7 +20,7 @@ def make_product(queries: Tensor, keys: Tensor) -> Callable[[], None]:
     The limit of a search that scores every key. Where the processor emulates that dtype it is the
     product in fp32, of copies made beforehand.
     """
-    queries, keys = widen_for_product(queries), widen_for_product(keys)
+    queries, keys = _widen(queries), _widen(keys)
     buffer = keys.new_empty(queries.shape[1], keys.shape[1])
 
     def multiply() -> None:
@@ -32,7 +32,7 @@ def make_product(queries: Tensor, keys: Tensor) -> Callable[[], None]:
 
 def make_topk(queries: Tensor, keys: Tensor, num_neighbors: int) -> Callable[[], Tensor]:
     """`torch.mm` as in `make_product`, then `torch.topk`: slots (H, T, k)."""
-    queries, keys = widen_for_product(queries), widen_for_product(keys)
+    queries, keys = _widen(queries), _widen(keys)
     buffer = keys.new_empty(queries.shape[1], keys.shape[1])
 
     def search() -> Tensor:
@@ -71,3 +71,8 @@ def make_faiss_knn(queries: Tensor, keys: Tensor, num_neighbors: int) -> Callabl
         return torch.stack([torch.from_numpy(part) for part in slots])
 
     return search
+
+
+def _widen(x: Tensor) -> Tensor:
+    """`x` in the dtype in which the processor multiplies it: itself, or fp32 of it."""
+    return x.float() if is_emulated(x.dtype) else x

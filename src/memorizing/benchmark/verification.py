@@ -116,8 +116,7 @@ def check_index(settings: IndexSettings, found: Neighbors, truth: Truth) -> None
     name = str(settings)
     check_neighbors(name, found, truth)
     if isinstance(settings, ExactSettings):
-        dtype = torch.float32 if settings.rescore else truth.keys.dtype
-        check_exact(name, found.slots[0], truth, dtype)
+        check_exact(name, found.slots[0], truth, torch.float32)
 
 
 def _check_unique(name: str, slots: Tensor, valid: Tensor, truth: Truth) -> None:

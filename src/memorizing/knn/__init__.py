@@ -1,10 +1,19 @@
 """Nearest keys: exact and approximate search behind one contract. Knows tensors, not models."""
 
-from memorizing.knn.exact import search_exact
-from memorizing.knn.index import KeyIndex, StoredKeys, check_queries
-from memorizing.knn.making import make_index
-from memorizing.knn.neighbors import Neighbors
-from memorizing.knn.product import is_emulated, multiplies_bf16
+from memorizing.errors import ConfigError
+from memorizing.index_settings import (
+    BucketSettings,
+    ExactSettings,
+    IndexSettings,
+    Int8Settings,
+    ScannSettings,
+    SealedSettings,
+)
+from memorizing.knn.buckets import BucketIndex
+from memorizing.knn.exact import ExactIndex, search_exact
+from memorizing.knn.index import KeyIndex, Neighbors, StoredKeys, check_queries
+from memorizing.knn.int8 import Int8Index
+from memorizing.knn.packed import is_emulated, multiplies_bf16
 from memorizing.knn.recall import recall_at_k
 from memorizing.knn.sealed import SealedIndex
 
@@ -20,3 +29,26 @@ __all__ = [
     "recall_at_k",
     "search_exact",
 ]
+
+
+def make_index(settings: IndexSettings) -> KeyIndex:
+    """An empty index of these settings.
+
+    Raises:
+        IndexUnavailableError: the package it needs is not installed; the message has the command.
+    """
+    if isinstance(settings, ExactSettings):
+        return ExactIndex(settings)
+    if isinstance(settings, BucketSettings):
+        return BucketIndex(settings)
+    if isinstance(settings, Int8Settings):
+        return Int8Index(settings)
+    if isinstance(settings, ScannSettings):
+        from memorizing.knn.scann_blocks import ScannLibrary
+
+        return SealedIndex(settings, ScannLibrary(settings))
+    if isinstance(settings, SealedSettings):
+        from memorizing.knn.faiss_blocks import FaissLibrary
+
+        return SealedIndex(settings, FaissLibrary(settings))
+    raise ConfigError(f"no index is made for {settings}")

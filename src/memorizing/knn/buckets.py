@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from memorizing.index_settings import BucketSettings
-from memorizing.knn.index import StoredKeys
+from memorizing.knn.exact import search_heads
+from memorizing.knn.index import KeysOnlyIndex, StoredKeys
+from memorizing.knn.packed import is_emulated
 from memorizing.knn.plain import iterate_tiles, score_tile
-from memorizing.knn.rows import KeysOnlyIndex
 
 
 def expect_recall(size: int, k: int, num_buckets: int, per_bucket: int) -> float:
@@ -68,23 +69,40 @@ class BucketIndex(KeysOnlyIndex):
         size, newest = stored.sizes[row], stored.newest_slots[row]
         keys = stored.keys[row, :, :size]
         num_heads, num_queries, _ = queries.shape
-        scores = keys.new_empty(num_heads, num_queries, k)
+        is_wide = keys.device.type == "cpu" and is_emulated(keys.dtype)
+        scores = keys.new_empty(
+            num_heads, num_queries, k, dtype=torch.float32 if is_wide else keys.dtype
+        )
         slots = torch.empty_like(scores, dtype=torch.int64)
         for part, span in iterate_tiles(
-            num_heads, num_queries, size * keys.dtype.itemsize, keys.device
+            num_heads, num_queries, size * scores.dtype.itemsize, keys.device
         ):
             hidden = None if num_hidden is None else num_hidden[span]
             scores[part, span], slots[part, span] = self._search_tile(
-                queries[part, span], keys[part], k, newest, hidden
+                queries[part, span], keys[part], k, newest, hidden, scores.dtype
             )
+        if num_hidden is not None:
+            # Where the visible ones share too few buckets, they are searched exactly.
+            wanted = (size - num_hidden).clamp(0, k)
+            (lacking,) = ((scores > -math.inf).sum(-1).cpu() < wanted).any(0).nonzero(as_tuple=True)
+            if len(lacking):
+                places = lacking.to(keys.device)
+                few = search_heads(queries[:, places], keys, k, newest, num_hidden[lacking])
+                scores[:, places], slots[:, places] = few[0].to(scores.dtype), few[1]
         return scores, slots
 
     def _search_tile(
-        self, queries: Tensor, keys: Tensor, k: int, newest: int, num_hidden: Tensor | None
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        k: int,
+        newest: int,
+        num_hidden: Tensor | None,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         num_buckets = _count_buckets(k, self.num_buckets, self.per_bucket)
         bucket_len = -(-keys.shape[1] // num_buckets)
-        scores = score_tile(queries, keys, bucket_len * num_buckets, newest, num_hidden)
+        scores = score_tile(queries, keys, bucket_len * num_buckets, newest, num_hidden, dtype)
         buckets = scores.view(*queries.shape[:2], bucket_len, num_buckets)
         base = torch.arange(num_buckets, device=keys.device)
         values, members = [], []

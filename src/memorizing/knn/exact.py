@@ -1,23 +1,21 @@
-"""Exact search: every key is scored.
+"""Exact search: every key is scored; and candidates of other searches, scored again in fp32.
 
-Shapes: B rows, H heads, T queries, N slots, D head_dim.
+Shapes: B rows, H heads, T queries, N slots, D head_dim, C candidates, k neighbors.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from memorizing.index_settings import ExactSettings
-from memorizing.knn.index import StoredKeys
-from memorizing.knn.neighbors import Neighbors
+from memorizing.knn.index import KeysOnlyIndex, Neighbors, StoredKeys, search_rows
 from memorizing.knn.packed import can_pack, search_packed
 from memorizing.knn.plain import search_plainly
-from memorizing.knn.rescoring import merge_candidates
-from memorizing.knn.rows import KeysOnlyIndex, search_rows
+
+_TILE_BYTES = 32 * 2**20
+"""Keys in fp32 of the candidates that are scored together."""
 
 
 def search_exact(
@@ -32,11 +30,10 @@ def search_exact(
 ) -> Neighbors:
     """Find the entries with the largest inner products, per row and head (paper, section 3.1).
 
-    Scores are products in the dtype of `keys`, accumulated in fp32. With fp32 keys, equal scores
-    are ordered newest first; where entries tie with the k-th, that takes a full sort. With bf16 or
-    fp16 keys many scores are equal after rounding; which of those that equal the k-th are returned
-    is then left open, so that every returned score is at least the k-th true score less one
-    rounding.
+    Entries are chosen by products, in fp32, of the stored keys and of queries rounded to the dtype
+    of the keys. With fp32 keys, equal scores are ordered newest first; where entries tie with the
+    k-th, that takes a full sort. With bf16 or fp16 keys it is left open which of those that equal
+    the k-th are returned.
 
     Args:
         queries: (B, H, T, D). No gradient flows through the search.
@@ -73,41 +70,46 @@ def search_heads(
 
 
 class ExactIndex(KeysOnlyIndex):
-    """Exact search over the stored keys themselves.
-
-    Scores have the rounding of the stored dtype, and so has the choice of the k-th. With `rescore`,
-    every entry whose rounded score is not below the rounded k-th is a candidate, scored again in
-    fp32; the choice is then exact. Where many keys are equal, all of them are candidates.
-    """
-
-    def __init__(self, settings: ExactSettings) -> None:
-        """Keep the settings."""
-        super().__init__(settings)
-        self.rescore = settings.rescore
+    """Exact search over the stored keys themselves."""
 
     def _search_row(
         self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if self.rescore and stored.keys.dtype != torch.float32:
-            return _search_rescored(queries, stored, row, k, num_hidden)
         keys = stored.keys[row, :, : stored.sizes[row]]
         return search_heads(queries, keys, k, stored.newest_slots[row], num_hidden)
 
 
-def _search_rescored(
-    queries: Tensor, stored: StoredKeys, row: int, k: int, hidden: Tensor | None
+def merge_candidates(
+    queries: Tensor, stored: StoredKeys, row: int, entries: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    size = stored.sizes[row]
-    keys, newest = stored.keys[row, :, :size], stored.newest_slots[row]
-    num_candidates = k
-    while True:
-        num_candidates = min(2 * num_candidates, size)
-        scores, slots = search_heads(queries, keys, num_candidates, newest, hidden)
-        # Rounding keeps the order, so none of the true top k is below the k-th after rounding.
-        last = scores[..., -1]
-        # Where the last is -inf, everything that the query sees is a candidate.
-        if num_candidates == size or bool(((last < scores[..., k - 1]) | last.isneginf()).all()):
-            break
-    candidates = slots.masked_fill(scores == -math.inf, -1)
-    best, exact_scores = merge_candidates(queries, stored, row, candidates, k)
-    return exact_scores.to(keys.dtype), best
+    """The k candidates with the largest inner products in fp32, best first.
+
+    Args:
+        queries: (H, T, D).
+        stored: the keys.
+        row: of the keys.
+        entries: (H, T, C) int64, each at most once for a query, -1 where there is none.
+        k: how many.
+
+    Returns:
+        Entries, -1 where there are fewer than k, and their scores in fp32, -inf there; (H, T, k).
+    """
+    num_heads, num_queries, num_candidates = entries.shape
+    best = entries.new_full((num_heads * num_queries, k), -1)
+    scores = torch.full(best.shape, -torch.inf, device=entries.device)
+    kept = min(k, num_candidates)
+    keys = stored.keys[row]
+    heads = torch.arange(num_heads, device=entries.device).view(-1, 1, 1)
+    places = (heads * stored.capacity + entries.clamp(min=0) % stored.capacity).flatten(0, 1)
+    asked, wanted = queries.flatten(0, 1), entries.flatten(0, 1)
+    step = max(1, _TILE_BYTES // (4 * max(1, num_candidates) * queries.shape[2]))
+    for start in range(0, len(wanted) if kept else 0, step):
+        part = slice(start, start + step)
+        picked = keys.flatten(0, 1).index_select(0, places[part].flatten()).float()
+        picked = picked.view(-1, num_candidates, keys.shape[-1])
+        found = torch.bmm(picked, asked[part].float().unsqueeze(-1)).squeeze(-1)
+        found = found.masked_fill(wanted[part] < 0, -torch.inf)
+        scores[part, :kept], order = found.topk(kept, dim=-1)
+        best[part, :kept] = wanted[part].gather(-1, order)
+    shape = (num_heads, num_queries, k)
+    return best.view(shape), scores.view(shape)

@@ -1,12 +1,13 @@
-"""What every index over the keys of a memory can do.
+"""What every index over the keys of a memory can do, and what those share that score every key.
 
 Shapes: B rows, H heads, T queries, N slots, D head_dim, k neighbors.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,22 @@ from torch import Tensor
 
 from memorizing.errors import NonFiniteQueryError
 from memorizing.index_settings import IndexSettings
-from memorizing.knn.neighbors import Neighbors
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The nearest entries of every query. B rows, H heads, T queries, k neighbors, best first.
+
+    Where a memory holds fewer than k entries, `valid` is False, the score -inf and the slot 0.
+    """
+
+    slots: Tensor
+    """(B, H, T, k) int64: where the entries are stored."""
+    scores: Tensor
+    """(B, H, T, k): inner products of queries and stored keys, rounded to the dtype of the keys;
+    larger is nearer."""
+    valid: Tensor
+    """(B, H, T, k) bool."""
 
 
 @dataclass(frozen=True)
@@ -133,3 +149,81 @@ class KeyIndex(ABC):
             StateError: the folder holds no index, or one of other settings or keys; nothing is
                 changed then.
         """
+
+
+SearchRow = Callable[[Tensor, StoredKeys, int, int, Tensor | None], tuple[Tensor, Tensor]]
+"""Queries (H, T, D), keys, a row of them, k, hidden (T,) -> scores and slots (H, T, k)."""
+
+
+def search_rows(
+    search: SearchRow,
+    queries: Tensor,
+    stored: StoredKeys,
+    num_neighbors: int,
+    num_hidden: Tensor | None,
+    key_rows: Sequence[int | None] | None,
+) -> Neighbors:
+    """Search row by row, as every index that scores all keys does; see `KeyIndex.search`."""
+    num_rows, num_heads, num_queries, _ = queries.shape
+    shape = (num_rows, num_heads, num_queries, num_neighbors)
+    keys = stored.keys
+    slots = torch.zeros(shape, dtype=torch.int64, device=keys.device)
+    scores = torch.full(shape, -math.inf, dtype=keys.dtype, device=keys.device)
+    queries = queries.detach().to(keys.dtype)
+    check_queries(queries)
+    # A search asks for the largest of them, which would be a wait for a GPU in every row.
+    num_hidden = None if num_hidden is None else num_hidden.cpu()
+    with torch.no_grad():
+        for row in range(num_rows):
+            source = row if key_rows is None else key_rows[row]
+            k = 0 if source is None else min(num_neighbors, stored.sizes[source])
+            if source is None or k == 0 or num_queries == 0:
+                continue
+            hidden = None if num_hidden is None else num_hidden[row]
+            scores[row, ..., :k], slots[row, ..., :k] = search(
+                queries[row], stored, source, k, hidden
+            )
+    valid = scores > -math.inf
+    # A key that is NaN may take the place of a neighbor; it is not returned.
+    return Neighbors(slots.masked_fill_(~valid, 0), scores.masked_fill_(~valid, -math.inf), valid)
+
+
+class RowIndex(KeyIndex):
+    """An index that says how one row is searched."""
+
+    def search(
+        self,
+        queries: Tensor,
+        stored: StoredKeys,
+        num_neighbors: int,
+        *,
+        num_hidden: Tensor | None = None,
+        key_rows: Sequence[int | None] | None = None,
+    ) -> Neighbors:
+        """As `KeyIndex.search`."""
+        return search_rows(self._search_row, queries, stored, num_neighbors, num_hidden, key_rows)
+
+    @abstractmethod
+    def _search_row(
+        self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `SearchRow`."""
+
+
+class KeysOnlyIndex(RowIndex):
+    """An index that needs nothing but the keys, so that no change has to be told."""
+
+    def append(self, stored: StoredKeys) -> None:
+        """Nothing: the keys are all it needs."""
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """Nothing."""
+
+    def seal(self, stored: StoredKeys) -> None:
+        """Nothing."""
+
+    def save(self, folder: Path) -> None:
+        """Nothing."""
+
+    def load(self, folder: Path, stored: StoredKeys) -> None:
+        """Nothing."""

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from memorizing.errors import ConfigError
 from memorizing.index_settings import Int8Settings
-from memorizing.knn.index import StoredKeys
+from memorizing.knn.exact import merge_candidates
+from memorizing.knn.index import RowIndex, StoredKeys
 from memorizing.knn.packed import MOST_NEIGHBORS, ScoreTile, select_packed
-from memorizing.knn.rescoring import merge_candidates
-from memorizing.knn.rows import RowIndex
 
 
 class Int8Index(RowIndex):

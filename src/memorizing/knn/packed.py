@@ -14,6 +14,10 @@ Four things make it fast:
 4. What is chosen from is packed: a score's bits above its place, one integer, so that NumPy's
    vectorized sort of integers does it.
 
+Keys of 16 bits are scored in fp32 where the processor emulates their products, which takes no
+longer. Where it multiplies them, scores of 16 bits are a sieve: what rounds to the k-th score is
+scored again in fp32, and a query for which more does than was kept is searched in fp32.
+
 Shapes: H heads, T queries, N slots, D head_dim, k neighbors.
 """
 
@@ -22,12 +26,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from memorizing.knn.plain import sort_newest_first
-from memorizing.knn.product import multiply_into, widen_for_product
 
 _TILE_BYTES = 2 * 2**20
 """Scores of one tile of keys, per thread: about what a core's own cache holds."""
@@ -47,6 +51,10 @@ _NUM_TOP = 256
 MOST_NEIGHBORS = 2048
 """With larger k, places of candidates might not fit their 16 bits."""
 
+_NUM_SPARE = 8
+"""Scores of 16 bits that are kept beyond the k-th, to see all that round to it: on random keys
+0.1% of the queries had more among 65,536."""
+
 _LEAST_QUERIES = 16
 """As many queries are searched together as there are, or at least so many: every part of them
 reads all keys."""
@@ -57,12 +65,37 @@ ScoreTile = Callable[[int, int, int, Tensor], None]
 """Writes the scores of head h and slots from start to stop, (stop - start, T), into a tensor."""
 
 
+_FIRST_WITH_BF16 = (8, 0)
+"""Compute capability of the first NVIDIA GPUs with bf16 units."""
+
+
+@cache
+def is_emulated(dtype: torch.dtype) -> bool:
+    """Whether CPU products of a 16-bit dtype run without the processor's vector units.
+
+    Without AVX-512 (most laptops), torch multiplies bf16 and fp16 element by element, 20 to 150
+    times slower than fp32. Asked of torch and not timed, so that a machine always rounds alike.
+    """
+    if dtype == torch.bfloat16:
+        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return False
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has units for bf16 products: CPUs that do not emulate them, newer GPUs."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _FIRST_WITH_BF16
+    return device.type == "cpu" and not is_emulated(torch.bfloat16)
+
+
 def can_pack(k: int, keys: Tensor) -> bool:
     """Whether this search knows so many neighbors and these keys."""
     return (
         keys.device.type == "cpu"
         and keys.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        and k <= MOST_NEIGHBORS
+        and k + _NUM_SPARE <= MOST_NEIGHBORS
     )
 
 
@@ -70,17 +103,69 @@ def search_packed(
     queries: Tensor, keys: Tensor, k: int, newest: int, num_hidden: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As `search_plainly`, where `can_pack` allows it."""
+    size = keys.shape[1]
+    if keys.dtype == torch.float32 or is_emulated(keys.dtype) or k == size:
+        return _search(queries, keys, k, newest, num_hidden, torch.float32)
+    found = _search(queries, keys, min(k + _NUM_SPARE, size), newest, num_hidden, keys.dtype)
+    scores, slots, is_open = _settle_ties(queries, keys, *found, k)
+    for head in is_open.any(-1).nonzero().flatten().tolist() if found[0].shape[-1] < size else ():
+        (asked,) = is_open[head].nonzero(as_tuple=True)
+        hidden = None if num_hidden is None else num_hidden[asked]
+        part = slice(head, head + 1)
+        scores[head, asked], slots[head, asked] = (
+            one[0].to(into.dtype)
+            for one, into in zip(
+                _search(queries[part, asked], keys[part], k, newest, hidden, torch.float32),
+                (scores, slots),
+                strict=True,
+            )
+        )
+    return scores, slots
+
+
+def _search(
+    queries: Tensor,
+    keys: Tensor,
+    k: int,
+    newest: int,
+    num_hidden: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Scores and slots (H, T, k) by products in `dtype`, that of the keys or fp32."""
 
     def score(heads: slice, span: slice) -> ScoreTile:
-        lines, columns = keys[heads], widen_for_product(queries[heads, span]).transpose(1, 2)
+        lines, columns = keys[heads], queries[heads, span].to(dtype).transpose(1, 2)
 
         def score_tile(head: int, start: int, stop: int, out: Tensor) -> None:
-            multiply_into(out, lines[head, start:stop], columns[head])
+            torch.mm(lines[head, start:stop].to(dtype), columns[head], out=out)
 
         return score_tile
 
     shape = (queries.shape[0], queries.shape[1], keys.shape[1])
-    return select_packed(score, shape, keys.dtype, k, newest, num_hidden)
+    # Of 16-bit keys, ties are not sorted: equal keys may be many.
+    return select_packed(
+        score, shape, dtype, k, newest, num_hidden, sorts_ties=keys.dtype == torch.float32
+    )
+
+
+def _settle_ties(
+    queries: Tensor, keys: Tensor, scores: Tensor, slots: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best in fp32 of candidates (H, T, C) that are ordered by rounded scores.
+
+    Rounding keeps the order: only what rounds to the k-th score is scored again.
+
+    Returns:
+        Scores and slots, (H, T, k), and (H, T) bool: where what was left out may do so as well.
+    """
+    kth = scores[..., k - 1 : k]
+    is_tied = (scores == kth) & (kth > -math.inf)
+    head, query, place = is_tied.nonzero(as_tuple=True)
+    tied_keys = keys[head, slots[head, query, place]].float()
+    ranks = torch.where(scores > kth, math.inf, -math.inf)
+    ranks[head, query, place] = (tied_keys * queries[head, query].float()).sum(-1)
+    kept = ranks.topk(k, dim=-1).indices.sort(-1).values
+    return scores.gather(-1, kept), slots.gather(-1, kept), is_tied[..., -1]
 
 
 def select_packed(
@@ -90,6 +175,8 @@ def select_packed(
     k: int,
     newest: int,
     num_hidden: Tensor | None,
+    *,
+    sorts_ties: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k best of scores that are made tile by tile.
 
@@ -100,6 +187,7 @@ def select_packed(
         k: how many, at most N.
         newest: the slot written last.
         num_hidden: (T,): how many of the newest entries a query must not see.
+        sorts_ties: whether, of equal scores in fp32, the newest must be found.
 
     Returns:
         Scores and slots, each (H, T, k), best first.
@@ -111,9 +199,9 @@ def select_packed(
     width = -(-size // math.prod(lens)) * math.prod(lens)
     for heads, span in _iterate_parts(num_heads, num_queries, width * dtype.itemsize):
         found = scores[heads, span]
-        search = _Search((found.shape[0], width, found.shape[1]), size, dtype, lens, newest)
+        search = _Workspace((found.shape[0], width, found.shape[1]), size, dtype, lens, newest)
         search.fill(score(heads, span), None if num_hidden is None else num_hidden[span])
-        scores[heads, span], slots[heads, span] = search.select(k)
+        scores[heads, span], slots[heads, span] = search.select(k, sorts_ties)
     return scores, slots
 
 
@@ -146,7 +234,7 @@ def _iterate_parts(
                 yield slice(head, head + 1), slice(start, start + span_len)
 
 
-class _Search:
+class _Workspace:
     """All scores of some heads and queries, and their maxima level by level."""
 
     def __init__(
@@ -171,9 +259,6 @@ class _Search:
         for head, start, stop in self._iterate_tiles():
             end = min(stop, self.size)
             score_tile(head, start, end, self.scores[head, start:end])
-            if self.dtype == torch.float32:
-                # -0.0 becomes 0.0: they are equal, but their bits are not.
-                self.scores[head, start:end] += 0.0
             if num_hidden is not None:
                 self._hide(head, start, end, num_hidden)
             self._reduce_tile(head, start, stop)
@@ -212,21 +297,20 @@ class _Search:
         lines = slice(start // bucket_len, stop // bucket_len)
         torch.amax(tile.view(-1, bucket_len, tile.shape[1]), 1, out=self.maxima[head, lines])
 
-    def select(self, k: int) -> tuple[Tensor, Tensor]:
+    def select(self, k: int, sorts_ties: bool) -> tuple[Tensor, Tensor]:
         """The k best scores (H, T, k) and their slots, best first."""
+        heads, _, num_queries = self.scores.shape
         if self.maxima is None:
-            places = torch.arange(self.size, dtype=torch.int32).expand(
-                self.scores.shape[0], self.scores.shape[2], -1
-            )
-            return self._finish(places, k, None)
+            slots = torch.arange(self.size, dtype=torch.int32).expand(heads, num_queries, -1)
+            nothing = torch.full((heads, num_queries), torch.iinfo(torch.int64).min)
+            return self._finish(slots, k, nothing if sorts_ties else None)
         levels = [self.maxima]
         for bucket_len in self.lens[1:]:
-            heads, _, num_queries = levels[-1].shape
             levels.append(levels[-1].view(heads, -1, bucket_len, num_queries).amax(2))
         packed = self._rank(self._read(levels[-1], None), k + 1)
-        if self.dtype != torch.float32 and bool((packed[..., 1] < 0).any()) and not self.is_turned:
+        if self.dtype != torch.float32 and not self.is_turned and bool((packed[..., 1:] < 0).any()):
             self._turn()
-            return self.select(k)
+            return self.select(k, sorts_ties)
         places, excluded = self._split(packed)
         for level, bucket_len in zip(levels[-2::-1], self.lens[:0:-1], strict=True):
             members = _open_buckets(places, bucket_len)
@@ -234,7 +318,9 @@ class _Search:
             chosen, best_excluded = self._split(packed)
             places = members.gather(-1, chosen.long())
             excluded = torch.maximum(excluded, best_excluded)
-        return self._finish(_open_buckets(places, self.lens[0]), k, excluded)
+        return self._finish(
+            _open_buckets(places, self.lens[0]), k, excluded if sorts_ties else None
+        )
 
     def _turn(self) -> None:
         """Turn the bits so that they have the order of the scores of both signs, in place."""
@@ -249,13 +335,14 @@ class _Search:
         """Bits (H, T, n) with the order of the scores, of all lines of a level or at the places."""
         lines = level.transpose(1, 2)
         values = lines.contiguous() if places is None else lines.gather(-1, places.long())
+        if self.dtype == torch.float32:
+            values += 0.0  # -0.0 becomes 0.0: they are equal, but their bits are not
         bits = values.view(self.bits_dtype)
         return bits if self.is_turned else _turn_bits(bits)
 
     def _rank(self, bits: Tensor, k: int) -> Tensor:
-        """The k largest of n, ascending, packed: bits above, place below."""
-        places = torch.arange(bits.shape[-1], dtype=torch.int32)
-        return _sort_packed(bits, places)[..., -k:]
+        """As `_take_largest`, of bits above their places."""
+        return _take_largest(bits, torch.arange(bits.shape[-1], dtype=torch.int32), k)
 
     def _split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Places of the k largest of k + 1, and the bits of the one left out (for ties in fp32)."""
@@ -263,26 +350,31 @@ class _Search:
         return packed[..., 1:] & ((1 << shift) - 1), packed[..., 0] >> shift
 
     def _finish(self, slots: Tensor, k: int, excluded: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Sort the candidates: scores and slots (H, T, k), best first."""
+        """Sort the candidates: scores and slots (H, T, k), best first.
+
+        With `excluded`, the best bits that are not among them, equal scores are newest first.
+        """
         bits = self._read(self.scores, slots)
-        if self.dtype != torch.float32:
+        shift = 8 * self.bits_dtype.itemsize
+        if excluded is None:
             packed = self._rank(bits, k)
-            chosen = slots.gather(-1, (packed & 0xFFFF).long()).long()
-            best = _turn_bits((packed >> 16).to(torch.int16)).view(self.dtype)
-            return best.flip(-1), chosen.flip(-1)
-        # Below the bits stands how new an entry is, which tells its slot as well.
-        newness = (slots - self.newest - 1) % self.size
-        packed = _sort_packed(bits, newness.where(slots < self.size, 0))[..., -k:].flip(-1)
-        best_bits = packed >> 32
-        best = _turn_bits(best_bits.int()).view(torch.float32)
-        chosen = ((packed & 0xFFFFFFFF) + self.newest + 1) % self.size
-        if excluded is not None:
-            # An entry of the same score may be newer than one that was kept.
-            head, query = (best_bits[..., -1] <= excluded).nonzero(as_tuple=True)
-            if len(head):
-                best[head, query], chosen[head, query] = sort_newest_first(
-                    self.scores[head, : self.size, query], k, self.newest
-                )
+        else:
+            # Below the bits stands how new an entry is, which tells its slot as well.
+            newness = (slots - self.newest - 1) % self.size
+            packed = _take_largest(bits, newness.where(slots < self.size, 0), k)
+        packed = packed.sort(-1, descending=True).values
+        below = (packed & ((1 << shift) - 1)).long()
+        best_bits = packed >> shift
+        best = _turn_bits(best_bits.to(self.bits_dtype)).view(self.dtype)
+        if excluded is None:
+            return best, slots.gather(-1, below).long()
+        chosen = (below + self.newest + 1) % self.size
+        # An entry of the same score may be newer than one that was kept.
+        head, query = (best_bits[..., -1] <= excluded).nonzero(as_tuple=True)
+        if len(head):
+            best[head, query], chosen[head, query] = sort_newest_first(
+                self.scores[head, : self.size, query], k, self.newest
+            )
         return best, chosen
 
 
@@ -309,11 +401,14 @@ def _turn_bits(bits: Tensor) -> Tensor:
     return bits ^ ((bits >> (8 * bits.dtype.itemsize - 1)) & most)
 
 
-def _sort_packed(bits: Tensor, below: Tensor) -> Tensor:
-    """Sort integers of bits above and what stands below them, over the last dimension."""
+def _take_largest(bits: Tensor, below: Tensor, k: int) -> Tensor:
+    """The k largest, over the last dimension, of integers of bits above and what stands below them.
+
+    The smallest of them first, the others in any order.
+    """
     wide = torch.int32 if bits.dtype == torch.int16 else torch.int64
     packed = bits.to(wide, memory_format=torch.contiguous_format)
     packed <<= 8 * bits.dtype.itemsize
     packed |= below.to(wide)
-    packed.numpy().sort(axis=-1)
-    return packed
+    packed.numpy().partition(packed.shape[-1] - k, axis=-1)
+    return packed[..., -k:]

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from memorizing.devices import send
 
@@ -34,13 +36,15 @@ def search_plainly(
 ) -> tuple[Tensor, Tensor]:
     """Scores and slots, each (H, T, k), of queries (H, T, D) among keys (H, N, D); k <= N.
 
+    Scores are products in fp32, or fp64 of fp64 keys.
     Equal scores of fp32 keys are ordered newest first: `newest` is the slot written last.
     `num_hidden` (T,) counts the newest entries that a query must not see.
     """
     heads, num_queries, _ = queries.shape
-    scores = keys.new_empty(heads, num_queries, k)
+    dtype = torch.promote_types(keys.dtype, torch.float32)
+    scores = keys.new_empty(heads, num_queries, k, dtype=dtype)
     slots = torch.empty_like(scores, dtype=torch.int64)
-    query_bytes = keys.shape[1] * keys.dtype.itemsize
+    query_bytes = keys.shape[1] * dtype.itemsize
     for part, span in iterate_tiles(heads, num_queries, query_bytes, keys.device):
         scores[part, span], slots[part, span] = _search_tile(
             queries[part, span],
@@ -74,7 +78,8 @@ def _search_tile(
     size = keys.shape[1]
     bucket_len = _choose_bucket_len(size, k)
     num_buckets = -(-size // bucket_len)
-    scores = score_tile(queries, keys, num_buckets * bucket_len, newest, num_hidden)
+    dtype = torch.promote_types(keys.dtype, torch.float32)
+    scores = score_tile(queries, keys, num_buckets * bucket_len, newest, num_hidden, dtype)
     if keys.dtype != torch.float32:
         return _select_two_stage(scores, k, bucket_len, num_buckets)
     if keys.device.type == "cpu":  # the oracle: simple
@@ -83,18 +88,31 @@ def _search_tile(
 
 
 def score_tile(
-    queries: Tensor, keys: Tensor, width: int, newest: int, num_hidden: Tensor | None
+    queries: Tensor,
+    keys: Tensor,
+    width: int,
+    newest: int,
+    num_hidden: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Scores (H, T, width) of queries and keys; -inf beyond the N keys and where hidden."""
-    num_heads, num_queries, _ = queries.shape
+    """Scores (H, T, width) in `dtype` of queries and keys; -inf beyond the N keys and where hidden.
+
+    Sums are in fp32 at least.
+    """
     size = keys.shape[1]
-    scores = queries.new_empty(num_heads, num_queries, width)
-    if width > size:
+    if keys.device.type == "cpu":
+        scores = queries.new_empty(*queries.shape[:2], width, dtype=dtype)
         scores[..., size:] = -math.inf
-        for head in range(num_heads):
-            torch.mm(queries[head], keys[head].T, out=scores[head, :, :size])
+        for asked, lines, out in zip(queries.to(dtype), keys, scores, strict=True):
+            torch.mm(asked, lines.to(dtype).T, out=out[:, :size])
     else:
-        torch.bmm(queries, keys.transpose(1, 2), out=scores)
+        options: dict[str, Any] = {}
+        if keys.device.type == "cuda" and dtype != keys.dtype:
+            options["out_dtype"] = dtype
+        else:
+            queries, keys = queries.to(dtype), keys.to(dtype)
+        scores = torch.bmm(queries, keys.transpose(1, 2), **options)
+        scores = functional.pad(scores, (0, width - size), value=-math.inf)
     if num_hidden is not None:
         _hide_newest(scores, size, newest, num_hidden)
     return scores

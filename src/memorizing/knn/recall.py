@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memorizing.knn.index import StoredKeys
-from memorizing.knn.neighbors import Neighbors
+from memorizing.knn.index import Neighbors, StoredKeys
 
 _TILE_BYTES = 64 * 2**20
 """True scores of the queries that are compared together."""

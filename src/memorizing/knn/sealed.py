@@ -23,11 +23,9 @@ from torch import Tensor
 from memorizing.errors import StateError
 from memorizing.index_settings import SealedSettings
 from memorizing.knn.blocks import BlockLibrary, KeyBlock
-from memorizing.knn.exact import search_exact
-from memorizing.knn.index import KeyIndex, StoredKeys, check_queries
-from memorizing.knn.neighbors import Neighbors
+from memorizing.knn.exact import merge_candidates, search_exact
+from memorizing.knn.index import KeyIndex, Neighbors, StoredKeys, check_queries
 from memorizing.knn.query_sample import QuerySample
-from memorizing.knn.rescoring import merge_candidates
 from memorizing.knn.sealed_files import (
     SavedBlock,
     copy_keys,

@@ -37,7 +37,7 @@ def check_alike(found: tuple[Retrieved, ...], expected: tuple[Retrieved, ...]) -
 def test_saved_indexes_are_read_and_not_built(
     folder: MemoryFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = folder.open_layer(7, index=parse_index("exact:rescore=true")).retrieve(QUERIES, 5)
+    expected = folder.open_layer(7, index=parse_index("exact")).retrieve(QUERIES, 5)
     check_alike(folder.open_layer(7, index=HNSW).retrieve(QUERIES, 5), expected)
     folder.save_indexes(HNSW)
     folder.save_indexes(HNSW)
