@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import memorizing.huggingface
 from memorizing.cli import main
 from memorizing.cli.finetune import parse_settings
 from memorizing.errors import ConfigError
 from memorizing.huggingface import Calibration
+from memorizing.huggingface.learning import calibration
 from memorizing.huggingface.learning.adapter import load_adapter
 
 from .tools import make_base, make_texts, make_tokenizer, one_thread
@@ -75,12 +75,13 @@ def test_layers_can_be_found_before_training(
 ):
     asked: list[dict[str, Any]] = []
 
-    def find(model: Any, tokens: list[int], **settings: Any) -> Calibration:
+    def find(model: Any, tokens: list[int], progress: Any, **settings: Any) -> Calibration:
+        progress(3, 7)
         asked.append({"tokens": len(tokens), **settings})
         return Calibration({2: (0, 2)}, 1.0, (1, 2), torch.zeros(2, 3), 5.0, 4.0, settings)
 
     # A random model gains nothing by a memory.
-    monkeypatch.setattr(memorizing.huggingface, "calibrate", find)
+    monkeypatch.setattr(calibration, "calibrate", find)
     place = words.index("--layers")
     words = [*words[:place], *words[place + 2 :], "--calibrate"]
     assert main(words) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -14,7 +16,6 @@ from memorizing.huggingface.learning.calibration import (
     choose_heads,
     measure_nats,
     measure_slopes,
-    split_segments,
 )
 
 
@@ -49,7 +50,7 @@ def test_slopes_are_the_change_of_the_loss_with_a_heads_strength(model, tokens):
     add_memory(model, [1, 2], **SETTINGS)
     attachment = get_attachment(model)
     nats, slopes = measure_slopes(attachment, tokens)
-    assert slopes.shape == (len(split_segments(tokens, 13)), 2, 3)
+    assert slopes.shape == ((len(tokens) - 1) // 13, 2, 3)
     assert bool((slopes[0] == 0).all())
     for layer, head in ((1, 2), (2, 0)):
         measured = []
@@ -131,3 +132,31 @@ def test_a_model_that_does_not_gain_is_told_so(model, tokens):
             layer.self_attn.o_proj.weight.zero_()
     with pytest.raises(ConfigError, match="no head of this model gains"):
         calibrate(model, tokens, **SETTINGS)
+
+
+def test_calibration_tells_how_far_it_is(model, tokens):
+    told = []
+    calibrate(
+        model,
+        tokens,
+        biases=(-3.0, 0.0),
+        progress=lambda *numbers: told.append(numbers),
+        **SETTINGS,
+    )
+    num_segments = (len(tokens) - 1) // 13
+    assert told == [(13 * n, 3 * 13 * num_segments) for n in range(1, 3 * num_segments + 1)]
+
+
+def test_calibration_inside_of_inference_mode_finds_the_same(model, tokens):
+    expected = calibrate(model, tokens, biases=(0.0,), **SETTINGS)
+    with torch.inference_mode():
+        found = calibrate(model, tokens, biases=(0.0,), **SETTINGS)
+    assert found.heads == expected.heads
+    torch.testing.assert_close(found.slopes, expected.slopes)
+
+
+def test_weights_without_gradients_are_refused_with_the_reason(model, tokens):
+    with torch.inference_mode():
+        loaded = copy.deepcopy(model)
+        with pytest.raises(ConfigError, match="loaded outside"):
+            calibrate(loaded, tokens, **SETTINGS)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,13 +17,11 @@ from memorizing.cli.output import (
     parse_numbers,
     prepare_file,
     say,
+    show_progress,
     write_result,
 )
 from memorizing.cli.pretrained import DeviceOption, ModelArgument, PrecisionOption, load_model
 from memorizing.errors import ConfigError
-
-if TYPE_CHECKING:
-    from memorizing.data import Document
 
 EXAMPLES = """\b
 examples:
@@ -33,11 +31,6 @@ examples:
       --train gates --held-out 'torch/nn/*' --set memory.combine=gate
   memorizing finetune runs/smollm2 --corpus files:books --out runs/books --resume
 """
-
-CALIBRATION_WINDOWS = 8
-"""Read for --calibrate."""
-NOT_CALIBRATED = ("capacity", "dtype", "index")
-"""Settings that say how entries are kept, not how they are read."""
 
 
 class Train(StrEnum):
@@ -183,6 +176,7 @@ def run(
 
     from memorizing.data import load_splits
     from memorizing.huggingface import MemorySettings, add_memory
+    from memorizing.huggingface.learning.calibration import add_calibrated_memory
     from memorizing.training import finetune
 
     # Refused before anything is loaded.
@@ -196,7 +190,11 @@ def run(
     elif resume:
         restore_memory(loaded, out)
     else:
-        add_calibrated_memory(loaded, tokenizer, splits.train, memory)
+        say("calibrating on the beginning of the corpus, which is read several times")
+        with show_progress("calibrating") as advance:
+            texts = (document.text for document in splits.train)
+            found = add_calibrated_memory(loaded, tokenizer, texts, progress=advance, **memory)
+        say(f"calibrated: {found}")
     result = finetune(
         loaded,
         tokenizer,
@@ -224,37 +222,6 @@ def run(
         say("to go on: the same command with --resume")
         raise typer.Exit(INTERRUPTED_STATUS)
     print(f"adapter: {out / 'adapter'}")
-
-
-def add_calibrated_memory(
-    model: Any, tokenizer: Any, documents: list[Document], memory: dict[str, Any]
-) -> None:
-    """Give a model a memory in the layers and heads that gain on the first long document.
-
-    Raises:
-        ConfigError: every document is too short, or no head gains.
-    """
-    from memorizing.huggingface import calibrate
-    from memorizing.huggingface.sessions.texts import encode_text
-
-    most = CALIBRATION_WINDOWS * memory["window"] + 1
-    longest: list[int] = []
-    for document in documents:
-        tokens = encode_text(tokenizer, document.text)[:most].tolist()
-        longest = max(longest, tokens, key=len)
-        if len(longest) == most:
-            break
-    say(f"calibrating on {len(longest):,} tokens")
-    settings = {key: value for key, value in memory.items() if key not in NOT_CALIBRATED}
-    found = calibrate(model, longest, **settings)
-    found.add_to(model, **memory)
-    chosen = "; ".join(
-        f"layer {layer}, heads {', '.join(map(str, heads))}" for layer, heads in found.heads.items()
-    )
-    say(
-        f"calibrated: {chosen}; bias {found.bias:g}; {found.nats_with:.3f} nats per token with "
-        f"memory, {found.nats_without:.3f} without"
-    )
 
 
 def restore_memory(model: Any, run_dir: Path) -> None:

@@ -16,6 +16,7 @@ from memorizing.cli.output import (
     parse_numbers,
     prepare_file,
     say,
+    show_progress,
     write_result,
 )
 from memorizing.cli.pretrained import (
@@ -49,9 +50,6 @@ examples:
 """
 
 _LEFT_OUT_SHOWN = 5
-_CALIBRATION_WINDOWS = 8
-_NOT_CALIBRATED = ("capacity", "dtype", "index")
-"""Settings that say how entries are kept, not how they are read."""
 
 
 class EntryType(StrEnum):
@@ -154,13 +152,18 @@ def run(
     from memorizing.huggingface import add_memory, open_memory
     from memorizing.huggingface.attaching.attachment import get_attachment
     from memorizing.huggingface.learning.adapter import load_adapter
+    from memorizing.huggingface.learning.calibration import add_calibrated_memory
 
     if folder is None and dtype and dtype != EntryType.INT8:
         wanted["dtype"] = dtype.value
     if adapter is not None:
         load_adapter(loaded, adapter, **({} if folder else wanted))
     elif folder is None and calibrate:
-        add_calibrated_memory(loaded, tokenizer, plan, wanted)
+        say("calibrating on the beginning of the files, which is read several times")
+        with show_progress("calibrating") as advance:
+            texts = (source.load() or "" for source in plan.sources)
+            found = add_calibrated_memory(loaded, tokenizer, texts, progress=advance, **wanted)
+        say(f"calibrated: {found}")
     elif folder is None:
         add_memory(loaded, **wanted)
     session = open_memory(
@@ -211,34 +214,6 @@ def parse_settings(
     if window is not None:
         values["window"] = window
     return values
-
-
-def add_calibrated_memory(model: Any, tokenizer: Any, plan: Plan, wanted: dict[str, Any]) -> None:
-    """Give a model a memory in the layers and heads that gain on the first documents. In place.
-
-    Raises:
-        ConfigError: there are too few tokens, or no head gains.
-    """
-    from memorizing.huggingface import MemorySettings, calibrate
-
-    window = wanted.get("window", MemorySettings.window)
-    tokens: list[int] = []
-    for source in plan.sources:
-        tokens += tokenizer(source.load() or "", verbose=False)["input_ids"]
-        if len(tokens) > _CALIBRATION_WINDOWS * window:
-            break
-    tokens = tokens[: _CALIBRATION_WINDOWS * window + 1]
-    say(f"calibrating on {len(tokens):,} tokens")
-    settings = {key: value for key, value in wanted.items() if key not in _NOT_CALIBRATED}
-    found = calibrate(model, tokens, **settings)
-    found.add_to(model, **wanted)
-    chosen = "; ".join(
-        f"layer {layer}, heads {', '.join(map(str, heads))}" for layer, heads in found.heads.items()
-    )
-    say(
-        f"calibrated: {chosen}; bias {found.bias:g}; {found.nats_with:.3f} nats per token with a "
-        f"memory of this text, {found.nats_without:.3f} without"
-    )
 
 
 def check_settings(
