@@ -15,7 +15,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from memorizing.devices import send
 from memorizing.errors import StateError
 from memorizing.memory.store import Memory
 
@@ -242,7 +241,7 @@ class History:
             valid = waiting.valid & rows.unsqueeze(1)
             columns = valid.any(0).nonzero().flatten()
             if len(columns):
-                chosen = send(columns, waiting.keys.device)
+                chosen = columns.to(waiting.keys.device, non_blocking=True)
                 kept[layer] = Entries(
                     waiting.keys[:, :, chosen], waiting.values[:, :, chosen], valid[:, columns]
                 )

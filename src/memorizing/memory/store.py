@@ -1,5 +1,8 @@
 """The memory of one layer: a ring of (key, value) entries per row, shared by all heads' clocks.
 
+What is counted on the CPU goes to a GPU without waiting for what that still has to compute: CUDA
+copies ordinary memory aside before the call returns, so that it may be changed afterwards.
+
 Shapes: B rows, H heads, T queries, D head_dim, k neighbors.
 """
 
@@ -10,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memorizing.devices import send
 from memorizing.errors import ConfigError, StateError
 from memorizing.index_settings import ExactSettings, IndexSettings
 from memorizing.knn import Neighbors, StoredKeys, make_index
@@ -116,7 +118,7 @@ class Memory:
             for row in range(self.num_rows):
                 new_keys, new_values = keys[row], values[row]
                 if valid is not None and not bool(valid[row].all()):
-                    chosen = send(valid[row].nonzero().squeeze(-1), keys.device)
+                    chosen = valid[row].nonzero().squeeze(-1).to(keys.device, non_blocking=True)
                     new_keys, new_values = new_keys[:, chosen], new_values[:, chosen]
                 self._append_row(row, new_keys, new_values)
             self.index.append(self.stored_keys)
@@ -149,7 +151,7 @@ class Memory:
         self.num_appended[rows] = 0
         # What is missing is read from slot 0 and weighs 0, which does not hide infinite numbers.
         for ring in (self.keys, self.values):
-            ring[send(rows, ring.device), :, 0] = 0
+            ring[rows.to(ring.device, non_blocking=True), :, 0] = 0
         self.index.reset(rows.nonzero().flatten().tolist())
 
     def set_index(self, index: IndexSettings) -> None:
@@ -243,12 +245,13 @@ class Memory:
         """Lines of the entries in slots (B, H, T, k), if all rows and heads stood below another."""
         num_heads, capacity = self.keys.shape[1:3]
         first = (rows.view(-1, 1) * num_heads + torch.arange(num_heads)) * capacity
-        return slots + send(first, slots.device).view(slots.shape[0], num_heads, 1, 1)
+        first = first.to(slots.device, non_blocking=True)
+        return slots + first.view(slots.shape[0], num_heads, 1, 1)
 
     def compute_positions(self, slots: Tensor, rows: Tensor | None = None) -> Tensor:
         """Position in its document of the entry of every slot (B, H, T, k); `rows` are donors."""
         appended = self.num_appended if rows is None else self.num_appended[rows.cpu()]
-        newest = send(appended - 1, slots.device).view(-1, 1, 1, 1)
+        newest = (appended - 1).to(slots.device, non_blocking=True).view(-1, 1, 1, 1)
         return newest - (newest - slots) % self.capacity
 
     def select_rows(self, rows: Tensor) -> Memory:

@@ -25,7 +25,6 @@ from memorizing.huggingface.attaching.families import Decoder, choose_dtype
 from memorizing.huggingface.attaching.interface import NAMES, STEP, WINDOW, CallWindow
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer, OpenHeads
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.positions import Positions
 from memorizing.huggingface.attaching.step import (
     CallMode,
     EntriesRead,
@@ -36,6 +35,7 @@ from memorizing.huggingface.attaching.step import (
 from memorizing.huggingface.attaching.window_cache import (
     NEVER,
     CallCache,
+    Positions,
     TextState,
     WindowLayer,
     find_text,
