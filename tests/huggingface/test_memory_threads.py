@@ -1,4 +1,4 @@
-"""Several threads with one model: what one call collects, controls or tells is that call's alone."""
+"""Several threads with one model: what a call collects, controls or tells is its alone."""
 
 from __future__ import annotations
 
