@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memorizing.terminal import Display, LineDisplay, SilentDisplay, make_display
 from memorizing.training.checkpoint import (
     LoadedModel,
     find_checkpoint,
@@ -12,7 +13,6 @@ from memorizing.training.checkpoint import (
     save_model,
 )
 from memorizing.training.precision import Precision, choose_precision
-from memorizing.training.progress import Display, LineDisplay, SilentDisplay, make_display
 from memorizing.training.reporting import StepMetrics, TrainingResult, read_metrics
 from memorizing.training.resources import (
     check_resources,

@@ -27,6 +27,7 @@ from memorizing.config import TrainingConfig
 from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument
 from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
 from memorizing.evaluation import Progress
+from memorizing.terminal import Display, SilentDisplay
 from memorizing.training.checkpoint import (
     TrainingState,
     explain_damage,
@@ -36,7 +37,6 @@ from memorizing.training.checkpoint import (
     write_checkpoint,
 )
 from memorizing.training.optimizer import Optimizer
-from memorizing.training.progress import Display, SilentDisplay
 from memorizing.training.reporting import Evaluation, Reporter, StepMetrics, TrainingResult, Window
 from memorizing.training.validation import HeldOut
 

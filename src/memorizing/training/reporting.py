@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from memorizing.evaluation import EvaluationResult, Progress
 from memorizing.settings import flatten_tables
 from memorizing.storage.files import explain_failures, write_bytes
-from memorizing.training.progress import Display
+from memorizing.terminal import Display
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -23,6 +23,7 @@ from memorizing.devices import find_device
 from memorizing.errors import CheckpointError, ConfigError
 from memorizing.model import MemorizingTransformer
 from memorizing.storage.files import write_bytes
+from memorizing.terminal import Display, make_display
 from memorizing.training.checkpoint import (
     TOKENIZER_FILE,
     advise,
@@ -31,7 +32,6 @@ from memorizing.training.checkpoint import (
     read_trainer,
 )
 from memorizing.training.precision import Precision, choose_precision
-from memorizing.training.progress import Display, make_display
 from memorizing.training.reporting import TrainingResult
 from memorizing.training.resources import (
     check_resources,

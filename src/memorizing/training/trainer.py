@@ -17,11 +17,11 @@ from memorizing.errors import CheckpointError, StateError
 from memorizing.evaluation import Progress, evaluate_documents
 from memorizing.loss import sum_nats
 from memorizing.model import Exposed, MemorizingTransformer, ModelState, join_exposed
+from memorizing.terminal import Display
 from memorizing.training.checkpoint import load_weights, write_model
 from memorizing.training.loop import TrainingLoop
 from memorizing.training.optimizer import Optimizer, group_parameters
 from memorizing.training.precision import Precision, choose_precision
-from memorizing.training.progress import Display
 from memorizing.training.reporting import Evaluation, StepMetrics
 from memorizing.training.validation import HeldOut
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from memorizing.data import Document
 from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.sessions.texts import encode_text, encode_with_offsets
 from memorizing.memory.disk import LayerEntries, NewDocument, hash_text
+from memorizing.terminal import is_terminal, make_display
 
 OnRead = Callable[[str, int], None]
 """Called after every segment that was read: name of its document, and its tokens."""
@@ -106,27 +108,17 @@ def join_entries(
 @contextmanager
 def show_progress(is_shown: bool) -> Iterator[OnRead]:
     """Show how many tokens were read, how fast, and of which document; gives what counts them."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    display = make_display(is_shown and is_terminal(), is_transient=True)
+    start_s, num_tokens = time.perf_counter(), 0
 
-    console = Console(stderr=True)
-    if not is_shown or not console.is_terminal:
-        yield lambda name, count: None
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.completed:,.0f} tokens"),
-        TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, speed="")
+    def advance(name: str, count: int) -> None:
+        nonlocal num_tokens
+        num_tokens += count
+        speed = num_tokens / max(time.perf_counter() - start_s, 1e-9)
+        display.update(num_tokens, {"tokens/s": f"{speed:,.0f}", "reading": name[-60:]})
 
-        def advance(name: str, count: int) -> None:
-            bar.update(task, advance=count, description=name[-60:])
-            elapsed = bar.tasks[0].elapsed
-            if elapsed:
-                bar.update(task, speed=f"{bar.tasks[0].completed / elapsed:,.0f}/s")
-
+    display.start(0, None, "tokens")
+    try:
         yield advance
+    finally:
+        display.stop()

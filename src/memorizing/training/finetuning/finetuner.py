@@ -41,11 +41,11 @@ from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.loss import sum_nats
 from memorizing.storage.folders import verify_folder
 from memorizing.storage.tensors import check_shapes, read_tensors
+from memorizing.terminal import Display
 from memorizing.training.checkpoint import MODEL_FILE, advise
 from memorizing.training.finetuning.settings import FinetuneSettings
 from memorizing.training.loop import TrainingLoop
 from memorizing.training.optimizer import Optimizer, ParameterGroups, group_parameters
-from memorizing.training.progress import Display
 from memorizing.training.reporting import Evaluation, StepMetrics
 from memorizing.training.validation import HeldOut
 

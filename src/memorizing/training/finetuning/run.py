@@ -15,9 +15,9 @@ from memorizing.huggingface.sessions.scoring import find_start_token
 from memorizing.huggingface.sessions.texts import encode_text, wrap_tokenizer
 from memorizing.storage.files import name_temporary, read_json, write_json
 from memorizing.storage.folders import replace_folder
+from memorizing.terminal import make_display
 from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.finetuning.settings import FinetuneSettings
-from memorizing.training.progress import make_display
 from memorizing.training.reporting import StepMetrics, TrainingResult
 from memorizing.training.resources import measure_available
 from memorizing.training.run_folder import LOG_FILE, RunKind, compare_settings, open_run
