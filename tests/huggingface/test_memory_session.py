@@ -22,6 +22,7 @@ from memorizing.errors import ConfigError, CorpusError, MemoryFolderError, State
 from memorizing.huggingface import MemorySession, add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.memory import FrozenMemory, MemoryFolder
+from tests.memory.disk.examples import edit_manifest
 
 from .tools import (
     CACHE,
@@ -574,3 +575,47 @@ def test_add_memory_returns_the_model_and_defaults_to_its_window():
     assert add_memory(model, [LAYER], window=61) is model
     settings = get_attachment(model).settings
     assert (settings.window, settings.segment_len, settings.distance) == (61, 61, 61)
+
+
+HOSTILE = {
+    "layers that are a number": ("memory", {"layers": 5}),
+    "a layer twice": ("memory", {"layers": [LAYER, LAYER]}),
+    "no such layer": ("memory", {"layers": [2**60]}),
+    "a capacity that fits no machine": ("memory", {"capacity": 2**31 - 1}),
+    "a capacity beyond all numbers": ("memory", {"capacity": 10**300}),
+    "a window that is a text": ("memory", {"window": "512"}),
+    "a distance beyond all positions": ("memory", {"distance": 2**70}),
+    "a bias beyond all logits": ("memory", {"bias": 1e308}),
+    "an index that is none": ("memory", {"index": "nothing:x=1"}),
+    "a setting that is none": ("memory", {"more": 1}),
+    "settings that are a list": ("memory", []),
+    "gates that are a list": ("heads", []),
+    "gates of no layer": ("heads", {}),
+    "gates that are texts": ("heads", {str(LAYER): {"bias": "high"}}),
+    "gates that are nothing": ("heads", {str(LAYER): None}),
+    "gates beyond all numbers": ("heads", {str(LAYER): {"bias": [10**400] * 4}}),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_settings_that_somebody_wrote_into_a_folder_end_in_an_error_of_ours(
+    case: str, tmp_path: Path
+):
+    model = make_model()
+    give_memory(model)
+    with open_memory(model, tmp_path / "m") as memory:
+        read_all(memory, {"second": DOCUMENTS["second"]})
+    key, values = HOSTILE[case]
+
+    def edit(manifest: dict[str, Any]) -> None:
+        settings = manifest["settings"]
+        whole = key == "heads" or not isinstance(values, dict)
+        settings[key] = values if whole else settings[key] | values
+
+    edit_manifest(tmp_path / "m", edit)
+    model = make_model()
+    with pytest.raises((MemoryFolderError, ConfigError)):
+        open_memory(model, tmp_path / "m")
+    # Nothing is left of it.
+    with pytest.raises(ConfigError, match="has no memory"):
+        get_attachment(model)

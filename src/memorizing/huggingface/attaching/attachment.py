@@ -137,14 +137,18 @@ class Attachment(Calls):
         """
         self.check_unbound()
         for number, layer in self.layers.items():
-            given = heads.get(str(number), {})
-            tensors = {name: torch.tensor(values) for name, values in given.items()}
             mine = {name: tensor.shape for name, tensor in layer.state_dict().items()}
+            try:
+                given = dict(heads[str(number)])
+                tensors = {name: torch.tensor(values).float() for name, values in given.items()}
+            except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError):
+                tensors = {}
             require(
-                {name: tensor.shape for name, tensor in tensors.items()} == mine,
+                {name: tensor.shape for name, tensor in tensors.items()} == mine
+                and all(bool(tensor.isfinite().all()) for tensor in tensors.values()),
                 f"gates of layer {number}",
-                sorted(given),
-                f"{sorted(mine)}, a number per head",
+                sorted(tensors),
+                f"{sorted(mine)}, a finite number per head",
             )
             layer.load_state_dict(tensors)
 

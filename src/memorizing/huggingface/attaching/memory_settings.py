@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from memorizing.config import check_capacity
 from memorizing.index_settings import parse_index
 from memorizing.settings import build_dataclass, check_types, require
@@ -68,6 +70,8 @@ class MemorySettings:
         )
         check_capacity(self.capacity, self.num_neighbors)
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        most = torch.finfo(torch.float16).max
+        require(abs(self.bias) <= most, "bias", self.bias, f"from {-most:,.0f} to {most:,.0f}")
         parse_index(self.index)
 
     def to_dict(self) -> dict[str, Any]:

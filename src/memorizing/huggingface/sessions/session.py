@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
 from transformers import DynamicCache
 
 from memorizing.data import Document
@@ -267,7 +268,7 @@ def open_memory(
     folder = None if path is None else MemoryFolder.find(path)
     followed = folder if find_attachment(model) is None else None
     if followed is not None:
-        add_memory(model, **_read_settings(followed.description).to_dict())
+        add_memory(model, **_read_settings(followed).to_dict())
     try:
         attachment = get_attachment(model)
         if followed is not None:
@@ -319,13 +320,23 @@ def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprin
         )
 
 
-def _read_settings(description: FolderDescription) -> MemorySettings:
-    settings = description.settings.get("memory")
-    if not isinstance(settings, dict):
+def _read_settings(folder: MemoryFolder) -> MemorySettings:
+    """How a memory says that a model reads it; another may have written that."""
+    description = folder.description
+    if not isinstance(description.settings.get("memory"), dict):
         raise MemoryFolderError(
             "this memory does not say how a model reads it; call add_memory(model, ...) first"
         )
-    return MemorySettings.from_dict(settings)
+    settings = MemorySettings.from_dict(description.settings["memory"])
+    per_entry = replace(description, dtype=settings.dtype).bytes_per_entry
+    needed, available = settings.capacity * per_entry, psutil.virtual_memory().available
+    if needed > available:
+        raise MemoryFolderError(
+            f"{folder.path} gives a text a memory of capacity {settings.capacity:,}, which takes "
+            f"{needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} GiB are free; call "
+            "add_memory(model, capacity=...) first, with one that fits"
+        )
+    return settings
 
 
 def _describe(
