@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from memorizing.huggingface.own_model.cache import CACHE_NAME
 from memorizing.huggingface.own_model.model import (
     MemorizingTransformerConfig,
     MemorizingTransformerForCausalLM,
 )
+from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.model import MemorizingTransformer
 
 from ..model.tools import SMALL

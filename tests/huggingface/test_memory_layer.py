@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from memorizing.huggingface import remove_memory
+from memorizing.huggingface.attaching.families import collect_entries
 from memorizing.huggingface.attaching.memory_layer import CLOSED, Gates, sum_local_scores
-from memorizing.huggingface.attaching.probing import collect_entries
 
 from .tools import (
     CAPACITY,

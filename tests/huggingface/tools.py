@@ -21,11 +21,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
-    LlamaForCausalLM,
 )
 
 from memorizing.huggingface import add_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import Attachment, find_attachment, get_attachment
+from memorizing.huggingface.attaching.decoder import find_rotation
+from memorizing.huggingface.releases import CACHE_NAME as CACHE
 
 VOCAB_SIZE, HIDDEN, HEAD_DIM, NUM_LAYERS = 101, 52, 10, 3
 WINDOW, SEGMENT_LEN, NUM_SINKS, NUM_NEIGHBORS, CAPACITY = 29, 13, 3, 5, 59
@@ -90,13 +91,6 @@ FAMILY_AND_IMPLEMENTATION = [
     for family, implementations in sorted(IMPLEMENTATIONS.items())
     for implementation in implementations
 ]
-
-CACHE = (
-    "cache"
-    if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters
-    else "past_key_values"
-)
-"""What a cache is called in this release of `transformers`, among arguments and in outputs."""
 
 _MODELS: dict[tuple[str, str], Any] = {}
 
@@ -287,10 +281,9 @@ class Naive:
         position = torch.arange(query.shape[2])
         free_query = query - 0
         free_key = key
-        if self.decoder.is_rotated(number):
-            rotation = self._look_up(number, position - self.settings.distance)
-            free_query = self._rotate_back(query, rotation)
-            free_key = self._rotate_back(key, self._look_up(number, position))
+        if self.decoder.rotated[number]:
+            free_query = self._turn_back(number, query, position - self.settings.distance)
+            free_key = self._turn_back(number, key, position)
         if self.settings.search == "normalized" and number in self.layers:
             norm = self.layers[number].key_norm
             free_key = free_key / free_key.norm(dim=-1, keepdim=True) * norm.view(-1, 1, 1)
@@ -353,9 +346,9 @@ class Naive:
         segment = t // settings.segment_len * settings.segment_len
         near = range(max(self.find_first(t), t - window + 1, 0), t + 1)
         seen = [j for j in range(t + 1) if j in near or j < num_sinks]
-        if self.find_shift(t):
-            shift = self._look_up(number, torch.tensor([-self.find_shift(t)]))
-            key = torch.cat([self._rotate_back(key[:num_sinks], shift), key[num_sinks:]])
+        if self.find_shift(t) and self.decoder.rotated[number]:
+            shift = torch.full((num_sinks,), -self.find_shift(t))
+            key = torch.cat([self._turn_back(number, key[:num_sinks], shift), key[num_sinks:]])
         local_keys = torch.stack([key[j] if j >= segment else key[j].detach() for j in seen])
         local_values = torch.stack([value[j] if j >= segment else value[j].detach() for j in seen])
         scores = self._bound(local_keys @ query[t] * scaling, softcap)
@@ -381,21 +374,25 @@ class Naive:
     def _bound(scores: Tensor, softcap: float | None) -> Tensor:
         return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
-    def _look_up(self, number: int, position: Tensor) -> tuple[Tensor, Tensor]:
-        base, arguments = self.decoder.base, (torch.zeros(1), position.unsqueeze(0))
-        if base.config.model_type == "gemma3_text":
-            return base.rotary_emb(*arguments, base.config.layer_types[number])
-        return base.rotary_emb(*arguments)
+    def _turn_back(self, number: int, x: Tensor, position: Tensor) -> Tensor:
+        """What a layer rotated (..., n, D) by positions (n,), by the inverse of what it did.
 
-    @staticmethod
-    def _rotate_back(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Each pair of numbers as a complex one, times exp(-i angle)."""
-        cos, sin = (part[0] for part in rotation)
-        half = cos.shape[-1] // 2
-        angle = torch.atan2(sin[..., :half], cos[..., :half])
-        turn = torch.complex(torch.cos(angle), -torch.sin(angle))
-        turned = torch.complex(x[..., :half], x[..., half : 2 * half]) * turn
-        return torch.cat([turned.real, turned.imag, x[..., 2 * half :]], -1)
+        The family's own function tells what becomes of every unit vector; that it makes vectors
+        longer stays.
+        """
+        cos, sin = self.decoder.look_up_rotation(number, position.unsqueeze(0), x)
+        apply = find_rotation(self.decoder.attentions[number])
+        assert apply is not None
+        width = getattr(self.decoder.attentions[number], "rotary_ndims", x.shape[-1])
+        turned = []
+        for t in range(len(position)):
+            unit = torch.eye(width).unsqueeze(1)[None]
+            pair = (unit,) if "x" in inspect.signature(apply).parameters else (unit, unit)
+            rotated = apply(*pair, cos[:, t : t + 1], sin[:, t : t + 1])
+            matrix = (rotated if len(pair) == 1 else rotated[0])[0, :, 0]
+            turn = torch.linalg.inv(matrix / matrix.norm(dim=1, keepdim=True))
+            turned.append(x[..., t, :width] @ turn)
+        return torch.cat([torch.stack(turned, -2), x[..., width:]], -1)
 
 
 @contextmanager

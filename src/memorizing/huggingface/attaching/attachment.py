@@ -13,18 +13,17 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from memorizing.errors import ConfigError, StateError
 from memorizing.huggingface.attaching.calls import Calls
+from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.families import (
-    FAMILIES,
-    Decoder,
     check_heads,
     check_layers,
     find_decoder,
+    measure_key_norms,
 )
 from memorizing.huggingface.attaching.fingerprint import Fingerprint, compute_fingerprint
 from memorizing.huggingface.attaching.interface import name_implementation
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.probing import check_family, measure_key_norms
 from memorizing.settings import require
 
 _ATTRIBUTE = "memorizing"
@@ -174,18 +173,7 @@ class ModelChanges:
         """
         self._model = model
         self._underneath = str(model.config._attn_implementation)
-        name = name_implementation(self._underneath)
-        if self._underneath == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
-            raise ConfigError(
-                "reorder_and_upcast_attn is true, which works by itself only; load the model with "
-                "attn_implementation='sdpa'"
-            )
-        model.set_attn_implementation(name)
-        if model.config._attn_implementation != name:
-            raise ConfigError(
-                f"a {type(model).__name__} does not let its attention be set; it cannot be given a "
-                "memory"
-            )
+        model.set_attn_implementation(name_implementation(self._underneath))
         self._before: list[tuple[Any, str, object]] = []
         self._set(model, "_supported_generation_modes", _MODES)
         for layer in getattr(decoder.base, decoder.family.layers):
@@ -273,7 +261,7 @@ def add_memory(
         layers = list(heads) or [num_layers * 3 // 5]
     chosen = tuple(sorted(int(layer) for layer in layers))
     check_layers(chosen, num_layers)
-    check_heads(heads, chosen, int(decoder.base.config.num_attention_heads))
+    check_heads(heads, chosen, decoder.shapes[chosen[0]][0])
     parsed = MemorySettings(
         chosen,
         window=window,
@@ -281,12 +269,10 @@ def add_memory(
         distance=window if distance is None else distance,
         **settings,
     )
-    shapes = {(decoder.count_heads(layer), decoder.count_head_dim(layer)) for layer in chosen}
+    shapes = {decoder.shapes[layer] for layer in chosen}
     require(len(shapes) == 1, "layers", list(chosen), "layers with equally many and long heads")
     attachment = inner.__dict__[_ATTRIBUTE] = Attachment(inner, decoder, parsed)
     try:
-        if inner.config.model_type not in FAMILIES:
-            check_family(attachment)
         if parsed.search == "normalized":
             measure_key_norms(attachment)
         for layer, open_heads in heads.items():

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from memorizing.errors import StateError
-from memorizing.huggingface.attaching.families import Decoder, choose_dtype
+from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.interface import NAMES, STEP, WINDOW, CallWindow
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer, OpenHeads
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
@@ -43,11 +43,11 @@ from memorizing.huggingface.attaching.window_cache import (
     make_window_cache,
     make_windows,
 )
+from memorizing.huggingface.releases import CACHE_NAME, take_cache
 from memorizing.index_settings import parse_index
 from memorizing.memory import History, Memory
 from memorizing.memory.frozen import FrozenMemory
 
-_OLD_CACHE_NAME = "past_key_values"
 _NUMBERS = itertools.count(1)
 """Of memories that are opened one after another."""
 
@@ -99,8 +99,6 @@ class Calls:
         self._open_for_all: OpenMemory | None = None
         self._positions = Positions(decoder, settings)
         self._parameters = tuple(inspect.signature(decoder.base.forward).parameters)
-        # It was renamed in transformers 5.24.
-        self._cache_name = "cache" if "cache" in self._parameters else _OLD_CACHE_NAME
 
     @property
     def mode(self) -> CallMode:
@@ -232,13 +230,12 @@ class Calls:
     @property
     def stored_dtype(self) -> torch.dtype:
         """Of entries while a text is read."""
-        return choose_dtype(self.settings.dtype)
+        return getattr(torch, self.settings.dtype)
 
     @property
     def entry_shape(self) -> tuple[int, int]:
         """Heads and length of the keys of all memory layers."""
-        layer = self.settings.layers[0]
-        return self.decoder.count_heads(layer)[1], self.decoder.count_head_dim(layer)
+        return self.decoder.shapes[self.settings.layers[0]][1:]
 
     @property
     def devices(self) -> dict[int, torch.device]:
@@ -280,7 +277,7 @@ class Calls:
 
     def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
         """The arguments by which the model takes a cache, in this release of `transformers`."""
-        return {self._cache_name: cache, "use_cache": True}
+        return {CACHE_NAME: cache, "use_cache": True}
 
     def _enter(self, module: Any, args: Any, kwargs: Any) -> Any:
         """Hook before the base model: put a cache, positions and a step among its arguments.
@@ -326,13 +323,13 @@ class Calls:
         is_cut = step is not None and step.is_cut
         if output is None and not is_cut:
             return output
-        cache = kwargs.get(self._cache_name)
+        cache = kwargs.get(CACHE_NAME)
         if isinstance(cache, CallCache):
             cache.finish(is_cut=is_cut)
             if isinstance(output, tuple):
                 output = tuple(cache.owner if part is cache else part for part in output)
-            elif output is not None and output.get(self._cache_name) is cache:
-                output[self._cache_name] = cache.owner
+            elif output is not None and output.get(CACHE_NAME) is cache:
+                output[CACHE_NAME] = cache.owner
         if step is not None:
             step.finish()
         return output
@@ -340,9 +337,7 @@ class Calls:
     def _name_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of a call by name."""
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
-        if named.get(_OLD_CACHE_NAME) is not None:
-            named[self._cache_name] = named.pop(_OLD_CACHE_NAME)
-        return named
+        return named | {CACHE_NAME: take_cache(named)}
 
     def _make_step(
         self,
@@ -382,7 +377,7 @@ class Calls:
 
     def _prepare_cache(self, kwargs: dict[str, Any]) -> DynamicCache | None:
         """The cache of a call; one that is empty gets layers that keep the window only."""
-        cache, base = kwargs.get(self._cache_name), self.decoder.base
+        cache, base = kwargs.get(CACHE_NAME), self.decoder.base
         use_cache = kwargs.get("use_cache")
         use_cache = base.config.use_cache if use_cache is None else use_cache
         if cache is None:
@@ -422,7 +417,7 @@ class Calls:
         if ids is None:
             ids = (torch.arange(given.num_tokens) + given.start).unsqueeze(0)
         shift = self._positions.enter(layers, given.start, ids, find_text(cache).shift)
-        kwargs[self._cache_name] = CallCache(cache, layers, shift)
+        kwargs[CACHE_NAME] = CallCache(cache, layers, shift)
         if bool(shift.any()):
             moved = ids - shift.to(ids.device)
             moved = moved.clamp(min=0) if self._positions.is_learned else moved

@@ -1,10 +1,9 @@
-"""What differs between model families: where attention is, and how positions are put into keys."""
+"""Which models can have a memory: where families differ, and a trial call that tells the rest."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,155 +12,227 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from memorizing.errors import ConfigError
+from memorizing.huggingface.attaching.calls import Calls
+from memorizing.huggingface.attaching.decoder import Decoder, Family, find_rotation
+from memorizing.huggingface.attaching.interface import STEP, Attention, name_implementation
+from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.settings import require
 
-
-@dataclass(frozen=True)
-class Family:
-    """Names inside of a decoder of `transformers`."""
-
-    layers: str = "layers"
-    """The list of layers in the base model."""
-    attention: str = "self_attn"
-    """The attention in a layer."""
-    positions: str = "rotary"
-    """`rotary`: rotated keys, undone in what is stored; `learned`: added to the embeddings."""
-    rotary_per_type: bool = False
-    """Whether the rotary module wants the type of a layer."""
-
-
 FAMILIES: dict[str, Family] = {
-    "gemma": Family(),
-    "gemma2": Family(),
-    "gemma3_text": Family(rotary_per_type=True),
     "gpt2": Family("h", "attn", "learned"),
     "gpt_neox": Family(attention="attention"),
-    "llama": Family(),
-    "mistral": Family(),
-    "olmo2": Family(),
-    "phi3": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(),
-    "smollm3": Family(),
-}
-"""By `config.model_type`; each is tested. Others are taken as `Family()` where they look alike."""
+} | dict.fromkeys(
+    (
+        "gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3",
+        "smollm3",
+    ),
+    Family(),
+)  # fmt: skip
+"""By `config.model_type`; each is tested. Others are taken as `Family()` where a trial call of
+`find_decoder` finds nothing else in them."""
+
+_TRIAL_TOKENS = ((1, 2), (2, 1))
+_NUM_TOKENS = 512
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """A model seen by its attention layers."""
+class _UnlikeError(Exception):
+    """What a family does otherwise."""
 
-    base: Any
-    """The base model, which holds the layers."""
-    family: Family
-    attentions: tuple[nn.Module, ...]
-    own_windows: tuple[int | None, ...]
-    """Per layer, the tokens that it sees by itself; None is all."""
 
-    @property
-    def max_positions(self) -> int:
-        """Positions that the model can count; with "longrope" those before it counts otherwise."""
-        config = self.base.config
-        most = int(config.max_position_embeddings)
-        rope = getattr(config, "rope_parameters", None) or {}
-        for values in (rope, *rope.values()):
-            if isinstance(values, dict) and values.get("rope_type") == "longrope":
-                original = values.get("original_max_position_embeddings")
-                original = original or getattr(config, "original_max_position_embeddings", None)
-                most = min(most, int(original or most))
-        return most
+def find_layers(model: Any) -> tuple[Any, Family, nn.ModuleList]:
+    """The base model of a causal language model of `transformers`, its family and its layers.
 
-    def look_up_rotation(self, layer: int, position: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, n, rotary_dim) of positions (B, n), as `layer` gets them for `x`.
-
-        They are in float32.
-        """
-        arguments = (x.new_empty(0, dtype=torch.float32), position.to(x.device))
-        if self.family.rotary_per_type:
-            return self.base.rotary_emb(*arguments, self.base.config.layer_types[layer])
-        return self.base.rotary_emb(*arguments)
-
-    def is_rotated(self, layer: int) -> bool:
-        """Whether the layer's queries and keys are rotated; SmolLM 3 leaves every fourth as is."""
-        attention = self.attentions[layer]
-        return self.family.positions == "rotary" and bool(getattr(attention, "use_rope", True))
-
-    def count_heads(self, layer: int) -> tuple[int, int]:
-        """Heads of queries and of keys."""
-        num_heads = int(self.base.config.num_attention_heads)
-        num_groups = int(getattr(self.attentions[layer], "num_key_value_groups", 1))
-        return num_heads, num_heads // num_groups
-
-    def count_head_dim(self, layer: int) -> int:
-        """Length of a key."""
-        attention, config = self.attentions[layer], self.base.config
-        size = getattr(attention, "head_dim", None) or getattr(attention, "head_size", None)
-        return int(size or config.hidden_size // config.num_attention_heads)
+    Raises:
+        ConfigError: a family that keeps its layers elsewhere.
+    """
+    base, family = model.base_model, FAMILIES.get(str(model.config.model_type), Family())
+    layers = getattr(base, family.layers, None)
+    if not isinstance(layers, nn.ModuleList) or not hasattr(model, "generate"):
+        raise _refuse(model, "its layers are not laid out as in the families that are known")
+    return base, family, layers
 
 
 def find_decoder(model: Any) -> Decoder:
-    """The decoder inside of a causal language model of `transformers`.
+    """The decoder inside of a causal language model of `transformers`, which has no memory yet.
+
+    A trial call of the base model tells of every layer whether and how it rotates, how many heads
+    it has, and that its attention and its cache are what a memory takes them for.
 
     Raises:
-        ConfigError: a family that keeps its attention elsewhere, or does not call attention
-            through `AttentionInterface`.
+        ConfigError: a family that keeps its attention elsewhere, does not call attention through
+            `AttentionInterface`, or does something else with what it attends to.
     """
-    base = model.base_model
-    kind = str(model.config.model_type)
-    family = FAMILIES.get(kind, Family())
-    layers = getattr(base, family.layers, None)
-    if isinstance(layers, nn.ModuleList) and getattr(base, "_supports_attention_backend", False):
-        attentions = [getattr(layer, family.attention, None) for layer in layers]
-        own_windows = _find_own_windows(base.config, len(layers))
-        modules = tuple(module for module in attentions if isinstance(module, nn.Module))
-        if (
-            len(modules) == len(layers)
-            and own_windows is not None
-            and (
-                family.positions == "learned"
-                or (find_rotation(modules[0]) and getattr(base, "rotary_emb", None) is not None)
-            )
+    base, family, layers = find_layers(model)
+    implementation = str(model.config._attn_implementation)
+    name = name_implementation(implementation)
+    if implementation == "eager" and getattr(model.config, "reorder_and_upcast_attn", False):
+        raise ConfigError(
+            "reorder_and_upcast_attn is true, which works by itself only; load the model with "
+            "attn_implementation='sdpa'"
+        )
+    try:
+        attentions = tuple(getattr(layer, family.attention, None) for layer in layers)
+        if not all(isinstance(attention, nn.Module) for attention in attentions):
+            raise _UnlikeError("not all of its layers have attention")
+        if not getattr(base, "_supports_attention_backend", False):
+            raise _UnlikeError("its layers do not call attention through AttentionInterface")
+        if family.positions == "rotary" and not (
+            hasattr(base, "rotary_emb") and find_rotation(attentions[0])
         ):
-            return Decoder(base, family, modules, own_windows)
-    raise ConfigError(
-        f"a {type(model).__name__} (model_type {kind!r}) cannot be given a memory: its layers are "
-        "not laid out as in the families that are known, or do not call attention through "
-        f"AttentionInterface; known: {', '.join(sorted(FAMILIES))}"
+            raise _UnlikeError("its layers do not rotate queries and keys as known families do")
+        decoder = Decoder(base, family, attentions, _find_own_windows(base.config, len(layers)))
+        seen, cache = _call_on_trial(model, decoder, name)
+        found = [
+            _examine(decoder, number, seen.get(attention, []), cache)
+            for number, attention in enumerate(attentions)
+        ]
+    except _UnlikeError as error:
+        raise _refuse(model, str(error)) from None
+    rotated, shapes = zip(*found, strict=True)
+    return dataclasses.replace(decoder, rotated=rotated, shapes=shapes)
+
+
+def _refuse(model: Any, problem: str) -> ConfigError:
+    return ConfigError(
+        f"a {type(model).__name__} (model_type {str(model.config.model_type)!r}) cannot be given "
+        f"a memory: {problem}; give a text model (...ForCausalLM) of a family that works as those "
+        f"that are known: {', '.join(sorted(FAMILIES))}"
     )
 
 
-def _find_own_windows(config: Any, num_layers: int) -> tuple[int | None, ...] | None:
-    """See `Decoder.own_windows`; None where the model keeps something else than keys and values."""
+def _find_own_windows(config: Any, num_layers: int) -> tuple[int | None, ...]:
+    """See `Decoder.own_windows`."""
     layers = DynamicCache(config=config).layers or [DynamicLayer() for _ in range(num_layers)]
-    if len(layers) != num_layers:
-        return None
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-        return None
+    known = (DynamicLayer, DynamicSlidingWindowLayer)
+    if len(layers) != num_layers or any(type(layer) not in known for layer in layers):
+        raise _UnlikeError("its cache holds something else than keys and values of every layer")
     return tuple(getattr(layer, "sliding_window", None) for layer in layers)
 
 
-def find_rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """The family's own function that rotates queries and keys."""
-    return getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+def _call_on_trial(
+    model: Any, decoder: Decoder, name: str
+) -> tuple[dict[nn.Module, list[Attention]], DynamicCache]:
+    """What attention sees of pairs of tokens at several positions, and the cache of the call."""
+    base, before = decoder.base, model.config._attn_implementation
+    was_training = base.training
+    most = decoder.max_positions
+    firsts = [[start] for start in (0, 1, max(2, most // 2 - 2))]
+    position_ids = torch.tensor(firsts).repeat(len(_TRIAL_TOKENS), 1) + torch.arange(2)
+    tokens = torch.tensor(_TRIAL_TOKENS).repeat_interleave(len(firsts), 0)
+    device = base.get_input_embeddings().weight.device
+    seen: dict[nn.Module, list[Attention]] = {}
+    model.set_attn_implementation(name)
+    try:
+        if model.config._attn_implementation != name:
+            raise _UnlikeError("it does not let its attention be set")
+        base.eval()
+        with torch.no_grad():
+            output = base(
+                input_ids=tokens.to(device),
+                position_ids=position_ids.to(device),
+                use_cache=True,
+                return_dict=True,
+                **{STEP: seen},
+            )
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise _UnlikeError(f"a trial call failed: {error}") from error
+    finally:
+        base.train(was_training)
+        model.set_attn_implementation(before)
+    return seen, output[CACHE_NAME]
 
 
-def find_eager_attention(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The family's own attention in plain operations."""
-    return sys.modules[type(attention).__module__].eager_attention_forward
+def _examine(
+    decoder: Decoder, number: int, calls: list[Attention], cache: DynamicCache
+) -> tuple[bool, tuple[int, int, int]]:
+    """Whether a layer rotates, and its shape; see `Decoder`."""
+    if len(calls) != 1:
+        raise _UnlikeError(
+            f"layer {number} calls attention {len(calls)} times through AttentionInterface, and "
+            "not once"
+        )
+    query, key, value, _, kwargs, output = calls[0]
+    num_heads, head_dim = query.shape[1], query.shape[3]
+    num_key_heads = key.shape[1]
+    if (
+        num_heads % num_key_heads
+        or value.shape[:3] != key.shape[:3]
+        or key.shape[3] != head_dim
+        or value.shape[3] > head_dim
+        or not _is_close(output, _attend(calls[0]))
+    ):
+        raise _UnlikeError(f"attention of layer {number} is no softmax over all of its keys")
+    held = cache.layers[number]
+    if not (_is_close(held.keys, key) and _is_close(held.values, value)):
+        raise _UnlikeError(f"the cache of layer {number} holds something else than its keys")
+    # A first token sees nothing but itself: only its position differs from row to row.
+    firsts = key[:, :, :1]
+    shape = (num_heads, num_key_heads, head_dim)
+    if decoder.family.positions == "learned" or (_is_alike(firsts) and bool(firsts.any())):
+        return False, shape
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        raise _UnlikeError(f"attention of layer {number} is not told the positions of its tokens")
+    if not _is_alike(decoder.rotate_back(number, firsts, positions[:, :1])):
+        raise _UnlikeError(f"positions cannot be taken out of the keys of layer {number}")
+    return True, shape
 
 
-def rotate_back(attention: nn.Module, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate (B, H, n, D) by minus the angles of `rotation` (B or 1, n, rotary_dim).
+def _attend(seen: Attention) -> Tensor:
+    """Attention (B, 2, H, D) over two tokens, in plain operations."""
+    query, key, value, scaling, kwargs, _ = seen
+    num_groups = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(num_groups, 1).float() for part in (key, value))
+    scores = query.float() @ key.mT * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    if (softcap := kwargs.get("softcap")) is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + torch.full((2, 2), -torch.inf, device=scores.device).triu(1)
+    if (sink := kwargs.get("s_aux")) is not None:
+        sinks = sink.float().view(1, -1, 1, 1).expand(len(scores), -1, 2, 1)
+        scores = torch.cat([scores, sinks], -1)
+    return (torch.softmax(scores, -1)[..., :2] @ value).transpose(1, 2)
 
-    Some families (YaRN) make what they rotate longer by the way; it stays so, and the product of a
-    query and a key is that of local attention at distance 0.
+
+def _is_alike(keys: Tensor) -> bool:
+    """Whether rows (B, H, n, D) of the same token have the same keys."""
+    rows = keys.unflatten(0, (len(_TRIAL_TOKENS), -1))
+    return _is_close(rows, rows[:, :1].expand_as(rows))
+
+
+def _is_close(found: Tensor | None, expected: Tensor) -> bool:
+    """Whether all are the same, as far as 16-bit models compute."""
+    if found is None or found.shape != expected.shape:
+        return False
+    found, expected = found.float(), expected.float()
+    return bool((found - expected).abs().max() <= 0.05 * expected.abs().max())
+
+
+def collect_entries(calls: Calls, tokens: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Keys and values (1, H_kv, n, D) per memory layer of a text of n tokens, read in one call."""
+    base = calls.decoder.base
+    device = base.get_input_embeddings().weight.device
+    was_training = base.training
+    base.eval()
+    try:
+        with torch.no_grad(), calls.collect() as collected:
+            base(input_ids=tokens.unsqueeze(0).to(device), use_cache=False)
+    finally:
+        base.train(was_training)
+    return collected
+
+
+def measure_key_norms(calls: Calls) -> None:
+    """Set what unit keys are multiplied by: the mean norm of the keys of each head.
+
+    It is measured on the same pseudo-random tokens of the vocabulary always, so that one model has
+    one norm. Changes the memory layers in place.
     """
-    apply = find_rotation(attention)
-    assert apply is not None
-    cos, sin = rotation
-    length = torch.sqrt(cos.square() + sin.square())
-    exact = x.float()
-    return apply(exact, exact[:, :1], cos / length, -sin / length)[0].to(x.dtype)
+    vocab_size = calls.decoder.base.get_input_embeddings().weight.shape[0]
+    num_tokens = min(_NUM_TOKENS, calls.settings.window)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab_size, (num_tokens,), generator=generator)
+    for layer, (keys, _) in collect_entries(calls, tokens).items():
+        calls.layers[layer].set_key_norm(keys[0].float().norm(dim=-1).mean(-1))
 
 
 def check_heads(heads: Mapping[int, Sequence[int]], layers: Sequence[int], num_heads: int) -> None:
@@ -192,10 +263,3 @@ def check_layers(layers: tuple[int, ...], num_layers: int) -> None:
         f"one or more from 0 to {num_layers - 1}, counted from 0 (this model has {num_layers})",
     )
     require(len(set(layers)) == len(layers), "layers", list(layers), "each layer once")
-
-
-def choose_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a setting."""
-    return {
-        "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32
-    }[name]  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import ConfigError
-from memorizing.huggingface.attaching.families import Decoder
+from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 
 Fingerprint = dict[str, Any]

@@ -7,11 +7,12 @@ is underneath where no memory is read and the text is no longer than the window.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from memorizing.errors import ConfigError
-from memorizing.huggingface.attaching.families import find_eager_attention
-from memorizing.huggingface.attaching.memory_layer import find_memory
+from memorizing.huggingface.attaching.memory_layer import MemoryLayer
 
 NAMES = {"sdpa": "memorizing", "eager": "memorizing_eager"}
 """What is underneath -> what is registered. `transformers` reads meaning into names that hold
@@ -34,7 +34,19 @@ NAMES = {"sdpa": "memorizing", "eager": "memorizing_eager"}
 
 
 STEP = "memorizing_step"
-"""Keyword argument by which the base model hands the `Step` of a call down to its attention."""
+"""Keyword argument by which the base model hands the `Step` of a call down to its attention; in a
+trial call a dict, which gets every `Attention` by its module."""
+
+
+class Attention(NamedTuple):
+    """What attention was given, and gave."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float | None
+    kwargs: dict[str, Any]
+    output: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ def name_implementation(current: str | None) -> str:
     raise ConfigError(
         f"the model's attention runs by {current!r}; a memory is known to work over "
         f"{' and '.join(map(repr, NAMES))}: load the model with attn_implementation='sdpa', or "
-        "call model.set_attn_implementation('sdpa')"
+        "'eager' where its family has no other, or call model.set_attn_implementation('sdpa')"
     )
 
 
@@ -78,16 +90,22 @@ def _make_attention(underneath: str) -> Callable[..., tuple[Tensor, Tensor | Non
     ) -> tuple[Tensor, Tensor | None]:
         """Local attention as before; then what a memory layer adds."""
         step = kwargs.pop(STEP, None)
-        run = ALL_ATTENTION_FUNCTIONS.get_interface(underneath, find_eager_attention(module))
+        run = ALL_ATTENTION_FUNCTIONS.get_interface(underneath, _find_eager(module))
         output, weights = run(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        layer = find_memory(module)
-        if step is not None and layer is not None:
-            output = step.add(
-                layer, module, query, key, value, attention_mask, scaling, kwargs, output
-            )
+        layer = module._modules.get("memory")
+        if isinstance(step, dict):
+            seen = Attention(query, key, value, scaling, kwargs, output)
+            step.setdefault(module, []).append(seen)
+        elif step is not None and isinstance(layer, MemoryLayer):
+            output = step.add(layer, query, key, value, attention_mask, scaling, kwargs, output)
         return output, weights
 
     return attend
+
+
+def _find_eager(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The family's own attention in plain operations."""
+    return sys.modules[type(attention).__module__].eager_attention_forward
 
 
 def _make_mask(underneath: str) -> Callable[..., Tensor | None]:

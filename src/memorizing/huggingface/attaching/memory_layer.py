@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memorizing.errors import ConfigError
-from memorizing.huggingface.attaching.families import Decoder, rotate_back
+from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.index_settings import SealedSettings, parse_index
 from memorizing.memory import Retrieved
@@ -250,9 +249,11 @@ class MemoryLayer(Gates):
 
     def __init__(self, decoder: Decoder, layer: int, settings: MemorySettings) -> None:
         """Make the gates of a layer."""
-        num_heads, _ = decoder.count_heads(layer)
         super().__init__(
-            num_heads, settings.bias, settings.temperature, joint=settings.combine == "joint"
+            decoder.shapes[layer][0],
+            settings.bias,
+            settings.temperature,
+            joint=settings.combine == "joint",
         )
         self.layer = layer
         self.settings = settings
@@ -269,8 +270,7 @@ class MemoryLayer(Gates):
 
     def plan_open_heads(self) -> OpenHeads:
         """Which heads read the memory, by their gates as they are now."""
-        num_heads, num_key_heads = self._decoder.count_heads(self.layer)
-        assert num_heads == len(self.bias)
+        num_key_heads = self._decoder.shapes[self.layer][1]
         # The index of a folder is saved with all heads.
         is_sealed = isinstance(parse_index(self.settings.index), SealedSettings)
         return plan_open_heads(
@@ -278,36 +278,23 @@ class MemoryLayer(Gates):
         )
 
     def free_entries(
-        self, module: nn.Module, key: Tensor, value: Tensor, kwargs: dict[str, Any]
+        self, key: Tensor, value: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Keys (B, H_kv, T, D) of a call without their positions, and values; without gradient."""
-        key = self.free(module, key.detach(), kwargs)
+        """Keys (B, H_kv, T, D) of a call without their positions, and values; without gradient.
+
+        Values that are shorter are filled up with zeros.
+        """
+        key = self.free(key.detach(), kwargs)
         if self.key_norm is not None:
             norm = self.key_norm.to(key).view(-1, 1, 1)
             key = nn.functional.normalize(key, dim=-1) * norm
-        return key, value.detach()
+        return key, nn.functional.pad(value.detach(), (0, key.shape[-1] - value.shape[-1]))
 
-    def free(
-        self, module: nn.Module, x: Tensor, kwargs: dict[str, Any], distance: int = 0
-    ) -> Tensor:
+    def free(self, x: Tensor, kwargs: dict[str, Any], distance: int = 0) -> Tensor:
         """Queries or keys (B, H, T, D) of this call without their positions, at `distance`."""
-        if not self._decoder.is_rotated(self.layer):
+        if not self._decoder.rotated[self.layer]:
             return x
-        position = kwargs.get("position_ids")
-        if position is None:
-            raise ConfigError(
-                f"{type(module).__name__} is not told the positions of its tokens, so its keys "
-                "cannot be stored without them; see FAMILIES of "
-                "memorizing.huggingface.attaching.families"
-            )
-        rotation = self._decoder.look_up_rotation(self.layer, position - distance, x)
-        return rotate_back(module, x, rotation)
-
-
-def find_memory(module: nn.Module) -> MemoryLayer | None:
-    """The memory of an attention layer."""
-    layer = module._modules.get("memory")
-    return layer if isinstance(layer, MemoryLayer) else None
+        return self._decoder.rotate_back(self.layer, x, kwargs["position_ids"] - distance)
 
 
 def _take(per_head: Tensor, heads: Tensor | None) -> Tensor:
@@ -329,6 +316,7 @@ def sum_local_scores(
     mask: Tensor | None,
     scaling: float,
     softcap: float | None,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """Log-sum-exp (B, H, T) of the scores of local attention, as the layer itself has them.
 
@@ -340,6 +328,7 @@ def sum_local_scores(
         mask: None is causal, aligned at the end; bool (True is seen) or added to the scores.
         scaling: of the layer.
         softcap: bound of the scores, or None.
+        sink: (1, H, 1): a learned score that the layer's softmax has besides, or None.
     """
     num_groups = queries.shape[1] // keys.shape[1]
     grouped = queries.unflatten(1, (-1, num_groups)).flatten(2, 3)
@@ -356,4 +345,5 @@ def sum_local_scores(
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     else:
         scores = scores + mask.float()
-    return torch.logsumexp(scores, -1)
+    total = torch.logsumexp(scores, -1)
+    return total if sink is None else torch.logaddexp(total, sink.float())

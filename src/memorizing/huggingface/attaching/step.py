@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from memorizing.errors import StateError
 from memorizing.huggingface.attaching.memory_layer import (
@@ -145,7 +145,6 @@ class Step:
     def add(
         self,
         layer: MemoryLayer,
-        module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -160,7 +159,6 @@ class Step:
 
         Args:
             layer: that of the attention.
-            module: the attention.
             query: (B, H, T, D), rotated.
             key: (B, H_kv, S, D), rotated; the last T are of this call.
             value: (B, H_kv, S, D).
@@ -175,7 +173,7 @@ class Step:
         number, new = layer.layer, slice(-query.shape[2], None)
         scaling = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
         softcap = kwargs.get("softcap")
-        entries = layer.free_entries(module, key[:, :, new], value[:, :, new], kwargs)
+        entries = layer.free_entries(key[:, :, new], value[:, :, new], kwargs)
         if self.mode.collected is not None:
             self.mode.collected[number] = entries
             if number == max(self.settings.layers):
@@ -184,7 +182,7 @@ class Step:
         heads = self.text.open_heads[number]
         if not heads.is_any:
             return output
-        asked = layer.free(module, heads.ask(query), kwargs, distance=self.settings.distance)
+        asked = layer.free(heads.ask(query), kwargs, distance=self.settings.distance)
         keys, values = (heads.take_keys(part) for part in entries)
         if self.needs_graph:
             self._check_unchanged()
@@ -205,24 +203,34 @@ class Step:
         if not any(part.shares for part in attended):
             return output
         memory = Attended(
-            torch.cat([part.output for part in attended], 2),
+            # Of what was stored, values shorter than keys end with zeros.
+            torch.cat([part.output for part in attended], 2)[..., : value.shape[-1]],
             torch.cat([part.log_sum for part in attended], 2),
         )
         local_sum = None
         if layer.joint:
             if mask is not None and mask.dim() == 4 and mask.shape[1] > 1:
                 mask = heads.ask(mask)
+            sink = kwargs.get("s_aux")
             local_sum = sum_local_scores(
-                heads.ask(query), heads.take_keys(key), mask, scaling, softcap
+                heads.ask(query),
+                heads.take_keys(key),
+                mask,
+                scaling,
+                softcap,
+                None if sink is None else heads.ask(sink.view(1, -1, 1)),
             )
             local_sum = heads.keep(local_sum)
         local = output.transpose(1, 2)
         strength = self.mode.strengths.get(number)
         if heads.heads is None:
-            return layer.mix(local, memory, local_sum, strength=strength).transpose(1, 2)
-        mine = local.index_select(1, heads.heads)
-        mixed = layer.mix(mine, memory, local_sum, heads.heads, strength)
-        return local.index_copy(1, heads.heads, mixed.to(local.dtype)).transpose(1, 2)
+            mixed = layer.mix(local, memory, local_sum, strength=strength)
+        else:
+            mine = local.index_select(1, heads.heads)
+            mine = layer.mix(mine, memory, local_sum, heads.heads, strength)
+            mixed = local.index_copy(1, heads.heads, mine.to(local.dtype))
+        # As attention gives it: some families view it otherwise.
+        return mixed.transpose(1, 2).contiguous()
 
     def _check_unchanged(self) -> None:
         """Refuse to compute again after memories were written."""

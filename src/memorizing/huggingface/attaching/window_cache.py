@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer
 
 from memorizing.errors import StateError
-from memorizing.huggingface.attaching.families import Decoder, rotate_back
+from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.memory_layer import OpenHeads
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.memory import History

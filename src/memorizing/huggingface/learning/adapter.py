@@ -30,7 +30,7 @@ from memorizing.huggingface.attaching.attachment import (
     get_attachment,
     unwrap,
 )
-from memorizing.huggingface.attaching.families import find_decoder
+from memorizing.huggingface.attaching.families import find_layers
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.storage.files import read_json, write_json
 from memorizing.storage.folders import verify_folder, write_folder
@@ -223,8 +223,7 @@ def add_lora(
     inner = unwrap(model)
     if find_lora(inner) is not None:
         raise ConfigError("this model has LoRA already; train that one, or begin with the base")
-    decoder = find_decoder(inner)
-    layers = getattr(decoder.base, decoder.family.layers)
+    _, family, layers = find_layers(inner)
     kinds = {
         name.rpartition(".")[2]: type(module)
         for layer in layers
@@ -238,7 +237,7 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=sorted(kinds),
         layers_to_transform=list(range(first_layer, len(layers))) if first_layer else None,
-        layers_pattern=decoder.family.layers if first_layer else None,
+        layers_pattern=family.layers if first_layer else None,
         fan_in_fan_out=any(issubclass(kind, Conv1D) for kind in kinds.values()),
     )
     _put_in(inner, config)

@@ -20,7 +20,7 @@ from memorizing.huggingface.attaching.attachment import (
     get_attachment,
     remove_memory,
 )
-from memorizing.huggingface.attaching.families import find_decoder
+from memorizing.huggingface.attaching.families import find_layers
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.sessions.scoring import Progress, read_memory, score_texts
 from memorizing.huggingface.sessions.texts import encode_text
@@ -123,7 +123,7 @@ def calibrate(
         "one that was loaded outside, which gradients can be computed of",
     )
     common = {"window": window, "capacity": len(ids), "dtype": "float32", **settings}
-    num_layers = len(find_decoder(model).attentions)
+    num_layers = len(find_layers(model)[2])
     # Slopes come in the order of the layers, whatever the order they are named in.
     candidates = sorted(range(num_layers // 3, num_layers) if candidates is None else candidates)
     add_memory(model, candidates, **common)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memorizing.errors import StateError
+from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.model import ModelState
-
-CACHE_NAME = (
-    "cache"
-    if any(field.name == "cache" for field in dataclasses.fields(CausalLMOutputWithPast))
-    else "past_key_values"
-)
-"""What this release of `transformers` calls a history: `cache` since 5.24."""
 
 
 class MemorizingCache(Cache):

@@ -15,7 +15,8 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from memorizing.errors import ConfigError, StateError
-from memorizing.huggingface.own_model.cache import CACHE_NAME, MemorizingCache
+from memorizing.huggingface.own_model.cache import MemorizingCache
+from memorizing.huggingface.releases import CACHE_NAME, take_cache
 from memorizing.loss import sum_nats
 from memorizing.model import MemorizingTransformer, ModelState
 
@@ -42,19 +43,14 @@ def refuse_unknown(inputs: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name} cannot be used here: {reason}")
 
 
-def choose_cache(past_key_values: object, cache: object) -> MemorizingCache | None:
-    """The history of a call, under whichever of its two names it was given; None is none.
+def choose_cache(arguments: dict[str, Any]) -> MemorizingCache | None:
+    """The history of a call, taken out of its arguments; see `take_cache`. None is none.
 
     Raises:
-        ConfigError: it was given under both.
+        ConfigError: it was given under two names.
         StateError: a cache of another kind.
     """
-    if past_key_values is not None and cache is not None:
-        raise ConfigError(
-            "past_key_values and cache are two names of one history; give it once, as cache since "
-            "transformers 5.24"
-        )
-    given = past_key_values if cache is None else cache
+    given = take_cache(arguments)
     if given is not None and not isinstance(given, MemorizingCache):
         raise StateError(
             f"{CACHE_NAME} is a {type(given).__name__}; the history of this model is a "

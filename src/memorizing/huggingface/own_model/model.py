@@ -24,7 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memorizing.errors import CheckpointError, ConfigError, StateError
-from memorizing.huggingface.own_model.cache import CACHE_NAME, MemorizingCache
+from memorizing.huggingface.own_model.cache import MemorizingCache
 from memorizing.huggingface.own_model.config import (
     MemorizingTokenizer,
     MemorizingTransformerConfig,
@@ -39,6 +39,7 @@ from memorizing.huggingface.own_model.inputs import (
     read_columns,
     refuse_unknown,
 )
+from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.model import MemorizingTransformer
 
 _COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -242,7 +243,7 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             self._check_layers()
         if use_cache is None:
             use_cache = self.config.use_cache and not torch.is_grad_enabled()
-        given = choose_cache(past_key_values, cache)
+        given = choose_cache({"past_key_values": past_key_values, "cache": cache})
         is_returned = use_cache or given is not None
         cache = self._take_cache(given, *tokens.shape, is_returned=is_returned)
         valid = find_valid(attention_mask, tokens, cache.get_seq_length())
@@ -282,7 +283,7 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
                 `inputs_embeds`, padding on the right.
             StateError: a history that `input_ids` do not go on from.
         """
-        cache = choose_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
+        cache = choose_cache(kwargs)
         settings, inputs_by_name = self._prepare_generation_config(  # type: ignore[attr-defined]
             generation_config, **kwargs
         )
