@@ -367,8 +367,10 @@ class Positions:
         if not start or self.find_zone(start) == self.find_zone(start - 1):
             return shift
         if not self.is_learned:
+            distance = torch.tensor([[self._zone_len]])
             for number, layer in enumerate(layers):
-                self._move_back(number, layer)
+                if layer.keys is not None and layer.count_held() and self._decoder.rotated[number]:
+                    layer.keys = self._decoder.rotate_back(number, layer.keys, distance)
             return shift + self._zone_len
         for layer in layers:
             layer.drop(layer.count_held(), layer.count_dropped())
@@ -378,10 +380,3 @@ class Positions:
             is_padding = layers[0].first_valid.to(first.device).unsqueeze(1) > start
             first = torch.where(is_padding & (first <= 1), 0, first)
         return first.cpu()
-
-    def _move_back(self, number: int, layer: WindowLayer) -> None:
-        if layer.keys is None or not layer.count_held() or not self._decoder.is_rotated(number):
-            return
-        distance = torch.tensor([[self._zone_len]])
-        rotation = self._decoder.look_up_rotation(number, distance, layer.keys)
-        layer.keys = rotate_back(self._decoder.attentions[number], layer.keys, rotation)
