@@ -1,5 +1,7 @@
 """Tokenized documents: kept by content, rebuilt when damaged, cut without loss."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,10 @@ def files(folder):
     return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
+def replace(raw, place, value):
+    return raw[:place] + bytes([value]) + raw[place + 1 :]
+
+
 def test_tokens_are_those_of_the_tokenizer_in_the_order_given(tokenizer, tmp_path):
     done = []
     for _ in range(2):
@@ -51,7 +57,8 @@ def test_the_cache_is_read_and_keyed_by_text_and_tokenizer(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "altered", "emptied", "another file", "out of vocabulary"]
+    "damage",
+    ["truncated", "altered", "emptied", "another file", "out of vocabulary", "encrypted", "packed"],
 )
 def test_a_damaged_cache_file_is_rebuilt(tokenizer, tmp_path, damage):
     tokenize_documents(DOCUMENTS[:1], tokenizer, tmp_path)
@@ -66,12 +73,32 @@ def test_a_damaged_cache_file_is_rebuilt(tokenizer, tmp_path, damage):
                 "truncated": good[:-13],
                 "emptied": b"",
                 "another file": b"text",
-                "altered": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :],
+                "altered": replace(good, middle, good[middle] ^ 1),
+                # Of the entry in the central directory: flags, and a packer that nobody has.
+                "encrypted": replace(good, good.index(b"PK\x01\x02") + 8, 1),
+                "packed": replace(good, good.index(b"PK\x01\x02") + 10, 99),
             }[damage]
         )
     (document,) = tokenize_documents(DOCUMENTS[:1], tokenizer, tmp_path)
     assert np.array_equal(document.tokens, tokenizer.encode(TEXTS[0]))
     assert np.array_equal(TokenCache(tmp_path).read(path, tokenizer.vocab_size), document.tokens)
+
+
+def test_a_pipe_in_the_cache_is_not_waited_for(tokenizer, tmp_path):
+    path = TokenCache(tmp_path).locate("short", tokenizer.fingerprint)
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    (document,) = tokenize_documents(DOCUMENTS[2:], tokenizer, tmp_path)
+    assert np.array_equal(document.tokens, tokenizer.encode("short"))
+    assert path.is_file()
+
+
+def test_a_text_with_surrogates_that_stand_alone_is_tokenized_and_kept(tokenizer, tmp_path):
+    odd, plain = Document("odd", "caf\udce9 \ud800"), Document("plain", "caf\ufffd \ufffd")
+    (first,) = tokenize_documents([odd], tokenizer, tmp_path)
+    (second,) = tokenize_documents([plain], tokenizer, tmp_path)
+    assert np.array_equal(first.tokens, second.tokens)
+    assert len(files(tmp_path)) == 1
 
 
 def test_ids_take_two_bytes_where_they_fit(tmp_path):

@@ -1,6 +1,7 @@
 """Tokenizers: nothing is lost, nothing in a text is special, and a file is what was saved."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 
 from memorizing.config import TokenizerConfig
 from memorizing.data import Document, Tokenizer, load_tokenizer, train_tokenizer
+from memorizing.data.tokenizer import PIECES
 from memorizing.data.tokenizer_training import sample_text
 from memorizing.errors import CorpusError, TokenizerError
+from memorizing.huggingface import MemorizingTokenizer
 
 CODE = "".join(
     f"class Layer{i}(Module):\n    def forward(self, hidden):\n        return self.norm(hidden) "
@@ -121,6 +124,73 @@ def test_a_tokenizer_that_is_not_there_is_named(tmp_path, bpe):
     path.write_bytes(path.read_bytes()[:-97])
     with pytest.raises(TokenizerError, match="truncated"):
         load_tokenizer(path)
+
+
+def test_more_blanks_than_a_pattern_can_step_back_over_are_read():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(PIECES), "isolated")
+    # Two blocks of 4 million blanks, their rest, and the letter.
+    assert Tokenizer(backend).encode(" " * 10_000_019 + "x").tolist() == [0] * 4
+
+
+def test_a_text_in_pieces_is_the_same_text(bpe, monkeypatch):
+    whole = [bpe.encode(text).tolist() for text in (CODE, "a" + " " * 12 + "b")]
+    monkeypatch.setattr("memorizing.data.tokenizer._MAX_BLANKS", 11)
+    assert [bpe.encode(text).tolist() for text in (CODE, "a" + " " * 12 + "b")] == whole
+    for text in (" " * 97, "\n" + "\t \u2003" * 41 + "\n\nx", "x" + " " * 67 + "y" + " " * 71):
+        assert bpe.decode(bpe.encode(text)) == text
+    assert bpe.encode_batch(["", " " * 37, "x"])[2].tolist() == bpe.encode("x").tolist()
+
+
+def test_a_surrogate_that_stands_alone_is_read_as_what_cannot_be_read(bpe, unigram):
+    for tokenizer in (bpe, unigram):
+        for odd in ("\ud800", "\udcff", "\udfff"):
+            assert tokenizer.decode(tokenizer.encode(f"a{odd}b")) == "a\ufffdb"
+
+
+@pytest.mark.parametrize("largest", [2**24, 2**31, 2**32, 2**53])
+@pytest.mark.parametrize("place", ["vocabulary", "added"])
+def test_an_id_that_no_vocabulary_has_is_refused_before_a_table_is_made(
+    bpe, tmp_path, largest, place
+):
+    path = bpe.save(tmp_path)
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    if place == "vocabulary":
+        spec["model"]["vocab"]["far"] = largest
+    else:
+        spec["added_tokens"].append({**spec["added_tokens"][0], "id": largest, "content": "far"})
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    with pytest.raises(TokenizerError, match=f"the id {largest:,}; allowed are ids below"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(TokenizerError, match="allowed are ids below"):
+        MemorizingTokenizer(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "not JSON"),
+        (b"[" * 100_003, "nested too deeply"),
+        (b"{}", "no tokenizer, or is damaged"),
+        ("{}".encode("utf-16"), "not in UTF-8"),
+        (b'{"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a x"]}}', "damaged"),
+        # Read once, but not again: `tokenizers` panics over the ids that are the same.
+        (b'{"model": {"type": "BPE", "vocab": {"a": 0, "b": 0, "ab": 0}, "merges": ["a b"], '
+         b'"continuing_subword_prefix": "##"}}', "damaged"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content, problem):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(TokenizerError, match=problem):
+        load_tokenizer(path)
+
+
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "tokenizer.json")
+    for source in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(TokenizerError, match="is no file"):
+            load_tokenizer(source)
 
 
 def test_no_text_trains_no_tokenizer():

@@ -77,7 +77,7 @@ class Corpus:
             )
 
 
-def summarize_error(error: Exception) -> str:
+def summarize_error(error: BaseException) -> str:
     """The first line of another library's error, for a message of one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

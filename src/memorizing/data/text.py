@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ _IGNORED_FOLDERS = frozenset({"__pycache__"})
 _BINARY_PROBE = 8192
 MAX_FILE_BYTES = 2**31
 """Larger files are no text that somebody wrote, and are left out."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,15 @@ def encode_text(text: str) -> bytes:
         return text.encode("utf-8", errors="surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-8", errors="surrogatepass")
+
+
+def clean_text(text: str) -> str:
+    """A text without surrogates that stand alone, which UTF-8 cannot hold: U+FFFD for each."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
+    return text
 
 
 def make_document(name: str, raw: bytes, log: ReadLog) -> Document | None:

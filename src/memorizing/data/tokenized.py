@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from memorizing.data.text import Document
+from memorizing.data.text import Document, clean_text
 from memorizing.data.tokenizer import Tokenizer
 from memorizing.errors import CorpusError
-from memorizing.storage.files import write_bytes
+from memorizing.storage.files import read_bytes, write_bytes
 
 _FORMAT = "memorizing tokens 1"
 CACHE_VARIABLE = "MEMORIZING_CACHE"
@@ -41,16 +39,16 @@ class TokenCache:
     def locate(self, text: str, fingerprint: str) -> Path:
         """Where the tokens of a text are kept, by the SHA-256 of format, tokenizer and text."""
         digest = hashlib.sha256(f"{_FORMAT}\0{fingerprint}\0".encode())
-        digest.update(text.encode("utf-8"))
+        digest.update(clean_text(text).encode())
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name}.npz"
 
     def read(self, path: Path, vocab_size: int) -> np.ndarray | None:
         """Tokens (n,) int32, or None where they are absent, damaged or out of the vocabulary."""
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(read_bytes(path, most=2**34)), allow_pickle=False) as arrays:
                 tokens = arrays["tokens"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        except Exception:  # a damaged file raises whatever numpy, zipfile and its packers raise
             return None
         if (
             tokens.ndim != 1

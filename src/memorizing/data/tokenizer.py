@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 
 from memorizing.data.corpus import summarize_error
-from memorizing.errors import TokenizerError
-from memorizing.storage.files import write_bytes
+from memorizing.data.text import clean_text
+from memorizing.errors import MemorizingError, TokenizerError
+from memorizing.storage.files import read_json, write_bytes
 
 START_TOKEN = "<|document|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -26,6 +30,11 @@ PIECES = r"\s*[\r\n]\s*|\p{N}|[^\s\p{L}\p{N}]?\p{L}+| ?\p{L}+| ?[^\s\p{L}\p{N}]+
 
 _KNOWN_START_TOKENS = (START_TOKEN, "<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>", "[CLS]")
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+# `tokenizers` panics where a pattern steps back ten million times in one match, as PIECES and those
+# of others do over white space. A run of it that is left whole is shorter than twice this.
+_MAX_BLANKS = 4_000_000
+# A table by id is allocated where a tokenizer is read; the largest published has a million ids.
+_MAX_IDS = 2**24
 
 
 class Tokenizer:
@@ -36,8 +45,13 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Wrap a `tokenizers` tokenizer; a missing start token is added to it."""
-        backend = tokenizers.Tokenizer.from_str(backend.to_str())
+        """Wrap a `tokenizers` tokenizer; a missing start token is added to it.
+
+        Raises:
+            TokenizerError: it contradicts itself.
+        """
+        with _explain_failures("the tokenizer is damaged", "train or save it again"):
+            backend = tokenizers.Tokenizer.from_str(backend.to_str())
         backend.no_truncation()
         backend.no_padding()
         start = next(
@@ -51,6 +65,26 @@ class Tokenizer:
         self._backend = backend
         self.start_token: int = start_id
         """Id of the token before a document's first."""
+
+    @classmethod
+    def read(cls, path: Path) -> Tokenizer:
+        """The tokenizer of a file, which somebody else may have written.
+
+        Raises:
+            TokenizerError: it is no plain file, no tokenizer, damaged, or has ids beyond 2^24: a
+                table of so many entries would be made for them.
+        """
+        remedy = "train or save it again"
+        spec = read_json(path, TokenizerError, remedy)
+        largest = max(_list_ids(spec), default=0)
+        if largest >= _MAX_IDS:
+            raise TokenizerError(
+                f"{str(path)!r} has a token of the id {largest:,}; allowed are ids below "
+                f"{_MAX_IDS:,}: it is damaged, {remedy}"
+            )
+        with _explain_failures(f"{str(path)!r} is no tokenizer, or is damaged", remedy):
+            # What was checked is what is read: of a key that stands twice the last counts.
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(spec)))
 
     @property
     def backend(self) -> tokenizers.Tokenizer:
@@ -75,9 +109,25 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids of several texts, in parallel threads where the machine has them."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        """Token ids of several texts, in parallel threads where the machine has them.
+
+        Surrogates that stand alone, which are no text, count as U+FFFD. Millions of blanks in a row
+        are encoded in pieces.
+
+        Raises:
+            TokenizerError: the tokenizer cannot read one of the texts.
+        """
+        parts = [_split_blanks(clean_text(text)) for text in texts]
+        with _explain_failures("the tokenizer cannot read a text", "leave it out"):
+            encodings = iter(
+                self._backend.encode_batch_fast(
+                    list(itertools.chain.from_iterable(parts)), add_special_tokens=False
+                )
+            )
+        return [
+            np.concatenate([np.array(next(encodings).ids, dtype=np.int32) for _ in part])
+            for part in parts
+        ]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids, special tokens included; bytes that are no whole character become U+FFFD."""
@@ -126,21 +176,15 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         TokenizerError: there is none, it is not a tokenizer, or the hub does not give it.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / TOKENIZER_FILE
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise TokenizerError(
                 f"folder {str(source)!r} holds no {TOKENIZER_FILE}; give a folder or file that "
                 "was saved"
             )
-    if path.is_file():
-        try:
-            return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise TokenizerError(
-                f"{str(path)!r} is not a tokenizer, or is truncated ({summarize_error(error)}); "
-                "train or save it again"
-            ) from error
+    if os.path.lexists(path):
+        return Tokenizer.read(path)
     if (
         str(source).endswith(".json")
         or str(source).startswith((".", "/", "~"))
@@ -150,11 +194,45 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
             f"tokenizer file {str(source)!r} does not exist; give an existing path or a name on "
             "the hub"
         )
-    try:
+    with _explain_failures(
+        f"no tokenizer {str(source)!r} here or on the Hugging Face hub",
+        "give a path or an existing name",
+    ):
         return Tokenizer(tokenizers.Tokenizer.from_pretrained(str(source)))
-    except Exception as error:
-        reason = summarize_error(error)
-        raise TokenizerError(
-            f"no tokenizer {str(source)!r} here or on the Hugging Face hub ({reason}); give a "
-            "path or an existing name"
-        ) from error
+
+
+def _list_ids(spec: dict[str, Any]) -> Iterator[int]:
+    """What is an id in a `tokenizer.json`, whatever else it holds."""
+    model = spec.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    added = spec.get("added_tokens")
+    found = [
+        *(vocab.values() if isinstance(vocab, dict) else ()),
+        *(
+            item.get("id")
+            for item in (added if isinstance(added, list) else ())
+            if isinstance(item, dict)
+        ),
+    ]
+    return (value for value in found if isinstance(value, int))
+
+
+def _split_blanks(text: str) -> list[str]:
+    """A text in pieces that `tokenizers` can read: cut before and after millions of blanks."""
+    blocks = range(0, len(text) - _MAX_BLANKS + 1, _MAX_BLANKS)
+    blank = [place for place in blocks if text[place : place + _MAX_BLANKS].isspace()]
+    ends = sorted({0, len(text), *blank, *(place + _MAX_BLANKS for place in blank)})
+    return [text[begin:end] for begin, end in itertools.pairwise(ends)] or [text]
+
+
+@contextlib.contextmanager
+def _explain_failures(what: str, remedy: str) -> Iterator[None]:
+    """Turn what `tokenizers` and the hub raise, bare exceptions and panics, into one of ours."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException" and (
+            not isinstance(error, Exception) or isinstance(error, (MemorizingError, MemoryError))
+        ):
+            raise
+        raise TokenizerError(f"{what} ({summarize_error(error)}); {remedy}") from error

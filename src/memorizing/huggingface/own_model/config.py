@@ -101,10 +101,15 @@ class MemorizingTokenizer(PreTrainedTokenizerFast):
             tokenizer_file: a `tokenizer.json`.
             tokenizer_object: instead of the file.
             kwargs: as `PreTrainedTokenizerFast` takes them.
+
+        Raises:
+            TokenizerError: the file is missing or damaged.
         """
-        if tokenizer_object is None:
-            tokenizer_object = tokenizers.Tokenizer.from_file(os.fspath(tokenizer_file or ""))
-        own = Tokenizer(tokenizer_object)
+        own = (
+            Tokenizer(tokenizer_object)
+            if tokenizer_object is not None
+            else Tokenizer.read(Path(tokenizer_file or ""))
+        )
         start = own.backend.id_to_token(own.start_token)
         self._own_post_processor: PostProcessor | None = own.backend.post_processor
         kwargs |= {"bos_token": start, "add_bos_token": True}
