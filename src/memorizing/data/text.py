@@ -33,12 +33,11 @@ class Document:
     `text` as UTF-8."""
 
     def __post_init__(self) -> None:
-        """Make the name one that can be written, and count the bytes where the reader did not."""
+        """Make name and text what UTF-8 can hold; count the bytes where the reader did not."""
         object.__setattr__(self, "name", clean_name(self.name))
+        object.__setattr__(self, "text", clean_text(self.text))
         if self.num_bytes < 0:
-            object.__setattr__(
-                self, "num_bytes", len(self.text.encode("utf-8", errors="surrogatepass"))
-            )
+            object.__setattr__(self, "num_bytes", len(self.text.encode()))
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memorizing.data.text import Document, clean_text
+from memorizing.data.text import Document
 from memorizing.data.tokenizer import Tokenizer
 from memorizing.errors import CorpusError
 from memorizing.storage.files import read_bytes, write_bytes
@@ -39,7 +39,7 @@ class TokenCache:
     def locate(self, text: str, fingerprint: str) -> Path:
         """Where the tokens of a text are kept, by the SHA-256 of format, tokenizer and text."""
         digest = hashlib.sha256(f"{_FORMAT}\0{fingerprint}\0".encode())
-        digest.update(clean_text(text).encode())
+        digest.update(text.encode())
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name}.npz"
 
