@@ -20,8 +20,8 @@ from held_out import load_validation, make_inputs
 from rich.console import Console
 from rich.table import Table
 
-from memorizing.benchmark.machine import describe_machine
-from memorizing.benchmark.recording_index import RecordingIndex
+from memorizing.benchmark.indexes import RecordingIndex
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.data import TokenizedDocument
 from memorizing.evaluation import compare_results, evaluate_documents
 from memorizing.evaluation.results import DocumentResult, EvaluationResult

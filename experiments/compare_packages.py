@@ -151,7 +151,7 @@ def describe(
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Medians, and how many times as fast ours is, pair by pair."""
-    from memorizing.benchmark.machine import describe_machine
+    from memorizing.benchmark.preparing import describe_machine
 
     rows = []
     for name, own in seconds.items():
@@ -183,7 +183,7 @@ def show(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from memorizing.benchmark.machine import summarize_machine
+    from memorizing.benchmark.preparing import summarize_machine
 
     table = Table(title=f"a training step with {result['rows'][0]['entries']:,} entries")
     for name in ("", "weights", "step s", "times as fast"):
@@ -239,9 +239,8 @@ def make_ours(settings: dict[str, Any], precision: str) -> Made:
     """Our model with a full memory, its search checked."""
     import torch
 
-    from memorizing.benchmark.arguments import DTYPES
-    from memorizing.benchmark.checking import check_state
-    from memorizing.benchmark.filling import fill_state
+    from memorizing.benchmark.preparing import DTYPES, fill_state
+    from memorizing.benchmark.verification import check_state
     from memorizing.config import ModelConfig
     from memorizing.loss import sum_nats
     from memorizing.model import MemorizingTransformer

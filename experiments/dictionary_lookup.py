@@ -36,7 +36,7 @@ from small_models import (
     sharpen,
 )
 
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.data.synthetic import (
     BLOCK_LEN,
     NUM_SYMBOLS,

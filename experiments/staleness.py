@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.data import TokenizedDocument
 from memorizing.loss import compute_token_nats
 from memorizing.model import MemorizingTransformer, evaluation_mode

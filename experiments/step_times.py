@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.benchmark.timing import time_interleaved
 from memorizing.config import load_config
 from memorizing.data import SegmentLoader

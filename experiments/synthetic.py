@@ -30,7 +30,7 @@ from rich.table import Table
 from small_models import add_machine_options, list_machines, run_side_by_side, sharpen
 from synthetic_tasks import TASKS, Arm, Cell, Task
 
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.data.synthetic import QuestionBatch
 from memorizing.evaluation.answers import answer_questions, compute_wilson_interval
 from memorizing.model import MemorizingTransformer

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from memorizing.benchmark.delegating_index import DelegatingIndex
+from memorizing.benchmark.indexes import DelegatingIndex
 from memorizing.config import TrainingConfig
 from memorizing.data import SegmentLoader, TokenizedDocument
 from memorizing.data.synthetic import make_pairs_batch

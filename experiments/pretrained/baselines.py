@@ -35,7 +35,7 @@ from sliding import BLOCK_LEN, compute_window_nats
 from smollm import CONTEXT_LEN, describe_precision, load_smollm
 from transformers import LlamaForCausalLM
 
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.metrics import Totals, bucket_by_position
 from memorizing.storage.files import write_json
 

@@ -44,7 +44,7 @@ from training_free import CONTROL_TOKENS, CONTROLS, find_heads, read_arm, restor
 from transformers import AutoTokenizer
 
 from memorizing import load_adapter
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.data import TokenizedDocument, Tokenizer
 from memorizing.metrics import Totals, compare_token_nats
 from memorizing.storage.files import write_json

@@ -42,7 +42,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from memorizing import add_memory, load_adapter, open_memory
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.errors import ConfigError
 from memorizing.evaluation.answers import compute_wilson_interval
 from memorizing.huggingface.attaching.attachment import get_attachment

@@ -42,7 +42,7 @@ from transformers import AutoTokenizer
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from memorizing import open_memory, remove_memory
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.data import Tokenizer
 from memorizing.evaluation.pretrained import evaluate_model
 from memorizing.index_settings import parse_index

@@ -35,7 +35,7 @@ from smollm import describe_precision, load_smollm
 from training_free import find_heads
 
 import memorizing
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.devices import synchronize
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.sessions.reading import read_tokens

@@ -34,7 +34,7 @@ from documents import FAMILIES, TEST_TOKENS, Family, ReadDocument, load_document
 from smollm import load_smollm
 
 from memorizing import remove_memory
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.data import Tokenizer
 from memorizing.evaluation.pretrained import evaluate_model
 from memorizing.huggingface.learning.calibration import Calibration, calibrate

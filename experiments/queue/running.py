@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jobs import Evaluation, Job
 
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.config import Config, load_config
 from memorizing.data import (
     TokenizedDocument,

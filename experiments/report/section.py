@@ -71,7 +71,7 @@ def name_machines(machines: Iterable[Mapping[str, Any]]) -> str:
     Args:
         machines: as `describe_machine` of the package gives them; each is named once.
     """
-    from memorizing.benchmark.machine import summarize_machine
+    from memorizing.benchmark.preparing import summarize_machine
 
     named = dict.fromkeys(summarize_machine(dict(machine)) for machine in machines)
     return f"Measured on {'; and on '.join(named)}." if named else ""

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from memorizing.benchmark.decode import _make_arms, benchmark_decode
-from memorizing.benchmark.filling import fill_memory, fill_state
+from memorizing.benchmark.indexes import ReplayingIndex
+from memorizing.benchmark.preparing import fill_memory, fill_state
 from memorizing.benchmark.recording import Recording
-from memorizing.benchmark.replaying_index import ReplayingIndex
 from memorizing.config import ModelConfig
 from memorizing.errors import ConfigError
 from memorizing.memory import Memory

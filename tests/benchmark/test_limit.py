@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from memorizing.benchmark.limit import (
+from memorizing.benchmark.step import (
     count_forward_flops,
     count_step_flops,
     count_window_pairs,

@@ -139,11 +139,11 @@ def test_a_file_that_is_no_recording_is_refused_with_the_command_that_makes_one(
     tmp_path: Path,
 ) -> None:
     remedy = "memorizing benchmark record RUN --entries N --out FILE"
-    with pytest.raises(ConfigError, match=f"does not exist; .*{remedy}"):
+    with pytest.raises(ConfigError, match=f"is missing; .*{remedy}"):
         load_recording(tmp_path / "none")
     text = tmp_path / "text"
     text.write_text("keys and queries")
-    with pytest.raises(ConfigError, match=f"is no safetensors file.*{remedy}"):
+    with pytest.raises(ConfigError, match=f"cannot be read, or is truncated.*{remedy}"):
         load_recording(text)
     other = tmp_path / "model.safetensors"
     other.write_bytes(safetensors.torch.save({"keys": torch.zeros(3)}))

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from memorizing.benchmark.checking import check_memory, check_state
-from memorizing.benchmark.filling import fill_memory, fill_state
+from memorizing.benchmark.preparing import fill_memory, fill_state
 from memorizing.benchmark.step import benchmark_step
+from memorizing.benchmark.verification import check_memory, check_state
 from memorizing.config import ModelConfig
 from memorizing.errors import ConfigError, MemorizingError
 from memorizing.memory import Memory

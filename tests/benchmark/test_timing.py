@@ -25,16 +25,21 @@ def test_functions_take_turns_and_every_second_turn_runs_backwards() -> None:
     }
 
 
-def test_a_slow_function_warms_up_once_and_takes_part_in_fewer_turns() -> None:
+def test_a_slow_function_warms_up_once_and_takes_part_in_fewer_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     counts = {"fast": 0, "slow": 0}
+    # A clock that only these functions move: a busy machine must not make the fast one slow.
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     def run_fast() -> None:
         counts["fast"] += 1
-        time.sleep(1e-4)
+        now[0] += 1.0
 
     def run_slow() -> None:
         counts["slow"] += 1
-        time.sleep(2e-2)
+        now[0] += 20.5
 
     timings = time_interleaved(
         {"fast": run_fast, "slow": run_slow}, num_pairs=7, num_warmup=3, num_slow_pairs=2

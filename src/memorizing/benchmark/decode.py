@@ -15,14 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memorizing.benchmark.arguments import DEFAULT_PRECISION, DTYPES, check_arguments
-from memorizing.benchmark.building import build_index
-from memorizing.benchmark.checking import check_memory
-from memorizing.benchmark.filling import fill_state
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.indexes import ReplayingIndex, build_index
+from memorizing.benchmark.preparing import (
+    DEFAULT_PRECISION,
+    DTYPES,
+    check_arguments,
+    describe_machine,
+    fill_state,
+)
 from memorizing.benchmark.recording import Recording
-from memorizing.benchmark.replaying_index import ReplayingIndex
 from memorizing.benchmark.timing import time_interleaved
+from memorizing.benchmark.verification import check_memory
 from memorizing.config import ModelConfig
 from memorizing.errors import ConfigError
 from memorizing.index_settings import parse_index

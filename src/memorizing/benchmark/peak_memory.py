@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from memorizing.benchmark.arguments import DEFAULT_PRECISION, DTYPES
-from memorizing.benchmark.filling import fill_state, run_step
+from memorizing.benchmark.preparing import DEFAULT_PRECISION, DTYPES, fill_state, run_step
 from memorizing.config import ModelConfig
 from memorizing.errors import MemorizingError
 from memorizing.model import MemorizingTransformer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,6 @@ _COLORS = (
 )
 _EXACT_COLOR = "#d1495b"
 _BASE_COLOR = "#333333"
-_LABEL_GAP = 0.052
-"""The height of a line of a label, as a share of a panel's."""
 _LABEL_CHARACTERS = 24
 
 
@@ -86,28 +84,27 @@ def plot_search(result: Mapping[str, Any], path: str | Path) -> Path:
 def _draw_panel(axes: Any, rows: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    points = []
     for row in rows:
         speed = row["queries_per_second"]
         if row["recall"] is None:
-            axes.axhline(speed, color=_BASE_COLOR, linewidth=1, linestyle="--")
-            axes.annotate(
-                "product alone",
-                (0, speed),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 3),
-                textcoords="offset points",
-                fontsize=7.5,
-                color=_BASE_COLOR,
+            axes.axhline(
+                speed, color=_BASE_COLOR, linewidth=1, linestyle="--", label="product alone"
             )
             continue
         is_base, is_exact = not row["settings"], row["settings"].get("index") == "exact"
         color = _BASE_COLOR if is_base else _EXACT_COLOR if is_exact else colors[row["name"]]
-        marker, area = ("s", 26) if is_base else ("*", 130) if is_exact else ("o", 34)
+        base_marker = "s" if row["name"] == "topk" else "D"
+        marker, area = (base_marker, 26) if is_base else ("*", 130) if is_exact else ("o", 34)
         axes.scatter(
-            [row["recall"]], [speed], s=area, c=color, marker=marker, zorder=3, clip_on=False
+            [row["recall"]],
+            [speed],
+            s=area,
+            c=color,
+            marker=marker,
+            zorder=3,
+            clip_on=False,
+            label=textwrap.fill(row["name"].replace(",", ", "), _LABEL_CHARACTERS),
         )
-        points.append((_break_name(row["name"]), row["recall"], speed, color))
     axes.set_yscale("log")
     speeds = [row["queries_per_second"] for row in rows]
     low, high = np.log10(min(speeds)), np.log10(max(speeds))
@@ -121,54 +118,7 @@ def _draw_panel(axes: Any, rows: Sequence[Mapping[str, Any]], colors: Mapping[st
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    heights = [(np.log10(speed) - low) / (high - low) for _, _, speed, _ in points]
-    gaps = [_LABEL_GAP * (1 + label.count("\n")) for label, *_ in points]
-    places = _spread(heights, gaps)
-    for (label, recall, speed, color), place in zip(points, places, strict=True):
-        # All labels stand in one column right of the panel, joined to their points by thin lines.
-        axes.annotate(
-            label,
-            (recall, speed),
-            xytext=(1.05, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=7.5,
-            color=color,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6},
-        )
-
-
-def _break_name(name: str) -> str:
-    """The name of an index in lines of at most `_LABEL_CHARACTERS`, broken before its options."""
-    lines = [""]
-    for part in re.findall(r"[^:,]+[:,]?", name):
-        if lines[-1] and len(lines[-1]) + len(part) > _LABEL_CHARACTERS:
-            lines.append("")
-        lines[-1] += part
-    return "\n".join(lines)
-
-
-def _spread(heights: Sequence[float], gaps: Sequence[float]) -> list[float]:
-    """Heights of the middles of labels in a column, from 0 to 1, near their points.
-
-    Args:
-        heights: of the points.
-        gaps: the height that each label takes.
-    """
-    order = np.argsort(heights)
-    places = np.array(heights, dtype=float)
-    floor = 0.0
-    for index in order:
-        half = gaps[index] / 2
-        places[index] = max(places[index], floor + half)
-        floor = places[index] + half
-    ceiling = 1.0
-    for index in order[::-1]:
-        half = gaps[index] / 2
-        places[index] = min(places[index], ceiling - half)
-        ceiling = places[index] - half
-    return places.tolist()
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7.5, frameon=False)
 
 
 def _scale_recall(panels: Any, worst: float) -> None:

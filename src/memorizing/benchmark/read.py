@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
-from memorizing.benchmark.arguments import DEFAULT_PRECISION, DTYPES, check_arguments
-from memorizing.benchmark.checking import check_state
-from memorizing.benchmark.filling import fill_state
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import (
+    DEFAULT_PRECISION,
+    DTYPES,
+    check_arguments,
+    describe_machine,
+    fill_state,
+)
 from memorizing.benchmark.timing import time_interleaved
+from memorizing.benchmark.verification import check_state
 from memorizing.config import ModelConfig
 from memorizing.index_settings import parse_index
 from memorizing.model import MemorizingTransformer

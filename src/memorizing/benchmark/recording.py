@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from memorizing.benchmark.recording_index import RecordingIndex
+from memorizing.benchmark.indexes import RecordingIndex
 from memorizing.config import DataConfig, ModelConfig, check_capacity
 from memorizing.data import Document, Tokenizer, load_splits
 from memorizing.devices import find_device
@@ -31,7 +29,7 @@ from memorizing.errors import (
 )
 from memorizing.memory import memory_bytes
 from memorizing.model import MemorizingTransformer
-from memorizing.storage.files import write_bytes
+from memorizing.storage.tensors import read_header, read_tensors, write_tensors
 from memorizing.training import choose_precision, load_model, measure_available, read_run_config
 
 FORMAT = "memorizing recording 1"
@@ -56,9 +54,9 @@ class Recording:
         Raises:
             ResourceError: the file cannot be written.
         """
-        tensors = {"keys": self.keys.contiguous(), "queries": self.queries.contiguous()}
+        tensors = {"keys": self.keys, "queries": self.queries}
         metadata = {"format": FORMAT, "source": json.dumps(self.source)}
-        write_bytes(path, safetensors.torch.save(tensors, metadata))
+        write_tensors(path, tensors, metadata)
 
 
 def load_recording(path: Path) -> Recording:
@@ -68,22 +66,20 @@ def load_recording(path: Path) -> Recording:
         ConfigError: there is no such file, or it is no recording.
     """
     remedy = "make one with `memorizing benchmark record RUN --entries N --out FILE`"
-    if not path.is_file():
-        raise ConfigError(f"the recording {str(path)!r} does not exist; {remedy}")
+    header = read_header(path, ConfigError, remedy)
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ConfigError(
-                    f"{str(path)!r} is of the format {metadata.get('format')!r}; expected "
-                    f"{FORMAT!r}; {remedy}"
-                )
-            source = json.loads(metadata["source"])
-            return Recording(file.get_tensor("keys"), file.get_tensor("queries"), source)
-    except (safetensors.SafetensorError, OSError) as error:
+        is_recording = header.metadata["format"] == FORMAT
+        source = json.loads(header.metadata["source"]) if is_recording else {}
+    except (KeyError, ValueError, RecursionError):
+        is_recording = False
+    dims = {name: place.dim() for name, place in header.places.items()}
+    if not is_recording or dims != {"keys": 3, "queries": 3}:
         raise ConfigError(
-            f"{str(path)!r} is no safetensors file, or is damaged ({error}); {remedy}"
-        ) from error
+            f"{str(path)!r} is of the format {header.metadata.get('format')!r}, or damaged; "
+            f"expected {FORMAT!r}; {remedy}"
+        )
+    tensors = read_tensors(path, ConfigError, remedy)
+    return Recording(tensors["keys"], tensors["queries"], source)
 
 
 def record_search(

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memorizing.benchmark.machine import describe_machine
+from memorizing.benchmark.preparing import describe_machine
 from memorizing.benchmark.recording import Recording
-from memorizing.benchmark.search_bases import make_product
-from memorizing.benchmark.search_methods import Method, make_bases, prepare_index
+from memorizing.benchmark.search_methods import Method, make_bases, make_product, prepare_index
 from memorizing.benchmark.timing import Timings, time_interleaved
 from memorizing.benchmark.verification import Truth, compute_truth
 from memorizing.errors import ConfigError

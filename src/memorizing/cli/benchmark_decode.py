@@ -70,7 +70,7 @@ def print_rows(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from memorizing.benchmark.machine import summarize_machine
+    from memorizing.benchmark.preparing import summarize_machine
 
     table = Table(title=f"decoding one token, memory searched by {result['index']}")
     for name in ("", "entries", "ms a token", "ratio", "added ms", "recall", "build s"):

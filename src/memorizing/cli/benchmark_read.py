@@ -62,7 +62,7 @@ def print_rows(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from memorizing.benchmark.machine import summarize_machine
+    from memorizing.benchmark.preparing import summarize_machine
 
     table = Table(title=f"reading a text into memory, searched by {result['index']}")
     for name in ("memory", "entries", "tokens/s", "segment s", "ratio", "added s", "recall"):

@@ -76,7 +76,7 @@ def print_rows(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from memorizing.benchmark.machine import summarize_machine
+    from memorizing.benchmark.preparing import summarize_machine
 
     table = Table(title=f"a training step of one row, memory searched by {result['index']}")
     has_peaks = any("beyond_entries_mib" in row for row in result["rows"])
