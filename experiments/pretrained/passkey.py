@@ -27,6 +27,7 @@ from typing import Literal
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from memorizing.errors import ConfigError
+from memorizing.huggingface.sessions.texts import encode_text
 
 INTRODUCTION = (
     "There is an important piece of information hidden inside a lot of irrelevant text. "
@@ -170,7 +171,7 @@ def draw_filler(
         step = 1 + num_left // 8  # most sentences have more than 8 tokens
         for start in range(0, len(order), step):
             texts = [SEPARATOR + sentence for sentence in order[start : start + step]]
-            for tokens in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+            for tokens in (encode(tokenizer, text) for text in texts):
                 drawn.append(tokens[:num_left])
                 num_left -= len(drawn[-1])
                 if num_left == 0:
@@ -201,7 +202,7 @@ def make_grid(
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text, without special tokens."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return encode_text(tokenizer, text).tolist()
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from memorizing.errors import StateError
 from memorizing.huggingface import open_memory, remove_memory
-from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment
+from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment, parse_heads
 
 from .tools import (
     LAYER,
@@ -129,7 +129,7 @@ def test_gates_are_dumped_and_loaded():
     assert dumped["0"]["bias"] == [0, 1, 2, 3]
     remove_memory(model)
     attachment = give_memory(model, layers=[0, LAYER], search="normalized")
-    attachment.load_heads(dumped)
+    attachment.load_heads(parse_heads(dumped), "here")
     assert attachment.dump_heads() == dumped
 
 

@@ -181,7 +181,7 @@ def test_gates_are_not_loaded_while_a_memory_is_open(tmp_path: Path):
     save_adapter(model, tmp_path / "adapter")
     with memory_open(attachment):
         with pytest.raises(StateError, match="settled when it was opened"):
-            attachment.load_heads(attachment.dump_heads())
+            attachment.load_heads(attachment.list_heads(), "here")
         with pytest.raises(StateError, match="settled when it was opened"):
             load_adapter(model, tmp_path / "adapter")
     load_adapter(model, tmp_path / "adapter")

@@ -227,12 +227,12 @@ def run(
 def restore_memory(model: Any, run_dir: Path) -> None:
     """Give a model the memory that a run began with. In place."""
     from memorizing.huggingface import add_memory
-    from memorizing.huggingface.attaching.attachment import get_attachment
+    from memorizing.huggingface.attaching.attachment import get_attachment, parse_heads
     from memorizing.training.finetuning.run import read_description
 
     description = read_description(run_dir)
     add_memory(model, **description["memory"])
-    get_attachment(model).load_heads(description["heads"])
+    get_attachment(model).load_heads(parse_heads(description["heads"]), str(run_dir))
 
 
 def parse_settings(settings: list[str]) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,8 @@ from memorizing.cli.reading_plan import STDIN, read_stdin
 from memorizing.errors import ConfigError, CorpusError, TokenizerError
 
 if TYPE_CHECKING:
+    import torch
+
     from memorizing.huggingface import MemorySession
     from memorizing.huggingface.sessions.sources import Sources
 
@@ -109,7 +111,8 @@ def run(
 
         MemoryFolder.open(memory)
     loaded, tokenizer = load_model(model, precision, device)
-    inputs = encode(tokenizer, text, chat=chat).to(loaded.device)
+    prompt_tokens = encode(tokenizer, text, chat=chat)
+    inputs = {name: tensor.to(loaded.device) for name, tensor in prompt_tokens.items()}
 
     from memorizing.huggingface import add_memory, open_memory
     from memorizing.huggingface.learning.adapter import load_adapter
@@ -186,30 +189,29 @@ def find_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     return text
 
 
-def encode(tokenizer: Any, text: str, *, chat: bool) -> Any:
-    """A prompt as the model reads it.
+def encode(tokenizer: Any, text: str, *, chat: bool) -> dict[str, torch.Tensor]:
+    """A prompt as the model reads it; what is spelled like a special token is text.
 
     Raises:
         TokenizerError: there is no template of chats, or the prompt has no tokens.
     """
+    import torch
+
+    from memorizing.huggingface.sessions.texts import encode_question, encode_text
+
     if chat:
         if not tokenizer.chat_template:
             raise TokenizerError(
                 "--chat is given, and this model has no template of chats: it was not taught to "
                 "answer; leave --chat out, and begin the answer yourself"
             )
-        encoded = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
+        tokens = encode_question(tokenizer, text)
     else:
-        encoded = tokenizer(text, return_tensors="pt", verbose=False)
-    if not encoded["input_ids"].shape[1]:
+        tokens = encode_text(tokenizer, text, is_whole=True)
+    if not len(tokens):
         raise TokenizerError("the prompt has no tokens; give a longer one")
-    encoded.pop("token_type_ids", None)
-    return encoded
+    ids = torch.from_numpy(tokens).long().unsqueeze(0)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def choose_window(model: Any) -> int:

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
-from memorizing.errors import ConfigError, StateError
+from memorizing.errors import CheckpointError, ConfigError, MemorizingError, StateError
 from memorizing.huggingface.attaching.calls import Calls
 from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.families import (
@@ -25,6 +26,7 @@ from memorizing.huggingface.attaching.interface import name_implementation
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.settings import require
+from memorizing.storage.tensors import check_shapes
 
 _ATTRIBUTE = "memorizing"
 """Of a model with memory: its `Attachment`."""
@@ -32,6 +34,8 @@ _MODES = [GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE]
 """One token after another, each row by itself: what beams exchange and assistants take back is in
 memory already."""
 _NOTHING = object()
+_LARGEST = 3e38
+"""What fp32 can hold."""
 
 
 class Attachment(Calls):
@@ -90,18 +94,6 @@ class Attachment(Calls):
         """The model that has this memory."""
         return self._model
 
-    def check_unbound(self) -> None:
-        """Refuse to change gates while a memory is open.
-
-        Raises:
-            StateError: one is.
-        """
-        if self.is_bound:
-            raise StateError(
-                "a memory is open, and which heads read it was settled when it was opened; leave "
-                "its with block before loading gates"
-            )
-
     def check_layers(self) -> None:
         """Refuse memory layers that another package copied, or put something around.
 
@@ -120,36 +112,65 @@ class Attachment(Calls):
         """Of what stored entries depend on, as the weights are now: a pass over them."""
         return compute_fingerprint(self.decoder, self.settings)
 
+    def list_heads(self) -> dict[str, Tensor]:
+        """Gates, scales and norms of all memory layers by name; by reference."""
+        return {
+            f"layers.{number}.{name}": tensor.detach()
+            for number, layer in self.layers.items()
+            for name, tensor in layer.state_dict().items()
+        }
+
     def dump_heads(self) -> dict[str, dict[str, list[float]]]:
-        """Gates and scales of the memory layers, for JSON."""
+        """The same by layer and name, for JSON."""
         return {
             str(number): {name: tensor.tolist() for name, tensor in layer.state_dict().items()}
             for number, layer in self.layers.items()
         }
 
-    def load_heads(self, heads: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-        """Take over what `dump_heads` gave. In place.
+    def load_heads(
+        self,
+        tensors: Mapping[str, Tensor],
+        where: str,
+        error: type[MemorizingError] = CheckpointError,
+    ) -> None:
+        """Take over what `list_heads` gave. In place.
+
+        Args:
+            tensors: by name.
+            where: they are from, for messages.
+            error: what is raised about them.
 
         Raises:
-            ConfigError: of other layers or numbers of heads.
-            StateError: a memory is open.
+            StateError: a memory is open, whose heads were settled when it was opened.
+            MemorizingError: of the given class: of other layers or numbers of heads, or not finite.
         """
-        self.check_unbound()
-        for number, layer in self.layers.items():
-            mine = {name: tensor.shape for name, tensor in layer.state_dict().items()}
-            try:
-                given = dict(heads[str(number)])
-                tensors = {name: torch.tensor(values).float() for name, values in given.items()}
-            except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError):
-                tensors = {}
-            require(
-                {name: tensor.shape for name, tensor in tensors.items()} == mine
-                and all(bool(tensor.isfinite().all()) for tensor in tensors.values()),
-                f"gates of layer {number}",
-                sorted(tensors),
-                f"{sorted(mine)}, a finite number per head",
+        if self.is_bound:
+            raise StateError(
+                "a memory is open, and which heads read it was settled when it was opened; leave "
+                "its with block before loading gates"
             )
-            layer.load_state_dict(tensors)
+        mine = self.list_heads()
+        check_shapes(where, tensors, mine, error, "load it onto the model that it is of")
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise error(f"{where}: {name} is NaN or infinite; save it again")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(tensors[name])
+
+
+def parse_heads(values: Any) -> dict[str, Tensor]:
+    """What `Attachment.dump_heads` gave, as `Attachment.load_heads` takes it.
+
+    What is no list of numbers is left out: `load_heads` then misses it.
+    """
+    return {
+        f"layers.{number}.{name}": torch.tensor(numbers, dtype=torch.float32)
+        for number, heads in (values.items() if isinstance(values, dict) else ())
+        for name, numbers in (heads.items() if isinstance(heads, dict) else ())
+        if isinstance(numbers, list)
+        and all(type(one) in (int, float) and abs(one) < _LARGEST for one in numbers)
+    }
 
 
 class ReadInPieces(GenerationConfig):

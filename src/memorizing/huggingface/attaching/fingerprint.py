@@ -85,7 +85,7 @@ def explain_difference(
         settings: of its memory, likewise.
     """
     if isinstance(stored, str):
-        same = stored == _compute_text(decoder, settings)
+        same = stored == hash_model(decoder, settings)
         return None if same else "by another model, or with another search or num_sinks"
     for name in ("search", "num_sinks"):
         if stored.get(name) != mine[name]:
@@ -214,8 +214,12 @@ def _add_weight(
     digest.update(flat[::step].contiguous().cpu().numpy().tobytes())
 
 
-def _compute_text(decoder: Decoder, settings: MemorySettings) -> str:
-    """The hash of the first format: also of all weights of adapters, and of every embedding."""
+def hash_model(decoder: Decoder, settings: MemorySettings) -> str:
+    """One hash of the configuration and all weights that entries depend on, in bf16.
+
+    Also of adapters that are not in force, and of every embedding. It is what folders of the first
+    format have, and what runs know their base model by.
+    """
     digest = hashlib.sha256()
     stored = {"search": settings.search, "num_sinks": settings.num_sinks}
     _add(digest, _describe_config(decoder, stored))

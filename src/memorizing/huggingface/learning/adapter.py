@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from memorizing.errors import CheckpointError, ConfigError, IndexUnavailableError
@@ -81,7 +80,7 @@ def write_adapter(inner: Any, folder: Path) -> None:
         config = copy.copy(inner.peft_config[lora])
         config.inference_mode = True
         config.save_pretrained(str(folder))
-    write_tensors(folder / HEADS_FILE, list_heads(attachment))
+    write_tensors(folder / HEADS_FILE, attachment.list_heads())
     values = {
         "format_version": FORMAT_VERSION,
         "memory": attachment.settings.to_dict(),
@@ -143,7 +142,7 @@ def load_adapter(
             undo.callback(_remove_lora, inner, flags)
             _put_in(inner, config)
             load_lora_weights(inner, tensors, str(folder))
-        load_heads(attachment, heads, str(folder))
+        attachment.load_heads(heads, str(folder))
         undo.pop_all()
     if is_trainable or has_lora:
         train_only(inner, memory=is_trainable, lora=is_trainable)
@@ -276,31 +275,6 @@ def train_only(inner: Any, *, memory: bool, lora: bool, others: bool = False) ->
 def list_parameters(attachment: Attachment) -> list[nn.Parameter]:
     """Gates and scales of all memory layers."""
     return [p for layer in attachment.layers.values() for p in layer.parameters()]
-
-
-def list_heads(attachment: Attachment) -> dict[str, Tensor]:
-    """Gates, scales and norms of all memory layers by name."""
-    return {
-        f"layers.{number}.{name}": tensor.detach()
-        for number, layer in attachment.layers.items()
-        for name, tensor in layer.state_dict().items()
-    }
-
-
-def load_heads(attachment: Attachment, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Take over what `list_heads` gave. In place.
-
-    Raises:
-        CheckpointError: of other layers or numbers of heads, or not finite.
-        StateError: a memory is open.
-    """
-    attachment.check_unbound()
-    mine = list_heads(attachment)
-    check_shapes(where, tensors, mine, CheckpointError, "load it onto the model it is of")
-    _check_finite(tensors, where)
-    with torch.no_grad():
-        for name, tensor in mine.items():
-            tensor.copy_(tensors[name])
 
 
 def list_lora(inner: Any, lora: str) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from memorizing.huggingface.attaching.attachment import (
     add_memory,
     find_attachment,
     get_attachment,
+    parse_heads,
     remove_memory,
 )
 from memorizing.huggingface.attaching.fingerprint import (
@@ -272,7 +273,8 @@ def open_memory(
     try:
         attachment = get_attachment(model)
         if followed is not None:
-            attachment.load_heads(followed.description.settings.get("heads", {}))
+            heads = parse_heads(followed.description.settings.get("heads"))
+            attachment.load_heads(heads, str(followed.path), MemoryFolderError)
         mine = attachment.fingerprint() if fingerprint is None else fingerprint
         if folder is not None:
             _check_folder(folder, attachment, mine)

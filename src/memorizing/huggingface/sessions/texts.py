@@ -64,6 +64,35 @@ def encode_with_offsets(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarr
     return np.array(encoded["input_ids"], dtype=np.int32), offsets
 
 
+def encode_question(tokenizer: Any, text: str) -> np.ndarray:
+    """A user's question as the tokenizer's template of chats puts it, up to the answer.
+
+    Only the template's special tokens are special: a question that spells one is cut out, and put
+    in as text.
+    """
+    if not any(token in text for token in tokenizer.all_special_tokens):
+        return np.array(_apply_template(tokenizer, text, tokenize=True)["input_ids"])
+    before, _, after = _apply_template(tokenizer, _MARK, tokenize=False).partition(_MARK)
+    parts = [
+        tokenizer(part, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+        for part in (before, after)
+    ]
+    return np.array([*parts[0], *encode_text(tokenizer, text), *parts[1]])
+
+
+_MARK = "\ue000question\ue000"
+"""Not in any template."""
+
+
+def _apply_template(tokenizer: Any, text: str, *, tokenize: bool) -> Any:
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}],
+        add_generation_prompt=True,
+        tokenize=tokenize,
+        return_dict=tokenize,
+    )
+
+
 def _call(tokenizer: Any, text: str, is_whole: bool, **options: Any) -> Any:
     return tokenizer(
         text,

@@ -24,6 +24,7 @@ from memorizing.errors import CheckpointError, ConfigError
 from memorizing.evaluation import EvaluationResult, Progress
 from memorizing.evaluation.pretrained import evaluate_model
 from memorizing.huggingface.attaching.attachment import Attachment, get_attachment, unwrap
+from memorizing.huggingface.attaching.fingerprint import hash_model
 from memorizing.huggingface.learning.adapter import (
     HEADS_FILE,
     LORA_FILE,
@@ -31,15 +32,14 @@ from memorizing.huggingface.learning.adapter import (
     add_lora,
     find_lora,
     list_parameters,
-    load_heads,
     load_lora_weights,
-    save_adapter,
     train_only,
+    write_adapter,
 )
 from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.loss import sum_nats
-from memorizing.storage.folders import verify_folder
+from memorizing.storage.folders import verify_folder, write_folder
 from memorizing.storage.tensors import check_shapes, read_tensors
 from memorizing.terminal import Display
 from memorizing.training.checkpoint import MODEL_FILE, advise
@@ -188,7 +188,7 @@ class Finetuner(TrainingLoop):
         self.model = inner = unwrap(model)
         self.attachment = attachment = get_attachment(inner)
         self.settings, config = settings, settings.make_training_config()
-        self._base_fingerprint = attachment.fingerprint()
+        self._base = hash_model(attachment.decoder, attachment.settings)
         torch.manual_seed(settings.seed)
         prepare_weights(inner, attachment, settings)
         self._rows = FinetuneRows(inner, attachment, settings.rows)
@@ -253,7 +253,7 @@ class Finetuner(TrainingLoop):
         return {
             "train": self.settings.train,
             "dtype": str(self.model.dtype),
-            "base": self._base_fingerprint,
+            "base": self._base,
         }
 
     def _count_model_bytes(self) -> int:
@@ -263,8 +263,7 @@ class Finetuner(TrainingLoop):
 
     def save_result(self, folder: Path) -> None:
         """Save what was learned, without what training needs to go on."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._write_model(folder)
+        write_folder(folder, self._write_model, self._count_model_bytes())
 
     def _write_model(self, folder: Path) -> None:
         if self.settings.train == "all":
@@ -273,7 +272,7 @@ class Finetuner(TrainingLoop):
                 for name, tensor in self._list_weights().items()
             }
             self.model.save_pretrained(folder, state_dict=tensors, max_shard_size="1TB")
-        save_adapter(self.model, folder)
+        write_adapter(self.model, folder)
 
     def _list_weights(self) -> dict[str, Tensor]:
         """Those of the model itself, without its memory."""
@@ -287,7 +286,7 @@ class Finetuner(TrainingLoop):
         names += [MODEL_FILE] if self.settings.train == "all" else []
         verify_folder(folder, names, remedy=remedy)
         heads = read_tensors(folder / HEADS_FILE, CheckpointError, remedy)
-        load_heads(self.attachment, heads, str(folder))
+        self.attachment.load_heads(heads, str(folder))
         if lora:
             tensors = read_tensors(folder / LORA_FILE, CheckpointError, remedy)
             load_lora_weights(self.model, tensors, str(folder))
