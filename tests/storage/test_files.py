@@ -164,9 +164,9 @@ def test_json_has_null_for_what_is_not_finite_and_keeps_names_that_are_not_utf8(
         (b"", "is not JSON"),
         (b'{"a": ', "is not JSON"),
         (b"[1]", "does not hold a JSON object"),
-        (b"\xff\xfe{\x00}\x00", "is not in UTF-8"),
-        (b'{"a": "\xe9"}', "is not in UTF-8"),
-        (DEEP, "nested too deeply"),
+        (b"\xff\xfe{\x00}\x00", "is not JSON in UTF-8: 'utf-8' codec can't decode"),
+        (b'{"a": "\xe9"}', "is not JSON in UTF-8: 'utf-8' codec can't decode"),
+        (DEEP, "recursion"),
         (b'{"a": ' + b"1" * 5000 + b"}", "is not JSON"),
     ],
     ids=range(7),
@@ -175,7 +175,7 @@ def test_json_that_is_damaged_is_an_error_of_ours(
     content: bytes, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{words}.*: take another") as caught:
+    with pytest.raises(CheckpointError, match=f"{words}.*; take another") as caught:
         read_json(tmp_path / "x", CheckpointError, "take another")
     assert len(str(caught.value)) < 500
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors import SafetensorError
 
 from memorizing.errors import MemorizingError, ResourceError
@@ -123,9 +124,9 @@ def is_leftover(name: str, *, is_locked: bool = False) -> bool:
         return is_locked and _OLD_TEMPORARY.fullmatch(name) is not None
     if name in _in_use:
         return False
-    if is_locked or (found[1] == _HOST and int(found[2]) == os.getpid()):
+    if is_locked or found[1] == _HOST and int(found[2]) == os.getpid():
         return True
-    return found[1] == _HOST and not _is_running(int(found[2]))
+    return found[1] == _HOST and not psutil.pid_exists(int(found[2]))
 
 
 def remove_leftovers(folder: Path, *, is_locked: bool = False) -> None:
@@ -262,12 +263,11 @@ def read_json(
         return parse_json(read_bytes(path))
     except FileNotFoundError as cause:
         raise error(missing or f"{path} is missing; {remedy}") from cause
-    except OSError as cause:
-        raise error(f"{path} cannot be read: {describe_failure(cause)}; {remedy}") from cause
-    except ValueError as cause:
-        raise error(f"{path} cannot be read: {cause}; it is truncated or altered: {remedy}") from (
-            cause
-        )
+    except (OSError, ValueError) as cause:
+        raise error(
+            f"{path} cannot be read, or is truncated or altered ({describe_failure(cause)}); "
+            f"{remedy}"
+        ) from cause
 
 
 def read_bytes(path: Path, *, most: int = MOST_JSON_BYTES, is_link_allowed: bool = True) -> bytes:
@@ -307,14 +307,8 @@ def parse_json(content: bytes) -> dict[str, Any]:
     """
     try:
         values = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not in UTF-8 ({error})") from error
-    except RecursionError as error:
-        raise ValueError("its JSON is nested too deeply") from error
-    except MemoryError as error:
-        raise ValueError("its JSON is too large for this machine") from error
-    except ValueError as error:
-        raise ValueError(f"it is not JSON ({error})") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"it is not JSON in UTF-8: {error or 'too large'}") from error
     if not isinstance(values, dict):
         raise ValueError("it does not hold a JSON object")
     return values
@@ -329,13 +323,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True

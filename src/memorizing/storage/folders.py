@@ -159,16 +159,17 @@ def _read_manifest(folder: Path, error: type[MemorizingError], remedy: str) -> d
             f"{folder} has format version {manifest.get('format_version')!r}; this release reads "
             f"version {FORMAT_VERSION}"
         )
-    files = manifest.get("files")
-    if isinstance(files, dict) and all(
-        Path(name).name == name
-        and isinstance(known, dict)
-        and isinstance(known.get("bytes"), int)
-        and isinstance(known.get("sha256"), str)
-        for name, known in files.items()
-    ):
-        return files
+    match manifest.get("files"):
+        case dict() as files if all(map(_is_known, files.items())):
+            return files
     raise error(f"{folder / MANIFEST} does not describe files: it was altered; {remedy}")
+
+
+def _is_known(item: tuple[str, Any]) -> bool:
+    match item:
+        case name, {"bytes": int(), "sha256": str()}:
+            return Path(name).name == name
+    return False
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 
 from memorizing.errors import MemoryFolderError
 from memorizing.memory import MemoryFolder
-from memorizing.memory.disk import folder as folder_module
+from memorizing.memory.disk import state
 from tests.memory.disk.examples import append, check_holds, describe, make_folder
 
 BEFORE = ["a", "b", "c", "d", "e"]
@@ -95,7 +95,7 @@ def kill_at_every_step(
     folder: Path, work: Callable[[Path], None], after: list[str], is_small: bool
 ) -> None:
     """Kill a writer before its first step, its second one and so on."""
-    folder_module.SMALL_SEGMENT = 10_000 if is_small else 1
+    state.SMALL_SEGMENT = 10_000 if is_small else 1
     make_folder(folder / "origin", BEFORE[:3], BEFORE[3:])
     outcomes = []
     while not outcomes or outcomes[-1] != "done":
@@ -190,7 +190,7 @@ def kill_at_any_moment(folder: Path, num_kills: int) -> None:
 
 def read_beside_a_writer(folder: Path, num_rounds: int) -> None:
     """Two readers see whole states only; a second writer is refused."""
-    folder_module.SMALL_SEGMENT = 50
+    state.SMALL_SEGMENT = 50
     path = folder / "shared"
     written = make_folder(path, BEFORE)
     queries = torch.zeros(1, 2, 3, 13)

@@ -20,7 +20,7 @@ from memorizing.memory import (
     StoredDocument,
     hash_text,
 )
-from memorizing.memory.disk import folder as folder_module
+from memorizing.memory.disk import state
 from memorizing.memory.disk.manifest import Manifest, SegmentRecord, format_manifest
 from memorizing.memory.disk.segment import decode_int8, plan_segment
 from tests.memory.disk.examples import (
@@ -99,8 +99,8 @@ def test_small_additions_are_joined_and_int8_is_not_rounded_again(tmp_path: Path
 
 
 def test_many_additions_make_few_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 29)
-    monkeypatch.setattr(folder_module, "LARGEST_JOINED", 211)
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 29)
+    monkeypatch.setattr(state, "LARGEST_JOINED", 211)
     folder = make_folder(tmp_path)
     names = [f"document {number}" for number in range(37)]
     for name in names:
@@ -165,7 +165,7 @@ def test_entries_know_their_documents_and_tokens(tmp_path: Path) -> None:
 def test_a_forgotten_document_is_gone_from_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
     folder = MemoryFolder.create(tmp_path, describe("float32"))
     for names in (["a", "b", "c", "d", "e"], ["secret", "f"], ["g"]):
         append(folder, names, keep_text=True)
@@ -192,17 +192,17 @@ def test_a_forgotten_document_is_gone_from_the_disk(
 def test_documents_are_replaced_in_one_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
     folder = make_folder(tmp_path, ["a", "b", "c", "d"], ["e", "f"], ["g"])
     states = []
-    real = folder_module.write_bytes
+    real = state.write_bytes
 
     def follow(path: Path, content: bytes) -> str:
         found = real(path, content)
         states.append([document.name for document in MemoryFolder.open(tmp_path).documents])
         return found
 
-    monkeypatch.setattr(folder_module, "write_bytes", follow)
+    monkeypatch.setattr(state, "write_bytes", follow)
     append(folder, ["new", "e", "b"], replaced=["b", "e", "not there"])
     assert states == [["a", "c", "d", "f", "g", "new", "e", "b"]]
     check_holds(MemoryFolder.open(tmp_path), states[0])
@@ -217,7 +217,7 @@ def test_documents_are_replaced_in_one_step(
 def test_several_documents_are_forgotten_with_every_segment_written_once(
     num_forgotten: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
     folder = make_folder(tmp_path, ["a", "b", "c", "d", "e", "f"], ["h", "i"], ["g"])
     before = folder.contents.manifest.next_segment
     names = ["a", "h", "c", "f", "b"][:num_forgotten]
@@ -262,7 +262,7 @@ def test_a_search_finds_what_the_folder_holds(tmp_path: Path) -> None:
 def test_a_layer_is_searched_in_one_go_where_it_is_decoded_anyway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
     names = [["a", "b", "c", "d"], ["e", "f"], ["g"]]
     coded = make_folder(tmp_path / "int8", *names, dtype="int8")
     assert len(coded.contents.segments) == 3

@@ -11,7 +11,7 @@ from memorizing.errors import MemoryFolderError
 from memorizing.index_settings import parse_index
 from memorizing.knn.sealed import SealedIndex
 from memorizing.memory import MemoryFolder, Retrieved
-from memorizing.memory.disk import folder as folder_module
+from memorizing.memory.disk import state
 from tests.memory.disk.examples import DIM, HEADS, append, count_entries, list_files, make_folder
 
 HNSW = parse_index("faiss_hnsw:block_len=11")
@@ -22,7 +22,7 @@ QUERIES = torch.randn(2, 3 * HEADS, 5, DIM, generator=torch.Generator().manual_s
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryFolder:
     """Of segments with more entries than a block, and less."""
     pytest.importorskip("faiss")
-    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
     made = make_folder(tmp_path, ["a", "b", "c", "d"], ["bb", "e"])
     append(made, [next(name for name in "fghijklmnop" if count_entries(name) < 11)])
     assert [segment.record.num_entries > 11 for segment in made.contents.segments] == [1, 1, 0]
@@ -62,7 +62,7 @@ def test_an_index_of_int8_entries_is_saved_per_segment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("faiss")
-    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
     folder = make_folder(tmp_path, ["a", "b", "c", "d"], ["bb", "e"], dtype="int8")
     folder.save_indexes(HNSW)
     found = MemoryFolder.open(tmp_path).open_layer(3, index=HNSW).retrieve(QUERIES, 5)

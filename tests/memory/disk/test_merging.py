@@ -12,7 +12,7 @@ import torch
 
 from memorizing.errors import MemoryFolderError
 from memorizing.memory import MemoryFolder, NewDocument, hash_text
-from memorizing.memory.disk import folder as folder_module
+from memorizing.memory.disk import state
 from tests.memory.disk.examples import (
     DIM,
     HEADS,
@@ -31,13 +31,13 @@ from tests.memory.disk.examples import (
 def test_documents_of_all_are_kept_once_with_their_names_and_texts(
     dtype: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
     paths = [tmp_path / name for name in ("one", "other", "empty", "third")]
     for path, names in zip(paths, (["a", "bb", "c"], ["d", "c"], [], ["a", "e"]), strict=True):
         folder = make_folder(path, dtype=dtype)
         for name in names:
             append(folder, [name], keep_text=name != "e")
-    monkeypatch.setattr("memorizing.memory.disk.folder.LARGEST_JOINED", most)
+    monkeypatch.setattr("memorizing.memory.disk.state.LARGEST_JOINED", most)
     before = [list_files(path) for path in paths]
     merged = MemoryFolder.merge(paths, tmp_path / "deep" / "merged")
     names = ["a", "bb", "c", "d", "e"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from memorizing.memory import MemoryFolder
-from memorizing.memory.disk import folder as folder_module
+from memorizing.memory.disk import state
 from tests.memory.disk.examples import append, check_holds, make_folder
 
 NAMES = st.sampled_from([f"{letter}{number}" for letter in "abcde" for number in range(5)])
@@ -22,8 +22,8 @@ class FolderAgainstList(RuleBasedStateMachine):
     @initialize(dtype=st.sampled_from(["bfloat16", "int8"]), small=st.sampled_from([1, 31, 97]))
     def start(self, dtype: str, small: int) -> None:
         self.place = tempfile.TemporaryDirectory()
-        self.usual = folder_module.SMALL_SEGMENT
-        folder_module.SMALL_SEGMENT = small
+        self.usual = state.SMALL_SEGMENT
+        state.SMALL_SEGMENT = small
         self.folder = make_folder(Path(self.place.name) / "memory", dtype=dtype)
         self.names: list[str] = []
 
@@ -58,7 +58,7 @@ class FolderAgainstList(RuleBasedStateMachine):
         if hasattr(self, "place"):
             check_holds(MemoryFolder.open(self.folder.path), self.names)
             self.folder.verify()
-            folder_module.SMALL_SEGMENT = self.usual
+            state.SMALL_SEGMENT = self.usual
             self.place.cleanup()
 
 

@@ -16,8 +16,7 @@ import torch
 
 from memorizing.errors import MemoryFolderError, ResourceError
 from memorizing.memory import MemoryFolder
-from memorizing.memory.disk import folder as folder_module
-from memorizing.memory.disk import segment
+from memorizing.memory.disk import segment, state
 from tests.memory.disk.examples import (
     DIM,
     HEADS,
@@ -221,7 +220,7 @@ def test_what_is_forgotten_frees_a_disk_that_is_full(
     most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a disk that has room for manifests, and for segments of so many bytes at once."""
-    monkeypatch.setattr(folder_module, "SMALL_SEGMENT", 1)
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
     folder = make_folder(tmp_path, ["a", "b", "c", "d", "e", "f"], ["h", "i"], ["g"])
     saved = tmp_path / "index" / "segment-000000" / "7-name"
     saved.mkdir(parents=True)
@@ -309,10 +308,8 @@ def test_a_reader_whose_manifest_was_replaced_meanwhile_reads_the_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder(tmp_path, ["a", "b"])
-    stale, real = [folder.contents.manifest], folder_module.read_manifest
+    stale, real = [folder.contents.manifest], state.read_manifest
     folder.forget("a")
-    monkeypatch.setattr(
-        folder_module, "read_manifest", lambda path: stale.pop() if stale else real(path)
-    )
+    monkeypatch.setattr(state, "read_manifest", lambda path: stale.pop() if stale else real(path))
     check_holds(MemoryFolder.open(tmp_path), "b")
     assert not stale

@@ -20,45 +20,29 @@ import torch
 
 from memorizing.errors import MemoryFolderError, ResourceError
 from memorizing.index_settings import IndexSettings
+from memorizing.memory.disk import state
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.documents import LayerEntries, NewDocument, check_new, make_part
-from memorizing.memory.disk.layers import INDEXES, open_layer, save_indexes
+from memorizing.memory.disk.layers import open_layer, save_indexes
 from memorizing.memory.disk.manifest import (
     MANIFEST,
-    SEGMENT_NAME,
     FolderDescription,
     Manifest,
-    SegmentRecord,
     StoredDocument,
     format_manifest,
-    parse_manifest,
 )
-from memorizing.memory.disk.merging import choose_parts, unite_descriptions
-from memorizing.memory.disk.segment import ADVICE, Part, write_segment
+from memorizing.memory.disk.segment import Part
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.storage.files import (
-    describe_failure,
     explain_failures,
-    is_leftover,
     name_temporary,
-    read_bytes,
     remove,
     remove_leftovers,
     sync,
     write_bytes,
 )
 from memorizing.storage.folders import replace_folder
-from memorizing.storage.locks import LOCK, hold_lock, is_locked
-
-SMALL_SEGMENT = 16_384
-"""Segments that have at most so many entries together are joined."""
-LARGEST_JOINED = 2**20
-"""Entries up to which larger ones are joined at all."""
-MOST_MANIFEST_BYTES = 2**30
-"""A manifest has some 300 bytes for every document."""
-
-_Segments = Sequence[SegmentRecord | Sequence[Part]]
-"""Of a new state: those that stay, and the parts of new ones."""
+from memorizing.storage.locks import hold_lock, is_locked
 
 
 class MemoryFolder:
@@ -83,13 +67,13 @@ class MemoryFolder:
             ResourceError: it cannot be written.
         """
         path, manifest = Path(path), Manifest(description)
-        check_free(path)
-        with _explain_failures(path):
+        state.check_free(path)
+        with explain_failures(f"the memory {path}"):
             path.mkdir(parents=True, exist_ok=True)
             with hold_lock(path, MemoryFolderError):
                 # Another process may have been faster.
-                check_free(path)
-                _remove_leftovers(path, manifest)
+                state.check_free(path)
+                state.remove_unnamed(path, manifest)
                 write_bytes(path / MANIFEST, format_manifest(manifest))
             sync(path.parent)
         return cls(path, Contents(path, manifest))
@@ -110,7 +94,7 @@ class MemoryFolder:
                 is damaged.
         """
         path = Path(path)
-        opened = cls(path, read_contents(path))
+        opened = cls(path, state.read_contents(path))
         found = opened.description.fingerprint
         if fingerprint is not None and found != fingerprint:
             raise MemoryFolderError(
@@ -119,7 +103,7 @@ class MemoryFolder:
             )
         # A folder that cannot be written is read as it is.
         with contextlib.suppress(MemoryFolderError, OSError):
-            if any(_list_leftovers(path, opened.contents.manifest)) and not is_locked(path):
+            if any(state.list_unnamed(path, opened.contents.manifest)) and not is_locked(path):
                 with opened.lock():
                     pass
         return opened
@@ -134,7 +118,7 @@ class MemoryFolder:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise MemoryFolderError(f"{path} is a file; a memory is a folder: give another name")
-        return cls.open(path) if _list_held(path) else None
+        return cls.open(path) if state.list_held(path) else None
 
     @classmethod
     def merge(
@@ -161,20 +145,20 @@ class MemoryFolder:
         if not paths:
             raise MemoryFolderError("no memory to merge was named; name one or more")
         out = Path(os.path.realpath(out))
-        check_free(out)
-        sources = [read_contents(Path(path)) for path in paths]
-        manifest = Manifest(unite_descriptions(sources, settings))
-        parts = choose_parts(sources, LARGEST_JOINED)
-        with _explain_failures(out), contextlib.ExitStack() as stack:
+        state.check_free(out)
+        sources = [state.read_contents(Path(path)) for path in paths]
+        manifest = Manifest(state.unite_descriptions(sources, settings))
+        parts = state.choose_parts(sources)
+        with explain_failures(f"the memory {out}"), contextlib.ExitStack() as stack:
             out.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(out.parent)
-            _remove_old_merge(out.with_name(f".{out.name}.part"))
+            state.remove_old_merge(out.with_name(f".{out.name}.part"))
             unfinished = stack.enter_context(name_temporary(out.parent))
             unfinished.mkdir()
-            _write_state(unfinished, manifest, parts)
+            state.write_state(unfinished, manifest, parts)
             if out.exists():
                 stack.enter_context(hold_lock(out, MemoryFolderError))
-                check_free(out)
+                state.check_free(out)
             replace_folder(unfinished, out)
         return cls.open(out)
 
@@ -199,7 +183,7 @@ class MemoryFolder:
         Raises:
             MemoryFolderError: as in `open`.
         """
-        self.contents = read_contents(self.path, self.contents)
+        self.contents = state.read_contents(self.path, self.contents)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -217,10 +201,10 @@ class MemoryFolder:
             yield
             return
         with contextlib.ExitStack() as stack:
-            with _explain_failures(self.path):
+            with self._explain_failures():
                 stack.enter_context(hold_lock(self.path, MemoryFolderError))
                 self.refresh()
-                _remove_leftovers(self.path, self.contents.manifest)
+                state.remove_unnamed(self.path, self.contents.manifest)
             self._owner = me
             try:
                 yield
@@ -279,32 +263,21 @@ class MemoryFolder:
             try:
                 self._change(names)
             except ResourceError:
-                self._forget_one_by_one(names)
-
-    def _forget_one_by_one(self, names: Collection[str]) -> None:
-        # What failed may have been a step after the manifest was there.
-        self.refresh()
-        parts: dict[str, list[StoredDocument]] = {}
-        for document in self.documents:
-            parts.setdefault(document.segment, []).append(document)
-        kept = {
-            file: sum(one.num_entries for one in documents if one.name not in names)
-            for file, documents in parts.items()
-            if any(one.name in names for one in documents)
-        }
-        if not kept:
-            raise
-        for file in sorted(kept, key=lambda file: kept[file]):
-            # What was saved of its entries is not of those that are kept.
-            with _explain_failures(self.path):
-                remove(self.path / INDEXES / Path(file).stem)
-            try:
-                self._change({one.name for one in parts[file] if one.name in names})
-            except ResourceError as error:
-                raise ResourceError(
-                    f"{error}; forgetting all {len(parts[file]):,} documents that stand in {file} "
-                    "needs no room (`memorizing memory list --json` says which they are)"
-                ) from error
+                # It may have come after the manifest was replaced.
+                self.refresh()
+                kept: dict[str, int] = {}
+                gone: dict[str, set[str]] = {}
+                for one in self.documents:
+                    is_kept = one.name not in names
+                    kept[one.segment] = kept.get(one.segment, 0) + is_kept * one.num_entries
+                    if not is_kept:
+                        gone.setdefault(one.segment, set()).add(one.name)
+                if not gone:
+                    raise
+                for file in sorted(gone, key=lambda file: kept[file]):
+                    # What was saved of its entries is not of those that are kept.
+                    remove(self.path / state.INDEXES / Path(file).stem)
+                    self._change(gone[file])
 
     def describe(self, fingerprint: str, settings: Mapping[str, Any]) -> None:
         """Replace what the caller keeps with the entries; see `FolderDescription`.
@@ -326,7 +299,7 @@ class MemoryFolder:
         Raises:
             MemoryFolderError: a file was altered or is missing; the message names it.
         """
-        contents = read_contents(self.path)
+        contents = state.read_contents(self.path)
         for segment in contents.segments:
             segment.verify()
         return (MANIFEST, *(segment.file for segment in contents.manifest.segments))
@@ -342,7 +315,7 @@ class MemoryFolder:
             IndexUnavailableError: it needs a package that is not installed.
             ResourceError: the folder cannot be written.
         """
-        with self.lock(), _explain_failures(self.path):
+        with self.lock(), self._explain_failures():
             save_indexes(self.contents, index)
 
     def open_layer(
@@ -380,179 +353,10 @@ class MemoryFolder:
         manifest: Manifest | None = None,
     ) -> None:
         """Go to the state without these documents and with a part more; the lock is held."""
-        with _explain_failures(self.path):
-            segments = plan_change(self.contents, forgotten, part)
-            after = _write_state(self.path, manifest or self.contents.manifest, segments)
+        with self._explain_failures():
+            segments = state.plan_change(self.contents, forgotten, part)
+            after = state.write_state(self.path, manifest or self.contents.manifest, segments)
         self.contents = Contents(self.path, after, self.contents)
 
-
-def check_free(folder: Path) -> None:
-    """Refuse a place for a new memory that holds something already.
-
-    Raises:
-        MemoryFolderError: it does.
-        ResourceError: it cannot be looked at.
-    """
-    with _explain_failures(folder):
-        held = _list_held(folder)
-    if held:
-        what = "a memory" if MANIFEST in held else f"other files ({held[0]})"
-        raise MemoryFolderError(f"{folder} holds {what} already; open it, or choose a new folder")
-
-
-def _list_held(folder: Path) -> list[str]:
-    """Names in a folder, but for what a writer that was killed left before there was a memory."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    return [name for name in names if name != LOCK and not is_leftover(name, is_locked=True)]
-
-
-def read_contents(folder: Path, known: Contents | None = None) -> Contents:
-    """The state of a folder as it is now, while others may write.
-
-    Args:
-        folder: where.
-        known: an earlier state, whose mapped files are used again.
-
-    Raises:
-        MemoryFolderError: there is no memory, or it is damaged or of another format version.
-    """
-    manifest = read_manifest(folder)
-    while True:
-        try:
-            return Contents(folder, manifest, known)
-        except FileNotFoundError as error:
-            # A writer may have replaced the manifest and removed what it does not name.
-            now = read_manifest(folder)
-            if now == manifest:
-                raise MemoryFolderError(
-                    f"{error.filename} is missing, and the manifest names it; {ADVICE}"
-                ) from error
-            manifest = now
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder.
-
-    Raises:
-        MemoryFolderError: there is none, or it is damaged or of another format version.
-    """
-    path = folder / MANIFEST
-    try:
-        return parse_manifest(read_bytes(path, most=MOST_MANIFEST_BYTES, is_link_allowed=False))
-    except FileNotFoundError as error:
-        raise MemoryFolderError(
-            f"{folder} holds no memory: there is no {MANIFEST}; name another folder, or create it"
-        ) from error
-    except MemoryFolderError as error:
-        raise MemoryFolderError(f"{path} is refused: {error}; {ADVICE}") from error
-    except OSError as error:
-        raise MemoryFolderError(
-            f"{path} cannot be read ({describe_failure(error)}); a memory consists of plain files, "
-            "no links"
-        ) from error
-
-
-def plan_change(contents: Contents, forgotten: Collection[str], part: Part | None) -> _Segments:
-    """The segments of a folder without some documents, and with a part more.
-
-    The last segments are joined with the part where they are small, or not larger than what follows
-    them: there are then about as many as the logarithm of the number of entries, and each entry is
-    written as often.
-    """
-    documents = contents.documents
-    touched = {one.segment for one in documents if one.name in forgotten}
-    segments: list[SegmentRecord | Sequence[Part]] = [
-        [segment.take(documents, without=forgotten)]
-        if segment.record.file in touched
-        else segment.record
-        for segment in contents.segments
-    ]
-    if part is None:
-        return segments
-    parts, num_entries = [part], part.num_entries
-    for segment in reversed(contents.segments):
-        last = segment.take(documents, without=forgotten)
-        total = last.num_entries + num_entries
-        is_joined = last.num_entries <= num_entries or total <= SMALL_SEGMENT
-        if not is_joined or total > LARGEST_JOINED:
-            break
-        parts.insert(0, last)
-        num_entries = total
-        segments.pop()
-    return [*segments, parts]
-
-
-def _write_state(folder: Path, before: Manifest, segments: _Segments) -> Manifest:
-    """Write new segments, then the manifest that names them; remove what it does not name.
-
-    Whoever calls this holds the lock. If it is interrupted, the folder is in the state of before or
-    in the new one.
-    """
-    records: list[SegmentRecord] = []
-    documents: list[StoredDocument] = []
-    number = before.next_segment
-    try:
-        for segment in segments:
-            if isinstance(segment, SegmentRecord):
-                records.append(segment)
-                documents += [one for one in before.documents if one.segment == segment.file]
-                continue
-            parts = [part for part in segment if part.documents]
-            if parts:
-                record, numbered = write_segment(folder, number, before.description, parts)
-                records.append(record)
-                documents += numbered
-                number += 1
-        after = replace(
-            before, segments=tuple(records), documents=tuple(documents), next_segment=number
-        )
-        write_bytes(folder / MANIFEST, format_manifest(after))
-    except BaseException:
-        # By the manifest that is there: the error may have come after it was replaced.
-        with contextlib.suppress(Exception):
-            _remove_leftovers(folder, read_manifest(folder))
-        raise
-    _remove_leftovers(folder, after)
-    return after
-
-
-def _list_leftovers(folder: Path, manifest: Manifest) -> Iterator[Path]:
-    """What no manifest names: temporary files, segments, indexes of these. Not what is not ours."""
-    named = {segment.file for segment in manifest.segments}
-    for path in folder.iterdir():
-        is_unnamed = SEGMENT_NAME.fullmatch(path.name) and path.name not in named
-        if is_unnamed or is_leftover(path.name, is_locked=True):
-            yield path
-    indexes = folder / INDEXES
-    for path in indexes.iterdir() if indexes.is_dir() and not indexes.is_symlink() else ():
-        file = f"{path.name}.safetensors"
-        if not path.is_dir() or path.is_symlink() or not SEGMENT_NAME.fullmatch(file):
-            continue
-        if file not in named:
-            yield path
-        else:
-            yield from (one for one in path.iterdir() if is_leftover(one.name, is_locked=True))
-
-
-def _remove_leftovers(folder: Path, manifest: Manifest) -> None:
-    """Remove what writers of before left. Whoever calls this holds the lock."""
-    for path in list(_list_leftovers(folder, manifest)):
-        remove(path)
-
-
-def _remove_old_merge(unfinished: Path) -> None:
-    """Remove what releases before 0.9 left of a merge that was killed, and nothing else."""
-    if not unfinished.is_dir() or unfinished.is_symlink() or is_locked(unfinished):
-        return
-    names = [path.name for path in unfinished.iterdir()]
-    if all(
-        name in (LOCK, MANIFEST)
-        or SEGMENT_NAME.fullmatch(name)
-        or is_leftover(name, is_locked=True)
-        for name in names
-    ):
-        remove(unfinished)
-
-
-def _explain_failures(folder: Path) -> contextlib.AbstractContextManager[None]:
-    return explain_failures(f"the memory {folder}")
+    def _explain_failures(self) -> contextlib.AbstractContextManager[None]:
+        return explain_failures(f"the memory {self.path}")

@@ -16,6 +16,7 @@ from memorizing.index_settings import ExactSettings, IndexSettings, SealedSettin
 from memorizing.knn import KeyIndex, StoredKeys, make_index
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.segment import SegmentFile, decode_int8
+from memorizing.memory.disk.state import INDEXES
 from memorizing.memory.frozen import (
     FrozenBlock,
     FrozenMemory,
@@ -24,8 +25,6 @@ from memorizing.memory.frozen import (
     select_heads,
 )
 from memorizing.storage.files import name_temporary, sync
-
-INDEXES = "index"
 
 
 def open_layer(

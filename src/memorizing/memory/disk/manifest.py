@@ -32,6 +32,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST = 2**53
 """Numbers up to here are whole in every reader of JSON."""
 
+_Checks = dict[str, Callable[[Any], bool]]
+
 
 @dataclass(frozen=True)
 class FolderDescription:
@@ -248,13 +250,16 @@ def parse_manifest(content: bytes) -> Manifest:
     if values.pop("checksum", None) != checksum:
         raise MemoryFolderError("its checksum is not that of its content: it was altered")
     names = {one.name for one in dataclasses.fields(FolderDescription)}
-    _check({name: values.get(name) for name in _FIELDS}, _FIELDS, "its field")
-    if values.keys() != {"format", "version", *_FIELDS, *names}:
+    if values.keys() != {"format", "version", "next_segment", "segments", "documents", *names}:
         raise _describe_nonsense(f"its keys are {sorted(values)}")
+    lists = [values[name] for name in ("layers", "segments", "documents")]
+    if not all(isinstance(one, list) for one in lists) or not is_count(values["next_segment"]):
+        raise _describe_nonsense("its layers, segments or documents are no lists, or their number")
     for line in values["segments"]:
-        _check(line, _SEGMENT, "a segment")
+        _check(line, _list_checks(SegmentRecord), "a segment")
+    checks = _list_checks(StoredDocument)
     for line in values["documents"]:
-        _check(line, _DOCUMENT, "a document")
+        _check(line, checks, "a document")
         for name in ("text", "spans"):
             line[name] = line[name] and tuple(line[name])
     return Manifest(
@@ -275,36 +280,30 @@ def is_hash(value: Any) -> bool:
     return isinstance(value, str) and bool(_SHA256.fullmatch(value))
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
 def _is_range(value: Any) -> bool:
-    if value is None:
-        return True
-    return (
-        _is_list(value) and len(value) == 2 and all(map(is_count, value)) and (value[0] <= value[1])
-    )
+    match value:
+        case None:
+            return True
+        case [start, stop]:
+            return is_count(start) and is_count(stop) and start <= stop
+    return False
 
 
-_Checks = dict[str, Callable[[Any], bool]]
-_FIELDS: _Checks = {
-    **dict.fromkeys(("layers", "segments", "documents"), _is_list),
-    "next_segment": is_count,
+_KINDS: dict[Any, Callable[[Any], bool]] = {
+    "int": is_count,
+    "str": _is_text,
+    "tuple[int, int] | None": _is_range,
 }
-_SEGMENT: _Checks = {
-    **dict.fromkeys(("num_entries", "num_spans", "num_text_bytes", "num_bytes"), is_count),
-    **{"file": _is_text, "sha256": is_hash},
-}
-_DOCUMENT: _Checks = {
-    **dict.fromkeys(("num_tokens", "num_entries", "first_entry"), is_count),
-    **{"name": _is_text, "segment": _is_text, "sha256": is_hash},
-    **dict.fromkeys(("text", "spans"), _is_range),
-}
+
+
+def _list_checks(kind: type[SegmentRecord] | type[StoredDocument]) -> _Checks:
+    """What the value of every field must be."""
+    fields = dataclasses.fields(kind)
+    return {one.name: is_hash if one.name == "sha256" else _KINDS[one.type] for one in fields}
 
 
 def _check(line: Any, checks: _Checks, what: str) -> None:

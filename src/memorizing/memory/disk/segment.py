@@ -16,6 +16,7 @@ stays readable when its name is gone. Shapes: H heads, n entries, D head_dim.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import math
@@ -25,6 +26,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +40,7 @@ from memorizing.memory.disk.manifest import (
     SegmentRecord,
     StoredDocument,
 )
-from memorizing.storage.files import open_plain, write_bytes
+from memorizing.storage.files import describe_failure, open_plain, write_bytes
 from memorizing.storage.tensors import TensorLayout, plan_tensors, view_bytes
 
 ADVICE = "use another copy of the memory, or read the text again"
@@ -85,7 +87,7 @@ class SegmentFile:
                 f"{self.path} has another header than its manifest says: it was altered; {ADVICE}"
             )
         # The mapping cannot be written to, of which PyTorch would warn.
-        kind = type("MappedBytes", (ctypes.c_char * record.num_bytes,), {})
+        kind: Any = type("MappedBytes", (ctypes.c_char * record.num_bytes,), {})
         self._bytes = kind.from_address(np.frombuffer(self._mapped, np.uint8).ctypes.data)
         self._bytes.mapped = self._mapped
 
@@ -96,24 +98,15 @@ class SegmentFile:
                 f"{self.path.parent / MANIFEST} is refused: {self.record.file} has "
                 f"{self.record.num_bytes:,} bytes, and what it holds takes {expected:,}; {ADVICE}"
             )
-        try:
+        with explain_reading(self.path):
             descriptor = open_plain(self.path, is_link_allowed=False)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise MemoryFolderError(
-                f"{self.path} cannot be read ({error.strerror}); a memory consists of plain files, "
-                "no links"
-            ) from error
-        try:
-            size = os.fstat(descriptor).st_size
-            if size != expected:
-                raise MemoryFolderError(self._describe_size(size))
-            return mmap.mmap(descriptor, expected, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise MemoryFolderError(f"{self.path} cannot be mapped ({error.strerror})") from error
-        finally:
-            os.close(descriptor)
+            try:
+                size = os.fstat(descriptor).st_size
+                if size != expected:
+                    raise MemoryFolderError(self._describe_size(size))
+                return mmap.mmap(descriptor, expected, access=mmap.ACCESS_READ)
+            finally:
+                os.close(descriptor)
 
     def _describe_size(self, size: int) -> str:
         return (
@@ -180,6 +173,24 @@ class SegmentFile:
             if document.segment == self.record.file and document.name not in without
         )
         return Part(tuple(kept), self.get_tensor)
+
+
+@contextlib.contextmanager
+def explain_reading(path: Path) -> Iterator[None]:
+    """Turn errors of the system while a file of a memory is opened into ours, but a missing one.
+
+    Raises:
+        MemoryFolderError: it cannot be read, or is no plain file.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise MemoryFolderError(
+            f"{path} cannot be read ({describe_failure(error)}); a memory consists of plain files, "
+            "no links"
+        ) from error
 
 
 def plan_segment(
