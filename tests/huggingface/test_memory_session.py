@@ -619,3 +619,73 @@ def test_settings_that_somebody_wrote_into_a_folder_end_in_an_error_of_ours(
     # Nothing is left of it.
     with pytest.raises(ConfigError, match="has no memory"):
         get_attachment(model)
+
+
+@pytest.mark.parametrize(("text", "is_kept"), [("", False), ("w5 w6", False), ("w5 w6 w7", True)])
+def test_documents_that_leave_nothing_in_memory_are_named(
+    path: Path | None, text: str, is_kept: bool
+):
+    model = find_model()
+    give_memory(model)
+    with open_memory(model, path) as memory:
+        report = read_all(memory, {"short": text, **DOCUMENTS})
+        assert report.without_entries == ([] if is_kept else ["short"])
+        assert memory.num_entries == report.num_entries == sum(NUM_ENTRIES.values()) + is_kept
+
+
+def test_reading_tells_every_segment_to_who_asks(path: Path | None):
+    model = find_model()
+    give_memory(model)
+    told: dict[str, list[int]] = {}
+    with open_memory(model, path) as memory:
+
+        def tell(name: str, count: int) -> None:
+            told.setdefault(name, []).append(count)
+
+        memory.read(TOKENIZER, DOCUMENTS, progress=tell)
+    assert {name: sum(counts) for name, counts in told.items()} == {
+        "first": 68, "second": 31, "third": 39
+    }  # fmt: skip
+    assert told["second"] == [13, 13, 5]
+
+
+def test_recordings_that_overlap_each_see_their_own_calls(path: Path | None):
+    model = find_model()
+    give_memory(model)
+    with open_memory(model, path) as memory:
+        read_all(memory)
+        outer, inner = memory.record(), memory.record()
+        first = outer.__enter__()
+        ask(model)
+        second = inner.__enter__()
+        ask(model)
+        outer.__exit__(None, None, None)
+        ask(model)
+        inner.__exit__(None, None, None)
+        ask(model)
+    assert first.mass == pytest.approx(second.mass, rel=1e-6)
+    assert sum(first.mass.values()) + first.own_mass == pytest.approx(2 * 2 * 4 * 41, rel=1e-4)
+
+
+def test_a_recording_goes_on_when_documents_are_forgotten_and_read(path: Path | None):
+    model = find_model()
+    give_memory(model)
+    with open_memory(model, path) as memory:
+        read_all(memory)
+        with memory.record() as one:
+            ask(model)
+        memory.forget("first")
+        read_all(memory, {"new": "w5 w6 w7 w8 w9 w10 w11"})
+        with memory.record() as two:
+            ask(model)
+    with open_memory(model) as memory:
+        read_all(memory)
+        with memory.record() as sources:
+            ask(model)
+            memory.forget("first")
+            read_all(memory, {"new": "w5 w6 w7 w8 w9 w10 w11"})
+            ask(model)
+    names = one.mass.keys() | two.mass.keys()
+    expected = {name: one.mass.get(name, 0) + two.mass.get(name, 0) for name in names}
+    assert sources.mass == pytest.approx(expected, rel=1e-6)
+    assert {"first", "new"} <= sources.mass.keys()

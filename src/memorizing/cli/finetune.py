@@ -61,7 +61,7 @@ def run(
         str | None,
         typer.Option(
             metavar="N,N,...",
-            help="Layers that read the memory, from 0. Default: chosen by the model's depth.",
+            help="Layers that read the memory, from 0. Default: one, at 3/5 of the depth.",
         ),
     ] = None,
     calibrate: Annotated[

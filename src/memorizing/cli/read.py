@@ -75,7 +75,9 @@ def run(
     ],
     layers: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="Layers that read it. Default: chosen by the model."),
+        typer.Option(
+            metavar="N,N,...", help="Layers that read it. Default: one, at 3/5 of the depth."
+        ),
     ] = None,
     calibrate: Annotated[
         bool,
@@ -183,6 +185,12 @@ def run(
     read = [one for one in session.documents if (one.name, one.sha256) not in before]
     result = summarize(memory, model, session, read, plan, left_out, progress)
     print_result(result)
+    short = [one.name for one in read if not one.num_entries]
+    if short:
+        say(
+            f"{len(short):,} documents leave nothing in memory, such as {show_name(short[0])}: "
+            f"the first {get_attachment(loaded).settings.num_sinks} tokens of a text are not stored"
+        )
     write_result(json_file, {**result, "interrupted": is_interrupted})
     if is_interrupted:
         say("interrupted; what was read whole is kept, and the same command goes on from there")

@@ -19,8 +19,11 @@ Fingerprint = dict[str, Any]
 """What `compute_fingerprint` gives; JSON."""
 
 _NUM_SAMPLES = 4096
-_BLOCK = 64
-"""Tokens whose embeddings are compared together: vocabularies are padded to multiples of it."""
+_BLOCK = 32
+"""Tokens whose embeddings are compared together."""
+_NUM_ADDED = 3
+"""Last blocks of a vocabulary that are not compared: 64 tokens or more. Those may have been added,
+as for padding, and begin at random in every process."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _MATTERS = (
     "act", "eps", "head", "layer_types", "multiplier", "parallel", "rope", "rotary", "scal",
@@ -40,8 +43,8 @@ def compute_fingerprint(decoder: Decoder, settings: MemorySettings) -> Fingerpri
     opposite in another, is not told apart.
 
     Weights are rounded to bf16 and to fp16, so that a model in fp32 is known by either. One in fp16
-    has lost what it would be in bf16, and the other way round. Embeddings are hashed 64 tokens
-    at a time: those of tokens that are added do not matter.
+    has lost what it would be in bf16, and the other way round. Embeddings are hashed 32 tokens
+    at a time: those of the last tokens, which may have been added, do not matter.
 
     Raises:
         ConfigError: weights that are not there, as with offloading.
@@ -54,7 +57,6 @@ def compute_fingerprint(decoder: Decoder, settings: MemorySettings) -> Fingerpri
         "num_sinks": settings.num_sinks,
         "config": _hash(_describe_config(decoder)),
         "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in dtypes),
-        "num_tokens": len(embedding),
     }
     for name, dtype in _DTYPES.items():
         if dtypes & {*_DTYPES.values()} <= {dtype}:
@@ -107,11 +109,8 @@ def _compare_weights(stored: Fingerprint, mine: Fingerprint, dtype: str) -> str 
     if stored[f"{dtype}_weights"] != mine[f"{dtype}_weights"]:
         return "by another model, or with other adapters in force: its weights differ"
     theirs, own = str(stored.get(f"{dtype}_tokens")), mine[f"{dtype}_tokens"]
-    if stored.get("num_tokens") != mine["num_tokens"]:
-        # The last block of the shorter is not whole in it.
-        end = (min(len(theirs), len(own)) // 4 - 1) * 4
-        theirs, own = theirs[:end], own[:end]
-    return None if theirs == own else "by another model: its embeddings differ"
+    end = max(0, min(len(theirs), len(own)) - 2 * _NUM_ADDED)
+    return None if theirs[:end] == own[:end] else "by another model: its embeddings differ"
 
 
 def _describe_config(decoder: Decoder, *stored: Any) -> str:
@@ -187,12 +186,12 @@ def _hash(text: str) -> str:
 
 
 def _hash_tokens(embedding: Tensor, dtype: torch.dtype) -> str:
-    """Four hexadecimal digits for the embeddings of every 64 tokens."""
+    """Two hexadecimal digits for the embeddings of every 32 tokens."""
     parts = []
     for block in embedding.split(_BLOCK):
         digest = hashlib.sha256()
         _add_weight(digest, block, dtype, num_samples=16)
-        parts.append(digest.hexdigest()[:4])
+        parts.append(digest.hexdigest()[:2])
     return "".join(parts)
 
 
