@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, final
+from typing import Any, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor
@@ -87,28 +87,16 @@ class Counters:
         )
 
 
-class StopRequest:
-    """Whether a signal asked to stop, and which."""
-
-    def __init__(self) -> None:
-        """Nothing asked for yet."""
-        self.signal_name = ""
-
-    def __bool__(self) -> bool:
-        """Whether to stop."""
-        return bool(self.signal_name)
-
-
 @contextmanager
-def catch_stop_signals() -> Iterator[StopRequest]:
-    """Within this context the first SIGINT or SIGTERM only sets the request.
+def catch_stop_signals() -> Iterator[list[str]]:
+    """Within this context the first SIGINT or SIGTERM only adds its name to the list.
 
     The second acts as it did before, and the handlers that were there come back at the end.
     Outside the main thread Python allows no handlers: nothing is caught.
     """
-    request = StopRequest()
+    names: list[str] = []
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield names
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous = {number: signal.getsignal(number) for number in numbers}
@@ -119,15 +107,54 @@ def catch_stop_signals() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.signal_name = signal.Signals(number).name
+        names.append(signal.Signals(number).name)
         restore()
 
     for number in numbers:
         signal.signal(number, note)
     try:
-        yield request
+        yield names
     finally:
         restore()
+
+
+class LoopOptions(TypedDict, total=False):
+    """What a loop may be given besides what it trains."""
+
+    run_dir: Path | None
+    """Folder for checkpoints, metrics and TensorBoard; without one nothing is written."""
+    validation: Sequence[TokenizedDocument]
+    """Documents of the evaluations during training."""
+    display: Display | None
+    """What a person sees; None is nothing."""
+    on_step: Callable[[StepMetrics], None] | None
+    """Called after every step."""
+    on_begin: Callable[[], None] | None
+    """Called once, after the first step and before anything is written."""
+
+
+class Histories(ABC):
+    """What a model remembers of the documents in its rows."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Go on from the segments that were read last: their entries become retrievable."""
+
+    @abstractmethod
+    def measure_fill(self) -> dict[int, float]:
+        """Per memory layer, entries held / entries that all rows could hold."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """All histories as of the last commit, as `row.<row>.<name>`, by reference."""
+
+    @abstractmethod
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave. In place.
+
+        Raises:
+            CheckpointError: they are of another model, capacity or number of rows.
+        """
 
 
 @dataclass(frozen=True)
@@ -155,13 +182,9 @@ class TrainingLoop(ABC):
         config: TrainingConfig,
         loader: SegmentLoader,
         optimizer: Optimizer,
+        rows: Histories,
         device: torch.device,
-        *,
-        run_dir: Path | None,
-        validation: Sequence[TokenizedDocument],
-        display: Display | None,
-        on_step: Callable[[StepMetrics], None] | None,
-        on_begin: Callable[[], None] | None,
+        **options: Unpack[LoopOptions],
     ) -> None:
         """Prepare to train from the beginning.
 
@@ -169,18 +192,15 @@ class TrainingLoop(ABC):
             config: how to train.
             loader: gives batches of `config.rows` rows; training ends early where it does.
             optimizer: of everything that is trained.
+            rows: the histories, empty.
             device: where the model is.
-            run_dir: folder for checkpoints, metrics and TensorBoard; None writes nothing.
-            validation: documents of the evaluations during training.
-            display: what a person sees; None is nothing.
-            on_step: called after every step.
-            on_begin: called once, after the first step and before anything is written.
+            options: see `LoopOptions`.
         """
         self.config, self.loader, self.optimizer = config, loader, optimizer
-        self._run_dir, self._on_step, self._on_begin = run_dir, on_step, on_begin
-        self._device = device
-        self._held_out = HeldOut(validation, loader, config.evaluate_tokens)
-        self._reporter = Reporter(display or SilentDisplay(), self._measure_fill)
+        self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
+        self._on_begin, self._rows, self._device = options.get("on_begin"), rows, device
+        self._held_out = HeldOut(options.get("validation", ()), loader, config.evaluate_tokens)
+        self._reporter = Reporter(options.get("display") or SilentDisplay(), rows.measure_fill)
         self._draws = torch.Generator().manual_seed(config.seed)
         """Of what a step draws, besides torch's own generators (dropout)."""
         self._counters = Counters()
@@ -199,28 +219,8 @@ class TrainingLoop(ABC):
         """
 
     @abstractmethod
-    def _commit(self) -> None:
-        """Make the segments that were read last part of the histories."""
-
-    @abstractmethod
-    def _dump_rows(self) -> dict[str, Tensor]:
-        """All histories as of the last commit, as `row.<row>.<name>`, by reference."""
-
-    @abstractmethod
-    def _load_rows(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `_dump_rows` gave. In place.
-
-        Raises:
-            CheckpointError: they are of another model, capacity or number of rows.
-        """
-
-    @abstractmethod
     def _identify(self) -> dict[str, Any]:
         """Settings by name that must be the same when a run goes on, as JSON holds them."""
-
-    @abstractmethod
-    def _count_model_bytes(self) -> int:
-        """About how much `_write_model` writes."""
 
     @abstractmethod
     def _write_model(self, folder: Path) -> None:
@@ -237,10 +237,6 @@ class TrainingLoop(ABC):
     @abstractmethod
     def _evaluate(self, held_out: HeldOut, progress: Progress) -> Evaluation:
         """Read the documents that are held out, with the memory as it is after this step."""
-
-    @abstractmethod
-    def _measure_fill(self) -> dict[int, float]:
-        """Per memory layer, entries held / entries that all rows could hold."""
 
     @abstractmethod
     def _describe_heads(self) -> dict[str, Any]:
@@ -275,7 +271,7 @@ class TrainingLoop(ABC):
         interrupted = bool(stop) and self.step < last
         if interrupted:
             self._reporter.display.say(
-                f"{stop.signal_name}: stopped after step {self.step}; resume to go on"
+                f"{stop[0]}: stopped after step {self.step}; resume to go on"
             )
         return TrainingResult(
             self._run_dir,
@@ -287,7 +283,7 @@ class TrainingLoop(ABC):
             self._held_out.last_nats,
         )
 
-    def _run_steps(self, last: int, stop: StopRequest) -> None:
+    def _run_steps(self, last: int, stop: list[str]) -> None:
         counters, config = self._counters, self.config
         before_s = counters.seconds - time.monotonic()
         is_first = True
@@ -350,7 +346,7 @@ class TrainingLoop(ABC):
             self._stop_at_bad_step(nats, norm, before)
         self.optimizer.set_step(self.step + 1)
         self.optimizer.step()
-        self._commit()
+        self._rows.commit()
         step_s = time.perf_counter() - start_s
         self._counters.add(nats, num_targets, norm, step_s)
         return StepMetrics(self.step, nats, num_targets, norm, step_s)
@@ -441,10 +437,12 @@ class TrainingLoop(ABC):
             "optimizer": numbers,
             **{name.rpartition(".")[2]: value for name, value in self._identify().items()},
         }
-        state = {**self._dump_rows(), **position.generators}
+        state = {**self._rows.state_dict(), **position.generators}
         path = locate_checkpoint(self._run_dir, self.step)
+        # What is trained is what is saved of a model.
+        num_bytes = sum(p.numel() * p.element_size() for p in self.optimizer.parameters())
         training = TrainingState(tensors, state, trainer)
-        write_checkpoint(path, self._write_model, self._count_model_bytes(), training)
+        write_checkpoint(path, self._write_model, num_bytes, training)
         self._saved_step = self.step
         return path
 
@@ -472,7 +470,8 @@ class TrainingLoop(ABC):
         with explain_damage(checkpoint):
             self.loader.load_state_dict(values["loader"])
             self.optimizer.load_state_dict(training.optimizer, values["optimizer"])
-            self._load_rows({n: t for n, t in training.state.items() if n.startswith("row.")})
+            rows = {n: t for n, t in training.state.items() if n.startswith("row.")}
+            self._rows.load_state_dict(rows)
             self._held_out.load_dict(values["validation"])
             self._counters = Counters.from_dict(values["counters"])
             torch.set_rng_state(training.state["rng.torch"])

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Unpack, final
 
 import torch
 from torch import Tensor
 
 from memorizing.config import TrainingConfig
-from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument, Tokenizer
+from memorizing.data import SegmentBatch, SegmentLoader, Tokenizer
 from memorizing.devices import send
 from memorizing.errors import CheckpointError, StateError
 from memorizing.evaluation import Progress, evaluate_documents
 from memorizing.loss import sum_nats
 from memorizing.model import Exposed, MemorizingTransformer, ModelState, join_exposed
-from memorizing.terminal import Display
 from memorizing.training.checkpoint import load_weights, write_model
-from memorizing.training.loop import TrainingLoop
+from memorizing.training.loop import Histories, LoopOptions, TrainingLoop
 from memorizing.training.optimizer import Optimizer, group_parameters
 from memorizing.training.precision import Precision, choose_precision
-from memorizing.training.reporting import Evaluation, StepMetrics
+from memorizing.training.reporting import Evaluation
 from memorizing.training.validation import HeldOut
 
 
-class Rows:
+@final
+class Rows(Histories):
     """One `ModelState` per accumulation part; part i holds the rows from i * rows / parts on.
 
     `read` computes a step's gradient, `commit` makes it part of the history. A step that is read
@@ -104,12 +104,12 @@ class Rows:
         return sum(torch.stack(totals).tolist(), 0.0)
 
     def commit(self) -> None:
-        """Go on from the segments that were read last: their entries become retrievable."""
+        """See `Histories`."""
         self._states = [state.commit() for state in self._next]
         self._next = []
 
     def measure_fill(self) -> dict[int, float]:
-        """Per memory layer, entries held / entries that all rows could hold."""
+        """See `Histories`."""
         sizes = [
             {layer: memory.size for layer, memory in state.memories.items()}
             for state in self._states
@@ -121,7 +121,7 @@ class Rows:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All histories as `row.<row of the batch>.<name>`, by reference where they can be."""
+        """See `Histories`."""
         return {
             f"row.{part * self._part_len + row}.{name}": tensor[row]
             for part, state in enumerate(self._states)
@@ -130,11 +130,7 @@ class Rows:
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave with the same number of parts. In place.
-
-        Raises:
-            CheckpointError: the histories are of another model, capacity or number of rows.
-        """
+        """See `Histories`; the number of parts must be the same."""
         by_row: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             _, row, name = key.split(".", 2)
@@ -184,13 +180,9 @@ class Trainer(TrainingLoop):
         loader: SegmentLoader,
         config: TrainingConfig,
         *,
-        run_dir: Path | None = None,
         tokenizer: Tokenizer | None = None,
-        validation: Sequence[TokenizedDocument] = (),
         precision: Precision | None = None,
-        display: Display | None = None,
-        on_step: Callable[[StepMetrics], None] | None = None,
-        on_begin: Callable[[], None] | None = None,
+        **options: Unpack[LoopOptions],
     ) -> None:
         """Prepare to train from the beginning; `load` goes on from a checkpoint.
 
@@ -198,13 +190,9 @@ class Trainer(TrainingLoop):
             model: trained in place, on the device it is on. Its compute dtype is set.
             loader: see `TrainingLoop`.
             config: how to train.
-            run_dir: see `TrainingLoop`.
             tokenizer: saved with every checkpoint.
-            validation: see `TrainingLoop`.
             precision: of products and activations; None follows `config.precision`.
-            display: see `TrainingLoop`.
-            on_step: called after every step.
-            on_begin: see `TrainingLoop`.
+            options: see `LoopOptions`.
         """
         shape, device = model.config, model.embedding.weight.device
         self.model, self._tokenizer = model, tokenizer
@@ -214,18 +202,8 @@ class Trainer(TrainingLoop):
         model.compute_dtype = self.precision.dtype
         model.gradient_checkpointing = config.gradient_checkpointing
         groups = group_parameters(model, [model.embedding.weight], model.memory_parameters())
-        self._rows = Rows(model, config.rows, config.accumulation)
-        super().__init__(
-            config,
-            loader,
-            Optimizer(groups, config),
-            device,
-            run_dir=run_dir,
-            validation=validation,
-            display=display,
-            on_step=on_step,
-            on_begin=on_begin,
-        )
+        rows = Rows(model, config.rows, config.accumulation)
+        super().__init__(config, loader, Optimizer(groups, config), rows, device, **options)
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -233,9 +211,9 @@ class Trainer(TrainingLoop):
         yield
 
     def _read(self, batches: Sequence[SegmentBatch]) -> float:
-        return self._rows.read(
-            self.model, batches, self._draw_open_rows(), self.config.crossbatch_rows
-        )
+        rows = self._rows
+        assert isinstance(rows, Rows)
+        return rows.read(self.model, batches, self._draw_open_rows(), self.config.crossbatch_rows)
 
     def _draw_open_rows(self) -> Tensor:
         """Which rows read their memory in this segment."""
@@ -244,20 +222,8 @@ class Trainer(TrainingLoop):
         draws = torch.rand(self.config.rows, generator=self._draws)
         return draws >= self.config.memory_closed_share
 
-    def _commit(self) -> None:
-        self._rows.commit()
-
-    def _dump_rows(self) -> dict[str, Tensor]:
-        return self._rows.state_dict()
-
-    def _load_rows(self, tensors: dict[str, Tensor]) -> None:
-        self._rows.load_state_dict(tensors)
-
     def _identify(self) -> dict[str, Any]:
         return {"training.precision": self.precision.name}
-
-    def _count_model_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.model.state_dict().values())
 
     def _write_model(self, folder: Path) -> None:
         write_model(folder, self.model, self._tokenizer)
@@ -279,9 +245,6 @@ class Trainer(TrainingLoop):
                 progress=progress,
             )
         )
-
-    def _measure_fill(self) -> dict[int, float]:
-        return self._rows.measure_fill()
 
     def _describe_heads(self) -> dict[str, Any]:
         # Gates of a model that reads no memory say nothing.

@@ -10,10 +10,10 @@ A checkpoint is an adapter folder with what training needs to go on beside it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Unpack, final
 
 import torch
 from torch import Tensor
@@ -41,26 +41,53 @@ from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.loss import sum_nats
 from memorizing.storage.folders import verify_folder, write_folder
 from memorizing.storage.tensors import check_shapes, read_tensors
-from memorizing.terminal import Display
 from memorizing.training.checkpoint import MODEL_FILE, advise
 from memorizing.training.finetuning.settings import FinetuneSettings
-from memorizing.training.loop import TrainingLoop
+from memorizing.training.loop import Histories, LoopOptions, TrainingLoop
 from memorizing.training.optimizer import Optimizer, ParameterGroups, group_parameters
-from memorizing.training.reporting import Evaluation, StepMetrics
+from memorizing.training.reporting import Evaluation
 from memorizing.training.validation import HeldOut
 
 
-class FinetuneRows:
+@final
+class FinetuneRows(Histories):
     """A cache per row. A document that begins gets a new one, so that rows end where they like.
 
     `read` computes a step's gradient, row after row; `commit` makes the step part of the histories.
+    Caches last as long as a memory is open; between two times they are kept as tensors.
     """
 
-    def __init__(self, model: Any, attachment: Attachment, num_rows: int) -> None:
-        """Start with empty histories; the attachment must be bound while rows are read."""
-        self._model, self._attachment = model, attachment
-        self._device = model.get_input_embeddings().weight.device
-        self._caches: list[DynamicCache | None] = [None] * num_rows
+    def __init__(self, model: Any, attachment: Attachment, loader: SegmentLoader) -> None:
+        """Start with empty histories of what a loader is about to give."""
+        self._model, self._attachment, self._loader = model, attachment, loader
+        self._caches: list[DynamicCache | None] = [None] * loader.num_rows
+        self._kept: dict[str, Tensor] | None = {}
+        """Histories while they are not in caches that can be read on: of the last commit."""
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Within this context rows are read; the attachment must be bound.
+
+        Raises:
+            CheckpointError: what was loaded is of another model, memory or number of rows.
+        """
+        by_row: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in (self._kept or {}).items():
+            _, row, name = key.split(".", 2)
+            by_row.setdefault(int(row), {})[name] = tensor
+        needed = [row for row, is_ended in enumerate(self._find_doc_ends()) if not is_ended]
+        if sorted(by_row) != needed:
+            raise CheckpointError(
+                f"the checkpoint holds the histories of rows {sorted(by_row)}, and rows {needed} "
+                "go on; it was altered, or is of another number of rows"
+            )
+        self._caches = [
+            load_cache(self._attachment, by_row[row]) if row in by_row else None
+            for row in range(self._loader.num_rows)
+        ]
+        self._kept = None
+        yield
+        self._kept = self.state_dict()
 
     def read(self, batch: SegmentBatch) -> float:
         """Forward and backward over a segment of every row; gradients add to the parameters'.
@@ -71,6 +98,9 @@ class FinetuneRows:
         Returns:
             Summed nats.
         """
+        # Reading changes the caches in place: what a step that fails goes back to is kept.
+        self._kept = self._dump(batch.doc_start.tolist())
+        device = self._model.get_input_embeddings().weight.device
         num_targets = max(batch.num_targets, 1)
         total = 0.0
         for row, length in enumerate(batch.valid.sum(1).tolist()):
@@ -81,10 +111,10 @@ class FinetuneRows:
             cache = self._caches[row]
             assert cache is not None  # a row's first segment begins a document
             output = self._model(
-                input_ids=batch.tokens[row : row + 1, :length].to(self._device),
+                input_ids=batch.tokens[row : row + 1, :length].to(device),
                 **self._attachment.pass_cache(cache),
             )
-            targets = batch.targets[row : row + 1, :length].to(self._device)
+            targets = batch.targets[row : row + 1, :length].to(device)
             nats = sum_nats(output.logits, targets, torch.ones_like(targets, dtype=torch.bool))
             if nats.requires_grad:  # not so where only gates are trained and no memory is filled
                 (nats / num_targets).backward()
@@ -92,13 +122,14 @@ class FinetuneRows:
         return total
 
     def commit(self) -> None:
-        """After the backward pass of all rows: let the segments that were read be retrieved."""
+        """See `Histories`."""
         for cache in self._caches:
             if cache is not None:
                 self._attachment.commit(cache)
+        self._kept = None
 
     def measure_fill(self) -> dict[int, float]:
-        """Per memory layer, entries held / entries that all rows could hold."""
+        """See `Histories`."""
         fills: dict[int, list[float]] = {}
         for cache in self._caches:
             if cache is None:
@@ -107,41 +138,27 @@ class FinetuneRows:
                 fills.setdefault(layer, []).append(float(memory.size[0]) / memory.capacity)
         return {layer: sum(values) / len(values) for layer, values in fills.items()}
 
-    def state_dict(self, doc_ends: Sequence[bool]) -> dict[str, Tensor]:
-        """All histories as `row.<row>.<name>`, by reference.
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Histories`; a row whose document is read to its end has none."""
+        return self._dump(self._find_doc_ends()) if self._kept is None else self._kept
 
-        Args:
-            doc_ends: per row, whether its document is read to its end. Nothing of it is needed
-                any more, and nothing of it is given.
-        """
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """See `Histories`; what cannot be used is refused by `open`."""
+        self._kept = dict(tensors)
+
+    def _find_doc_ends(self) -> list[bool]:
+        """Per row, whether its next segment begins a document."""
+        rows = self._loader.state_dict()["rows"]
+        lengths = [len(document.tokens) for document in self._loader.documents]
+        return [index < 0 or place >= lengths[index] for index, place in rows]
+
+    def _dump(self, doc_ends: Sequence[bool]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for row, cache in enumerate(self._caches):
-            if cache is None or doc_ends[row]:
-                continue
-            dumped = dump_cache(self._attachment, cache) or {}
-            tensors |= {f"row.{row}.{name}": tensor for name, tensor in dumped.items()}
+            if cache is not None and not doc_ends[row]:
+                dumped = dump_cache(self._attachment, cache) or {}
+                tensors |= {f"row.{row}.{name}": tensor for name, tensor in dumped.items()}
         return tensors
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor], doc_ends: Sequence[bool]) -> None:
-        """Put back what `state_dict` gave. In place.
-
-        Raises:
-            CheckpointError: the histories are of another model, memory or number of rows.
-        """
-        by_row: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            _, row, name = key.split(".", 2)
-            by_row.setdefault(int(row), {})[name] = tensor
-        needed = [row for row, is_ended in enumerate(doc_ends) if not is_ended]
-        if sorted(by_row) != needed:
-            raise CheckpointError(
-                f"the checkpoint holds the histories of rows {sorted(by_row)}, and rows {needed} "
-                "go on; it was altered, or is of another number of rows"
-            )
-        self._caches = [
-            load_cache(self._attachment, by_row[row]) if row in by_row else None
-            for row in range(len(self._caches))
-        ]
 
 
 @final
@@ -160,12 +177,7 @@ class Finetuner(TrainingLoop):
         documents: Sequence[TokenizedDocument],
         start_token: int,
         settings: FinetuneSettings,
-        *,
-        run_dir: Path | None = None,
-        validation: Sequence[TokenizedDocument] = (),
-        display: Display | None = None,
-        on_step: Callable[[StepMetrics], None] | None = None,
-        on_begin: Callable[[], None] | None = None,
+        **options: Unpack[LoopOptions],
     ) -> None:
         """Prepare to train from the beginning; `load` goes on from a checkpoint.
 
@@ -175,11 +187,7 @@ class Finetuner(TrainingLoop):
             documents: read in an order that follows `settings.seed`, again and again.
             start_token: precedes every document.
             settings: how to train.
-            run_dir: see `TrainingLoop`.
-            validation: see `TrainingLoop`.
-            display: see `TrainingLoop`.
-            on_step: called after every step.
-            on_begin: see `TrainingLoop`.
+            options: see `LoopOptions`.
 
         Raises:
             ConfigError: nothing would be trained, or LoRA is in the way.
@@ -191,63 +199,31 @@ class Finetuner(TrainingLoop):
         self._base = hash_model(attachment.decoder, attachment.settings)
         torch.manual_seed(settings.seed)
         prepare_weights(inner, attachment, settings)
-        self._rows = FinetuneRows(inner, attachment, settings.rows)
-        self._rows_before: dict[str, Tensor] = {}
-        self._rows_in_step: dict[str, Tensor] | None = None
-        super().__init__(
-            config,
-            SegmentLoader(
-                documents,
-                settings.rows,
-                attachment.settings.segment_len,
-                start_token,
-                settings.seed,
-                repeat=True,
-            ),
-            Optimizer(group_weights(inner, attachment), config),
-            inner.get_input_embeddings().weight.device,
-            run_dir=run_dir,
-            validation=validation,
-            display=display,
-            on_step=on_step,
-            on_begin=on_begin,
+        loader = SegmentLoader(
+            documents,
+            settings.rows,
+            attachment.settings.segment_len,
+            start_token,
+            settings.seed,
+            repeat=True,
         )
+        self._caches = FinetuneRows(inner, attachment, loader)
+        optimizer = Optimizer(group_weights(inner, attachment), config)
+        device = inner.get_input_embeddings().weight.device
+        super().__init__(config, loader, optimizer, self._caches, device, **options)
 
     @contextmanager
     def _open(self) -> Iterator[None]:
         self.model.train()
         try:
-            with read_memory(self.attachment):
-                self._rows.load_state_dict(self._rows_before, self._find_doc_ends())
+            with read_memory(self.attachment), self._caches.open():
                 yield
-                # Histories end where the memory is left.
-                self._rows_before = self._dump_rows()
         finally:
             self.model.eval()
 
     def _read(self, batches: Sequence[SegmentBatch]) -> float:
         (batch,) = batches
-        # Reading changes the caches in place: what a step that fails goes back to is kept.
-        self._rows_in_step = self._rows.state_dict(batch.doc_start.tolist())
-        return self._rows.read(batch)
-
-    def _commit(self) -> None:
-        self._rows.commit()
-        self._rows_in_step = None
-
-    def _dump_rows(self) -> dict[str, Tensor]:
-        if self._rows_in_step is not None:
-            return self._rows_in_step
-        return self._rows.state_dict(self._find_doc_ends())
-
-    def _load_rows(self, tensors: dict[str, Tensor]) -> None:
-        self._rows_before = tensors
-
-    def _find_doc_ends(self) -> list[bool]:
-        """Per row, whether its next segment begins a document."""
-        rows = self.loader.state_dict()["rows"]
-        lengths = [len(document.tokens) for document in self.loader.documents]
-        return [index < 0 or place >= lengths[index] for index, place in rows]
+        return self._caches.read(batch)
 
     def _identify(self) -> dict[str, Any]:
         return {
@@ -256,14 +232,9 @@ class Finetuner(TrainingLoop):
             "base": self._base,
         }
 
-    def _count_model_bytes(self) -> int:
-        if self.settings.train != "all":
-            return 0
-        return sum(p.numel() * max(4, p.element_size()) for p in self.model.parameters())
-
     def save_result(self, folder: Path) -> None:
-        """Save what was learned, without what training needs to go on."""
-        write_folder(folder, self._write_model, self._count_model_bytes())
+        """Save what was learned, whole or not at all, without what training needs to go on."""
+        write_folder(folder, self._write_model)
 
     def _write_model(self, folder: Path) -> None:
         if self.settings.train == "all":
@@ -320,9 +291,6 @@ class Finetuner(TrainingLoop):
             )
 
         return Evaluation(read(0, capacity), read(1, 0) if capacity else None)
-
-    def _measure_fill(self) -> dict[int, float]:
-        return self._rows.measure_fill()
 
     def _describe_heads(self) -> dict[str, Any]:
         has_memory = self.attachment.settings.capacity > 0
