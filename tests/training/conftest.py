@@ -78,6 +78,7 @@ def make_trainer(
         model: dict[str, Any] | None = None,
         run_dir: Path | None = None,
         on_step: Any = None,
+        on_begin: Any = None,
         validation: Any = (),
         **training: Any,
     ) -> Trainer:
@@ -88,7 +89,13 @@ def make_trainer(
             documents, config.rows, SEGMENT_LEN, start_token=0, seed=config.seed, repeat=True
         )
         return Trainer(
-            network, loader, config, run_dir=run_dir, on_step=on_step, validation=validation
+            network,
+            loader,
+            config,
+            run_dir=run_dir,
+            on_step=on_step,
+            on_begin=on_begin,
+            validation=validation,
         )
 
     return make

@@ -13,8 +13,7 @@ from memorizing.errors import ConfigError, CorpusError, ResourceError, RunFolder
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.sessions.scoring import find_start_token
 from memorizing.huggingface.sessions.texts import encode_text, wrap_tokenizer
-from memorizing.storage.files import name_temporary, read_json, write_json
-from memorizing.storage.folders import replace_folder
+from memorizing.storage.files import read_json, write_json
 from memorizing.terminal import make_display
 from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.finetuning.settings import FinetuneSettings
@@ -152,9 +151,7 @@ def finetune(
             display.say("the run has no checkpoint yet: it starts at the beginning")
         result = tuner.run()
         if not result.interrupted:
-            with name_temporary(run.path) as partial:
-                tuner.save_result(partial)
-                replace_folder(partial, run.path / RESULT_FOLDER)
+            tuner.save_result(run.path / RESULT_FOLDER)
             display.say(f"saved in {run.path / RESULT_FOLDER}")
         return result
 
