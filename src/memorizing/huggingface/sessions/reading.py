@@ -38,10 +38,10 @@ def read_document(
         tokens, offsets = encode_with_offsets(tokenizer, document.text)
     else:
         tokens = encode_text(tokenizer, document.text, is_whole=True)
-    pieces = []
+    pieces, segment_len = [], attachment.settings.segment_len
     for entries in read_tokens(attachment, torch.from_numpy(tokens).long()):
+        on_read(document.name, min(segment_len, len(tokens) - segment_len * len(pieces)))
         pieces.append(entries)
-        on_read(document.name, next(iter(entries.values()))[0].shape[1])
     first = min(attachment.settings.num_sinks, len(tokens))
     description = NewDocument(
         document.name,
