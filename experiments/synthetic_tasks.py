@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from small_models import SHARPNESS, SmallModel
 
+from memorizing.config import Control
 from memorizing.data.synthetic import (
     QuestionBatch,
     make_needles_batch,
@@ -14,7 +15,6 @@ from memorizing.data.synthetic import (
     make_strings_batch,
     make_tracking_batch,
 )
-from memorizing.evaluation.answers import AnswerControl
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Cell:
     """Further arguments of the task's generator."""
     num_documents_read: int = 1
     """Documents in the memory: the own one is read last."""
-    control: AnswerControl | None = None
+    control: Control | None = None
 
     def __str__(self) -> str:
         """The name of the cell in results."""
@@ -90,7 +90,7 @@ class Task:
         """What an arm is measured on: controls on what it was trained on, with the memory only."""
         if not arm.has_memory:
             return [self.train]
-        names: tuple[AnswerControl, ...] = ("off", "other_document", "shuffled")
+        names: tuple[Control, ...] = ("off", "other_document", "shuffled")
         controls = names if self.has_controls else ()
         wrong = [Cell(self.train.num_blocks, self.train.sizes, control=name) for name in controls]
         return [*self.cells, *wrong]

@@ -135,6 +135,26 @@ class ModelConfig:
         return bool(self.memory_layers) and self.capacity > 0
 
 
+Control = Literal["off", "other_document", "shuffled"]
+"""Diagnostics of a model with memory: none at all; that of another document; values of random other
+entries with the right keys."""
+
+
+def check_control(control: Control | None, capacity: int, num_documents: int) -> None:
+    """Refuse a control that has nothing to take otherwise.
+
+    Raises:
+        ConfigError: with what it needs.
+    """
+    if control in ("other_document", "shuffled") and not capacity:
+        raise ConfigError(f"control {control!r} needs a memory; give a capacity above 0")
+    if control == "other_document" and num_documents < 2:
+        raise ConfigError(
+            f"control 'other_document' needs at least two documents, and there is {num_documents}; "
+            "give more, or leave the control out"
+        )
+
+
 def check_capacity(capacity: int, num_neighbors: int, name: str = "capacity") -> None:
     """Refuse a capacity that a query could never fill: from 1 to num_neighbors - 1.
 
@@ -322,11 +342,7 @@ class EvaluationConfig:
     """Documents evaluated side by side. A document's loss does not depend on it."""
     max_tokens_per_document: int = 0
     """Only the first tokens of every document are read; 0 reads them whole."""
-    controls: tuple[Literal["off", "other_document", "shuffled"], ...] = (
-        "off",
-        "other_document",
-        "shuffled",
-    )
+    controls: tuple[Control, ...] = ("off", "other_document", "shuffled")
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

@@ -204,7 +204,7 @@ def test_evaluation_refuses(words, expected, refuse, trained):
 
 def test_controls_that_cannot_be_are_refused_before_anything_is_read(trained):
     read = []
-    with pytest.raises(ConfigError, match="needs at least two documents, and there is one"):
+    with pytest.raises(ConfigError, match="needs at least two documents, and there is 1"):
         report_run(
             trained,
             controls=["other_document"],

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from memorizing.config import Control
 from memorizing.devices import send
 from memorizing.evaluation.lanes import read_in_lanes
 from memorizing.loss import compute_token_nats
@@ -24,9 +25,6 @@ from memorizing.model import MemorizingTransformer, ModelState, RetrievalControl
 
 if TYPE_CHECKING:
     from memorizing.data.synthetic import QuestionBatch
-
-AnswerControl = Literal["off", "other_document", "shuffled"]
-"""No memory; the memory of the document in the next row; right keys, random values."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def read_documents(
 
 @torch.no_grad()
 def ask_questions(
-    model: MemorizingTransformer, read: ReadDocuments, control: AnswerControl | None = None
+    model: MemorizingTransformer, read: ReadDocuments, control: Control | None = None
 ) -> Answers:
     """Answer the questions of documents that are read.
 
@@ -171,7 +169,7 @@ def answer_questions(
     model: MemorizingTransformer,
     batch: QuestionBatch,
     *,
-    control: AnswerControl | None = None,
+    control: Control | None = None,
     others: Sequence[QuestionBatch] = (),
 ) -> Answers:
     """`read_documents`, then `ask_questions`."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from memorizing.config import Control
 from memorizing.errors import ConfigError
 from memorizing.evaluation.reading import (
     Progress,
@@ -13,7 +14,7 @@ from memorizing.evaluation.reading import (
     count_reachable,
     evaluate_documents,
 )
-from memorizing.evaluation.results import Control, EvaluationResult
+from memorizing.evaluation.results import EvaluationResult
 from memorizing.model import MemorizingTransformer
 
 if TYPE_CHECKING:

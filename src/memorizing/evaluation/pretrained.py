@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from memorizing.config import Control
 from memorizing.errors import ConfigError
 from memorizing.evaluation.reading import Progress
-from memorizing.evaluation.results import Control, DocumentResult, EvaluationResult
+from memorizing.evaluation.results import DocumentResult, EvaluationResult
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.sessions.scoring import find_start_token, score_texts
 from memorizing.huggingface.sessions.texts import encode_text

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from memorizing.config import check_capacity
+from memorizing.config import Control, check_capacity, check_control
 from memorizing.devices import send
 from memorizing.errors import ConfigError
-from memorizing.evaluation.results import Control, DocumentResult, EvaluationResult
+from memorizing.evaluation.results import DocumentResult, EvaluationResult
 from memorizing.loss import compute_token_nats
 from memorizing.model import MemorizingTransformer, RetrievalControl, evaluation_mode
 
@@ -102,13 +102,7 @@ def check_evaluation(
     check_capacity(capacity, model.config.num_neighbors)
     if capacity and not model.config.memory_layers:
         raise ConfigError(f"capacity is {capacity}, but the model has no memory layer; use 0")
-    if control in ("other_document", "shuffled") and not capacity:
-        raise ConfigError(f"control {control!r} needs a memory; give a capacity above 0")
-    if control == "other_document" and len(documents) < 2:
-        raise ConfigError(
-            "control 'other_document' needs at least two documents, and there is one; give more, "
-            "or leave the controls out"
-        )
+    check_control(control, capacity, len(documents))
 
 
 def count_reachable(longest: int, model: MemorizingTransformer) -> int:

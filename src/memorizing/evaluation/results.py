@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memorizing.config import Control
 from memorizing.errors import ConfigError
 from memorizing.metrics import (
     POSITION_EDGES,
@@ -20,10 +21,6 @@ from memorizing.metrics import (
     bucket_by_position,
     compare_token_nats,
 )
-
-Control = Literal["off", "other_document", "shuffled"]
-"""Diagnostics of a model with memory: none at all; that of another document; values of random other
-entries with the right keys."""
 
 
 @dataclass(frozen=True)

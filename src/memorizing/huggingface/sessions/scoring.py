@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from memorizing.config import check_capacity
+from memorizing.config import Control, check_capacity, check_control
 from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.attachment import Attachment, get_attachment, unwrap
 from memorizing.loss import compute_token_nats
 from memorizing.model import RetrievalControl, evaluation_mode
 
-ScoringControl = Literal["off", "other_document", "shuffled"]
 Tokens = NDArray[np.integer[Any]]
 Progress = Callable[[int, int], None]
 """Called after every segment with the tokens read so far, and those of all texts."""
@@ -49,7 +48,7 @@ def score_texts(
     texts: Sequence[Tokens],
     start_token: int,
     *,
-    control: ScoringControl | None = None,
+    control: Control | None = None,
     capacity: int | None = None,
     max_tokens: int = 0,
     seed: int = 0,
@@ -81,7 +80,7 @@ def score_texts(
         capacity = attachment.settings.capacity
     check_capacity(capacity, attachment.settings.num_neighbors)
     cut = [text[:max_tokens] if max_tokens else text for text in texts]
-    _check_control(control, capacity, len(cut))
+    check_control(control, capacity, len(cut))
     total, done = sum(len(text) for text in cut), 0
     donors = _choose_donors([len(text) for text in cut]) if control == "other_document" else None
     scored = []
@@ -103,7 +102,7 @@ def _score_rows(
     attachment: Attachment,
     rows: Sequence[Tokens],
     start_token: int,
-    control: ScoringControl | None,
+    control: Control | None,
     seed: int,
 ) -> Iterator[NDArray[np.float32]]:
     """Nats of the first row, a segment at a time; the others are read beside it."""
@@ -122,16 +121,6 @@ def _score_rows(
         yield compute_token_nats(logits[:1], targets[:1, span].to(device))[0].cpu().numpy()
 
 
-def _check_control(control: ScoringControl | None, capacity: int, num_texts: int) -> None:
-    if control in ("other_document", "shuffled") and not capacity:
-        raise ConfigError(f"control {control!r} needs a memory; give a capacity above 0")
-    if control == "other_document" and num_texts < 2:
-        raise ConfigError(
-            f"control 'other_document' needs at least two documents, and there is {num_texts}; "
-            "give more, or leave the control out"
-        )
-
-
 def _choose_donors(lengths: list[int]) -> list[int]:
     """For every text the next longer one; for the longest the second longest."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
@@ -140,9 +129,7 @@ def _choose_donors(lengths: list[int]) -> list[int]:
     return [donors[index] for index in range(len(lengths))]
 
 
-def _make_control(
-    control: ScoringControl | None, num_rows: int, seed: int
-) -> RetrievalControl | None:
+def _make_control(control: Control | None, num_rows: int, seed: int) -> RetrievalControl | None:
     if control == "shuffled":
         return RetrievalControl(None, shuffle_values=True, seed=seed)
     if control == "other_document":
