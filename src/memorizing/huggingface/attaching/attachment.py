@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
@@ -30,10 +32,9 @@ from memorizing.storage.tensors import check_shapes
 
 _ATTRIBUTE = "memorizing"
 """Of a model with memory: its `Attachment`."""
-_MODES = [GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE]
+_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 """One token after another, each row by itself: what beams exchange and assistants take back is in
 memory already."""
-_NOTHING = object()
 _LARGEST = 3e38
 """What fp32 can hold."""
 
@@ -53,7 +54,8 @@ class Attachment(Calls):
         for layer in settings.layers:
             attention = decoder.attentions[layer]
             memory = MemoryLayer(decoder, layer, settings)
-            memory.to(next(attention.parameters()).device)
+            memory.register_load_state_dict_post_hook(_allow_missing)
+            memory.to(_find_device(attention, decoder.base))
             attention.add_module("memory", memory)
             self.layers[layer] = memory
         self._changes.leave_memory_unsaved()
@@ -173,6 +175,39 @@ def parse_heads(values: Any) -> dict[str, Tensor]:
     }
 
 
+def _find_device(attention: nn.Module, base: Any) -> torch.device:
+    """Where a layer computes; where its weights are quantized, they are no parameters."""
+    held = itertools.chain(attention.parameters(), attention.buffers())
+    return next(held, base.get_input_embeddings().weight).device
+
+
+def _allow_missing(module: nn.Module, keys: Any) -> None:
+    """Let weights be loaded that were saved without the memory. In place."""
+    names = {f"memory.{name}" for name in module.TENSORS}
+    keys.missing_keys[:] = [
+        key for key in keys.missing_keys if ".".join(key.split(".")[-2:]) not in names
+    ]
+
+
+class _Modes(list[GenerationMode]):
+    """Ways to decode that work; `generate` asks whether another is among them."""
+
+    def __contains__(self, mode: object) -> bool:
+        """Whether a way works.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if super().__contains__(mode):
+            return True
+        name = str(getattr(mode, "value", mode)).replace("_", " ")
+        raise ConfigError(
+            f"these settings ask for {name}, which takes tokens back or moves them between rows; "
+            "what a model with memory has read stays read: use num_beams=1 without assistant, "
+            "greedy or with do_sample=True"
+        )
+
+
 class ReadInPieces(GenerationConfig):
     """How a model with memory generates: prompts are read in pieces. That is not saved with it."""
 
@@ -195,8 +230,8 @@ class ModelChanges:
         self._model = model
         self._underneath = str(model.config._attn_implementation)
         model.set_attn_implementation(name_implementation(self._underneath))
-        self._before: list[tuple[Any, str, object]] = []
-        self._set(model, "_supported_generation_modes", _MODES)
+        self._before: list[tuple[Any, str, bool, object]] = []
+        self._set(model, "_supported_generation_modes", _Modes(_MODES))
         for layer in getattr(decoder.base, decoder.family.layers):
             # The cache of a call can be written again; see `CallCache`.
             self._set(layer, "_can_checkpoint_with_cache", True)
@@ -219,11 +254,11 @@ class ModelChanges:
     def revert(self) -> None:
         """Make the model what it was; what was set on its `generation_config` since stays."""
         model = self._model
-        for owner, name, value in reversed(self._before):
-            if value is _NOTHING:
-                del vars(owner)[name]
-            else:
+        for owner, name, was_there, value in reversed(self._before):
+            if was_there:
                 vars(owner)[name] = value
+            else:
+                del vars(owner)[name]
         model.set_attn_implementation(self._underneath)
         if self._generation is not None and model.generation_config is self._pieces:
             chunk_size = self._generation.prefill_chunk_size
@@ -232,10 +267,12 @@ class ModelChanges:
             model.generation_config = self._generation
 
     def _set(self, owner: Any, name: str, value: object) -> None:
-        self._before.append((owner, name, vars(owner).get(name, _NOTHING)))
-        vars(owner)[name] = value
+        own = vars(owner)
+        self._before.append((owner, name, name in own, own.get(name)))
+        own[name] = value
 
 
+@torch.inference_mode(False)  # what is made here may be trained later
 def add_memory(
     model: Any,
     layers: Sequence[int] | None = None,
@@ -275,6 +312,11 @@ def add_memory(
     inner = unwrap(model)
     if find_attachment(inner) is not None:
         raise ConfigError("this model has a memory; call remove_memory(model) first")
+    if any(weight.is_meta for weight in inner.parameters()):
+        raise ConfigError(
+            "weights of this model are on the meta device, as with offloading; a memory is added "
+            "to a model that is loaded whole: leave out device_map, or give it GPUs alone"
+        )
     decoder = find_decoder(inner)
     num_layers = len(decoder.attentions)
     heads = {} if heads is None else heads
@@ -335,11 +377,17 @@ def find_attachment(model: Any) -> Attachment | None:
 
 
 def unwrap(model: Any) -> Any:
-    """The model inside of a `PeftModel`; every other one is returned as it is.
+    """The model inside of what peft, `torch.compile`, DDP and DataParallel wrap around it.
 
     peft puts its layers into that model itself, so that it computes with them either way.
     """
     peft = sys.modules.get("peft")
-    if peft is not None and isinstance(model, peft.PeftModel):
-        return model.get_base_model()
-    return model
+    while True:
+        if peft is not None and isinstance(model, peft.PeftModel):
+            model = model.get_base_model()
+        elif isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        else:
+            return model

@@ -138,10 +138,13 @@ class Calls:
     def collect(self) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
         """One call inside only reads: gives its entries by layer, and ends with the last of them.
 
-        What comes after the call in the `with` block is not run.
+        What comes after the call in the `with` block is not run. No gradient is kept.
         """
         collected: dict[int, tuple[Tensor, Tensor]] = {}
-        with self.change_mode(collected=collected), suppress(EntriesRead):
+        # What is made in inference mode could not be used with gradients outside of it.
+        plain = torch.inference_mode(False)
+        mode = self.change_mode(collected=collected)
+        with plain, torch.no_grad(), mode, suppress(EntriesRead):
             yield collected
 
     @property
@@ -279,12 +282,18 @@ class Calls:
         """The arguments by which the model takes a cache, in this release of `transformers`."""
         return {CACHE_NAME: cache, "use_cache": True}
 
+    @torch.compiler.disable
     def _enter(self, module: Any, args: Any, kwargs: Any) -> Any:
         """Hook before the base model: put a cache, positions and a step among its arguments.
 
         Raises:
             StateError: what cannot be right with a window.
         """
+        if module is not self.decoder.base:
+            raise StateError(
+                "a copy of this model is called that shares its memory, as DataParallel makes one "
+                "for every GPU; call the model itself, or use a process per GPU"
+            )
         kwargs = self._name_arguments(args, kwargs)
         mode, opened = self.mode, self.opened
         needs_step = opened is not None or mode.collected is not None
@@ -298,9 +307,21 @@ class Calls:
         mask = kwargs.get("attention_mask")
         first_valid = _find_first(mask, start + inputs.shape[1])
         given = CallInputs(inputs.shape[0], inputs.shape[1], start, mask, first_valid)
+        ids = kwargs.get("position_ids")
+        if ids is not None and ids.shape[-1] not in (1, given.num_tokens):
+            raise StateError(
+                f"a call of {given.num_tokens} tokens has position_ids for {ids.shape[-1]}; where "
+                "generate makes it of inputs_embeds, which it cannot cut into pieces, give it "
+                "prefill_chunk_size=None"
+            )
         if needs_step or given.num_columns > self.settings.window:
             _check_mask(given)
-            _check_positions(kwargs.get("position_ids"), given)
+            _check_positions(ids, given)
+        if needs_step and kwargs.get("output_attentions"):
+            raise StateError(
+                "output_attentions would give the weights of local attention alone; leave it out "
+                "where a memory is open, and use memory.record() for what is retrieved"
+            )
         self._positions.check(start, given.num_tokens)
         # Of the cache that the caller has: that of the call is a copy.
         step = self._make_step(cache, given, mode, opened) if needs_step else None
@@ -312,6 +333,7 @@ class Calls:
             step.text.is_broken = True
         return (), kwargs
 
+    @torch.compiler.disable
     def _leave(self, module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         """Hook after the base model, also after an error, which leaves the cache as it was.
 
@@ -385,10 +407,10 @@ class Calls:
                 return None
             return self.make_cache()
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
-            kind = "offloaded cache" if type(cache) is DynamicCache else type(cache).__name__
+            kind = "offloaded one" if type(cache) is DynamicCache else type(cache).__name__
             raise StateError(
-                f"the cache is a {kind}; a model with memory keeps a window of its own in a "
-                "DynamicCache: leave out cache_implementation and past_key_values"
+                f"the cache is of another kind ({kind}); a model with memory keeps a window of its "
+                "own in a DynamicCache: leave out cache_implementation and past_key_values"
             )
         if not list_layers(cache):
             if int(cache.get_seq_length()):

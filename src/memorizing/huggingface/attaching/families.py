@@ -214,7 +214,7 @@ def collect_entries(calls: Calls, tokens: Tensor) -> dict[int, tuple[Tensor, Ten
     was_training = base.training
     base.eval()
     try:
-        with torch.no_grad(), calls.collect() as collected:
+        with calls.collect() as collected:
             base(input_ids=tokens.unsqueeze(0).to(device), use_cache=False)
     finally:
         base.train(was_training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.decoder import Decoder
@@ -123,11 +125,24 @@ def _describe_config(decoder: Decoder, *stored: Any) -> str:
     return json.dumps([config.model_type, matters, *stored], default=str, sort_keys=True)
 
 
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of which a weight consists: several where it is quantized."""
+    if isinstance(value, (list, tuple)):
+        for place, part in enumerate(value):
+            yield from _flatten(f"{name}.{place}", part)
+    elif isinstance(value, Tensor) and is_traceable_wrapper_subclass(value):
+        for part in value.__tensor_flatten__()[0]:
+            yield from _flatten(f"{name}.{part}", getattr(value, part))
+    elif isinstance(value, Tensor):
+        yield name, value.dequantize() if value.is_quantized else value
+
+
 def _list_weights(decoder: Decoder, last: int) -> Iterator[tuple[str, Tensor]]:
     """Weights that entries of the layers up to `last` depend on, by the names without peft."""
     in_force = _find_adapters(decoder.base)
-    tensors = decoder.base.state_dict(keep_vars=True)
-    for name, weight in sorted(tensors.items()):
+    held = decoder.base.state_dict(keep_vars=True)
+    tensors = itertools.chain.from_iterable(_flatten(*item) for item in sorted(held.items()))
+    for name, weight in tensors:
         if not _reaches_entries(decoder, name, last):
             continue
         if weight.is_meta:

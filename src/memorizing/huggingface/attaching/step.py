@@ -142,6 +142,7 @@ class Step:
         starts = sorted({0, *cuts, self.valid.shape[1]})
         return tuple(slice(*pair) for pair in zip(starts, starts[1:], strict=False))
 
+    @torch.compiler.disable
     def add(
         self,
         layer: MemoryLayer,
@@ -155,7 +156,8 @@ class Step:
     ) -> Tensor:
         """Local attention's `output` (B, T, H, D), with what the memory has for it.
 
-        The entries of the call are staged, segment after segment.
+        The entries of the call are staged, segment after segment. Autocast has chosen the dtypes
+        of what is given, and is off in here.
 
         Args:
             layer: that of the attention.
@@ -170,6 +172,20 @@ class Step:
         Raises:
             EntriesRead: nothing more of this call is needed.
         """
+        with torch.autocast(query.device.type, enabled=False):
+            return self._add(layer, query, key, value, mask, scaling, kwargs, output)
+
+    def _add(
+        self,
+        layer: MemoryLayer,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float | None,
+        kwargs: dict[str, Any],
+        output: Tensor,
+    ) -> Tensor:
         number, new = layer.layer, slice(-query.shape[2], None)
         scaling = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
         softcap = kwargs.get("softcap")

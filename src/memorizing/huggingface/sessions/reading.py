@@ -73,17 +73,17 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
     model.eval()
     try:
         for piece in tokens.split(settings.segment_len) if len(tokens) else ():
-            with torch.no_grad(), attachment.collect() as collected:
+            with attachment.collect() as collected:
                 attachment.decoder.base(
                     input_ids=piece.unsqueeze(0).to(device), **attachment.pass_cache(cache)
                 )
-            yield {
-                layer: (
-                    keys[0, :, num_left_out:].to("cpu", dtype),
-                    values[0, :, num_left_out:].to("cpu", dtype),
-                )
-                for layer, (keys, values) in collected.items()
-            }
+            # Made in inference mode they could not be used with gradients outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                entries = {
+                    layer: tuple(part[0, :, num_left_out:].to("cpu", dtype) for part in pair)
+                    for layer, pair in collected.items()
+                }
+            yield entries
             num_left_out = max(0, num_left_out - len(piece))
     finally:
         model.train(was_training)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+import torch
 from transformers import DynamicCache
 
 from memorizing.data import Document
@@ -112,6 +113,7 @@ class MemorySession:
         """Entries of each layer that were read."""
         return sum(document.num_entries for document in self.documents)
 
+    @torch.inference_mode(False)
     def read(
         self,
         tokenizer: Any,
