@@ -144,7 +144,7 @@ def test_a_recipe_for_another_folder_says_where_its_corpus_is_looked_for(
     [
         (("smal",), "or give a recipe: a file that ends in .toml, or a name (did you mean 'small'"),
         (("tinny:x",), "or give a recipe: a file that ends in .toml, or a name (did you mean"),
-        (("github:hub",), "names no dataset of the hub; write github:hub:OWNER/NAME."),
+        (("github:hub",), "names no dataset of the hub; write hub:OWNER/NAME"),
         (("pg91",), "corpus 'pg91' has no kind"),
         (("pg91:x",), "unknown kind of corpus 'pg91'; did you mean 'pg19'"),
         (("pg19:missing",), "PG-19 has 28,752 books, 11.5 GB of text"),

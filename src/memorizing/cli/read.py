@@ -35,7 +35,7 @@ from memorizing.cli.reading_progress import ReadingProgress
 from memorizing.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memorizing.data.reading.files import LeftOut
+    from memorizing.data.text import ReadLog
     from memorizing.huggingface import MemorySession
     from memorizing.memory.disk import MemoryFolder, StoredDocument
 
@@ -141,9 +141,10 @@ def run(
     prepare_file(json_file)
     wanted = parse_settings(layers, window, settings or [])
 
-    from memorizing.data.reading.files import LeftOut, Rules
+    from memorizing.data.reading.files import Rules
+    from memorizing.data.text import ReadLog
 
-    left_out = LeftOut()
+    left_out = ReadLog()
     folder = open_folder(memory)
     check_settings(memory, folder, wanted, dtype)
     rules = Rules(round(max_file_mib * 2**20), tuple(exclude or ()))
@@ -272,7 +273,7 @@ def summarize(
     session: MemorySession,
     read: Sequence[StoredDocument],
     plan: Plan,
-    left_out: LeftOut,
+    left_out: ReadLog,
     progress: ReadingProgress,
 ) -> dict[str, Any]:
     """What was done, as plain values."""

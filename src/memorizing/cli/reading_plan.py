@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from memorizing.cli.pretrained import show_name
 from memorizing.errors import ConfigError, CorpusError, MemoryFolderError
 
 if TYPE_CHECKING:
-    from memorizing.data.reading.files import LeftOut, Rules
+    from memorizing.data.reading.files import Rules
+    from memorizing.data.text import ReadLog
     from memorizing.memory.disk import MemoryFolder
 
 STDIN = "-"
@@ -86,7 +88,7 @@ def plan_reading(
 
 
 def find_sources(
-    given: Sequence[str], rules: Rules, prefix: str, name: str | None, left_out: LeftOut
+    given: Sequence[str], rules: Rules, prefix: str, name: str | None, left_out: ReadLog
 ) -> list[Source]:
     """The documents that words on the command line stand for; `-` is standard input.
 
@@ -103,13 +105,12 @@ def find_sources(
             else f"--name {name} is the name of standard input, which is not read; add - to FILES"
         )
     sources = []
-    for file in find_text_files([word for word in given if word != STDIN], rules, left_out):
-        text = load_text(file, left_out)
+    files = find_text_files([word for word in given if word != STDIN], rules, left_out)
+    for file, path in files.items():
+        load = functools.partial(load_text, path, file, left_out)
+        text = load()
         if text is not None:
-            num_bytes = len(text.encode())
-            sources.append(
-                Source(prefix + file.name, num_bytes, lambda file=file: load_text(file, left_out))
-            )
+            sources.append(Source(prefix + file, len(text.encode()), load))
     if name is not None:
         text = read_stdin()
         if any(source.name == prefix + name for source in sources):

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 from memorizing.data.text import Document, ReadLog
 from memorizing.errors import CorpusError
 
-Reader = Callable[[ReadLog], Iterator[Document]]
+Reader = Callable[[ReadLog], Iterator[Document | None]]
+"""Yields None for what has no text; the log then says so."""
 
 
 class Corpus:
     """Documents that are read anew, in the same order, each time `documents` is called."""
 
-    def __init__(self, description: str, read: Reader) -> None:
-        """Take a line that says what this is, and what reads it."""
+    def __init__(
+        self,
+        description: str,
+        read: Reader,
+        *,
+        found: ReadLog | None = None,
+        max_documents: int = 0,
+    ) -> None:
+        """Take a line that says what this is, and what reads it.
+
+        Args:
+            description: the line.
+            read: reads it; it is given the log of the reading.
+            found: what was left out while its files were looked for.
+            max_documents: reading stops after so many; 0 is all.
+        """
         self.description = description
         self._read = read
+        self._found = found or ReadLog()
+        self._max_documents = max_documents
         self._log = ReadLog()
 
     def __str__(self) -> str:
@@ -31,8 +46,7 @@ class Corpus:
 
         What a rule leaves out, such as documents that are too short, is one line with its number.
         """
-        counts = self._log.num_passed_over
-        return [*self._log.skipped, *(f"{count:,} {reason}" for reason, count in counts.items())]
+        return self._log.lines
 
     @property
     def num_replaced(self) -> int:
@@ -43,15 +57,8 @@ class Corpus:
         """The same corpus, but reading stops after so many documents; 0 is all."""
         if not num_documents:
             return self
-
-        def read(log: ReadLog) -> Iterator[Document]:
-            with contextlib.closing(self._read_generator(log)) as documents:
-                yield from itertools.islice(documents, num_documents)
-
-        return Corpus(f"{self.description}, the first {num_documents:,} documents", read)
-
-    def _read_generator(self, log: ReadLog) -> Generator[Document, None, None]:
-        yield from self._read(log)
+        description = f"{self.description}, the first {num_documents:,} documents"
+        return Corpus(description, self._read, found=self._found, max_documents=num_documents)
 
     def documents(self) -> Iterator[Document]:
         """Read the documents one by one. Starts `skipped` and `num_replaced` afresh.
@@ -59,9 +66,11 @@ class Corpus:
         Raises:
             CorpusError: no document has text, two have the same name, or the source cannot be read.
         """
-        self._log = log = ReadLog()
+        self._log = log = ReadLog(list(self._found.items))
         names: set[str] = set()
         for document in self._read(log):
+            if document is None:
+                continue
             if document.name in names:
                 raise CorpusError(
                     f"two documents of {self.description} are named {document.name!r}; names "
@@ -69,15 +78,11 @@ class Corpus:
                 )
             names.add(document.name)
             yield document
+            if len(names) == self._max_documents:
+                return
         if not names:
             reasons = "; ".join(self.skipped[:3]) or "nothing was found there"
             raise CorpusError(
                 f"{self.description} has no document with text ({reasons}); name another place "
                 "or corpus"
             )
-
-
-def summarize_error(error: BaseException) -> str:
-    """The first line of another library's error, for a message of one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

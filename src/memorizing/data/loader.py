@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memorizing.data.order import shuffle_names
+from memorizing.data.text import shuffle_names
 from memorizing.data.tokenized import TokenizedDocument
 from memorizing.errors import CheckpointError, CorpusError
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from memorizing.config import DataConfig
 from memorizing.data.corpora.kinds import load_corpus
-from memorizing.data.order import hash_name, shuffle_names
-from memorizing.data.text import Document
+from memorizing.data.text import Document, hash_name, shuffle_names
 from memorizing.errors import ConfigError, CorpusError
 from memorizing.settings import find_nearest
 

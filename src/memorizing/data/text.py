@@ -1,25 +1,16 @@
-"""From bytes on disk to documents, with a log of what was left out or replaced."""
+"""From bytes to documents, with a log of what was left out or replaced; random orders of names."""
 
 from __future__ import annotations
 
-import errno
-import os
+import hashlib
 import re
-import stat
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from memorizing.errors import ResourceError
-from memorizing.storage.files import describe_failure
-from memorizing.storage.files import read_bytes as read_plain
-
-_IGNORED_FOLDERS = frozenset({"__pycache__"})
-_BINARY_PROBE = 8192
-MAX_FILE_BYTES = 2**31
-"""Larger files are no text that somebody wrote, and are left out."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_BINARY_PROBE = 8192
 
 
 @dataclass(frozen=True)
@@ -42,10 +33,10 @@ class Document:
 
 @dataclass
 class ReadLog:
-    """What a corpus left out or changed while it was read."""
+    """What was left out or changed while texts were read."""
 
-    skipped: list[str] = field(default_factory=list)
-    """One line per thing left out: its name and why."""
+    items: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason of each thing that was left out, in order."""
     num_replaced: int = 0
     """Files (or rows) in which bytes that are not UTF-8 were replaced by U+FFFD."""
     num_passed_over: Counter[str] = field(default_factory=Counter)
@@ -53,11 +44,24 @@ class ReadLog:
 
     def skip(self, name: str, reason: str) -> None:
         """Note that something was left out."""
-        self.skipped.append(clean_name(f"{name}: {reason}"))
+        self.items.append((clean_name(name), clean_name(reason)))
 
     def pass_over(self, reason: str) -> None:
         """Count something that a rule leaves out; there may be millions."""
         self.num_passed_over[reason] += 1
+
+    @property
+    def lines(self) -> list[str]:
+        """What was left out and why, a line each; what a rule leaves out is one line together."""
+        return [
+            *(f"{name}: {reason}" for name, reason in self.items),
+            *(f"{count:,} {reason}" for reason, count in self.num_passed_over.items()),
+        ]
+
+    def describe(self) -> str:
+        """How many and why, the most frequent reason first; empty where there is none."""
+        counts = Counter(reason for _, reason in self.items)
+        return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
 
 
 def clean_name(name: str) -> str:
@@ -65,16 +69,13 @@ def clean_name(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def explain_unreadable(error: OSError) -> str:
-    """Why a file cannot be read, for a note.
-
-    Raises:
-        ResourceError: too many files are open: going on would leave out the rest as well.
-    """
-    reason = describe_failure(error)
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        raise ResourceError(f"cannot go on reading: {reason}") from error
-    return f"cannot be read ({reason})"
+def clean_text(text: str) -> str:
+    """A text without surrogates that stand alone, which UTF-8 cannot hold: U+FFFD for each."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
+    return text
 
 
 def decode_text(raw: bytes, log: ReadLog) -> str:
@@ -98,13 +99,9 @@ def encode_text(text: str) -> bytes:
         return text.encode("utf-8", errors="surrogatepass")
 
 
-def clean_text(text: str) -> str:
-    """A text without surrogates that stand alone, which UTF-8 cannot hold: U+FFFD for each."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return _SURROGATE.sub("\ufffd", text)
-    return text
+def is_binary(raw: bytes) -> bool:
+    """Whether bytes are not text, told as git does: by a zero byte near the beginning."""
+    return b"\0" in raw[:_BINARY_PROBE]
 
 
 def make_document(name: str, raw: bytes, log: ReadLog) -> Document | None:
@@ -114,71 +111,6 @@ def make_document(name: str, raw: bytes, log: ReadLog) -> Document | None:
         log.skip(name, "no text")
         return None
     return Document(name, text, len(raw))
-
-
-def is_binary(raw: bytes) -> bool:
-    """Whether bytes are not text, told as git does: by a zero byte near the beginning."""
-    return b"\0" in raw[:_BINARY_PROBE]
-
-
-def find_files(
-    root: Path,
-    log: ReadLog,
-    *,
-    keep: Callable[[str], bool] = lambda name: True,
-    ignored_folders: Iterable[str] = (),
-) -> list[PurePosixPath]:
-    """Files under `root`, relative to it, sorted.
-
-    Hidden ones and byte code are left out, and what is no plain file; links to folders are not
-    followed.
-    """
-    ignored = _IGNORED_FOLDERS.union(ignored_folders)
-    found: list[PurePosixPath] = []
-
-    def note(error: OSError) -> None:
-        log.skip(str(error.filename), explain_unreadable(error))
-
-    for folder, folders, files in os.walk(root, onerror=note):
-        folders[:] = [name for name in folders if name not in ignored and not name.startswith(".")]
-        base = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        found.extend(base / name for name in files if not name.startswith(".") and keep(name))
-    return [name for name in sorted(found) if is_plain(root / name, str(name), log)]
-
-
-def is_plain(path: Path, name: str, log: ReadLog) -> bool:
-    """Whether there is a file to read, also behind a link; otherwise it is noted in `log`."""
-    try:
-        if stat.S_ISREG(path.stat().st_mode):
-            return True
-        log.skip(name, "no plain file")
-    except OSError as error:
-        log.skip(name, explain_unreadable(error))
-    return False
-
-
-def read_bytes(path: Path, name: str, log: ReadLog) -> bytes | None:
-    """Bytes of a text file, or None, noted in `log`, where it is binary or cannot be read."""
-    try:
-        raw = read_plain(path, most=MAX_FILE_BYTES)
-    except OSError as error:
-        log.skip(name, explain_unreadable(error))
-        return None
-    if is_binary(raw):
-        log.skip(name, "binary")
-        return None
-    return raw
-
-
-def concatenate_files(
-    name: str, files: Iterable[tuple[PurePosixPath, Path]], log: ReadLog
-) -> Document | None:
-    """One document of many files in the order given, each after a line `# path/inside/it.py`.
-
-    As `concatenate_texts`; files that are binary or cannot be read are noted in `log`.
-    """
-    contents = ((shown, read_bytes(path, f"{shown} in {name}", log)) for shown, path in files)
-    return concatenate_texts(name, contents, log)
 
 
 def concatenate_texts(
@@ -212,3 +144,38 @@ def concatenate_texts(
         log.skip(name, "no text")
         return None
     return Document(name, "".join(texts), num_bytes)
+
+
+def summarize_error(error: BaseException) -> str:
+    """The first line of another library's error, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def hash_name(name: str, seed: int | str = "") -> int:
+    """64 bits that are uniform over names: the start of SHA-256 of the seed and the name.
+
+    An order by it is the same with every Python and numpy, and adding a name leaves the order of
+    the others as it was.
+    """
+    digest = hashlib.sha256(f"{seed}\0{name}".encode("utf-8", errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def shuffle_names(names: Iterable[str], seed: int | str) -> list[str]:
+    """The names in an order that is random in `seed` and independent of the order given."""
+    return sorted(names, key=lambda name: (hash_name(name, seed), name))
+
+
+def shuffle_tree(paths: Iterable[PurePosixPath], seed: int | str) -> list[PurePosixPath]:
+    """Files of a directory tree in the paper's order (section 4.1, GitHub).
+
+    The tree is walked with the entries of each directory in random order, so that every
+    subdirectory is kept together at every level.
+    """
+
+    def key(path: PurePosixPath) -> tuple[int, ...]:
+        parts = path.parts
+        return tuple(hash_name("/".join(parts[: i + 1]), seed) for i in range(len(parts)))
+
+    return sorted(sorted(paths), key=key)

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from memorizing.data.corpus import summarize_error
-from memorizing.data.text import clean_text
+from memorizing.data.text import clean_text, summarize_error
 from memorizing.errors import MemorizingError, TokenizerError
 from memorizing.storage.files import read_json, write_bytes
 

@@ -15,9 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from memorizing.config import DataConfig
-from memorizing.data.corpora.sources import ARXIV
 from memorizing.data.corpora.spill import SpillStore
-from memorizing.data.corpus import Corpus, summarize_error
+from memorizing.data.corpus import Corpus
 from memorizing.data.reading.archives import (
     READ_ERRORS,
     UnsafeArchiveError,
@@ -27,26 +26,30 @@ from memorizing.data.reading.archives import (
     read_members,
     read_packed,
 )
-from memorizing.data.reading.files import explain_missing
+from memorizing.data.reading.files import explain_missing, is_plain
 from memorizing.data.reading.tables import (
     RowFiles,
-    find_hub_files,
-    find_row_files,
+    find_rows,
     find_text,
     find_value,
-    parse_hub_place,
     read_rows,
 )
 from memorizing.data.text import (
     Document,
     ReadLog,
     concatenate_texts,
-    encode_text,
-    is_plain,
     make_document,
+    summarize_error,
 )
 from memorizing.errors import CorpusError
 
+ARXIV_SOURCE = (
+    "arXiv's sources are about 3 TB: files arXiv_src_YYMM_NNN.tar (500 MB each) of the bucket "
+    "s3://arxiv/src, whose downloads are paid by the reader, and in the same folder "
+    "arxiv-metadata-oai-snapshot.json from kaggle.com/datasets/Cornell-University/arxiv (1.5 GB "
+    "zipped). Or write arxiv for the papers on Mathematics up to 2022 in "
+    "hoskinson-center/proof-pile on the hub (10 GB, gathered on disk first)"
+)
 HUB_DATASET = "hoskinson-center/proof-pile"
 _HUB_PATTERNS = ("dev/*.jsonl.gz", "test/*.jsonl.gz", "train/*.jsonl.gz")
 _NAME_COLUMNS = ("arxiv_id", "id", "paper_id")
@@ -75,34 +78,33 @@ def open_arxiv(where: str, config: DataConfig) -> Corpus:
             a bulk archive has members that leave their folder, or links. A single paper that
             has such is left out, and named.
     """
-    place_log = ReadLog()
-    kind, _, dataset = where.partition(":")
-    path = Path(where).expanduser()
-    if kind == "hub":
-        name, pattern = parse_hub_place(dataset) if dataset else (HUB_DATASET, "")
-        patterns = [pattern] if pattern else _HUB_PATTERNS
-        return _open_rows(where, find_hub_files(name, patterns, ARXIV), config, place_log)
-    if not path.exists():
-        raise CorpusError(f"{explain_missing(path, where)}; {ARXIV}")
-    found = sorted(path.rglob("*.tar")) if path.is_dir() else []
-    archives = [one for one in found if is_plain(one, str(one), place_log)]
+    found, path = ReadLog(), Path(where).expanduser()
+    is_local = where.partition(":")[0] != "hub"
+    if is_local and not path.exists():
+        raise CorpusError(f"{explain_missing(path, where)}; {ARXIV_SOURCE}")
+    archives = [
+        archive
+        for archive in (sorted(path.rglob("*.tar")) if is_local and path.is_dir() else ())
+        if is_plain(archive, str(archive), found)
+    ]
     if not archives:
-        return _open_rows(where, find_row_files(where, place_log, ARXIV), config, place_log)
+        files = find_rows(where, found, ARXIV_SOURCE, HUB_DATASET, _HUB_PATTERNS)
+        return _open_rows(where, files, config, found)
     metadata = find_metadata(path)
 
-    def read(log: ReadLog) -> Iterator[Document]:
-        log.skipped.extend(place_log.skipped)
+    def read(log: ReadLog) -> Iterator[Document | None]:
         identifiers = read_mathematics(metadata, log)
         seen: set[str] = set()
         for archive in archives:
             yield from _read_archive(archive, identifiers, seen, log)
 
-    return Corpus(f"arxiv:{where}, {len(archives)} bulk archives, Mathematics", read)
+    description = f"arxiv:{where}, {len(archives)} bulk archives, Mathematics"
+    return Corpus(description, read, found=found)
 
 
 def _read_archive(
     archive: Path, identifiers: set[str], seen: set[str], log: ReadLog
-) -> Iterator[Document]:
+) -> Iterator[Document | None]:
     # What stands before damage is read below, and the damage noted there.
     with contextlib.suppress(*READ_ERRORS):
         check_archive(archive)
@@ -116,9 +118,7 @@ def _read_archive(
                 log.skip(f"{path} in {archive.name}", "the paper was there before")
             else:
                 seen.add(path.stem)
-                document = _read_paper(path.stem, raw, log)
-                if document is not None:
-                    yield document
+                yield _read_paper(path.stem, raw, log)
     except READ_ERRORS as error:
         log.skip(archive.name, f"cannot be read to its end ({summarize_error(error)})")
 
@@ -163,14 +163,12 @@ def _join_paper(name: str, files: dict[str, bytes], log: ReadLog) -> Document | 
     return concatenate_texts(name, ordered, log, header=_TEX_HEADER)
 
 
-def _open_rows(where: str, files: RowFiles, config: DataConfig, place_log: ReadLog) -> Corpus:
-    def read(log: ReadLog) -> Iterator[Document]:
-        log.skipped.extend(place_log.skipped)
+def _open_rows(where: str, files: RowFiles, config: DataConfig, found: ReadLog) -> Corpus:
+    def read(log: ReadLog) -> Iterator[Document | None]:
         with SpillStore() as store:
             for row in read_rows(files, log):
                 meta = row.values.get("meta")
-                text = find_text(row, (config.text_column,))
-                raw = encode_text(text) if isinstance(text, str) else text
+                raw = find_text(row, (config.text_column,))
                 if isinstance(meta, dict) and "file" in meta:
                     _gather(meta, raw, store, log)
                     continue
@@ -178,21 +176,15 @@ def _open_rows(where: str, files: RowFiles, config: DataConfig, place_log: ReadL
                 name = find_value(row, _NAME_COLUMNS) or f"{row.file}:{row.number}"
                 if categories and not is_mathematics(categories.strip("[]'\" ").replace("'", "")):
                     log.pass_over("papers that are not Mathematics")
-                elif raw is None:
-                    log.skip(name, "no text")
                 else:
-                    document = make_document(name, raw, log)
-                    if document is not None:
-                        yield document
+                    yield make_document(name, raw, log)
             for paper in store.list_groups():
-                document = _join_last_version(paper, store, log)
-                if document is not None:
-                    yield document
+                yield _join_last_version(paper, store, log)
 
-    return Corpus(f"arxiv:{where}, {len(files.addresses)} files of rows", read)
+    return Corpus(f"arxiv:{where}, {len(files.addresses)} files of rows", read, found=found)
 
 
-def _gather(meta: dict[str, object], raw: bytes | None, store: SpillStore, log: ReadLog) -> None:
+def _gather(meta: dict[str, object], raw: bytes, store: SpillStore, log: ReadLog) -> None:
     match = _PILE_FILE.fullmatch(str(meta["file"]))
     if meta.get("config") != "arxiv":
         log.pass_over("rows that are not papers of arXiv")
@@ -319,7 +311,7 @@ def find_metadata(folder: Path) -> Path:
     if not found and not archives:
         raise CorpusError(
             f"folder {str(folder)!r} has no arxiv-metadata-oai-snapshot.json (or .gz, .zip), which "
-            f"says which papers are Mathematics; {ARXIV}"
+            f"says which papers are Mathematics; {ARXIV_SOURCE}"
         )
     return (found or archives)[0]
 

@@ -1,27 +1,28 @@
-"""Text files of the user's own: a document each, or a document per repository."""
+"""Files of a folder, or of what is installed: a document each, or a document per folder."""
 
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from memorizing.config import DataConfig
 from memorizing.data.corpus import Corpus
-from memorizing.data.order import shuffle_tree
-from memorizing.data.reading.files import list_files, list_subfolders
+from memorizing.data.reading.files import find_files, list_files, list_subfolders, read_bytes
 from memorizing.data.text import (
     Document,
     ReadLog,
-    concatenate_files,
-    find_files,
+    concatenate_texts,
     make_document,
-    read_bytes,
+    shuffle_tree,
 )
 from memorizing.errors import CorpusError
 from memorizing.settings import find_nearest
+
+STANDARD_LIBRARY = "stdlib"
+_NOT_STANDARD_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")
 
 
 def open_files(where: str, config: DataConfig) -> Corpus:
@@ -30,18 +31,21 @@ def open_files(where: str, config: DataConfig) -> Corpus:
     Raises:
         CorpusError: the path does not exist, or holds no files.
     """
-    place_log = ReadLog()
-    files = list_files(where, place_log)
+    found = ReadLog()
+    return open_listed(f"files:{where}", list_files(where, found), found)
 
-    def read(log: ReadLog) -> Iterator[Document]:
-        log.skipped.extend(place_log.skipped)
+
+def open_listed(
+    where: str, files: Mapping[str, Path], found: ReadLog, what: str = "files"
+) -> Corpus:
+    """A document per file, by their names; `found` is what was left out, `what` they are called."""
+
+    def read(log: ReadLog) -> Iterator[Document | None]:
         for name, path in files.items():
             raw = read_bytes(path, name, log)
-            document = None if raw is None else make_document(name, raw, log)
-            if document is not None:
-                yield document
+            yield None if raw is None else make_document(name, raw, log)
 
-    return Corpus(f"files:{where}, {len(files)} files", read)
+    return Corpus(f"{where}, {len(files)} {what}", read, found=found)
 
 
 def open_repositories(where: str, config: DataConfig, kind: str = "repositories") -> Corpus:
@@ -54,20 +58,12 @@ def open_repositories(where: str, config: DataConfig, kind: str = "repositories"
     """
     folders = list_subfolders(where)
 
-    def read(log: ReadLog) -> Iterator[Document]:
+    def read(log: ReadLog) -> Iterator[Document | None]:
         for folder in folders:
-            ordered = shuffle_tree(find_files(folder, log), f"{config.seed}/{folder.name}")
-            document = concatenate_files(
-                folder.name, ((path, folder / path) for path in ordered), log
-            )
-            if document is not None:
-                yield document
+            files = {path: folder / path for path in find_files(folder, log)}
+            yield join_files(folder.name, files, f"{config.seed}/{folder.name}", log)
 
     return Corpus(f"{kind}:{where}, {len(folders)} folders", read)
-
-
-STANDARD_LIBRARY = "stdlib"
-_NOT_STANDARD_LIBRARY = ("site-packages", "dist-packages", "test", "tests", "idle_test")
 
 
 def open_distributions(where: str, config: DataConfig) -> Corpus:
@@ -81,15 +77,10 @@ def open_distributions(where: str, config: DataConfig) -> Corpus:
         name: None if name == STANDARD_LIBRARY else _find_distribution(name) for name in names
     }
 
-    def read(log: ReadLog) -> Iterator[Document]:
+    def read(log: ReadLog) -> Iterator[Document | None]:
         for name, distribution in places.items():
-            files = (
-                _list_standard_library(log) if distribution is None else _list_sources(distribution)
-            )
-            ordered = shuffle_tree(files, config.seed)
-            document = concatenate_files(name, ((path, files[path]) for path in ordered), log)
-            if document is not None:
-                yield document
+            files = _list_sources(distribution) if distribution else _list_standard_library(log)
+            yield join_files(name, files, config.seed, log)
 
     return Corpus(
         f"python:{','.join(names)}, {len(names)} installed distributions, a document each", read
@@ -100,37 +91,29 @@ def open_subpackages(where: str, config: DataConfig) -> Corpus:
     """`subpackages:PACKAGE`: a document per subfolder of a package, which is not imported.
 
     Raises:
-        CorpusError: there is no such package, or it has no subfolders with Python files.
+        CorpusError: there is no such package, or it has no subfolders.
     """
-    root = _find_package(where)
-    folders = sorted(
-        p
-        for p in root.iterdir()
-        if p.is_dir() and p.name != "__pycache__" and not p.name.startswith(".")
-    )
-    if not folders:
-        raise CorpusError(
-            f"package {where!r} has no subfolders; subpackages: needs one document per subfolder"
-        )
+    folders = list_subfolders(str(_find_package(where)))
 
-    def read(log: ReadLog) -> Iterator[Document]:
+    def read(log: ReadLog) -> Iterator[Document | None]:
         for folder in folders:
-            files = {
-                PurePosixPath(folder.name) / path: folder / path
-                for path in _find_sources(folder, log)
-            }
-            ordered = shuffle_tree(files, config.seed)
-            document = concatenate_files(
-                folder.name, ((path, files[path]) for path in ordered), log
-            )
-            if document is not None:
-                yield document
+            found = find_files(folder, log, lambda name: name.endswith(".py"))
+            files = {PurePosixPath(folder.name) / path: folder / path for path in found}
+            yield join_files(folder.name, files, config.seed, log)
 
     return Corpus(f"subpackages:{where}, {len(folders)} folders", read)
 
 
-def _find_sources(root: Path, log: ReadLog) -> list[PurePosixPath]:
-    return find_files(root, log, keep=lambda name: name.endswith(".py"))
+def join_files(
+    name: str, files: Mapping[PurePosixPath, Path], seed: int | str, log: ReadLog
+) -> Document | None:
+    """One document of the files of a tree, as `concatenate_texts`, in the paper's order.
+
+    Files that are binary or cannot be read are noted in `log`.
+    """
+    ordered = shuffle_tree(files, seed)
+    contents = ((path, read_bytes(files[path], f"{path} in {name}", log)) for path in ordered)
+    return concatenate_texts(name, contents, log)
 
 
 def _find_distribution(name: str) -> metadata.Distribution:
@@ -159,8 +142,8 @@ def _list_standard_library(log: ReadLog) -> dict[PurePosixPath, Path]:
     found = find_files(
         root,
         log,
-        keep=lambda name: name.endswith(".py") and not name.startswith("_sysconfigdata"),
-        ignored_folders=_NOT_STANDARD_LIBRARY,
+        lambda name: name.endswith(".py") and not name.startswith("_sysconfigdata"),
+        lambda path: "no library" if path.name in _NOT_STANDARD_LIBRARY else "",
     )
     return {path: root / path for path in found}
 

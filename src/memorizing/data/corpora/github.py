@@ -7,28 +7,30 @@ from pathlib import Path, PurePosixPath
 
 from memorizing.config import DataConfig
 from memorizing.data.corpora.folders import open_repositories
-from memorizing.data.corpora.sources import GITHUB
 from memorizing.data.corpora.spill import SpillStore
 from memorizing.data.corpus import Corpus
-from memorizing.data.order import shuffle_tree
 from memorizing.data.reading.tables import (
     ROW_SUFFIXES,
     Row,
     RowFiles,
-    find_hub_files,
-    find_row_files,
+    find_rows,
     find_text,
     find_value,
-    parse_hub_place,
     read_rows,
 )
-from memorizing.data.text import Document, ReadLog, concatenate_texts, encode_text, is_binary
+from memorizing.data.text import Document, ReadLog, concatenate_texts, is_binary, shuffle_tree
 from memorizing.errors import CorpusError
 
 REPOSITORY_COLUMNS = ("repo_name", "repository_name", "max_stars_repo_name", "repo")
 PATH_COLUMNS = ("path", "file_path", "max_stars_repo_path")
 TEXT_COLUMNS = ("content", "code", "text")
-
+GITHUB_SOURCE = (
+    "give a folder of checkouts (`git clone --depth 1` of each repository), or "
+    "github:hub:OWNER/NAME/PATTERN for files of a dataset on the hub with the columns repo_name, "
+    "path and content or code, such as "
+    "github:hub:codeparrot/github-code-clean/data/train-0000?-of-*.parquet (10 of its 880 files, "
+    "about 3 GB; in all about 300 GB)"
+)
 _ROWS_NOT_CODE = tuple(suffix for suffix in ROW_SUFFIXES if suffix != ".json")
 
 
@@ -49,38 +51,25 @@ def open_github(where: str, config: DataConfig) -> Corpus:
             reached; while reading: a row lacks its columns.
         ResourceError: while reading: the disk is full.
     """
-    place_log = ReadLog()
-    kind, _, dataset = where.partition(":")
-    path = Path(where).expanduser()
-    if kind == "hub" and not dataset:
-        raise CorpusError(
-            f"corpus 'github:{where}' names no dataset of the hub; write github:hub:OWNER/NAME. "
-            f"Or {GITHUB}"
-        )
-    if kind == "hub":
-        name, pattern = parse_hub_place(dataset)
-        files = find_hub_files(name, [pattern], GITHUB)
-    elif path.is_dir() and not any(p.name.endswith(_ROWS_NOT_CODE) for p in path.iterdir()):
+    found, path = ReadLog(), Path(where).expanduser()
+    is_local = where.partition(":")[0] != "hub" and path.is_dir()
+    if is_local and not any(p.name.endswith(_ROWS_NOT_CODE) for p in path.iterdir()):
         try:
             return open_repositories(where, config, kind="github")
         except CorpusError as error:
-            raise CorpusError(f"{error}; {GITHUB}") from error
-    else:
-        files = find_row_files(where, place_log, GITHUB)
+            raise CorpusError(f"{error}; {GITHUB_SOURCE}") from error
+    files = find_rows(where, found, GITHUB_SOURCE)
 
-    def read(log: ReadLog) -> Iterator[Document]:
-        log.skipped.extend(place_log.skipped)
+    def read(log: ReadLog) -> Iterator[Document | None]:
         with SpillStore() as store:
             _gather(files, store, config.text_column, log)
             for repository in store.list_groups():
                 paths = [PurePosixPath(name) for name in store.list_names(repository)]
                 ordered = shuffle_tree(paths, f"{config.seed}/{repository}")
                 texts = ((name, store.read(repository, str(name))) for name in ordered)
-                document = concatenate_texts(repository, texts, log)
-                if document is not None:
-                    yield document
+                yield concatenate_texts(repository, texts, log)
 
-    return Corpus(f"github:{where}, {len(files.addresses)} files of rows", read)
+    return Corpus(f"github:{where}, {len(files.addresses)} files of rows", read, found=found)
 
 
 def _gather(files: RowFiles, store: SpillStore, text_column: str, log: ReadLog) -> None:
@@ -89,9 +78,8 @@ def _gather(files: RowFiles, store: SpillStore, text_column: str, log: ReadLog) 
         repository = _require_value(row, REPOSITORY_COLUMNS)
         # As a plain relative path, so that equal ones are equal: `./a` is `a`.
         name = str(PurePosixPath(_require_value(row, PATH_COLUMNS)))
-        text = find_text(row, columns)
-        raw = encode_text(text) if isinstance(text, str) else text
-        if raw and is_binary(raw):
+        raw = find_text(row, columns)
+        if is_binary(raw):
             log.skip(f"{name} in {repository}", "binary")
         elif raw:
             store.add(repository, name, raw)

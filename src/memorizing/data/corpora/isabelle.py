@@ -12,21 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from memorizing.config import DataConfig
-from memorizing.data.corpora.sources import ISABELLE
 from memorizing.data.corpora.spill import SpillStore
-from memorizing.data.corpus import Corpus, summarize_error
+from memorizing.data.corpus import Corpus
 from memorizing.data.reading.archives import READ_ERRORS, read_members
-from memorizing.data.reading.files import explain_missing
-from memorizing.data.text import (
-    Document,
-    ReadLog,
-    concatenate_texts,
-    find_files,
-    is_binary,
-    read_bytes,
-)
+from memorizing.data.reading.files import explain_missing, find_files, read_bytes
+from memorizing.data.text import Document, ReadLog, concatenate_texts, is_binary, summarize_error
 from memorizing.errors import CorpusError
 
+ISABELLE_SOURCE = (
+    "download a release of the Archive of Formal Proofs from isa-afp.org/download (afp-*.tar.gz, "
+    "about 100 MB) and give it or its folder, or the src folder of an Isabelle distribution"
+)
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
 ReadFile = Callable[[str], bytes | None]
@@ -56,14 +52,14 @@ def open_isabelle(where: str, config: DataConfig) -> Corpus:
     """
     path = Path(where).expanduser()
     if not path.exists():
-        raise CorpusError(f"{explain_missing(path, where)}; {ISABELLE}")
+        raise CorpusError(f"{explain_missing(path, where)}; {ISABELLE_SOURCE}")
     if path.is_file() and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
-        raise CorpusError(f"{where!r} is neither a folder nor a tar archive; {ISABELLE}")
+        raise CorpusError(f"{where!r} is neither a folder nor a tar archive; {ISABELLE_SOURCE}")
 
-    def read(log: ReadLog) -> Iterator[Document]:
+    def read(log: ReadLog) -> Iterator[Document | None]:
         with ExitStack() as stack:
             if path.is_dir():
-                names = [str(name) for name in find_files(path, log, keep=_is_kept)]
+                names = [str(name) for name in find_files(path, log, _is_kept)]
 
                 def read_file(name: str) -> bytes | None:
                     return read_bytes(path / name, name, log)
@@ -101,7 +97,9 @@ def _unpack(path: Path, store: SpillStore) -> list[str]:
     return sorted(store.list_names(""))
 
 
-def _read_documents(names: Sequence[str], read_file: ReadFile, log: ReadLog) -> Iterator[Document]:
+def _read_documents(
+    names: Sequence[str], read_file: ReadFile, log: ReadLog
+) -> Iterator[Document | None]:
     theories = [name.removesuffix(".thy") for name in names if name.endswith(".thy")]
     roots = [name for name in names if PurePosixPath(name).name == "ROOT"]
     for place, folder in sorted(_find_folders(theories, roots, read_file).items()):
@@ -113,14 +111,8 @@ def _read_documents(names: Sequence[str], read_file: ReadFile, log: ReadLog) -> 
             for name, raw in texts.items()
         }
         ordered = sort_by_imports(folder.theories, imports)
-        document = concatenate_texts(
-            _name_document(place),
-            ((f"{posixpath.relpath(name, place)}.thy", texts[name]) for name in ordered),
-            log,
-            header="(* {} *)\n",
-        )
-        if document is not None:
-            yield document
+        contents = ((f"{posixpath.relpath(name, place)}.thy", texts[name]) for name in ordered)
+        yield concatenate_texts(_name_document(place), contents, log, header="(* {} *)\n")
 
 
 def _find_folders(

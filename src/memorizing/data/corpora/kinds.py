@@ -6,18 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from memorizing.config import DataConfig
-from memorizing.data.corpora import sources
-from memorizing.data.corpora.arxiv import open_arxiv
+from memorizing.data.corpora.arxiv import ARXIV_SOURCE, open_arxiv
 from memorizing.data.corpora.folders import (
     open_distributions,
     open_files,
     open_repositories,
     open_subpackages,
 )
-from memorizing.data.corpora.github import open_github
-from memorizing.data.corpora.isabelle import open_isabelle
-from memorizing.data.corpora.pg19 import open_c4, open_pg19
-from memorizing.data.corpora.table_corpora import open_jsonl, open_parquet
+from memorizing.data.corpora.github import GITHUB_SOURCE, open_github
+from memorizing.data.corpora.isabelle import ISABELLE_SOURCE, open_isabelle
+from memorizing.data.corpora.table_corpora import (
+    C4_SOURCE,
+    PG19_SOURCE,
+    open_c4,
+    open_jsonl,
+    open_parquet,
+    open_pg19,
+)
 from memorizing.data.corpus import Corpus
 from memorizing.errors import CorpusError
 from memorizing.settings import find_nearest
@@ -74,34 +79,34 @@ CORPUS_KINDS: dict[str, CorpusKind] = {
         "PG-19, a document per book: from the hub, or as DeepMind publishes it",
         open_pg19,
         default="hub",
-        source=sources.PG19,
+        source=PG19_SOURCE,
     ),
     "c4": CorpusKind(
         "c4[:PATH]",
         "C4(4K+), web pages of at least 4,096 tokens: from the hub, or files c4-train.*.json.gz",
         open_c4,
         default="hub",
-        source=sources.C4,
+        source=C4_SOURCE,
     ),
     "arxiv": CorpusKind(
         "arxiv[:PATH]",
         "LaTeX of papers on Mathematics: arXiv_src_*.tar with arXiv's metadata, or from the hub",
         open_arxiv,
         default="hub",
-        source=sources.ARXIV,
+        source=ARXIV_SOURCE,
     ),
     "github": CorpusKind(
         "github:PATH",
         "repositories: checkouts, or rows of files (also hub:OWNER/NAME) brought together",
         open_github,
         has_folders=True,
-        source=sources.GITHUB,
+        source=GITHUB_SOURCE,
     ),
     "isabelle": CorpusKind(
         "isabelle:PATH",
         "Isabelle theories in import order, a document per session directory: the AFP or src/HOL",
         open_isabelle,
-        source=sources.ISABELLE,
+        source=ISABELLE_SOURCE,
     ),
 }
 

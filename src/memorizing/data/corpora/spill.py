@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from memorizing.data.text import encode_text
+from memorizing.data.text import clean_text
 from memorizing.errors import ResourceError
 
 
@@ -52,7 +52,7 @@ class SpillStore:
             ResourceError: the disk is full.
         """
         assert not self._is_indexed, "all texts are added before the first is read"
-        row = (_clean(group), _clean(name), raw)
+        row = (clean_text(group), clean_text(name), raw)
         self._execute("INSERT INTO texts (collection, name, raw) VALUES (?, ?, ?)", row)
 
     def list_groups(self) -> Iterator[str]:
@@ -97,7 +97,3 @@ class SpillStore:
                 f"cannot gather texts in {self._folder.name!r} ({error}); free space, or set "
                 "TMPDIR to a folder with room for the whole corpus"
             ) from error
-
-
-def _clean(name: str) -> str:
-    return encode_text(name).decode("utf-8", errors="replace")

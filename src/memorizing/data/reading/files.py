@@ -1,63 +1,26 @@
-"""Files that a path stands for: a file, a folder, a shell pattern. What is not text is left out.
-
-A folder's files are named by their path in it; a file that is given, or that a pattern matches, by
-its path as given, so that a pattern means the same whether a shell expands it or not.
-"""
+"""Files that a path stands for: a file, a folder, a shell pattern. What is not text is left out."""
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import itertools
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from memorizing.data.text import (
-    MAX_FILE_BYTES,
-    ReadLog,
-    clean_name,
-    explain_unreadable,
-    find_files,
-    is_plain,
-)
-from memorizing.errors import CorpusError
+from memorizing.data.text import ReadLog, clean_name, is_binary
+from memorizing.errors import CorpusError, ResourceError
 from memorizing.settings import find_nearest
-from memorizing.storage.files import open_plain, read_bytes
+from memorizing.storage import files as storage
 
+MAX_FILE_BYTES = 2**31
+"""Larger files are no text that somebody wrote, and are left out."""
 _BYTE_CODE = "__pycache__"
 _MEMORY_FILE, _MEMORY_MARK = "manifest.json", b'"memorizing memory"'
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """A file that may be text; see `load_text`."""
-
-    name: str
-    path: Path
-
-    def __post_init__(self) -> None:
-        """Make the name one that can be written."""
-        object.__setattr__(self, "name", clean_name(self.name))
-
-
-@dataclass
-class LeftOut:
-    """What was named and is not read: name and reason of each, in order."""
-
-    items: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, name: str, reason: str) -> None:
-        """Note one."""
-        self.items.append((clean_name(name), reason))
-
-    def describe(self) -> str:
-        """How many and why, the most frequent reason first; empty where there is none."""
-        counts = Counter(reason for _, reason in self.items)
-        return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
 
 
 @dataclass(frozen=True)
@@ -78,8 +41,11 @@ class Rules:
         )
 
 
-def find_text_files(given: Sequence[str], rules: Rules, left_out: LeftOut) -> list[TextFile]:
-    """Files by the order of `given`, those of a folder sorted by path; each file once.
+def find_text_files(given: Sequence[str], rules: Rules, log: ReadLog) -> dict[str, Path]:
+    """Files by name, in the order of `given`, those of a folder sorted by path; each file once.
+
+    A folder's files are named by their path in it; a file that is given, or that a pattern matches,
+    by its path as given, so that a pattern means the same whether a shell expands it or not.
 
     In folders hidden entries, byte code, excluded ones and memories are left out, and links to
     folders are not followed. A pattern takes what it matches, in folders as well with `**`.
@@ -87,42 +53,39 @@ def find_text_files(given: Sequence[str], rules: Rules, left_out: LeftOut) -> li
     Args:
         given: files, folders or shell patterns.
         rules: what is left out.
-        left_out: where that is noted.
+        log: where that is noted.
 
     Raises:
         CorpusError: a path that does not exist, a pattern that matches nothing, or two files of
             one name.
     """
-    found: dict[str, TextFile] = {}
+    found: dict[str, Path] = {}
     seen: set[str] = set()
     for where in given:
-        for file in _expand(where, rules, left_out):
-            real = os.path.realpath(file.path)
+        for shown, path in _expand(where, rules, log):
+            real, name = os.path.realpath(path), clean_name(shown)
             if real in seen:
                 continue
             seen.add(real)
-            other = found.get(file.name)
-            if other is not None:
+            if name in found:
                 raise CorpusError(
-                    f"{str(other.path)!r} and {str(file.path)!r} would both be documents of the "
-                    f"name {file.name!r}; name a folder above both, or read them one after the "
+                    f"{str(found[name])!r} and {str(path)!r} would both be documents of the "
+                    f"name {name!r}; name a folder above both, or read them one after the "
                     "other with different prefixes"
                 )
-            if _is_readable(file, rules, left_out):
-                found[file.name] = file
-    return list(found.values())
+            if is_plain(path, name, log, rules.max_bytes):
+                found[name] = path
+    return found
 
 
-def load_text(file: TextFile, left_out: LeftOut) -> str | None:
-    """The text of a file as it is, or None, noted in `left_out`, where there is none."""
-    try:
-        raw = read_bytes(file.path, most=MAX_FILE_BYTES)
-    except OSError as error:
-        left_out.add(file.name, explain_unreadable(error))
+def load_text(path: Path, name: str, log: ReadLog) -> str | None:
+    """The text of a file as it is, or None, noted in `log`, where there is none."""
+    raw = read_bytes(path, name, log)
+    if raw is None:
         return None
     text, reason = decode_whole(raw)
     if reason:
-        left_out.add(file.name, reason)
+        log.skip(name, reason)
     return text
 
 
@@ -137,12 +100,18 @@ def decode_whole(raw: bytes) -> tuple[str | None, str]:
     return (text, "") if text.strip() else (None, "empty")
 
 
-def _expand(where: str, rules: Rules, left_out: LeftOut) -> Iterator[TextFile]:
+def _expand(where: str, rules: Rules, log: ReadLog) -> Iterator[tuple[str, Path]]:
     path = Path(where).expanduser()
     if path.is_dir():
-        yield from _walk(path, rules, left_out)
+
+        def explain(name: PurePosixPath) -> str:
+            if rules.is_excluded(name):
+                return "excluded"
+            return "memory" if _is_memory(path / name) else ""
+
+        yield from ((str(name), path / name) for name in walk(path, log, explain, is_told=True))
     elif os.path.lexists(path):
-        yield TextFile(path.as_posix(), path)
+        yield path.as_posix(), path
     elif glob.has_magic(where):
         _, files = expand_pattern(path)
         if not files:
@@ -152,68 +121,105 @@ def _expand(where: str, rules: Rules, left_out: LeftOut) -> Iterator[TextFile]:
             )
         for match in files:
             if rules.is_excluded(PurePosixPath(match.as_posix())):
-                left_out.add(match.as_posix(), "excluded")
+                log.skip(match.as_posix(), "excluded")
             else:
-                yield TextFile(match.as_posix(), match)
+                yield match.as_posix(), match
     else:
         raise explain_missing(path, where)
-
-
-def _walk(root: Path, rules: Rules, left_out: LeftOut) -> Iterator[TextFile]:
-    """Files of a folder, sorted."""
-
-    def explain(name: PurePosixPath) -> str:
-        if name.name.startswith("."):
-            return "hidden"
-        if name.name == _BYTE_CODE:
-            return "byte code"
-        if rules.is_excluded(name):
-            return "excluded"
-        return "memory" if _is_memory(root / name) else ""
-
-    def note(error: OSError) -> None:
-        left_out.add(str(error.filename), explain_unreadable(error))
-
-    kept: list[PurePosixPath] = []
-    for folder, folders, files in os.walk(root, onerror=note):
-        base = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        for names, is_file in ((folders, False), (files, True)):
-            for name in sorted(names):
-                reason = explain(base / name)
-                if reason:
-                    left_out.add(str(base / name), reason)
-                    if not is_file:
-                        names.remove(name)
-                elif is_file:
-                    kept.append(base / name)
-    for name in sorted(kept):
-        yield TextFile(str(name), root / name)
 
 
 def _is_memory(folder: Path) -> bool:
     """Whether a folder holds what a model has read: that is no text, though a part looks so."""
     try:
-        with open(open_plain(folder / _MEMORY_FILE), "rb") as file:
+        with open(storage.open_plain(folder / _MEMORY_FILE), "rb") as file:
             return _MEMORY_MARK in file.read(100)
     except OSError:
         return False
 
 
-def _is_readable(file: TextFile, rules: Rules, left_out: LeftOut) -> bool:
-    """Whether it is a plain file that is not too large; otherwise it is noted."""
+def find_files(
+    root: Path,
+    log: ReadLog,
+    keep: Callable[[str], bool] = lambda name: True,
+    explain: Callable[[PurePosixPath], str] = lambda path: "",
+) -> list[PurePosixPath]:
+    """Files under `root` whose names are kept, as `walk` finds them; only plain ones."""
+    found = (name for name in walk(root, log, explain) if keep(name.name))
+    return [name for name in found if is_plain(root / name, str(name), log)]
+
+
+def walk(
+    root: Path, log: ReadLog, explain: Callable[[PurePosixPath], str], *, is_told: bool = False
+) -> list[PurePosixPath]:
+    """What is under `root` and no folder, relative to it, sorted.
+
+    Hidden entries and byte code are left out; links to folders are not followed.
+
+    Args:
+        root: where.
+        log: where folders that cannot be read are noted.
+        explain: why a file, or a folder with all that is in it, is left out; "" takes it.
+        is_told: whether what is left out is noted as well.
+    """
+
+    def note(error: OSError) -> None:
+        log.skip(str(error.filename), explain_unreadable(error))
+
+    found: list[PurePosixPath] = []
+    for folder, folders, files in os.walk(root, onerror=note):
+        base = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        for names, is_file in ((folders, False), (files, True)):
+            for name in sorted(names):
+                reason = "hidden" if name.startswith(".") else ""
+                reason = reason or ("byte code" if name == _BYTE_CODE else explain(base / name))
+                if not reason and is_file:
+                    found.append(base / name)
+                if reason and is_told:
+                    log.skip(str(base / name), reason)
+                if reason and not is_file:
+                    names.remove(name)
+    return sorted(found)
+
+
+def is_plain(path: Path, name: str, log: ReadLog, most: int = MAX_FILE_BYTES) -> bool:
+    """Whether there is a file to read, also behind a link; otherwise it is noted in `log`."""
     try:
-        status = file.path.stat()
+        status = path.stat()
     except OSError as error:
-        left_out.add(file.name, explain_unreadable(error))
+        log.skip(name, explain_unreadable(error))
         return False
-    reason = ""
     if not stat.S_ISREG(status.st_mode):
-        reason = "no plain file"
-    elif status.st_size > rules.max_bytes:
-        reason = f"larger than {rules.max_bytes / 2**20:.3g} MiB"
-    if reason:
-        left_out.add(file.name, reason)
-    return not reason
+        log.skip(name, "no plain file")
+    elif status.st_size > most:
+        log.skip(name, f"larger than {most / 2**20:.3g} MiB")
+    else:
+        return True
+    return False
+
+
+def read_bytes(path: Path, name: str, log: ReadLog) -> bytes | None:
+    """Bytes of a text file, or None, noted in `log`, where it is binary or cannot be read."""
+    try:
+        raw = storage.read_bytes(path, most=MAX_FILE_BYTES)
+    except OSError as error:
+        log.skip(name, explain_unreadable(error))
+        return None
+    if is_binary(raw):
+        log.skip(name, "binary")
+        return None
+    return raw
+
+
+def explain_unreadable(error: OSError) -> str:
+    """Why a file cannot be read, for a note.
+
+    Raises:
+        ResourceError: too many files are open: going on would leave out the rest as well.
+    """
+    reason = storage.describe_failure(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise ResourceError(f"cannot go on reading: {reason}") from error
+    return f"cannot be read ({reason})"
 
 
 def list_files(where: str, log: ReadLog, suffixes: tuple[str, ...] = ()) -> dict[str, Path]:
@@ -226,9 +232,7 @@ def list_files(where: str, log: ReadLog, suffixes: tuple[str, ...] = ()) -> dict
     """
     path = Path(where).expanduser()
     if path.is_dir():
-        kept = find_files(
-            path, log, keep=lambda name: not suffixes or name.lower().endswith(suffixes)
-        )
+        kept = find_files(path, log, lambda name: not suffixes or name.lower().endswith(suffixes))
         if not kept:
             what = " or ".join(suffixes) or "visible"
             raise CorpusError(
@@ -274,7 +278,7 @@ def list_subfolders(where: str) -> list[Path]:
     if not path.is_dir():
         raise explain_missing(path, where)
     folders = sorted(
-        p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__pycache__"))
+        p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", _BYTE_CODE))
     )
     if not folders:
         raise CorpusError(

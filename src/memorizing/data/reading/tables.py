@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memorizing.data.corpus import summarize_error
 from memorizing.data.reading.archives import INSTALL, MAX_MEMBER_BYTES, open_packed, read_lines
-from memorizing.data.reading.files import list_files
-from memorizing.data.text import ReadLog, encode_text, explain_unreadable
+from memorizing.data.reading.files import explain_unreadable, list_files
+from memorizing.data.text import ReadLog, encode_text, summarize_error
 from memorizing.errors import CorpusError, MemorizingError
 from memorizing.settings import find_nearest
 from memorizing.storage.files import open_plain
@@ -48,52 +47,45 @@ class Row:
     values: Mapping[str, Any]
 
 
-def find_row_files(where: str, log: ReadLog, remedy: str) -> RowFiles:
-    """Files of rows in a folder, of a pattern, or a file.
-
-    Raises:
-        CorpusError: there are none; the message ends with `remedy`.
-    """
-    try:
-        files = list_files(where, log, ROW_SUFFIXES)
-    except CorpusError as error:
-        raise CorpusError(f"{error}; {remedy}") from error
-    return RowFiles({name: str(path) for name, path in files.items()}, False, remedy)
-
-
-def find_hub_files(dataset: str, patterns: Sequence[str], remedy: str) -> RowFiles:
-    """Files of rows of a dataset on the hub, as it is now.
+def find_rows(
+    where: str, log: ReadLog, remedy: str, dataset: str = "", patterns: Sequence[str] = ("**",)
+) -> RowFiles:
+    """Files of rows: of a folder, a pattern or a file; or of a dataset on the hub, as it is now.
 
     Args:
-        dataset: `OWNER/NAME`.
-        patterns: of files in it, in the order in which they are read.
+        where: a path; `hub:OWNER/NAME`; `hub:OWNER/NAME/PATTERN`; or `hub` for the next two.
+        log: where what is left out is noted.
         remedy: the end of every message on what cannot be reached.
+        dataset: `OWNER/NAME` that `hub` alone stands for.
+        patterns: of its files, in the order in which they are read.
 
     Raises:
-        CorpusError: the hub cannot be reached, or has no such dataset or files.
+        CorpusError: there are none; the hub cannot be reached, or has no such dataset or files.
     """
-    try:
-        from datasets.data_files import resolve_pattern
-        from datasets.exceptions import DatasetNotFoundError
-    except ImportError as error:
-        raise CorpusError(f"texts of the hub need datasets; {INSTALL}. Or {remedy}") from error
-
+    kind, _, given = where.partition(":")
+    if kind != "hub":
+        try:
+            files = list_files(where, log, ROW_SUFFIXES)
+        except CorpusError as error:
+            raise CorpusError(f"{error}; {remedy}") from error
+        return RowFiles({name: str(path) for name, path in files.items()}, False, remedy)
+    if given or not dataset:
+        owner, _, rest = given.partition("/")
+        name, _, pattern = rest.partition("/")
+        if not owner or not name:
+            raise CorpusError(
+                f"{where!r} names no dataset of the hub; write hub:OWNER/NAME, or "
+                "hub:OWNER/NAME/PATTERN for some of its files, such as "
+                f"hub:codeparrot/codeparrot-clean/file-00000000000?.json.gz. Or {remedy}"
+            )
+        dataset, patterns = f"{owner}/{name}", (pattern or "**",)
     addresses: dict[str, str] = {}
     for pattern in patterns:
-        try:
-            found = resolve_pattern(f"hf://datasets/{dataset}/{pattern}", base_path="")
-        except MemoryError:
-            raise
-        except (FileNotFoundError, DatasetNotFoundError):
-            found = []
-        except Exception as error:  # whatever the network, the hub and their libraries raise
-            raise _explain_hub(dataset, error, remedy) from error
-        names = {
-            str(address).partition(f"{dataset}@")[2].partition("/")[2]: address for address in found
+        found = {
+            address.partition(f"{dataset}@")[2].partition("/")[2]: address
+            for address in _list_remote(dataset, pattern, remedy)
         }
-        addresses |= {
-            name: str(names[name]) for name in sorted(names) if name.endswith(ROW_SUFFIXES)
-        }
+        addresses |= {name: found[name] for name in sorted(found) if name.endswith(ROW_SUFFIXES)}
     if not addresses:
         raise CorpusError(
             f"the hub has no files {' or '.join(patterns)} in the dataset {dataset!r}; {remedy}"
@@ -101,20 +93,20 @@ def find_hub_files(dataset: str, patterns: Sequence[str], remedy: str) -> RowFil
     return RowFiles(addresses, True, remedy)
 
 
-def parse_hub_place(where: str) -> tuple[str, str]:
-    """`OWNER/NAME[/PATTERN]` -> the dataset, and the pattern of its files (all by default).
-
-    Raises:
-        CorpusError: there is no owner or name.
-    """
-    owner, _, rest = where.partition("/")
-    name, _, pattern = rest.partition("/")
-    if not owner or not name:
-        raise CorpusError(
-            f"{where!r} is no dataset of the hub; write OWNER/NAME, or OWNER/NAME/PATTERN for some "
-            "of its files, such as codeparrot/codeparrot-clean/file-00000000000?.json.gz"
-        )
-    return f"{owner}/{name}", pattern or "**"
+def _list_remote(dataset: str, pattern: str, remedy: str) -> list[str]:
+    try:
+        from datasets.data_files import resolve_pattern
+        from datasets.exceptions import DatasetNotFoundError
+    except ImportError as error:
+        raise CorpusError(f"texts of the hub need datasets; {INSTALL}. Or {remedy}") from error
+    try:
+        return list(map(str, resolve_pattern(f"hf://datasets/{dataset}/{pattern}", base_path="")))
+    except MemoryError:
+        raise
+    except (FileNotFoundError, DatasetNotFoundError):
+        return []
+    except Exception as error:  # whatever the network, the hub and their libraries raise
+        raise _explain_hub(dataset, error, remedy) from error
 
 
 def read_rows(
@@ -170,24 +162,23 @@ def read_rows(
                 yield Row(file, number, values)
 
 
-def find_text(row: Row, columns: Iterable[str]) -> str | bytes | None:
-    """The text of a row: in the first of `columns` that it has; None where that is null.
+def find_text(row: Row, columns: Iterable[str]) -> bytes:
+    """The text of a row, in the first of `columns` that it has, as it was read; b"" for null.
 
     Raises:
         CorpusError: it has none of them, or the column does not hold text.
     """
     column = next((name for name in columns if name in row.values), None)
-    place = f"row {row.number} of {row.file!r}"
     if column is None:
-        wanted = next(iter(columns))
-        raise explain_column(wanted, place, row.values)
+        place = f"row {row.number} of {row.file!r}"
+        raise explain_column(next(iter(columns)), place, row.values)
     value = row.values[column]
     if value is not None and not isinstance(value, (str, bytes)):
         raise CorpusError(
             f"column {column!r} of row {row.number} in {row.file!r} is {type(value).__name__}; set "
             "data.text_column to a column of text"
         )
-    return value
+    return encode_text(value) if isinstance(value, str) else value or b""
 
 
 def find_value(row: Row, columns: Iterable[str]) -> str | None:
@@ -238,15 +229,14 @@ def _import_parquet() -> Any:
 def _stream_remote(address: str) -> Iterator[Any]:
     import datasets
 
-    kind, options = ("parquet", {"batch_size": _ROWS_AT_ONCE})
-    if not address.endswith(".parquet"):
-        # As lines: the objects of one file may differ in their fields, which a table cannot.
-        kind, options = "text", {"encoding": "utf-8", "encoding_errors": "surrogateescape"}
-    rows: Any = datasets.load_dataset(
-        kind, data_files=address, split="train", streaming=True, **options
-    )
-    for row in rows:
-        yield row if kind == "parquet" else _parse_line(encode_text(row["text"]))
+    options: dict[str, Any] = {"data_files": address, "split": "train", "streaming": True}
+    if address.endswith(".parquet"):
+        yield from datasets.load_dataset("parquet", batch_size=_ROWS_AT_ONCE, **options)
+        return
+    # As lines: the objects of one file may differ in their fields, which a table cannot.
+    options |= {"encoding": "utf-8", "encoding_errors": "surrogateescape"}
+    for row in datasets.load_dataset("text", **options):
+        yield _parse_line(encode_text(row["text"]))
 
 
 def _read_lines(path: Path) -> Iterator[Any]:

@@ -2,8 +2,13 @@
 
 from pathlib import PurePosixPath
 
-from memorizing.data.order import shuffle_names, shuffle_tree
-from memorizing.data.text import ReadLog, concatenate_files, decode_text, find_files, make_document
+from memorizing.data.text import (
+    ReadLog,
+    decode_text,
+    make_document,
+    shuffle_names,
+    shuffle_tree,
+)
 
 TREE = [
     PurePosixPath(p)
@@ -53,38 +58,4 @@ def test_bytes_that_are_not_utf8_are_replaced_counted_and_still_paid_for():
 def test_a_document_of_white_space_is_skipped_by_name():
     log = ReadLog()
     assert make_document("blank", b" \n\t\n", log) is None
-    assert log.skipped == ["blank: no text"]
-
-
-def test_joined_files_follow_their_path_and_count_raw_bytes(tmp_path):
-    (tmp_path / "one.py").write_bytes(b"x = 1")
-    (tmp_path / "empty.py").write_bytes(b"\n")
-    (tmp_path / "two.py").write_bytes(b"y = '\xff'\n")
-    (tmp_path / "image.png").write_bytes(b"\x89PNG\0\0")
-    log = ReadLog()
-    files = [
-        (PurePosixPath("pkg") / n, tmp_path / n)
-        for n in ("one.py", "empty.py", "image.png", "two.py", "gone.py")
-    ]
-    document = concatenate_files("pkg", files, log)
-    assert document is not None
-    assert document.text == "# pkg/one.py\nx = 1\n# pkg/two.py\ny = '\ufffd'\n"
-    assert document.num_bytes == len(document.text.encode()) - 2
-    assert log.num_replaced == 1
-    assert log.skipped[0] == "pkg/image.png in pkg: binary"
-    assert log.skipped[1].startswith("pkg/gone.py in pkg: cannot be read")
-
-
-def test_line_ends_are_kept_as_they_are(tmp_path):
-    (tmp_path / "dos.py").write_bytes(b"a\r\nb\r\n")
-    document = concatenate_files("d", [(PurePosixPath("dos.py"), tmp_path / "dos.py")], ReadLog())
-    assert document is not None
-    assert document.text == "# dos.py\na\r\nb\r\n"
-
-
-def test_hidden_files_and_byte_code_are_not_found(tmp_path):
-    for name in (".git/config", "__pycache__/a.pyc", "src/a.py", ".hidden", "left/b.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
-    found = find_files(tmp_path, ReadLog(), ignored_folders=["left"])
-    assert found == [PurePosixPath("src/a.py")]
+    assert log.lines == ["blank: no text"]

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from memorizing.config import DataConfig
 from memorizing.data import load_corpus
-from memorizing.data.order import shuffle_tree
+from memorizing.data.text import shuffle_tree
 from memorizing.errors import CorpusError
 
 FILES = {
@@ -123,7 +123,9 @@ def test_a_missing_folder_says_what_to_download_and_how_large_it_is(tmp_path):
     for where in (tmp_path / "missing", tmp_path):
         with pytest.raises(CorpusError, match=r"git clone --depth 1.*github-code-clean.*300 GB"):
             read(where)
-    with pytest.raises(CorpusError, match="is no dataset of the hub; write OWNER/NAME"):
+    with pytest.raises(
+        CorpusError, match="'hub:nameless' names no dataset of the hub; write hub:OWNER/NAME"
+    ):
         read("hub:nameless")
 
 

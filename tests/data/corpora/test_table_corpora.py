@@ -1,4 +1,4 @@
-"""PG-19 and C4(4K+): as published, and as rows of the hub's schema."""
+"""A row, a document: files of one's own; PG-19 and C4(4K+) as published, and as rows of the hub."""
 
 import gzip
 import itertools
@@ -16,6 +16,80 @@ from memorizing.errors import CorpusError
 def read(corpus, **settings):
     loaded = load_corpus(DataConfig(corpus=corpus, **settings))
     return loaded, {document.name: document for document in loaded.documents()}
+
+
+def write_tree(root, files):
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def test_json_lines_are_documents_named_by_column_or_row(tmp_path):
+    rows = [
+        {"text": "one", "name": "first"},
+        {"text": "two", "id": 17},
+        {"text": "three"},
+        {"text": " "},
+        {"text": None},
+    ]
+    lines = (
+        "\n".join(map(json.dumps, rows)).encode()
+        + b'\n\n{"text": "bad \xff byte"}\n{"text": "half \\ud800"}\n'
+    )
+    write_tree(tmp_path, {"d/t.jsonl": lines, "d/other.txt": "ignored"})
+    corpus, documents = read(f"jsonl:{tmp_path}/d")
+    assert list(documents) == ["first", "17", "t.jsonl:3", "t.jsonl:7", "t.jsonl:8"]
+    assert (documents["t.jsonl:7"].text, documents["t.jsonl:7"].num_bytes) == (
+        "bad \ufffd byte",
+        10,
+    )
+    documents["t.jsonl:8"].text.encode()
+    assert corpus.num_replaced == 2
+    assert corpus.skipped == ["t.jsonl:4: no text", "t.jsonl:5: no text"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "cut', "line 2 of 't.jsonl' is not JSON"),
+        ("[1, 2]", "line 2 of 't.jsonl' is a list"),
+        ('{"txet": "x"}', "row 2 of 't.jsonl' has no column 'text'.* did you mean 'txet'"),
+        ('{"text": 5}', "column 'text' of row 2 in 't.jsonl' is int"),
+        ('{"text": "x", "name": "same"}', "two documents .* named 'same'"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    write_tree(tmp_path, {"t.jsonl": '{"text": "good", "name": "same"}\n' + line})
+    with pytest.raises(CorpusError, match=message):
+        read(f"jsonl:{tmp_path}/t.jsonl")
+
+
+def test_parquet_rows_are_documents(tmp_path):
+    table = pa.table({"body": ["one", None, "three"], "id": ["a", "b", "c"], "other": [1, 2, 3]})
+    parquet.write_table(table, tmp_path / "p.parquet")
+    raw = pa.array([b"caf\xe9", b"ok"], pa.binary())
+    strings = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    parquet.write_table(pa.table({"body": strings}), tmp_path / "q.parquet")
+    corpus, documents = read(f"parquet:{tmp_path}", text_column="body")
+    assert {n: d.text for n, d in documents.items()} == {
+        "a": "one",
+        "c": "three",
+        "q.parquet:1": "caf\ufffd",
+        "q.parquet:2": "ok",
+    }
+    assert documents["q.parquet:1"].num_bytes == 4
+    assert (corpus.skipped, corpus.num_replaced) == (["b: no text"], 1)
+    with pytest.raises(CorpusError, match=r"no column 'text'.*known: body"):
+        read(f"parquet:{tmp_path}")
+
+
+def test_a_truncated_parquet_file_is_named(tmp_path):
+    parquet.write_table(pa.table({"text": ["one"]}), tmp_path / "p.parquet")
+    content = (tmp_path / "p.parquet").read_bytes()
+    (tmp_path / "p.parquet").write_bytes(content[:-9])
+    with pytest.raises(CorpusError, match=r"cannot read 'p.parquet' as Parquet"):
+        read(f"parquet:{tmp_path}")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from memorizing.data import load_corpus
 from memorizing.data.corpora.arxiv import is_mathematics, order_sources
 from memorizing.data.reading import archives
 from memorizing.errors import CorpusError
-from tests.data.test_archives import make_header, write_tar
+from tests.data.reading.test_archives import make_header, write_tar
 
 METADATA = {
     "2301.00001": "math.AG hep-th",
@@ -160,7 +160,7 @@ def test_metadata_of_one_endless_line_is_refused_and_not_held_in_memory(bulk, en
 def test_metadata_that_expand_too_far_are_refused(bulk, ending, monkeypatch):
     monkeypatch.setattr(archives, "FREE_BYTES", 2**20)
     (bulk / "arxiv-metadata-oai-snapshot.json").unlink()
-    path = write_metadata(bulk / f"arxiv-metadata{ending}", b"\n" * (3 * 2**20))
+    path = write_metadata(bulk / f"arxiv-metadata{ending}", (b" " * 1023 + b"\n") * 3 * 2**10)
     with pytest.raises(CorpusError, match=f"'{path.name}' expands to more than"):
         read(bulk)
 
