@@ -50,8 +50,8 @@ _COMMON: dict[str, Any] = {
 _WITHOUT_HEAD_DIM = {k: v for k, v in _COMMON.items() if k != "head_dim"} | {"hidden_size": 40}
 _TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 
+# A family of every kind; `test_all_families` has them all.
 CONFIGS: dict[str, dict[str, Any]] = {
-    "gemma": _COMMON,
     "gemma2": _COMMON
     | {"sliding_window": OWN_WINDOW, "layer_types": _TYPES, "attn_logit_softcapping": 7.0},
     "gemma3_text": _COMMON | {"sliding_window": OWN_WINDOW, "layer_types": _TYPES},
@@ -77,9 +77,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "llama": _COMMON,
     "mistral": _COMMON | {"sliding_window": OWN_WINDOW},
-    "olmo2": _COMMON,
     "phi3": _WITHOUT_HEAD_DIM | {"partial_rotary_factor": 0.6, "sliding_window": None},
-    "qwen2": _WITHOUT_HEAD_DIM,
     "qwen3": _COMMON,
     "smollm3": _WITHOUT_HEAD_DIM | {"no_rope_layer_interval": 2},
 }
@@ -101,13 +99,20 @@ def make_model(family: str = "llama", implementation: str = "", **changes: Any) 
     implementation = implementation or IMPLEMENTATIONS[family][0]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() == 2:
-                weight.normal_(0, 0.3 if "embed" in name or "wte" in name else 0.2)
-            elif "norm" in name or "ln_" in name:
-                weight += 0.2 * torch.randn_like(weight)
+    shake_weights(model)
     return model.eval()
+
+
+@torch.no_grad()
+def shake_weights(model: Any) -> None:
+    """Make attention look at some tokens much more than at others. In place."""
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            weight.normal_(0, 0.3 if "embed" in name or "wte" in name else 0.2)
+        elif "norm" in name or "ln_" in name:
+            weight += 0.2 * torch.randn_like(weight)
+        elif "sinks" in name:
+            weight.normal_()
 
 
 def find_model(family: str = "llama", implementation: str = "") -> Any:
@@ -275,7 +280,8 @@ class Naive:
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         number = self.decoder.attentions.index(module)
         num_groups = query.shape[1] // key.shape[1]
-        if number not in self.layers and not self.find_shift(query.shape[2] - 1):
+        is_plain = not self.find_shift(query.shape[2] - 1) and kwargs.get("s_aux") is None
+        if number not in self.layers and is_plain:
             key, value = (part.repeat_interleave(num_groups, 1) for part in (key, value))
             return self._attend_densely(number, query, key, value, scaling, kwargs.get("softcap"))
         position = torch.arange(query.shape[2])
@@ -294,6 +300,7 @@ class Naive:
                 self._attend_one(
                     number, head, t, query[0, head], key[0, kv], value[0, kv],
                     free_query[0, head], free_key[0, kv], scaling, kwargs.get("softcap"),
+                    kwargs.get("s_aux"),
                 )
                 for t in range(query.shape[2])
             ]  # fmt: skip
@@ -337,6 +344,7 @@ class Naive:
         free_key: Tensor,
         scaling: float,
         softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
         settings, layer = self.settings, self.layers.get(number)
         own = self.decoder.own_windows[number]
@@ -346,12 +354,16 @@ class Naive:
         segment = t // settings.segment_len * settings.segment_len
         near = range(max(self.find_first(t), t - window + 1, 0), t + 1)
         seen = [j for j in range(t + 1) if j in near or j < num_sinks]
-        if self.find_shift(t) and self.decoder.rotated[number]:
+        if num_sinks and self.find_shift(t) and self.decoder.rotated[number]:
             shift = torch.full((num_sinks,), -self.find_shift(t))
             key = torch.cat([self._turn_back(number, key[:num_sinks], shift), key[num_sinks:]])
         local_keys = torch.stack([key[j] if j >= segment else key[j].detach() for j in seen])
         local_values = torch.stack([value[j] if j >= segment else value[j].detach() for j in seen])
         scores = self._bound(local_keys @ query[t] * scaling, softcap)
+        if sinks is not None:
+            # A score of nothing.
+            scores = torch.cat([scores, sinks[head].view(1)])
+            local_values = torch.cat([local_values, torch.zeros_like(local_values[:1])])
         stored = [
             j
             for j in range(max(0, segment - settings.capacity), segment)
@@ -384,15 +396,14 @@ class Naive:
         apply = find_rotation(self.decoder.attentions[number])
         assert apply is not None
         width = getattr(self.decoder.attentions[number], "rotary_ndims", x.shape[-1])
-        turned = []
-        for t in range(len(position)):
-            unit = torch.eye(width).unsqueeze(1)[None]
-            pair = (unit,) if "x" in inspect.signature(apply).parameters else (unit, unit)
-            rotated = apply(*pair, cos[:, t : t + 1], sin[:, t : t + 1])
-            matrix = (rotated if len(pair) == 1 else rotated[0])[0, :, 0]
-            turn = torch.linalg.inv(matrix / matrix.norm(dim=1, keepdim=True))
-            turned.append(x[..., t, :width] @ turn)
-        return torch.cat([torch.stack(turned, -2), x[..., width:]], -1)
+        # Every unit vector as a head, at all positions.
+        unit = torch.eye(width).unsqueeze(1).expand(-1, len(position), -1).unsqueeze(0)
+        pair = (unit,) if "x" in inspect.signature(apply).parameters else (unit, unit)
+        rotated = apply(*pair, cos, sin)
+        matrix = (rotated if len(pair) == 1 else rotated[0])[0].transpose(0, 1)
+        turn = torch.linalg.inv(matrix / matrix.norm(dim=-1, keepdim=True))
+        turned = (x[..., :width].unsqueeze(-2) @ turn).squeeze(-2)
+        return torch.cat([turned, x[..., width:]], -1)
 
 
 @contextmanager

@@ -276,7 +276,8 @@ class Calls:
     def make_cache(self) -> DynamicCache:
         """An empty cache for a text of its own."""
         settings = self.settings
-        return make_window_cache(self.decoder.own_windows, settings.window, settings.num_sinks)
+        windows = self.decoder.own_windows[: self.decoder.num_cached]
+        return make_window_cache(windows, settings.window, settings.num_sinks)
 
     def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
         """The arguments by which the model takes a cache, in this release of `transformers`."""
@@ -420,7 +421,7 @@ class Calls:
                 )
             # A cache that was made without the model's config holds what the model would not see.
             own_windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
-            own_windows += [None] * (len(self.decoder.attentions) - len(own_windows))
+            own_windows += [None] * (self.decoder.num_cached - len(own_windows))
             make_windows(cache, own_windows, self.settings.window, self.settings.num_sinks)
         return cache
 

@@ -35,6 +35,8 @@ class Decoder:
     attentions: tuple[nn.Module, ...]
     own_windows: tuple[int | None, ...]
     """Per layer, the tokens that it sees by itself; None is all."""
+    num_cached: int
+    """Layers that have keys of their own; those above (Gemma 3n) attend to those of one below."""
     rotated: tuple[bool, ...] = ()
     """Per layer, whether it rotates queries and keys."""
     shapes: tuple[tuple[int, int, int], ...] = ()

@@ -20,11 +20,20 @@ from memorizing.settings import require
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family("h", "attn", "learned"),
+    "gpt_bigcode": Family("h", "attn", "learned"),
     "gpt_neox": Family(attention="attention"),
+    "modernbert-decoder": Family(attention="attn"),
 } | dict.fromkeys(
     (
-        "gemma", "gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3",
-        "smollm3",
+        "afmoe", "apertus", "arcee", "aria_text", "beam", "bitnet", "cohere", "cohere2",
+        "cohere2_moe", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
+        "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text",
+        "glm", "glm4", "glm4_moe", "gpt_oss", "granite", "granite_swa", "granitemoe",
+        "granitemoe_swa", "granitemoeshared", "helium", "hy_v3", "hyperclovax", "jais2", "kolibri1",
+        "laguna", "llama", "mellum", "mimo_v2_flash", "minimax_m2", "ministral", "ministral3",
+        "mistral", "mixtral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3",
+        "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
+        "starcoder2", "vaultgemma",
     ),
     Family(),
 )  # fmt: skip
@@ -47,7 +56,9 @@ def find_layers(model: Any) -> tuple[Any, Family, nn.ModuleList]:
     """
     base, family = model.base_model, FAMILIES.get(str(model.config.model_type), Family())
     layers = getattr(base, family.layers, None)
-    if not isinstance(layers, nn.ModuleList) or not hasattr(model, "generate"):
+    if not hasattr(model, "generate"):
+        raise _refuse(model, "it does not generate by itself, and its wrapper makes its own cache")
+    if not isinstance(layers, nn.ModuleList):
         raise _refuse(model, "its layers are not laid out as in the families that are known")
     return base, family, layers
 
@@ -80,7 +91,8 @@ def find_decoder(model: Any) -> Decoder:
             hasattr(base, "rotary_emb") and find_rotation(attentions[0])
         ):
             raise _UnlikeError("its layers do not rotate queries and keys as known families do")
-        decoder = Decoder(base, family, attentions, _find_own_windows(base.config, len(layers)))
+        own_windows, num_cached = _find_own_windows(base.config, len(layers))
+        decoder = Decoder(base, family, attentions, own_windows, num_cached)
         seen, cache = _call_on_trial(model, decoder, name)
         found = [
             _examine(decoder, number, seen.get(attention, []), cache)
@@ -88,6 +100,8 @@ def find_decoder(model: Any) -> Decoder:
         ]
     except _UnlikeError as error:
         raise _refuse(model, str(error)) from None
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise _refuse(model, f"a trial call failed: {error}") from error
     rotated, shapes = zip(*found, strict=True)
     return dataclasses.replace(decoder, rotated=rotated, shapes=shapes)
 
@@ -100,13 +114,17 @@ def _refuse(model: Any, problem: str) -> ConfigError:
     )
 
 
-def _find_own_windows(config: Any, num_layers: int) -> tuple[int | None, ...]:
-    """See `Decoder.own_windows`."""
+def _find_own_windows(config: Any, num_layers: int) -> tuple[tuple[int | None, ...], int]:
+    """`Decoder.own_windows` and `Decoder.num_cached`."""
     layers = DynamicCache(config=config).layers or [DynamicLayer() for _ in range(num_layers)]
     known = (DynamicLayer, DynamicSlidingWindowLayer)
-    if len(layers) != num_layers or any(type(layer) not in known for layer in layers):
+    num_shared = getattr(config, "num_kv_shared_layers", 0) or 0
+    if len(layers) != num_layers - num_shared or any(type(layer) not in known for layer in layers):
         raise _UnlikeError("its cache holds something else than keys and values of every layer")
-    return tuple(getattr(layer, "sliding_window", None) for layer in layers)
+    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    for kind in config.layer_types[len(layers) :] if num_shared else ():
+        windows.append(config.sliding_window if kind == "sliding_attention" else None)
+    return tuple(windows), len(layers)
 
 
 def _call_on_trial(
@@ -134,8 +152,6 @@ def _call_on_trial(
                 return_dict=True,
                 **{STEP: seen},
             )
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        raise _UnlikeError(f"a trial call failed: {error}") from error
     finally:
         base.train(was_training)
         model.set_attn_implementation(before)
@@ -151,7 +167,7 @@ def _examine(
             f"layer {number} calls attention {len(calls)} times through AttentionInterface, and "
             "not once"
         )
-    query, key, value, _, kwargs, output = calls[0]
+    query, key, value, mask, _, kwargs, output = calls[0]
     num_heads, head_dim = query.shape[1], query.shape[3]
     num_key_heads = key.shape[1]
     if (
@@ -159,11 +175,12 @@ def _examine(
         or value.shape[:3] != key.shape[:3]
         or key.shape[3] != head_dim
         or value.shape[3] > head_dim
+        or (mask is not None and mask.dtype != torch.bool and bool((mask > 0).any()))
         or not _is_close(output, _attend(calls[0]))
     ):
         raise _UnlikeError(f"attention of layer {number} is no softmax over all of its keys")
-    held = cache.layers[number]
-    if not (_is_close(held.keys, key) and _is_close(held.values, value)):
+    held = cache.layers[number] if number < decoder.num_cached else None
+    if held is not None and not (_is_close(held.keys, key) and _is_close(held.values, value)):
         raise _UnlikeError(f"the cache of layer {number} holds something else than its keys")
     # A first token sees nothing but itself: only its position differs from row to row.
     firsts = key[:, :, :1]
@@ -180,7 +197,7 @@ def _examine(
 
 def _attend(seen: Attention) -> Tensor:
     """Attention (B, 2, H, D) over two tokens, in plain operations."""
-    query, key, value, scaling, kwargs, _ = seen
+    query, key, value, _, scaling, kwargs, _ = seen
     num_groups = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(num_groups, 1).float() for part in (key, value))
     scores = query.float() @ key.mT * (query.shape[3] ** -0.5 if scaling is None else scaling)

@@ -44,6 +44,7 @@ class Attention(NamedTuple):
     query: Tensor
     key: Tensor
     value: Tensor
+    mask: Tensor | None
     scaling: float | None
     kwargs: dict[str, Any]
     output: Tensor
@@ -94,7 +95,7 @@ def _make_attention(underneath: str) -> Callable[..., tuple[Tensor, Tensor | Non
         output, weights = run(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         layer = module._modules.get("memory")
         if isinstance(step, dict):
-            seen = Attention(query, key, value, scaling, kwargs, output)
+            seen = Attention(query, key, value, attention_mask, scaling, kwargs, output)
             step.setdefault(module, []).append(seen)
         elif step is not None and isinstance(layer, MemoryLayer):
             output = step.add(layer, query, key, value, attention_mask, scaling, kwargs, output)
