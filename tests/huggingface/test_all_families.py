@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from memorizing.huggingface import open_memory, remove_memory
+from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.families import FAMILIES
 
 from .all_families import (
