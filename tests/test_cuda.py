@@ -39,7 +39,7 @@ from memorizing.training.questions import build_gathering_model
 
 from .finetuning import tools as finetuning
 from .huggingface import tools as huggingface
-from .huggingface.own_tools import make_own
+from .huggingface.own_model.tools import make_own
 from .knn.ring import Ring, draw_keys
 from .model.tools import SMALL, make_model, make_tokens
 from .test_answers import CONFIG as ANSWERING

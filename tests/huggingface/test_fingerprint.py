@@ -17,7 +17,7 @@ from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.attaching.fingerprint import hash_model
 from memorizing.memory import MemoryFolder
 
-from .test_memory_session import DOCUMENTS, TOKENIZER
+from .sessions.test_session import DOCUMENTS, TOKENIZER
 from .tools import (
     VOCAB_SIZE,
     give_memory,

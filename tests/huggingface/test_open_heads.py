@@ -19,7 +19,7 @@ from memorizing.memory.frozen import select_heads
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import prepare_weights
 
-from .test_memory_session import DOCUMENTS, QUESTION, TOKENIZER
+from .sessions.test_session import DOCUMENTS, QUESTION, TOKENIZER
 from .tools import (
     LAYER,
     SEGMENT_LEN,

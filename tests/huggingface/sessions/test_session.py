@@ -24,7 +24,7 @@ from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.memory import FrozenMemory, MemoryFolder
 from tests.memory.disk.examples import edit_manifest
 
-from .tools import (
+from ..tools import (
     CACHE,
     LAYER,
     NUM_SINKS,

@@ -21,8 +21,8 @@ from memorizing.errors import ConfigError, MemorizingError, StateError
 from memorizing.huggingface.own_model.config import MemorizingTokenizer
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 
-from ..model.tools import make_tokens
-from .own_tools import decode_greedily, get_history, make_own, one_thread, pad_left  # noqa: F401
+from ...model.tools import make_tokens
+from .tools import decode_greedily, get_history, make_own, one_thread, pad_left  # noqa: F401
 
 NUM_NEW = 13
 

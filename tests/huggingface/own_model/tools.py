@@ -17,7 +17,7 @@ from memorizing.huggingface.own_model.model import (
 from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.model import MemorizingTransformer
 
-from ..model.tools import SMALL
+from ...model.tools import SMALL
 
 VOCAB_SIZE = SMALL.vocab_size
 SEGMENT_LEN = SMALL.segment_len

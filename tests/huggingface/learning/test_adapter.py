@@ -29,8 +29,7 @@ from memorizing.huggingface.learning.adapter import (
 )
 from memorizing.huggingface.sessions.session import open_memory
 
-from ..memory.disk.killing import fork, kill_before
-from .tools import (
+from ...finetuning.tools import (
     MEMORY,
     SEGMENT_LEN,
     WINDOW,
@@ -41,6 +40,7 @@ from .tools import (
     one_thread,
     read_alone,
 )
+from ...memory.disk.killing import fork, kill_before
 
 __all__ = ["one_thread"]
 TOKENS = make_documents(5 * SEGMENT_LEN + 2)[0].tokens

@@ -16,8 +16,8 @@ from memorizing.huggingface.own_model.cache import MemorizingCache
 from memorizing.huggingface.own_model.config import MemorizingTransformerConfig
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 
-from ..model.tools import SMALL, make_tokens, read
-from .own_tools import VOCAB_SIZE, get_history, make_own, one_thread, pad_left  # noqa: F401
+from ...model.tools import SMALL, make_tokens, read
+from .tools import VOCAB_SIZE, get_history, make_own, one_thread, pad_left  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

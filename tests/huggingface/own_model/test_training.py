@@ -14,8 +14,8 @@ from memorizing.huggingface.own_model.model import MemorizingTransformerForCausa
 from memorizing.loss import sum_nats
 from memorizing.training import load_model
 
-from ..model.tools import make_tokens
-from .own_tools import SEGMENT_LEN, make_own, one_thread  # noqa: F401
+from ...model.tools import make_tokens
+from .tools import SEGMENT_LEN, make_own, one_thread  # noqa: F401
 
 
 def compute_gradients_segment_by_segment(

@@ -19,8 +19,8 @@ from memorizing.huggingface.own_model.config import MemorizingTokenizer, Memoriz
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 from memorizing.training import load_model, save_model
 
-from ..model.tools import make_tokens
-from .own_tools import make_own, one_thread  # noqa: F401
+from ...model.tools import make_tokens
+from .tools import make_own, one_thread  # noqa: F401
 
 TEXT = "one two one two three  four\n\tfive <|document|> six"
 
