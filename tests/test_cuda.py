@@ -290,7 +290,12 @@ def make_trainer(run_dir: Path | None, losses: list[float], **changes: Any) -> T
         {"optimizer": "muon"},
         {"optimizer": "adafactor", "learning_rate": 3e-2},
         {"gradient_checkpointing": True},
-        {"crossbatch_share": 0.5, "crossbatch_segments": 2, "crossbatch_rows": 2},
+        {
+            "crossbatch_share": 0.5,
+            "crossbatch_segments": 2,
+            "crossbatch_rows": 2,
+            "accumulation": 1,
+        },
     ],
     ids=str,
 )

@@ -288,7 +288,8 @@ class TrainingConfig:
     """Crossbatch (FoT): a step reads this many segments more, and the memory layer sees the keys
     and values of those before with gradient. 0 is the paper's objective."""
     crossbatch_rows: int = 2
-    """Crossbatch: rows whose earlier segments a row sees: its own, and the others as negatives."""
+    """Crossbatch: rows whose earlier segments a row sees: its own, and the others as negatives.
+    With accumulation only its own."""
     crossbatch_share: float = 0.9
     """Share of the steps, from the first, with crossbatch; those after have the paper's
     objective."""
@@ -323,11 +324,13 @@ class TrainingConfig:
         )
         _require_at_least(self, "training", 0, "crossbatch_segments")
         part = self.rows // self.accumulation
+        # Rows that are read one after the other cannot see one another: it would be other training.
         require(
-            1 <= self.crossbatch_rows <= part or not self.crossbatch_segments,
+            1 <= self.crossbatch_rows <= (part if self.accumulation == 1 else 1)
+            or not self.crossbatch_segments,
             "training.crossbatch_rows",
             self.crossbatch_rows,
-            f"from 1 to the rows that are read at once, {part}",
+            f"from 1 to the rows that are read at once, {part}; 1 with training.accumulation > 1",
         )
         shares = ("memory_closed_share", "final_share", "crossbatch_share")
         _require_share(self, "training", *shares)
@@ -462,6 +465,6 @@ def load_config(recipe: str | Path) -> Config:
         raise ConfigError(describe_unknown("recipe", str(recipe), list_recipes()))
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"recipe {str(recipe)!r} is not valid TOML: {error}") from error
     return Config.from_dict({"name": path.stem, **values})

@@ -99,7 +99,7 @@ def test_a_run_with_crossbatch_resumes_bit_for_bit(
         if metrics.step == 2:
             signal.raise_signal(signal.SIGINT)
 
-    settings = {**CROSSBATCH, "rows": 4, "crossbatch_rows": 2, "accumulation": 2, "steps": 5}
+    settings = {**CROSSBATCH, "rows": 4, "crossbatch_rows": 1, "accumulation": 2, "steps": 5}
     whole = make_trainer(run_dir=tmp_path / "whole", **settings)
     whole.run()
     make_trainer(run_dir=tmp_path / "parts", on_step=stop, **settings).run()
@@ -110,10 +110,23 @@ def test_a_run_with_crossbatch_resumes_bit_for_bit(
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_is_the_same_training_where_a_row_sees_its_own_segments(
+    make_trainer: MakeTrainer, parts: int
+) -> None:
+    settings = {**CROSSBATCH, "rows": 4, "crossbatch_rows": 1}
+    whole, in_parts = make_trainer(**settings), make_trainer(accumulation=parts, **settings)
+    expected, found = whole.run(), in_parts.run()
+    assert found.tokens == expected.tokens
+    assert found.train_nats == pytest.approx(expected.train_nats, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("training", "model", "message"),
     [
         ({"crossbatch_rows": 5, "rows": 8, "accumulation": 2}, {}, "read at once, 4"),
+        ({"crossbatch_rows": 2, "rows": 8, "accumulation": 2}, {}, "1 with training.accumulation"),
+        ({"crossbatch_rows": 2, "rows": 8, "accumulation": 4}, {}, "1 with training.accumulation"),
         ({"crossbatch_rows": 0}, {}, "crossbatch_rows is 0"),
         ({"crossbatch_segments": -1}, {}, "crossbatch_segments is -1"),
         ({"crossbatch_share": 1.5}, {}, "crossbatch_share is 1.5"),

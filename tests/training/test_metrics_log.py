@@ -81,3 +81,56 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
         with pytest.raises(ResourceError, match="no space left"):
             log.write(1, {"train": {"tokens": 3}})
         log.close()  # does not fail again
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
+def test_a_tensorboard_log_on_a_full_disk_ends_and_the_metrics_go_on(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    said: list[str] = []
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard", say=said.append)
+    log.write(1, {"train": {"tokens": 3}})
+    assert log._events is not None
+    log._events.file.close()
+    with Path("/dev/full").open("ab", buffering=0) as file:
+        log._events._records._writer = log._events.file = file
+        for step in (2, 3):
+            log.write(step, {"train": {"tokens": 3}})
+        log.close()
+    assert [line["step"] for line in read_metrics(log.path)] == [1, 2, 3]
+    [line] = said
+    assert "no space left" in line
+
+
+@pytest.mark.parametrize("place", ["tensorboard", "tensorboard/deeper"])
+def test_a_tensorboard_log_that_cannot_be_opened_is_said_and_training_goes_on(
+    tmp_path: Path, place: str
+) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").write_text("a file")
+    said: list[str] = []
+    log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / place, say=said.append)
+    log.write(1, {"train": {"tokens": 3}})
+    log.close()
+    assert len(read_metrics(log.path)) == len(said) == 1
+    assert "the metrics go on" in said[0]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\xff\xfe\n",
+        b'{"step": "2"}\n',
+        b"[1]\n",
+        b"3\n",
+        b'{"step": 2, "tra\n',
+        b"[" * 100_000 + b"\n",
+        b'{"train": {}}\n',
+        b"\x00\x00\n",
+    ],
+)
+def test_a_damaged_line_is_left_out_and_those_after_it_stay(tmp_path: Path, damage: bytes) -> None:
+    lines = [b'{"step": 1}\n', damage, b'{"step": 3}\n', b'{"step": 4}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3, 4]
+    MetricsLog(tmp_path / "metrics.jsonl", step=3).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"step": 3}\n'

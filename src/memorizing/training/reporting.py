@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memorizing.evaluation import EvaluationResult, Progress
 from memorizing.settings import flatten_tables
-from memorizing.storage.files import explain_failures, write_bytes
+from memorizing.storage.files import describe_failure, explain_failures, write_bytes
 from memorizing.terminal import Display
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -209,20 +208,14 @@ class MetricsLog:
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         # Unbuffered: a line that a full disk refused is not tried again when the file is closed.
         self._file = path.open("ab", buffering=0)
-        self._writer: SummaryWriter | None = None
+        self._events: _EventFile | None = None
         if tensorboard_dir is not None:
-            self._open_tensorboard(tensorboard_dir, step)
-
-    def _open_tensorboard(self, folder: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._say(MISSING_TENSORBOARD)
-            return
-        try:
-            self._writer = SummaryWriter(log_dir=str(folder), purge_step=step + 1)
-        except OSError as error:
-            self._give_up_tensorboard(error)
+            try:
+                self._events = _EventFile(tensorboard_dir, step)
+            except ImportError:
+                say(MISSING_TENSORBOARD)
+            except OSError as error:
+                self._give_up_tensorboard(error)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append a line. Nested mappings and lists of numbers become one TensorBoard scalar each.
@@ -232,25 +225,58 @@ class MetricsLog:
         """
         with explain_failures(self.path):
             self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
-        if self._writer is not None:
+        if self._events is not None:
             try:
-                for name, value in _list_scalars(values):
-                    self._writer.add_scalar(name, value, step)
+                self._events.write(step, dict(_list_scalars(values)))
             except OSError as error:
                 self._give_up_tensorboard(error)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close the files."""
         self._file.close()
-        if self._writer is not None:
-            try:
-                self._writer.close()
-            except OSError as error:
-                self._give_up_tensorboard(error)
+        if self._events is not None:
+            self._events.file.close()
 
     def _give_up_tensorboard(self, error: OSError) -> None:
-        self._writer = None
-        self._say(f"the TensorBoard log ends here, the metrics go on: {error}")
+        self._events = None
+        self._say(f"the TensorBoard log ends here, the metrics go on: {describe_failure(error)}")
+
+
+class _EventFile:
+    """Scalars for TensorBoard, written at once.
+
+    The writer of `torch.utils.tensorboard` has a thread, whose errors nobody catches.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Begin a file after `step`: what an earlier one has of later steps does not count.
+
+        Raises:
+            ImportError: tensorboard is not installed.
+            OSError: the file cannot be written.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._make_event = Event
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self.file = (folder / name).open("xb", buffering=0)
+        self._records = RecordWriter(self.file)
+        self._add(file_version="brain.Event:2")
+        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Add numbers by name.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        values = [{"tag": name, "simple_value": value} for name, value in scalars.items()]
+        self._add(step=step, summary={"value": values})
+
+    def _add(self, **event: Any) -> None:
+        self._records.write(self._make_event(wall_time=time.time(), **event).SerializeToString())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
