@@ -6,7 +6,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from memorizing.data import SegmentLoader
-from memorizing.errors import CheckpointError, ConfigError, RunFolderError
+from memorizing.errors import (
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    NonFiniteLossError,
+    ResourceError,
+    RunFolderError,
+)
 from memorizing.huggingface.attaching.attachment import add_memory
 from memorizing.huggingface.learning.adapter import load_adapter
 from memorizing.huggingface.sessions.session import open_memory
@@ -255,3 +262,54 @@ def test_the_whole_model_is_saved_so_that_it_loads(tmp_path: Path):
     loaded = load_adapter(AutoModelForCausalLM.from_pretrained(folder), folder)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, loaded.get_parameter(name)), name
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def break_norm(model: Any) -> Any:
+    with torch.no_grad():
+        model.model.norm.weight.fill_(1e38)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "error"),
+    [
+        (lambda: make_model(capacity=0), {"train": "gates"}, ConfigError),
+        (lambda: break_norm(make_model()), {"train": "all"}, NonFiniteLossError),
+        (make_model, {"train": "lora", "min_document_tokens": 10**6}, CorpusError),
+        (lambda: make_model(capacity=2**44), {"train": "gates"}, ResourceError),
+    ],
+)
+def test_an_overwriting_that_fails_leaves_the_old_run_as_it_was(
+    tmp_path: Path, make: Any, settings: dict[str, Any], error: type[Exception]
+):
+    run, arguments = tmp_path / "run", (make_tokenizer(), DOCUMENTS)
+    gates = make_settings(train="gates", steps=2)
+    finetune(make_model(), *arguments, gates, run, progress=False)
+    before = read_all(run)
+    with pytest.raises(error):
+        finetune(make(), *arguments, make_settings(**settings), run, progress=False, overwrite=True)
+    assert read_all(run) == before
+    longer = make_settings(train="gates", steps=3, learning_rate=1e-3)
+    result = finetune(
+        make_model(), *arguments, longer, tmp_path / "run", progress=False, resume=True
+    )
+    assert result.steps == 3
+
+
+def test_a_new_run_replaces_the_adapter_of_the_old_one(tmp_path: Path):
+    arguments = (make_tokenizer(), DOCUMENTS)
+    for train in ("lora", "gates"):
+        settings = make_settings(train=train, steps=1)
+        finetune(
+            make_model(), *arguments, settings, tmp_path, progress=False, overwrite=train == "gates"
+        )
+    assert not (tmp_path / RESULT_FOLDER / "adapter_model.safetensors").exists()
+    assert (tmp_path / RESULT_FOLDER / "memory_heads.safetensors").is_file()

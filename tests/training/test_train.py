@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +22,12 @@ from memorizing.errors import (
     CheckpointError,
     ConfigError,
     CorpusError,
+    NonFiniteLossError,
     ResourceError,
     RunFolderError,
 )
 from memorizing.training import list_checkpoints, load_model, read_metrics, read_run_config, train
+from memorizing.training.run_folder import TRAINING, open_run
 
 
 @pytest.fixture(autouse=True)
@@ -261,3 +265,111 @@ def test_weights_that_do_not_fit_are_not_started_from(
     later = config.replace([f"training.start_from={tmp_path / 'first'}", change])
     with pytest.raises(error, match=message):
         train(later, tmp_path / "later", progress=False)
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        (["model.model_dim=17"], CheckpointError),
+        (["training.learning_rate=1e30", "training.clip_norm=0"], NonFiniteLossError),
+        (["data.corpus=files:/nowhere"], CorpusError),
+        (["model.capacity=17592186044416"], ResourceError),
+        (["model.num_layers=9007199254740992"], ResourceError),
+        (["model.model_dim=9007199254740992"], ResourceError),
+    ],
+)
+def test_an_overwriting_that_fails_leaves_the_old_run_as_it_was(
+    config: Config, tmp_path: Path, changes: list[str], error: type[Exception]
+) -> None:
+    run = tmp_path / "run"
+    train(config, run, progress=False)
+    before = read_all(run)
+    # Weights that would overflow at the first step already.
+    if error is NonFiniteLossError:
+        config = config.replace(["model.scale_init=1e30"])
+    if error is CheckpointError:
+        config = config.replace([f"training.start_from={run}"])
+    with pytest.raises(error):
+        train(config.replace(changes), run, progress=False, overwrite=True)
+    assert read_all(run) == before
+    assert train(read_run_config(run), run, progress=False, resume=True).steps == 6
+
+
+def test_a_run_starts_with_the_weights_of_the_one_that_it_replaces(
+    config: Config, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(config, run, progress=False)
+    old = load_model(run).model.state_dict()
+    settings = [f"training.start_from={run}", "training.learning_rate=1e-12", "training.steps=1"]
+    settings += ["training.gate_learning_rate=1e-12"]
+    train(config.replace(settings), run, progress=False, overwrite=True)
+    assert [path.name for path in list_checkpoints(run)] == ["step-000001"]
+    for name, weight in load_model(run).model.state_dict().items():
+        torch.testing.assert_close(weight, old[name], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_a_run_that_was_killed_before_it_had_a_tokenizer_resumes(
+    config: Config, tmp_path: Path, has_checkpoint: bool
+) -> None:
+    run = tmp_path / "run"
+    straight = train(config, run, progress=False)
+    (run / "tokenizer.json").unlink()
+    if not has_checkpoint:
+        shutil.rmtree(run / "checkpoints")
+    longer = config if not has_checkpoint else config.replace(["training.steps=7"])
+    result = train(longer, run, progress=False, resume=True)
+    assert result.steps == longer.training.steps
+    if not has_checkpoint:
+        assert result.train_nats == straight.train_nats
+    assert (run / "tokenizer.json").is_file()
+
+
+def test_a_run_that_is_trained_is_not_trained_by_another_process(
+    config: Config, tmp_path: Path
+) -> None:
+    run, refused = tmp_path / "run", 0
+    train(config.replace(["training.steps=2"]), run, progress=False)
+    before = read_all(run)
+    with open_run(run, TRAINING, resume=True):
+        for flags in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(RunFolderError, match=f"process {os.getpid()} on"):
+                train(config, run, progress=False, **flags)
+            refused += 1
+    assert (refused, read_all(run)) == (3, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 2**53}, "layers"),
+        ({"num_layers": 2}, "layers"),
+        ({"vocab_size": 2**31}, "embedding"),
+        ({"vocab_size": 2**62}, "embedding|was altered"),
+        ({"model_dim": 2**40}, "another model|was altered"),
+        ({"num_heads": 2**40}, "another model|was altered"),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_weights_are_refused_before_anything_is_allocated(
+    config: Config, tmp_path: Path, changes: dict[str, int], message: str
+) -> None:
+    train(
+        config.replace(["training.steps=1", "training.evaluate_every=0"]),
+        tmp_path / "run",
+        progress=False,
+    )
+    [checkpoint] = list_checkpoints(tmp_path / "run")
+    values = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(values | changes))
+    (checkpoint / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=message):
+        load_model(tmp_path / "run")
