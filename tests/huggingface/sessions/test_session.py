@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -689,3 +690,18 @@ def test_a_recording_goes_on_when_documents_are_forgotten_and_read(path: Path | 
     expected = {name: one.mass.get(name, 0) + two.mass.get(name, 0) for name in names}
     assert sources.mass == pytest.approx(expected, rel=1e-6)
     assert {"first", "new"} <= sources.mass.keys()
+
+
+def test_a_model_that_was_moved_under_an_open_memory_is_refused(path: Path | None):
+    model = make_model()
+    give_memory(model)
+    with open_memory(model, path) as memory:
+        read_all(memory)
+        expected = ask(model)
+        layer = model.model.layers[LAYER]
+        moved = copy.deepcopy(layer.self_attn.memory.state_dict())
+        layer.self_attn.memory.to("meta")
+        with pytest.raises(StateError, match="moved to meta while a memory was open on cpu"):
+            ask(model)
+        layer.self_attn.memory.load_state_dict(moved, assign=True)
+        assert torch.equal(ask(model), expected)

@@ -188,7 +188,8 @@ class Calls:
                     f"what was read has {memory.num_heads} heads of keys in layer {layer}, and "
                     f"heads {list(heads[layer].key_heads)} are read; open it for these"
                 )
-        return OpenMemory(self.opened.number if self.opened else next(_NUMBERS), base, heads)
+        number = self.opened.number if self.opened else next(_NUMBERS)
+        return OpenMemory(number, base, heads, self.devices)
 
     def bind(
         self,
@@ -299,6 +300,11 @@ class Calls:
         mode, opened = self.mode, self.opened
         needs_step = opened is not None or mode.collected is not None
         self._check_attention()
+        if opened is not None and opened.devices != self.devices:
+            raise StateError(
+                f"the model was moved to {_list_devices(self.devices)} while a memory was open on "
+                f"{_list_devices(opened.devices)}; leave its with block, and open it again"
+            )
         inputs = kwargs.get("input_ids")
         inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
         if inputs is None:
@@ -450,6 +456,10 @@ class Calls:
 _PLAIN = CallMode()
 _MODES: ContextVar[Mapping[Calls, CallMode]] = ContextVar("memorizing_modes", default={})  # noqa: B039
 """Of the thread, or task, that is running, where it is not plain."""
+
+
+def _list_devices(devices: Mapping[int, torch.device]) -> str:
+    return ", ".join(sorted({str(device) for device in devices.values()}))
 
 
 def _find_first(mask: Any, num_columns: int) -> Tensor | None:

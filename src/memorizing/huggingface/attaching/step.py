@@ -47,6 +47,8 @@ class OpenMemory:
     """Per memory layer, what was read before; may be empty."""
     open_heads: Mapping[int, OpenHeads]
     """Per memory layer, the heads that read: those whose gates were open when it was opened."""
+    devices: Mapping[int, torch.device]
+    """Per memory layer, where it computed then."""
 
 
 @dataclass(frozen=True)
