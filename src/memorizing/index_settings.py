@@ -92,6 +92,8 @@ class Int8Settings(IndexSettings):
 class SealedSettings(IndexSettings):
     """Another library's index over sealed blocks; what is in no block is searched exactly."""
 
+    is_saved: ClassVar[bool] = False
+    """Whether blocks are worth a file; otherwise they are built again from the keys."""
     block_len: int = 16_384
     """Entries of a block; a block is built when as many are waiting."""
     oversample: int = 2
@@ -125,6 +127,7 @@ class FaissIvfSettings(SealedSettings):
     """Faiss, inverted lists of fp16 keys: those of the `num_probes` nearest cells are scored."""
 
     name: ClassVar[str] = "faiss_ivf"
+    is_saved: ClassVar[bool] = True
     oversample: int = 1
     not_above: ClassVar[Mapping[str, str]] = {"num_probes": "num_lists"}
     least: ClassVar[Mapping[str, int]] = {"num_lists": 0}
@@ -142,6 +145,7 @@ class FaissHnswSettings(SealedSettings):
     """Faiss, a navigable graph over fp16 keys. Slow to build, fast for few queries."""
 
     name: ClassVar[str] = "faiss_hnsw"
+    is_saved: ClassVar[bool] = True
     least: ClassVar[Mapping[str, int]] = {"num_links": 2}
     num_links: int = 32
     """Links of a key in the upper layers of the graph, and half of those in the lowest (M)."""

@@ -12,13 +12,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from memorizing.errors import StateError
 from memorizing.index_settings import ScannSettings
 from memorizing.knn.blocks import BlockLibrary, KeyBlock, import_package
 
@@ -38,9 +36,9 @@ class ScannLibrary(BlockLibrary):
 
     ScaNN does not order the candidates by the keys themselves (its `reorder`): `SealedIndex` does
     that with the stored keys, so that ScaNN need not keep a second copy of them.
-    """
 
-    is_saved = True
+    Blocks are not saved: ScaNN reads files that can hold code.
+    """
 
     def __init__(self, settings: ScannSettings) -> None:
         """Import ScaNN.
@@ -63,23 +61,16 @@ class ScannLibrary(BlockLibrary):
             builder = builder.tree(
                 num_leaves=num_leaves,
                 num_leaves_to_search=min(num_leaves, self._settings.leaves_to_search),
+                # Random centers are others every time; those of k-means++ have a fixed seed.
+                random_init=False,
             ).score_ah(_DIMS_PER_CODE, anisotropic_quantization_threshold=_ANISOTROPY)
         with _hold_back_log():
             return ScannBlock(builder.build(), self._settings)
 
-    def restore(self, files: Mapping[str, bytes], num_keys: int, dim: int) -> KeyBlock:
-        """As `BlockLibrary.restore`."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
-            with _hold_back_log():
-                searcher = self._scann.load_searcher(folder)
-        if searcher.size() != num_keys:
-            raise StateError(
-                f"the ScaNN index holds {searcher.size()} keys, expected {num_keys} of length "
-                f"{dim}; build the index again from the keys"
-            )
-        return ScannBlock(searcher, self._settings)
+    def restore(self, arrays: Mapping[str, np.ndarray], keys: np.ndarray) -> KeyBlock:
+        """As `BlockLibrary.restore`: built anew."""
+        del arrays
+        return self.build(keys, None)
 
 
 class ScannBlock(KeyBlock):
@@ -90,13 +81,16 @@ class ScannBlock(KeyBlock):
         self._searcher = searcher
         self._settings = settings
 
-    def search(self, queries: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `KeyBlock.search`."""
+    def search(
+        self, queries: np.ndarray, num_candidates: int, wanted: range
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `KeyBlock.search`: it cannot leave keys out, and finds as many more."""
+        num_keys = self._searcher.size()
         many = len(queries) >= _FEWEST_QUERIES_FOR_THREADS and torch.get_num_threads() > 1
         search = self._searcher.search_batched_parallel if many else self._searcher.search_batched
         found, scores = search(
             queries,
-            final_num_neighbors=num_candidates,
+            final_num_neighbors=min(num_candidates + num_keys - len(wanted), num_keys),
             leaves_to_search=self._settings.leaves_to_search,
         )
         # What is missing has the score NaN and the number 0.
@@ -104,11 +98,9 @@ class ScannBlock(KeyBlock):
         found = np.where(missing, -1, found.astype(np.int64))
         return found, np.where(missing, np.float32(-np.inf), scores)
 
-    def dump(self) -> dict[str, bytes]:
-        """As `KeyBlock.dump`."""
-        with tempfile.TemporaryDirectory() as folder:
-            self._searcher.serialize(folder, relative_path=True)
-            return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    def dump(self) -> dict[str, np.ndarray]:
+        """Nothing: see `ScannLibrary`."""
+        return {}
 
 
 @contextlib.contextmanager

@@ -1,19 +1,27 @@
 """Sealed blocks: another library's index over an append-only ring that drops its oldest entries.
 
 No library has to delete: a block holds `block_len` consecutive entries of a row and never changes.
-It is built when as many are waiting, and dropped whole when the ring has overwritten half of it; up
-to then, what it finds of the overwritten entries is left out. Living entries that are in no block
-(the newest, and what is left of a dropped block) are searched exactly, so that everything is found
-and nothing that was overwritten is.
+It is built when they are there, and dropped whole when the ring overwrites the first of them. A
+block begins at a multiple of `block_len` and is the same whenever it is built, so that a memory
+that was loaded or copied is searched as before. Sealing makes one block of all entries, which lasts
+until half of it is overwritten; up to then, those are not asked for. Living entries that are in no
+block (the newest, and the oldest) are searched exactly, so that everything is found and nothing
+that was overwritten is.
+
+Blocks index keys less their mean: all inner products with a query become smaller by the same
+number, so that they are ordered alike, and what all keys share (in existing models most of their
+length) leads no graph and no cell astray.
 
 Shapes: B rows, H heads, T queries, N slots, D head_dim, C candidates, k neighbors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +30,9 @@ from torch import Tensor
 
 from memorizing.errors import StateError
 from memorizing.index_settings import SealedSettings
-from memorizing.knn.blocks import BlockLibrary, KeyBlock
+from memorizing.knn.blocks import BlockLibrary, KeyBlock, QuerySample
 from memorizing.knn.exact import merge_candidates, search_exact
 from memorizing.knn.index import KeyIndex, Neighbors, StoredKeys, check_queries
-from memorizing.knn.query_sample import QuerySample
 from memorizing.knn.sealed_files import (
     SavedBlock,
     copy_keys,
@@ -33,7 +40,6 @@ from memorizing.knn.sealed_files import (
     read_blocks,
     write_blocks,
 )
-from memorizing.knn.sealed_plan import list_living, list_stretches, plan_blocks
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,16 @@ class SealedBlock:
     entries: range
     """Counted from the start of the row's document."""
     heads: tuple[KeyBlock, ...]
+    means: np.ndarray
+    """(H, D) fp32: of the keys, which the index was built without."""
     keys_hash: str
     """Of the stored keys it was built from."""
+
+    def is_kept(self, living: range, block_len: int) -> bool:
+        """Whether it still serves, of the living entries of its row."""
+        is_long = len(self.entries) > block_len
+        num_allowed = len(self.entries) // 2 if is_long else 0
+        return living.start - self.entries.start <= num_allowed
 
 
 class SealedIndex(KeyIndex):
@@ -68,7 +82,6 @@ class SealedIndex(KeyIndex):
         self._sealed_until: dict[int, int] = {}
         self._oldest: dict[int, int] = {}
         self._queries = QuerySample()
-        self._threads = ThreadPoolExecutor(torch.get_num_threads(), "memorizing-search")
 
     def append(self, stored: StoredKeys) -> None:
         """As `KeyIndex.append`.
@@ -83,7 +96,7 @@ class SealedIndex(KeyIndex):
             self._blocks[row] = [
                 block
                 for block in self._blocks.get(row, [])
-                if living.start - block.entries.start <= len(block.entries) // 2
+                if block.is_kept(living, self._options.block_len)
             ]
         for row, living in enumerate(all_living):
             blocks = self._blocks[row]
@@ -94,7 +107,7 @@ class SealedIndex(KeyIndex):
                 self._options.block_len,
             )
             for entries in plan:
-                blocks.append(self._build(stored, row, entries))
+                blocks.append(self._make_block(stored, row, entries))
                 blocks.sort(key=lambda block: block.entries.start)
                 self._sealed_until[row] = max(self._sealed_until.get(row, 0), entries.stop)
 
@@ -120,7 +133,7 @@ class SealedIndex(KeyIndex):
             if not living or [block.entries for block in blocks] == [living]:
                 continue
             self._oldest[row] = living.start
-            self._blocks[row] = [self._build(stored, row, living)]
+            self._blocks[row] = [self._make_block(stored, row, living)]
             self._sealed_until[row] = living.stop
 
     def observe_queries(self, queries: Tensor) -> None:
@@ -186,52 +199,48 @@ class SealedIndex(KeyIndex):
         return found
 
     def save(self, folder: Path) -> None:
-        """As `KeyIndex.save`: the blocks that take longer to build than to read.
+        """As `KeyIndex.save`: what takes longer to build than to read, as plain arrays.
 
-        Blocks that are overwritten in part are left out: their keys are gone.
-
-        Every file is whole or not there; the manifest is replaced last, so that what was saved in
-        the folder before stays readable until then.
+        Blocks that are overwritten in part are left out: their keys are gone. The folder is whole
+        or as it was before.
 
         Raises:
             ResourceError: a file cannot be written.
         """
-        blocks = (
-            SavedBlock(row, block.entries, block.keys_hash, self._dump(block))
+        blocks = [
+            SavedBlock(row, block.entries, block.keys_hash, [head.dump() for head in block.heads])
             for row, blocks in self._blocks.items()
             for block in blocks
             if block.entries.start >= self._oldest[row]
-        )
+        ]
         write_blocks(folder, str(self.settings), blocks)
 
     def load(self, folder: Path, stored: StoredKeys) -> None:
-        """As `KeyIndex.load`; manifest, keys and checksums are compared before a file is used.
+        """As `KeyIndex.load`; nothing in the folder is trusted: no file can hold code.
 
-        Flat blocks are built again from the keys: that copies them, as reading would, and a file
-        of them would take as much space as the keys.
+        Blocks of libraries whose settings say that they are not saved are built from the keys.
         """
         blocks: dict[int, list[SealedBlock]] = {}
-        has_files = self._library.is_saved
-        for saved in read_blocks(folder, str(self.settings), stored, has_files=has_files):
-            if has_files:
-                dim = stored.keys.shape[3]
-                heads = tuple(
-                    self._library.restore(files, len(saved.entries), dim) for files in saved.heads
-                )
-                block = SealedBlock(saved.entries, heads, saved.keys_hash)
-            else:
-                block = self._build(stored, saved.row, saved.entries)
+        for saved in read_blocks(folder, str(self.settings), stored):
+            arrays = saved.heads if self._options.is_saved else None
+            block = self._make_block(stored, saved.row, saved.entries, arrays)
             blocks.setdefault(saved.row, []).append(block)
         self._blocks = blocks
         self._oldest = {row: living.start for row, living in enumerate(list_living(stored))}
         self._sealed_until = {row: done[-1].entries.stop for row, done in blocks.items()}
 
-    def _dump(self, block: SealedBlock) -> Iterator[dict[str, bytes]]:
-        return (head.dump() for head in block.heads if self._library.is_saved)
+    def _make_block(
+        self,
+        stored: StoredKeys,
+        row: int,
+        entries: range,
+        arrays: Sequence[Mapping[str, np.ndarray]] | None = None,
+    ) -> SealedBlock:
+        """A block of these entries, built or, with the arrays of every head, made again."""
+        num_heads = stored.keys.shape[1]
+        means = np.empty((num_heads, stored.keys.shape[3]), np.float32)
 
-    def _build(self, stored: StoredKeys, row: int, entries: range) -> SealedBlock:
-        heads = []
-        for head in range(stored.keys.shape[1]):
+        def make(head: int) -> KeyBlock:
             keys = copy_keys(stored, row, head, entries).float().numpy()
             if not np.isfinite(keys).all():
                 wrong = entries[int(np.nonzero(~np.isfinite(keys).all(1))[0][0])]
@@ -240,8 +249,14 @@ class SealedIndex(KeyIndex):
                     "finite keys can be indexed: look for NaN in the weights or the input, and "
                     "reset the row (start_documents), whose entries are written but not sealed"
                 )
-            heads.append(self._library.build(keys, self._queries.get(head)))
-        return SealedBlock(entries, tuple(heads), hash_keys(stored, row, entries))
+            means[head] = keys.mean(0)
+            keys = keys - means[head]
+            if arrays is not None:
+                return self._library.restore(arrays[head], keys)
+            return self._library.build(keys, self._queries.get(head))
+
+        heads = tuple(_get_threads().map(make, range(num_heads)))
+        return SealedBlock(entries, heads, means, hash_keys(stored, row, entries))
 
     def _search_row(
         self, queries: Tensor, stored: StoredKeys, source: int, k: int, num_hidden: Tensor
@@ -284,30 +299,35 @@ class SealedIndex(KeyIndex):
     ) -> Tensor:
         """Candidate entries (H, T, C) of all blocks on the CPU, -1 where there is none."""
         num_wanted = self._options.oversample * k
-        asked_of = []
-        for block in blocks:
-            ends = visible_until[visible_until > block.entries.start]
-            if len(ends):
-                # As many more as may turn out to be hidden from a query, or overwritten.
-                num_hidden = max(0, block.entries.stop - int(ends.min()))
-                living = block.entries.stop - max(oldest, block.entries.start)
-                num_asked = -(-num_wanted * len(block.entries) // living) + num_hidden
-                asked_of.append((block, min(num_asked, len(block.entries))))
-        if not asked_of:
-            return torch.empty((*queries.shape[:2], 0), dtype=torch.int64)
         asked = queries.float().cpu().contiguous().numpy()
         # Libraries share the queries of a head among threads; with few, heads go side by side.
-        run = self._threads.map if queries.shape[1] < torch.get_num_threads() else map
+        run = _get_threads().map if queries.shape[1] < torch.get_num_threads() else map
         entries, scores = [], []
-        for block, num_candidates in asked_of:
-            found = run(lambda head, of, n=num_candidates: head.search(of, n), block.heads, asked)
+        for block in blocks:
+            first, until = block.entries.start, visible_until.clamp(max=block.entries.stop)
+            wanted = range(max(0, oldest - first), int(until.max()) - first)
+            if not wanted:
+                continue
+            # As many more as may turn out to be hidden from a query.
+            num_asked = num_wanted + int((until.max() - until.clamp(min=first)).max())
+            num_candidates = min(num_asked, len(wanted))
+
+            def search(
+                head: KeyBlock, of: np.ndarray, mean: np.ndarray, wanted=wanted, n=num_candidates
+            ) -> tuple[np.ndarray, np.ndarray]:
+                numbers, values = head.search(of, n, wanted)
+                return numbers, values + (of @ mean)[:, None]
+
+            found = run(search, block.heads, asked, block.means)
             numbers, values = (
                 torch.from_numpy(np.stack(part)) for part in zip(*found, strict=True)
             )
-            entry = numbers + block.entries.start
+            entry = numbers + first
             wrong = (numbers < 0) | (entry >= visible_until.unsqueeze(-1)) | (entry < oldest)
             entries.append(entry.masked_fill_(wrong, -1))
             scores.append(values.masked_fill_(wrong, -torch.inf))
+        if not entries:
+            return torch.empty((*queries.shape[:2], 0), dtype=torch.int64)
         candidates = torch.cat(entries, -1)
         if candidates.shape[-1] <= num_wanted:
             return candidates
@@ -325,3 +345,63 @@ def _search_stretch(
     hidden = num_hidden.unsqueeze(0).to(keys.device) if bool(num_hidden.any()) else None
     found = search_exact(queries.unsqueeze(0), keys, [len(entries)], k, num_hidden=hidden)
     return (found.slots[0] + entries.start).masked_fill(~found.valid[0], -1)
+
+
+def list_living(stored: StoredKeys) -> list[range]:
+    """Per row, the entries that are there."""
+    return [
+        range(count - size, count)
+        for count, size in zip(stored.num_appended, stored.sizes, strict=True)
+    ]
+
+
+def plan_blocks(
+    living: range, sealed: Sequence[range], sealed_until: int, block_len: int
+) -> list[range]:
+    """Which entries are due to be sealed, in blocks that begin at multiples of `block_len`.
+
+    All whole blocks of the entries that came after the last block; and of older entries that lost
+    their block (only one longer than `block_len` leaves that many) the newest whole block, so that
+    one call does not have to build a large memory again.
+
+    Args:
+        living: entries that are there.
+        sealed: those of the blocks.
+        sealed_until: the entry after the newest that was ever sealed.
+        block_len: entries of a block.
+    """
+    first = -(-living.start // block_len) * block_len
+    free = [
+        range(start, start + block_len)
+        for start in range(first, living.stop - block_len + 1, block_len)
+        if all(start + block_len <= one.start or one.stop <= start for one in sealed)
+    ]
+    older = [block for block in free if block.start < sealed_until]
+    return [*free[len(older) :], *older[-1:]]
+
+
+def list_stretches(living: range, sealed: Sequence[range], capacity: int) -> list[range]:
+    """Living entries outside the blocks, as ranges of entries in consecutive slots.
+
+    Entry e of a row lies in slot e % capacity.
+    """
+    stretches = []
+    start = living.start
+    for block in [*sealed, range(living.stop, living.stop)]:
+        wrap = start - start % capacity + capacity
+        for stretch in (range(start, min(block.start, wrap)), range(wrap, block.start)):
+            if stretch:
+                stretches.append(stretch)
+        start = block.stop
+    return stretches
+
+
+def _get_threads() -> ThreadPoolExecutor:
+    """Threads of this process, as many as torch has."""
+    return _make_threads(os.getpid(), torch.get_num_threads())
+
+
+@cache
+def _make_threads(process: int, num_threads: int) -> ThreadPoolExecutor:
+    """Threads that a process made: those of another do not live on in its fork."""
+    return ThreadPoolExecutor(num_threads, f"memorizing-search-{process}")

@@ -1,32 +1,33 @@
-"""Sealed blocks on disk: a manifest, and the files of every block and head.
+"""Sealed blocks on disk: numbers and text only, so that a folder of somebody else runs no code.
 
-    manifest.json                       format, settings, entries and checksums of every block
-    <row>-<first>-<head>-<hash>-<name>  what the library wrote
-
-Files are named by their content, so that saving anew never overwrites what the manifest of before
-names; the manifest is replaced when all are there, and then what it does not name is removed.
+index.json                  format, settings, and row, entries and keys of every block
+<row>-<first>.safetensors   per head, the arrays that the library needs beside the keys
+manifest.json               sizes and SHA-256 of these files
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from memorizing.errors import StateError
 from memorizing.knn.index import StoredKeys
-from memorizing.storage.files import write_bytes, write_json
+from memorizing.storage.files import read_json, write_json
+from memorizing.storage.folders import verify_folder, write_folder
+from memorizing.storage.tensors import read_tensors, write_tensors
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
-_OUR_FILES = re.compile(r"\d+-\d+-\d+-[0-9a-f]{16}-[\w.-]+")
+_FORMAT = 2
+DESCRIPTION = "index.json"
+_OUR_FILES = re.compile(r"index\.json|\d+-\d+\.safetensors|\d+-\d+-\d+-[0-9a-f]{16}-[\w.-]+")
+_REMEDY = "save the index again, or build it again from the keys"
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class SavedBlock:
     row: int
     entries: range
     keys_hash: str
-    heads: Iterable[Mapping[str, bytes]]
-    """Per head, contents of files by name; made one after the other, for they are large."""
+    heads: Sequence[Mapping[str, np.ndarray]]
+    """Per head, arrays by name."""
 
 
 def copy_keys(stored: StoredKeys, row: int, head: int, entries: range) -> Tensor:
-    """The keys of consecutive living entries (n, D), contiguous, on the CPU, in their dtype."""
+    """The keys of consecutive living entries (n, D), contiguous, on the CPU, perhaps a view."""
     first, last = entries.start % stored.capacity, entries.stop % stored.capacity
     keys = stored.keys[row, head]
     wraps = first + len(entries) > stored.capacity
@@ -60,93 +61,94 @@ def hash_keys(stored: StoredKeys, row: int, entries: range) -> str:
     return digest.hexdigest()
 
 
-def write_blocks(folder: Path, settings: str, blocks: Iterable[SavedBlock]) -> None:
-    """Write blocks and manifest; a manifest of before is valid until this one is there.
+def write_blocks(folder: Path, settings: str, blocks: Sequence[SavedBlock]) -> None:
+    """Write a folder of blocks, in one step; what is not ours in it stays.
 
     Raises:
         ResourceError: a file cannot be written.
     """
-    lines = []
-    for block in blocks:
-        heads = []
-        for head, files in enumerate(block.heads):
-            named = {}
-            for name, content in files.items():
-                digest = hashlib.sha256(content).hexdigest()
-                path = f"{block.row}-{block.entries.start}-{head}-{digest[:16]}-{name}"
-                write_bytes(folder / path, content)
-                named[name] = {"path": path, "sha256": digest}
-            heads.append(named)
-        lines.append(
-            {
-                "row": block.row,
-                "entries": [block.entries.start, block.entries.stop],
-                "keys_sha256": block.keys_hash,
-                "heads": heads,
+    lines = [
+        {
+            "row": block.row,
+            "entries": [block.entries.start, block.entries.stop],
+            "keys_sha256": block.keys_hash,
+        }
+        for block in blocks
+    ]
+
+    def write(partial: Path) -> None:
+        write_json(partial / DESCRIPTION, {"format": _FORMAT, "index": settings, "blocks": lines})
+        for block in blocks:
+            arrays = {
+                f"{head}.{name}": torch.from_numpy(array)
+                for head, named in enumerate(block.heads)
+                for name, array in named.items()
             }
-        )
-    manifest = {"format": _FORMAT, "index": settings, "blocks": lines}
-    write_json(folder / _MANIFEST, manifest)
-    kept = {file["path"] for line in lines for head in line["heads"] for file in head.values()}
-    for path in folder.iterdir():
-        if _OUR_FILES.fullmatch(path.name) and path.name not in kept:
-            path.unlink()
+            if arrays:
+                write_tensors(partial / _name_file(block.row, block.entries), arrays)
+
+    old = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    write_folder(folder, write, ours=[name for name in old if _OUR_FILES.fullmatch(name)])
 
 
-def read_blocks(
-    folder: Path, settings: str, stored: StoredKeys, *, has_files: bool
-) -> Iterator[SavedBlock]:
+def read_blocks(folder: Path, settings: str, stored: StoredKeys) -> Iterator[SavedBlock]:
     """Read the blocks of a folder one by one, each compared with its checksums and the keys.
 
     Args:
         folder: written by `write_blocks`.
         settings: what it must have been written with.
         stored: the keys that it must have been written for.
-        has_files: whether the library saves its blocks; otherwise there are ranges only.
 
     Raises:
         StateError: the folder holds no index, or one of other settings or keys, or a file is
             missing, truncated or altered.
     """
-    path = folder / _MANIFEST
-    manifest = _read_manifest(path)
+    path = folder / DESCRIPTION
+    missing = f"{folder} holds no index that this release reads; {_REMEDY}"
+    if (folder / "manifest.json").is_file():
+        missing = (
+            f"{folder} holds an index of an older release, in files that may run code or harm when "
+            f"they are read, or is not whole; {_REMEDY}"
+        )
+    description = read_json(path, StateError, _REMEDY, missing=missing)
     for what, mine in (("format", _FORMAT), ("index", settings)):
-        if manifest.get(what) != mine:
+        if description.get(what) != mine:
             raise StateError(
-                f"{str(path)!r} has {what} {manifest.get(what)!r}, expected {mine!r}; open it with "
-                "the settings it was saved with, or build the index again from the keys"
+                f"{str(path)!r} has {what} {description.get(what)!r}, expected {mine!r}; open it "
+                "with the settings it was saved with, or build the index again from the keys"
             )
-    try:
-        lines = [
-            (
-                int(line["row"]),
-                range(*map(int, line["entries"])),
-                line["keys_sha256"],
-                line["heads"],
-            )
-            for line in manifest["blocks"]
-        ]
-        lines.sort(key=lambda line: (line[0], line[1].start))
-        free_from = dict.fromkeys(range(len(stored.num_appended)), 0)
-        for row, entries, keys_hash, heads in lines:
-            _check_keys(path, stored, row, entries, free_from.get(row), keys_hash)
-            free_from[row] = entries.stop
-            if len(heads) != (stored.keys.shape[1] if has_files else 0):
-                raise StateError(_describe_damage(path, f"has files of {len(heads)} heads"))
-            files = ({name: _read_file(folder, **file) for name, file in h.items()} for h in heads)
-            yield SavedBlock(row, entries, keys_hash, files)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StateError(_describe_damage(path, f"is no manifest of blocks ({error!r})")) from error
+    verify_folder(folder, error=StateError, remedy=_REMEDY)
+    free_from = dict.fromkeys(range(len(stored.num_appended)), 0)
+    for row, entries, keys_hash in _parse_lines(path, description.get("blocks")):
+        _check_keys(path, stored, row, entries, free_from.get(row), keys_hash)
+        free_from[row] = entries.stop
+        file = folder / _name_file(row, entries)
+        heads: list[dict[str, np.ndarray]] = [{} for _ in range(stored.keys.shape[1])]
+        found = read_tensors(file, StateError, _REMEDY) if file.is_file() else {}
+        for name, tensor in found.items():
+            head, _, name = name.partition(".")
+            if not head.isdecimal() or int(head) >= len(heads):
+                raise StateError(f"{file} has arrays of head {head!r}; {_REMEDY}")
+            heads[int(head)][name] = tensor.numpy()
+        yield SavedBlock(row, entries, keys_hash, heads)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _name_file(row: int, entries: range) -> str:
+    return f"{row}-{entries.start}.safetensors"
+
+
+def _parse_lines(path: Path, lines: Any) -> list[tuple[int, range, str]]:
+    """Row, entries and hash of every block, in order."""
     try:
-        manifest = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StateError(_describe_damage(path, f"cannot be read ({error})")) from error
-    if not isinstance(manifest, dict):
-        raise StateError(_describe_damage(path, "is no manifest of blocks"))
-    return manifest
+        parsed = []
+        for line in lines:
+            first, until = line["entries"]
+            parsed.append((int(line["row"]), range(int(first), int(until)), line["keys_sha256"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise StateError(
+            f"{str(path)!r} does not describe blocks ({error!r}); {_REMEDY}"
+        ) from error
+    return sorted(parsed, key=lambda line: (line[0], line[1].start))
 
 
 def _check_keys(
@@ -169,19 +171,3 @@ def _check_keys(
             f"{str(path)!r} has a block of row {row}, entries {entries.start} to {entries.stop}: "
             f"{reason}; open it with the memory it was saved with, or build the index again"
         )
-
-
-def _read_file(folder: Path, path: str, sha256: str) -> bytes:
-    if not _OUR_FILES.fullmatch(path):
-        raise StateError(_describe_damage(folder / _MANIFEST, f"names a file {path!r}"))
-    try:
-        content = (folder / path).read_bytes()
-    except OSError as error:
-        raise StateError(_describe_damage(folder / path, f"cannot be read ({error})")) from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise StateError(_describe_damage(folder / path, "is truncated or altered"))
-    return content
-
-
-def _describe_damage(path: Path, what: str) -> str:
-    return f"{str(path)!r} {what}; save the index again, or build it again from the keys"

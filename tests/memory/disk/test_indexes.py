@@ -9,7 +9,7 @@ import torch
 
 from memorizing.errors import MemoryFolderError
 from memorizing.index_settings import parse_index
-from memorizing.knn.sealed import SealedIndex
+from memorizing.knn.faiss_blocks import FaissLibrary
 from memorizing.memory import MemoryFolder, Retrieved
 from memorizing.memory.disk import state
 from tests.memory.disk.examples import DIM, HEADS, append, count_entries, list_files, make_folder
@@ -43,7 +43,7 @@ def test_saved_indexes_are_read_and_not_built(
     folder.save_indexes(HNSW)
     assert list_files(folder.path / "index") == ["segment-000000", "segment-000001"]
     with monkeypatch.context() as patched:
-        patched.setattr(SealedIndex, "_build", None)
+        patched.setattr(FaissLibrary, "build", None)
         opened = MemoryFolder.open(folder.path)
         check_alike(opened.open_layer(7, index=HNSW).retrieve(QUERIES, 5), expected)
     # The index goes with its segment.
@@ -72,20 +72,45 @@ def test_an_index_of_int8_entries_is_saved_per_segment(
     assert torch.equal(kept, expected.neighbors.scores)
 
 
-def test_a_damaged_index_is_refused(folder: MemoryFolder, tmp_path_factory) -> None:
+def test_a_damaged_index_is_built_anew(folder: MemoryFolder, tmp_path_factory) -> None:
     folder.save_indexes(HNSW)
+    expected = folder.open_layer(7).retrieve(QUERIES, 5)
     (saved,) = (folder.path / "index" / "segment-000000").glob("7-*")
     largest = max(saved.iterdir(), key=lambda path: path.stat().st_size)
     content = largest.read_bytes()
     largest.write_bytes(content[:-7])
-    with pytest.raises(MemoryFolderError, match=r"truncated or altered.*; remove that folder"):
-        MemoryFolder.open(folder.path).open_layer(7, index=HNSW).prepare()
+    with pytest.warns(
+        UserWarning, match=r"built anew .*truncated or altered.*; remove that folder"
+    ):
+        found = MemoryFolder.open(folder.path).open_layer(7, index=HNSW).retrieve(QUERIES, 5)
+    check_alike(found, expected)
     outside = tmp_path_factory.mktemp("outside") / "index"
     largest.write_bytes(content)
     saved.rename(outside)
     saved.symlink_to(outside)
     with pytest.raises(MemoryFolderError, match="a link out of the memory"):
         folder.open_layer(7, index=HNSW).prepare()
+
+
+def test_an_index_of_an_older_release_is_built_anew_and_replaced(folder: MemoryFolder) -> None:
+    folder.save_indexes(HNSW)
+    (saved,) = (folder.path / "index" / "segment-000000").glob("7-*")
+    for path in saved.iterdir():
+        path.unlink()
+    (saved / "manifest.json").write_text('{"format": 1}')
+    (saved / "0-0-0-0123456789abcdef-scann_docids.pkl").write_bytes(b"cos\nabort\n(tR.")
+    expected = folder.open_layer(7).retrieve(QUERIES, 5)
+    with pytest.warns(UserWarning, match="of an older release"):
+        check_alike(folder.open_layer(7, index=HNSW).retrieve(QUERIES, 5), expected)
+    with pytest.warns(UserWarning, match="of an older release"):
+        folder.save_indexes(HNSW)
+    check_alike(folder.open_layer(7, index=HNSW).retrieve(QUERIES, 5), expected)
+    assert not list(saved.glob("*.pkl"))
+
+
+def test_an_index_whose_files_could_hold_code_is_not_saved(folder: MemoryFolder) -> None:
+    folder.save_indexes(parse_index("scann:block_len=11"))
+    assert not (folder.path / "index").exists()
 
 
 def test_an_index_that_was_saved_by_half_is_left_out_and_removed(folder: MemoryFolder) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.index_settings import ExactSettings, IndexSettings, SealedSettings
 from memorizing.knn import KeyIndex, StoredKeys, make_index
+from memorizing.knn.sealed_files import DESCRIPTION
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.segment import SegmentFile, decode_int8
 from memorizing.memory.disk.state import INDEXES
@@ -24,7 +25,6 @@ from memorizing.memory.frozen import (
     index_block,
     select_heads,
 )
-from memorizing.storage.files import name_temporary, sync
 
 
 def open_layer(
@@ -77,21 +77,17 @@ def open_layer(
 
 def save_indexes(contents: Contents, index: IndexSettings) -> None:
     """Build and save what is not saved yet; see `MemoryFolder.save_indexes`."""
-    if not isinstance(index, SealedSettings):
+    if not (isinstance(index, SealedSettings) and index.is_saved):
         return
     description = contents.manifest.description
     for segment in contents.segments:
         for layer in description.layers:
             saved = _name_index_folder(segment, layer, index)
-            if segment.record.num_entries < index.block_len or saved.exists():
+            if segment.record.num_entries < index.block_len or (saved / DESCRIPTION).is_file():
                 continue
             heads = range(description.num_heads)
             block = _load(contents, [segment], layer, torch.device("cpu"), index, heads)
-            saved.parent.mkdir(parents=True, exist_ok=True)
-            with name_temporary(saved.parent) as unfinished:
-                block.index.save(unfinished)
-                os.replace(unfinished, saved)
-            sync(saved.parent)
+            block.index.save(saved)
 
 
 def _name_index_folder(segment: SegmentFile, layer: int, settings: IndexSettings) -> Path:
@@ -156,7 +152,10 @@ def _restore(folder: Path, saved: Path, index: KeyIndex, stored: StoredKeys) -> 
     try:
         index.load(saved, stored)
     except StateError as error:
-        raise MemoryFolderError(
-            f"the index in {saved} is refused ({error}); remove that folder, and it is built anew"
-        ) from error
+        warnings.warn(
+            f"the index in {saved} is not used, and built anew from the entries ({error}); remove "
+            "that folder, and MemoryFolder.save_indexes saves it again",
+            stacklevel=2,
+        )
+        return False
     return True
