@@ -12,7 +12,7 @@ from memorizing.errors import IndexUnavailableError, NonFiniteQueryError, StateE
 from memorizing.index_settings import parse_index
 from memorizing.memory import FrozenMemory, Memory, Retrieved, keep_best
 from memorizing.memory.frozen import FrozenBlock, index_block
-from memorizing.model.memory_attention import attend_to_retrieved
+from memorizing.model.attention import attend_to_retrieved
 
 ROWS, HEADS, GROUPS, DIM = 2, 3, 5, 11
 

@@ -84,7 +84,7 @@ class History:
     """(B,) int64 on the CPU: tokens of its document that each row has read."""
     recent: tuple[Tensor, ...] = ()
     """Per layer, the last tokens' raw keys, or queries and keys (B, H, P, D), where a model mixes
-    them (`model/mixing.py`); else empty."""
+    them (`model/block.py`); else empty."""
     staged: dict[int, Entries] = field(default_factory=dict)
     """Per memory layer, entries that wait for the end of their segment, without gradient."""
     memories: dict[int, Memory]

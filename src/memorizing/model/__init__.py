@@ -1,10 +1,13 @@
 """The model: local attention, memory attention, gate, blocks, and the history they read."""
 
 from memorizing.memory import RetrievalControl
-from memorizing.model.exposure import Exposed, join_exposed
-from memorizing.model.inference import evaluation_mode
-from memorizing.model.state import ModelState
-from memorizing.model.transformer import MemorizingTransformer, ModelOutput, Retrieval
+from memorizing.model.layout import Exposed, ModelState, join_exposed
+from memorizing.model.transformer import (
+    MemorizingTransformer,
+    ModelOutput,
+    Retrieval,
+    evaluation_mode,
+)
 
 __all__ = [
     "Exposed",

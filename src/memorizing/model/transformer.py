@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,9 +17,20 @@ from memorizing.errors import ConfigError
 from memorizing.index_settings import parse_index
 from memorizing.memory import Entries, Memory, RetrievalControl
 from memorizing.model.block import AttentionResult, Block, Norm, Reading
-from memorizing.model.exposure import Exposed
-from memorizing.model.layout import Layout
-from memorizing.model.state import ModelState
+from memorizing.model.layout import Exposed, Layout, ModelState
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout, no gradient; the model's mode is restored afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -12,7 +12,7 @@ from memorizing.config import ModelConfig, TrainingConfig
 from memorizing.errors import ResourceError
 from memorizing.memory import memory_bytes
 from memorizing.model import MemorizingTransformer
-from memorizing.model.position_bias import choose_block_len
+from memorizing.model.attention import choose_block_len
 
 _STATE_PER_WEIGHT = {"adafactor": 4, "adamw": 8, "muon": 8}
 """Bytes of optimizer state per weight: one or two fp32 moments (Muon is rounded up)."""

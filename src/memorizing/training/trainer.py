@@ -56,7 +56,7 @@ class Rows(Histories):
         """Forward and backward over a segment of every row; gradients add to the parameters'.
 
         With several segments, gradients flow between them: each memory layer sees the entries of
-        those before (crossbatch, `model/exposure.py`), which are not in the memory yet.
+        those before (crossbatch, `model/layout.py`), which are not in the memory yet.
 
         The loss is summed nats / target tokens of all batches, so that parts do not change it.
 

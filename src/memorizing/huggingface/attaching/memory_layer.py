@@ -21,7 +21,7 @@ from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.index_settings import SealedSettings, parse_index
 from memorizing.memory import Retrieved
-from memorizing.model.memory_attention import (
+from memorizing.model.attention import (
     attend_to_copies,
     attend_to_retrieved,
     combine_by_gate,
