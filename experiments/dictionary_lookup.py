@@ -37,12 +37,8 @@ from small_models import (
 )
 
 from memorizing.benchmark.preparing import describe_machine
-from memorizing.data.synthetic import (
-    BLOCK_LEN,
-    NUM_SYMBOLS,
-    count_questions,
-    make_look_up_batch,
-)
+from memorizing.data.synthetic.batch import BLOCK_LEN, NUM_SYMBOLS
+from memorizing.data.synthetic.records import count_questions, make_look_up_batch
 from memorizing.evaluation.answers import ask_questions, compute_wilson_interval, read_documents
 from memorizing.model import MemorizingTransformer
 from memorizing.storage.files import write_json

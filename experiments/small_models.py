@@ -14,7 +14,7 @@ import torch
 from device_option import add_device_option
 
 from memorizing.config import ModelConfig, TrainingConfig
-from memorizing.data.synthetic import BLOCK_LEN, VOCAB_SIZE, QuestionBatch
+from memorizing.data.synthetic.batch import BLOCK_LEN, VOCAB_SIZE, QuestionBatch
 from memorizing.model import MemorizingTransformer
 from memorizing.training.questions import QuestionStep, build_gathering_model, train_on_questions
 

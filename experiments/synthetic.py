@@ -31,7 +31,7 @@ from small_models import add_machine_options, list_machines, run_side_by_side, s
 from synthetic_tasks import TASKS, Arm, Cell, Task
 
 from memorizing.benchmark.preparing import describe_machine
-from memorizing.data.synthetic import QuestionBatch
+from memorizing.data.synthetic.batch import QuestionBatch
 from memorizing.evaluation.answers import answer_questions, compute_wilson_interval
 from memorizing.model import MemorizingTransformer
 from memorizing.storage.files import write_json

@@ -8,13 +8,9 @@ from dataclasses import asdict, dataclass, field
 from small_models import SHARPNESS, SmallModel
 
 from memorizing.config import Control
-from memorizing.data.synthetic import (
-    QuestionBatch,
-    make_needles_batch,
-    make_pairs_batch,
-    make_strings_batch,
-    make_tracking_batch,
-)
+from memorizing.data.synthetic.batch import QuestionBatch
+from memorizing.data.synthetic.needles import make_needles_batch, make_tracking_batch
+from memorizing.data.synthetic.records import make_pairs_batch, make_strings_batch
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,9 @@ import pytest
 import torch
 
 from memorizing.config import ModelConfig, TrainingConfig
-from memorizing.data.synthetic import (
-    NUM_SYMBOLS,
-    VOCAB_SIZE,
-    QuestionBatch,
-    make_needles_batch,
-    make_pairs_batch,
-)
+from memorizing.data.synthetic.batch import NUM_SYMBOLS, VOCAB_SIZE, QuestionBatch
+from memorizing.data.synthetic.needles import make_needles_batch
+from memorizing.data.synthetic.records import make_pairs_batch
 from memorizing.evaluation.answers import (
     answer_questions,
     compute_wilson_interval,

@@ -22,7 +22,7 @@ from torch import Tensor
 from memorizing.benchmark.indexes import DelegatingIndex
 from memorizing.config import TrainingConfig
 from memorizing.data import SegmentLoader, TokenizedDocument
-from memorizing.data.synthetic import make_pairs_batch
+from memorizing.data.synthetic.records import make_pairs_batch
 from memorizing.errors import ConfigError, NonFiniteQueryError
 from memorizing.evaluation import evaluate_capacities
 from memorizing.evaluation.answers import answer_questions

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,10 +11,10 @@ from memorizing.config import DataConfig, TokenizerConfig
 from memorizing.data.corpus import Corpus
 from memorizing.data.splits import join_documents, match_names, split_documents
 from memorizing.data.text import Document
+from memorizing.data.tokenized import batch_documents
 from memorizing.data.tokenizer import Tokenizer
 from memorizing.data.tokenizer_training import train_tokenizer
 
-_BATCH_BYTES = 8 * 2**20
 _NAMES_SHOWN = 4
 
 
@@ -180,38 +181,25 @@ def measure_corpus(
     """
     config = _drop_plain(config)
     sizes: list[DocumentSize] = []
-    lengths: list[int] = []
-    sums: dict[int, list[int]] = {}
-    longest: list[DocumentSize] = []
-    shortest: list[DocumentSize] = []
-    num_bytes = 0
-    for batch in _batch(corpus.documents()):
+    for batch in batch_documents(corpus.documents()):
         encoded = tokenizer.encode_batch([document.text for document in batch])
-        for document, tokens in zip(batch, encoded, strict=True):
-            length = len(tokens)
-            lengths.append(length)
-            num_bytes += document.num_bytes
-            counts = sums.setdefault(length.bit_length(), [0, 0])
-            counts[0] += 1
-            counts[1] += length
-            size = DocumentSize(document.name, document.num_bytes, length)
-            if config:
-                sizes.append(size)
-            longest = sorted([*longest, size], key=lambda s: -(s.num_tokens or 0))[:num_extremes]
-            shortest = sorted([*shortest, size], key=lambda s: s.num_tokens or 0)[:num_extremes]
+        sizes += [
+            DocumentSize(document.name, document.num_bytes, len(tokens))
+            for document, tokens in zip(batch, encoded, strict=True)
+        ]
         if progress:
-            progress(len(lengths))
-    lengths.sort()
+            progress(len(sizes))
+    lengths = sorted(size.num_tokens or 0 for size in sizes)
     return CorpusStatistics(
         description=corpus.description,
         tokenizer=tokenizer_name or f"{tokenizer.vocab_size:,} ids",
-        num_documents=len(lengths),
-        num_bytes=num_bytes,
+        num_documents=len(sizes),
+        num_bytes=sum(size.num_bytes for size in sizes),
         num_tokens=sum(lengths),
         median_tokens=lengths[(len(lengths) - 1) // 2],
-        histogram=_make_histogram(sums),
-        longest=tuple(longest),
-        shortest=tuple(shortest),
+        histogram=_make_histogram(lengths),
+        longest=tuple(sorted(sizes, key=lambda s: -(s.num_tokens or 0))[:num_extremes]),
+        shortest=tuple(sorted(sizes, key=lambda s: s.num_tokens or 0)[:num_extremes]),
         skipped=tuple(corpus.skipped),
         num_replaced=corpus.num_replaced,
         splits=_measure_splits(sizes, config) if config else (),
@@ -257,22 +245,11 @@ def _measure_splits(sizes: Sequence[DocumentSize], config: DataConfig) -> tuple[
     return tuple(found)
 
 
-def _batch(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    num_bytes = 0
-    for document in documents:
-        batch.append(document)
-        num_bytes += document.num_bytes
-        if num_bytes >= _BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
-
-
-def _make_histogram(sums: dict[int, list[int]]) -> tuple[LengthBin, ...]:
-    """Bins between powers of two, from their bit lengths; empty ones in between are kept."""
-    return tuple(
-        LengthBin(1 << bits >> 1, 1 << bits, *sums.get(bits, (0, 0)))
-        for bits in range(min(sums), max(sums) + 1)
-    )
+def _make_histogram(lengths: Sequence[int]) -> tuple[LengthBin, ...]:
+    """Bins between powers of two, of lengths that are sorted; empty ones in between are kept."""
+    bins = []
+    for bits in range(lengths[0].bit_length(), lengths[-1].bit_length() + 1):
+        begin, end = 1 << bits >> 1, 1 << bits
+        inside = lengths[bisect.bisect_left(lengths, begin) : bisect.bisect_left(lengths, end)]
+        bins.append(LengthBin(begin, end, len(inside), sum(inside)))
+    return tuple(bins)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,37 +110,37 @@ def tokenize_documents(
         ResourceError: the cache cannot be written.
     """
     cache = TokenCache(cache_dir)
-    found: list[TokenizedDocument | None] = []
-    waiting: list[tuple[int, Document, Path]] = []
-    waiting_bytes = 0
-
-    def finish() -> None:
-        nonlocal waiting_bytes
-        encoded = tokenizer.encode_batch([document.text for _, document, _ in waiting])
-        for (place, document, path), tokens in zip(waiting, encoded, strict=True):
-            cache.write(path, tokens)
-            found[place] = TokenizedDocument(document.name, tokens, document.num_bytes)
+    found: list[TokenizedDocument] = []
+    for batch in batch_documents(documents):
+        paths = [cache.locate(document.text, tokenizer.fingerprint) for document in batch]
+        known = [cache.read(path, tokenizer.vocab_size) for path in paths]
+        missing = [i for i, tokens in enumerate(known) if tokens is None]
+        encoded = tokenizer.encode_batch([batch[i].text for i in missing])
+        for i, tokens in zip(missing, encoded, strict=True):
+            cache.write(paths[i], tokens)
+            known[i] = tokens
+        found += [
+            TokenizedDocument(document.name, tokens, document.num_bytes)
+            for document, tokens in zip(batch, known, strict=True)
+            if tokens is not None
+        ]
         if progress:
-            progress(waiting_bytes)
-        waiting.clear()
-        waiting_bytes = 0
+            progress(sum(document.num_bytes for document in batch))
+    return cut_documents(found, tokenizer, max_tokens, min_tokens)
 
+
+def batch_documents(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """As many documents at a time as are tokenized in one call."""
+    batch: list[Document] = []
+    num_bytes = 0
     for document in documents:
-        path = cache.locate(document.text, tokenizer.fingerprint)
-        tokens = cache.read(path, tokenizer.vocab_size)
-        if tokens is not None:
-            found.append(TokenizedDocument(document.name, tokens, document.num_bytes))
-            if progress:
-                progress(document.num_bytes)
-            continue
-        waiting.append((len(found), document, path))
-        found.append(None)
-        waiting_bytes += document.num_bytes
-        if waiting_bytes >= _BATCH_BYTES:
-            finish()
-    if waiting:
-        finish()
-    return cut_documents([d for d in found if d is not None], tokenizer, max_tokens, min_tokens)
+        batch.append(document)
+        num_bytes += document.num_bytes
+        if num_bytes >= _BATCH_BYTES:
+            yield batch
+            batch, num_bytes = [], 0
+    if batch:
+        yield batch
 
 
 def cut_documents(

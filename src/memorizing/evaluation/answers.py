@@ -24,7 +24,7 @@ from memorizing.loss import compute_token_nats
 from memorizing.model import MemorizingTransformer, ModelState, RetrievalControl
 
 if TYPE_CHECKING:
-    from memorizing.data.synthetic import QuestionBatch
+    from memorizing.data.synthetic.batch import QuestionBatch
 
 
 @dataclass(frozen=True)

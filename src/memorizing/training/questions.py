@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from memorizing.config import ModelConfig, TrainingConfig
-from memorizing.data.synthetic import QuestionBatch
+from memorizing.data.synthetic.batch import QuestionBatch
 from memorizing.devices import send
 from memorizing.evaluation.answers import read_blocks, split_questions
 from memorizing.loss import sum_nats

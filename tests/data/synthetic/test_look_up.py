@@ -1,14 +1,16 @@
 import pytest
 import torch
 
-from memorizing.data.synthetic import (
+from memorizing.data.synthetic.batch import (
     FILLER,
     FIRST_SYMBOL,
-    NUM_KEYS,
     QUESTION,
     RECORD,
     VALUE,
     VOCAB_SIZE,
+)
+from memorizing.data.synthetic.records import (
+    NUM_KEYS,
     compute_document_len,
     count_questions,
     make_look_up_batch,

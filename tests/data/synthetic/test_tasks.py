@@ -6,21 +6,28 @@ import numpy as np
 import pytest
 import torch
 
-from memorizing.data.synthetic import (
+from memorizing.data.synthetic.batch import (
     FILLER,
     QUESTION,
     RECORD,
     VALUE,
     VOCAB_SIZE,
     QuestionBatch,
-    make_look_up_batch,
+)
+from memorizing.data.synthetic.needles import (
+    FIRST_WORD,
+    NUM_NAMES,
     make_needles_batch,
-    make_pairs_batch,
-    make_strings_batch,
     make_tracking_batch,
 )
-from memorizing.data.synthetic.needles import FIRST_WORD, NUM_NAMES
-from memorizing.data.synthetic.strings import COLON, COMMA, QUOTE
+from memorizing.data.synthetic.records import (
+    COLON,
+    COMMA,
+    QUOTE,
+    make_look_up_batch,
+    make_pairs_batch,
+    make_strings_batch,
+)
 
 Maker = Callable[..., QuestionBatch]
 MAKERS: list[tuple[Maker, dict[str, int], int]] = [

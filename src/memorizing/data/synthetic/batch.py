@@ -143,3 +143,9 @@ def join_questions(
         is_first,
         np.zeros(len(asked), dtype=np.int64) if group is None else group[asked],
     )
+
+
+def join_records(marker: int, keys: Tokens, values: Tokens) -> Tokens:
+    """`marker` k1 k2 ... `<v>` v1 v2 ... as (N, R), of keys and values with N lines each."""
+    marks = np.full((2, len(keys), 1), [[[marker]], [[VALUE]]])
+    return np.concatenate([marks[0], keys, marks[1], values], axis=1)

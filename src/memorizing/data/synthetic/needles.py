@@ -32,10 +32,10 @@ from memorizing.data.synthetic.batch import (
     Sample,
     Tokens,
     join_questions,
+    join_records,
     make_batch,
     spell_codes,
 )
-from memorizing.data.synthetic.look_up import join_records
 
 NUM_DIGITS = 10
 FIRST_WORD = FIRST_SYMBOL + NUM_DIGITS
