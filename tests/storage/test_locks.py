@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -88,13 +87,17 @@ def test_a_child_that_leaves_the_block_does_not_free_the_lock(tmp_path: Path) ->
 
 
 def test_a_lock_is_free_when_its_process_was_killed(tmp_path: Path) -> None:
+    ready = os.pipe()
     child = os.fork()
     if not child:
-        with hold_lock(tmp_path, RunFolderError):
-            time.sleep(60)
-        os._exit(0)
-    while not is_locked(tmp_path):
-        time.sleep(0.001)
+        try:
+            with hold_lock(tmp_path, RunFolderError):
+                os.write(ready[1], b"x")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.read(ready[0], 1)
+    assert is_locked(tmp_path)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert not is_refused(tmp_path)

@@ -39,13 +39,22 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 MOST_JSON_BYTES = 2**28
 """Larger JSON is refused: as objects of Python it takes some ten times as much memory."""
 
-_HOST = hashlib.sha256(socket.gethostname().encode(errors="replace")).hexdigest()[:8]
+
+def _name_host() -> str:
+    """This machine, and which of its processes have numbers of their own: those of a container."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):
+        name += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
+
+
+_HOST = _name_host()
 _TEMPORARY = re.compile(r"\.memorizing-([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{8}\.(?:part|was-(.+))")
 _OLD_TEMPORARY = re.compile(
     r"\.[^/]+\.[0-9a-f]{12}4[0-9a-f]{19}|\.partial-(?:replaced-(step-\d+)|step-\d+)"
     r"|\.(?:manifest\.json|segment-\d{6,12}\.safetensors|\d+-\w+-[0-9a-f]{12})\.part"
 )
-"""Names that releases before 0.9 gave."""
+"""Names that earlier releases gave."""
 _in_use: set[str] = set()
 """Temporary names of this process."""
 
@@ -132,22 +141,20 @@ def is_leftover(name: str, *, is_locked: bool = False) -> bool:
 def remove_leftovers(folder: Path, *, is_locked: bool = False) -> None:
     """Remove what writers that are gone left in a folder, and put back what they had put away.
 
-    Nothing else is touched and no link is followed.
+    Nothing else is touched and no link is followed. What cannot be removed (it may be another
+    user's) stays.
 
     Args:
         folder: where; it may be missing.
         is_locked: as in `is_leftover`.
-
-    Raises:
-        OSError: something cannot be removed.
     """
-    with contextlib.suppress(FileNotFoundError):
-        for path in sorted(folder.iterdir()):
-            if not is_leftover(path.name, is_locked=is_locked):
-                continue
-            found = _TEMPORARY.fullmatch(path.name) or _OLD_TEMPORARY.fullmatch(path.name)
-            assert found is not None
-            put_away = found[found.re.groups]
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not is_leftover(path.name, is_locked=is_locked):
+            continue
+        found = _TEMPORARY.fullmatch(path.name) or _OLD_TEMPORARY.fullmatch(path.name)
+        assert found is not None
+        put_away = found[found.re.groups]
+        with contextlib.suppress(OSError):
             if put_away is not None and not os.path.lexists(folder / put_away):
                 os.rename(path, folder / put_away)
             else:

@@ -42,7 +42,7 @@ from memorizing.storage.files import (
     write_bytes,
 )
 from memorizing.storage.folders import replace_folder
-from memorizing.storage.locks import hold_lock, is_locked
+from memorizing.storage.locks import hold_lock
 
 
 class MemoryFolder:
@@ -103,7 +103,7 @@ class MemoryFolder:
             )
         # A folder that cannot be written is read as it is.
         with contextlib.suppress(MemoryFolderError, OSError):
-            if any(state.list_unnamed(path, opened.contents.manifest)) and not is_locked(path):
+            if any(state.list_unnamed(path, opened.contents.manifest)):
                 with opened.lock():
                     pass
         return opened

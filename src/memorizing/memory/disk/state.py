@@ -186,7 +186,7 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> None:
 
 
 def remove_old_merge(unfinished: Path) -> None:
-    """Remove what releases before 0.9 left of a merge that was killed, and nothing else."""
+    """Remove what earlier releases left of a merge that was killed, and nothing else."""
     if unfinished.is_dir() and not unfinished.is_symlink() and not is_locked(unfinished):
         held = list_held(unfinished)
         if all(name == MANIFEST or SEGMENT_NAME.fullmatch(name) for name in held):
