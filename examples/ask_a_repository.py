@@ -17,8 +17,8 @@ from memorizing.data import load_corpus
 
 def main(name: str, folder: str, question: str) -> None:
     """Read what is new in the folder, then answer."""
-    model = AutoModelForCausalLM.from_pretrained(name)
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     path = Path(folder).resolve()
     files = load_corpus(memorizing.DataConfig(corpus=f"files:{path}"))
 

@@ -16,8 +16,8 @@ def main(name: str, folder: str, num_steps: int, layer: int | None) -> None:
     """Train, save what was learned, load it onto the base again, and measure it."""
     config = memorizing.DataConfig(corpus=f"files:{folder}")
     *documents, held_out = memorizing.load_corpus(config).documents()
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
     window = min(512, model.config.max_position_embeddings // 2)
     layers = None if layer is None else [layer]
     memorizing.add_memory(model, layers, window=window, capacity=8192)
@@ -28,7 +28,7 @@ def main(name: str, folder: str, num_steps: int, layer: int | None) -> None:
     memorizing.finetune(model, tokenizer, documents, settings, run_dir, overwrite=True)
 
     # A few megabytes, which load onto the base model; peft alone can load its part too.
-    finetuned = AutoModelForCausalLM.from_pretrained(name)
+    finetuned = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
     memorizing.load_adapter(finetuned, f"{run_dir}/adapter")
     for control in (None, "off", "shuffled"):
         result = memorizing.evaluate_model(finetuned, [held_out], tokenizer, control=control)

@@ -102,9 +102,11 @@ def train(model: Any, loader: SegmentLoader, num_steps: int, rate: float, out: s
 def main(name: str, folder: str, num_steps: int) -> None:
     """Train and print the loss."""
     config = memorizing.DataConfig(corpus=f"files:{folder}")
-    tokenizer = Tokenizer(AutoTokenizer.from_pretrained(name).backend_tokenizer)
+    tokenizer = Tokenizer(
+        AutoTokenizer.from_pretrained(name, trust_remote_code=False).backend_tokenizer
+    )
     documents = tokenize_documents(memorizing.load_corpus(config).documents(), tokenizer)
-    model = AutoModelForCausalLM.from_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
     window = min(512, model.config.max_position_embeddings // 2)
     memorizing.add_memory(model, window=window, capacity=8192)
     loader = SegmentLoader(documents, 2, window, tokenizer.start_token, seed=0, repeat=True)

@@ -320,7 +320,7 @@ def write_adapter(folder: Path, strength: float) -> None:
 
     import memorizing
 
-    model = AutoModelForCausalLM.from_pretrained(folder.parent / "llama")
+    model = AutoModelForCausalLM.from_pretrained(folder.parent / "llama", trust_remote_code=False)
     memorizing.add_memory(model, layers=[1], window=17)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -335,7 +335,9 @@ def describe_adapter(path: Path) -> list[float]:
 
     import memorizing
 
-    model = AutoModelForCausalLM.from_pretrained(path.parent.parent / "llama")
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent.parent / "llama", trust_remote_code=False
+    )
     memorizing.load_adapter(model, path)
     return [
         value

@@ -156,14 +156,16 @@ def convert(place: Path, name: str, folder: Path) -> None:
 
     A model that was loaded from GGUF refuses to be saved, so its weights move to a plain one.
     """
-    loaded = AutoModelForCausalLM.from_pretrained(place, gguf_file=name, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        place, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+    )
     settings = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         settings.pop(key, None)
     model = LlamaForCausalLM(LlamaConfig(**settings))
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
-    fast = AutoTokenizer.from_pretrained(place, gguf_file=name)
+    fast = AutoTokenizer.from_pretrained(place, gguf_file=name, trust_remote_code=False)
     backend = fast.backend_tokenizer
     # The conversion forgets the model's pre-tokenizer ("smollm"): digits stand alone, and no space
     # is put before a text.
@@ -195,7 +197,7 @@ def check_folder(folder: Path) -> str:
         CheckpointError: weights are missing.
     """
     model, tokenizer = load_smollm(folder)
-    fast = AutoTokenizer.from_pretrained(folder)
+    fast = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for text in SAMPLES:
         ids = fast(text, add_special_tokens=False)["input_ids"]
         same = ids == tokenizer.encode(text).tolist()

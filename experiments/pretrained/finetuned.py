@@ -163,7 +163,7 @@ def train(run: Run, options: argparse.Namespace) -> None:
     """
     folder = options.runs / run.name
     model, own_tokenizer, documents = prepare(run, options)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     # The model has seen it between the texts of its training; its bos_token begins a conversation.
     tokenizer.bos_token = own_tokenizer.decode([own_tokenizer.start_token])
     result = finetune(

@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--depth", type=float, default=0.5)
     parser.add_argument("--seed", default="0")
     options = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     sample = make_sample(tokenizer, options.tokens, options.depth, options.seed)
     print(tokenizer.decode([*sample.tokens, *sample.answer]))
 

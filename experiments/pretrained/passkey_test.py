@@ -111,7 +111,7 @@ def parse_options() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> None:
     """Train where there is no adapter yet, then test length after length."""
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     adapter = options.runs / f"adapter-{options.seed}"
     if not adapter.is_dir():
         train(tokenizer, adapter, options)

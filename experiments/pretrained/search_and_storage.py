@@ -128,7 +128,7 @@ def read_storages(
 ) -> None:
     """Nats of the last quarter of each document, its first part in a folder of each dtype."""
     found = find(model, tokenizer, family, SEARCHES[0], options)
-    reader = AutoTokenizer.from_pretrained(options.model)
+    reader = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     for document in documents:
         for dtype in STORAGES:
             path = options.runs / "storage" / family / dtype / f"{document.name}.npy"

@@ -49,5 +49,5 @@ def load_smollm(
         raise CheckpointError(
             f"{str(folder)!r} holds no model; make it: python experiments/pretrained/convert.py"
         )
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     return model.to(place).eval(), load_tokenizer(folder)

@@ -8,6 +8,10 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from lm_eval.models.huggingface import HFLM
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+from tokenizers.normalizers import Replace
+from transformers import PreTrainedTokenizerFast
 
 from memorizing.errors import ConfigError, IndexUnavailableError
 from memorizing.evaluation.pretrained import evaluate_model
@@ -84,6 +88,61 @@ def test_contexts_are_read_into_memory_and_their_order_does_not_matter():
     off = make_lm(memory=False).loglikelihood(pairs, disable_tqdm=True)
     assert off[3] == pytest.approx(found[3])
     assert off[0][0] != pytest.approx(found[0][0], abs=1e-6)
+
+
+def test_a_document_is_read_whole_whatever_max_length_says():
+    requests = [ask(TEXT), ask("a mem")]
+    whole = make_lm().loglikelihood_rolling(requests, disable_tqdm=True)
+    for most in (1, 13, len(TEXT)):
+        cut = make_lm(max_length=most).loglikelihood_rolling(requests, disable_tqdm=True)
+        assert cut == whole
+
+
+def test_a_question_is_cut_to_max_length_and_an_answer_is_not():
+    pairs = [ask(TEXT[:40], "memory"), ask("re", "ad")]
+    plain = HFLM(make_base(), tokenizer=make_tokenizer(), max_length=11)
+    lm = make_lm(memory=False, max_length=11)
+    expected = plain.loglikelihood(pairs, disable_tqdm=True)
+    for mine, theirs in zip(lm.loglikelihood(pairs, disable_tqdm=True), expected, strict=True):
+        assert mine[0] == pytest.approx(theirs[0], abs=1e-4)
+    longer = lm.tok_encode(TEXT[:12], add_special_tokens=False)
+    for answer, words in (([], "0 tokens"), (longer, f"{len(longer)} tokens.*max_length = 11")):
+        with pytest.raises(ConfigError, match=words):
+            lm._loglikelihood_tokens([(None, [START], answer)])
+
+
+def test_an_answer_that_merges_with_its_question_is_scored():
+    tokens = ["h", "e", "l", "o", " ", "w", "r", "d", "hello", " wor", " world"]
+    merges = [tuple(pair.split("|")) for pair in _MERGES.split()]
+    words = {token: number for number, token in enumerate(["<s>", *tokens, *_PARTS])}
+    backend = Backend(BPE({k.replace(" ", "_"): v for k, v in words.items()}, merges))
+    backend.normalizer = Replace(" ", "_")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    lm = MemorizingLM(make_base(), tokenizer=tokenizer, **SETTINGS)
+    assert lm._encode_pair("hello wor", "ld")[1] == lm.tok_encode("ld")
+    for question, answer in (("hello wor", "ld"), ("hell", "o")):
+        ((nats, _),) = lm.loglikelihood([ask(question, answer)], disable_tqdm=True)
+        assert nats < 0.0
+
+
+_MERGES = "h|e he|l hel|l hell|o _|w _w|o _wo|r _wor|l _worl|d"
+_PARTS = ["he", "hel", "hell", " w", " wo", " worl"]
+
+
+def test_a_special_token_that_stands_in_a_text_is_text():
+    tokenizer = make_tokenizer()
+    lm = make_lm()
+    special = tokenizer.all_special_tokens[0]
+    expected = tokenizer.encode(special, split_special_tokens=True, add_special_tokens=False)
+    assert lm.tok_encode(special, add_special_tokens=False) == expected
+    assert lm.tok_batch_encode([special])[0][0].tolist()[-len(expected) :] == expected
+    assert len(expected) > 1
+    assert lm.tokenizer.split_special_tokens is False
+
+
+def test_code_of_a_model_is_never_run():
+    with pytest.raises(ConfigError, match="never run"):
+        make_lm(trust_remote_code=True)
 
 
 def test_generating_in_batches_changes_nothing():

@@ -73,6 +73,7 @@ ALL_CONFIGS: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8,
         "global_head_dim": 14,
     },
+    "gemma4_unified_text": {**_SLIDING, "global_head_dim": 14},
     "glm": {},
     "glm4": {},
     "glm4_moe": {**_EXPERTS, **_GROUPS},

@@ -85,5 +85,5 @@ def find_shift(t: int) -> int:
     return ZONE * max(0, (t - OVERLAP) // ZONE)
 
 
-VARIED = {"gemma4_text", "mimo_v2_flash"}
+VARIED = {"gemma4_text", "gemma4_unified_text", "mimo_v2_flash"}
 """Heads of their full layers are of another size."""

@@ -25,6 +25,7 @@ from memorizing.huggingface.attaching.attachment import add_memory, get_attachme
 from memorizing.huggingface.learning.adapter import load_adapter
 from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.huggingface.sessions.scoring import read_memory, score_texts
+from memorizing.huggingface.sessions.texts import encode_text
 from memorizing.model import evaluation_mode
 
 _UNLIMITED = 1 << 30
@@ -74,7 +75,8 @@ class MemorizingLM(_HFLM):
             window: tokens of local attention.
             adapter: folder that `save_adapter` or `memorizing finetune` wrote; it has its own
                 layers and window.
-            max_length: longer texts are cut; None cuts none.
+            max_length: tokens of a question and its answer; longer questions lose their
+                beginning. None cuts none. Documents of rolling tasks are read whole always.
             batch_size: rows that are generated side by side.
             arguments: `capacity` and other settings of `MemorySettings`; what is not one of them,
                 `HFLM` gets.
@@ -82,12 +84,19 @@ class MemorizingLM(_HFLM):
         Raises:
             ConfigError: settings that cannot work.
         """
+        if arguments.pop("trust_remote_code", False):
+            raise ConfigError("trust_remote_code is set; code that comes with a model is never run")
         if str(batch_size).startswith("auto"):
             raise ConfigError(f"batch_size is {batch_size!r}; give a number: rows to generate")
         own = {name: arguments.pop(name) for name in _SETTINGS & arguments.keys()}
         super().__init__(
-            pretrained, max_length=max_length or _UNLIMITED, batch_size=batch_size, **arguments
+            pretrained,
+            max_length=max_length or _UNLIMITED,
+            batch_size=batch_size,
+            trust_remote_code=False,
+            **arguments,
         )
+        self._is_templated = False
         self._inner = unwrap(self.model)
         has_memory = "memorizing" in self._inner.__dict__
         if adapter is not None:
@@ -107,6 +116,41 @@ class MemorizingLM(_HFLM):
         with evaluation_mode(self._inner), read_memory(self._attachment, capacity):
             yield
 
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
+        """A conversation as text, in which the template's special tokens are tokens."""
+        self._is_templated = True
+        return super().apply_chat_template(*args, **kwargs)
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """As `HFLM`, but that what is spelled like a special token in a text is text."""
+        if self._is_templated:
+            return super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+        is_whole = self.add_bos_token if add_special_tokens is None else add_special_tokens
+        tokens = encode_text(self.tokenizer, string, is_whole=is_whole is not False).tolist()
+        return tokens[-left_truncate_len:] if left_truncate_len else tokens
+
+    def tok_batch_encode(self, *args: Any, **kwargs: Any) -> Any:
+        """See `tok_encode`."""
+        before = self.tokenizer.split_special_tokens
+        self.tokenizer.split_special_tokens = before or not self._is_templated
+        try:
+            return super().tok_batch_encode(*args, **kwargs)
+        finally:
+            self.tokenizer.split_special_tokens = before
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As `HFLM`; an answer that is all in the question's last token has tokens of its own."""
+        tokens, following = super()._encode_pair(context, continuation)
+        if not following:
+            following = self.tok_encode(continuation, add_special_tokens=False)
+        return tokens, following
+
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
@@ -114,7 +158,7 @@ class MemorizingLM(_HFLM):
         found = []
         for request in requests:
             (string,) = request.args
-            tokens = np.array(self.tok_encode(string)[: self.max_length], dtype=np.int64)
+            tokens = np.array(self.tok_encode(string), dtype=np.int64)
             (nats,) = score_texts(
                 self._inner,
                 [tokens],
@@ -140,9 +184,9 @@ class MemorizingLM(_HFLM):
             for indices in by_context.values():
                 # Whole segments that all of them begin with are read once.
                 cut = [_cut(requests[i][1], requests[i][2], self.max_length) for i in indices]
-                start = self._read_shared([context for context, _ in cut])
-                for index, (context, continuation) in zip(indices, cut, strict=True):
-                    answers[index] = self._score(context, continuation, *start)
+                start = self._read_shared(cut)
+                for index, context in zip(indices, cut, strict=True):
+                    answers[index] = self._score(context, requests[index][2], *start)
                     if requests[index][0] is not None:
                         self.cache_hook.add_partial(
                             "loglikelihood", requests[index][0], answers[index]
@@ -218,15 +262,19 @@ def parse_layers(layers: Any) -> list[int] | None:
         raise ConfigError(f"layers is {layers!r}; write 20, or 18:20 for two") from error
 
 
-def _cut(
-    context: list[int], continuation: list[int], max_length: int
-) -> tuple[list[int], list[int]]:
-    """As `HFLM` cuts: the last `max_length` + 1 tokens of both, and one of the context at least."""
+def _cut(context: list[int], continuation: list[int], max_length: int) -> list[int]:
+    """The context as `HFLM` cuts it: the last `max_length` + 1 tokens of both.
+
+    Raises:
+        ConfigError: an answer of no tokens, or one that is longer.
+    """
+    if not 0 < len(continuation) <= max_length:
+        raise ConfigError(
+            f"an answer has {len(continuation)} tokens; allowed: 1 to max_length = {max_length}, "
+            "for it is scored as a whole; change max_length or the task"
+        )
     excess = len(context) + len(continuation) - max_length - 1
-    if excess <= 0:
-        return context, continuation
-    context = context[min(excess, len(context) - 1) :]
-    return context, continuation[: max_length + 1 - len(context)]
+    return context[max(0, excess) :]
 
 
 if __name__ == "__main__":

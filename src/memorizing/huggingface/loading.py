@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 # The hub's client comes with transformers, which is what this package depends on.
@@ -24,8 +24,11 @@ from memorizing.errors import ConfigError, TokenizerError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TIMEOUT_S = 10.0
-_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-"""What `transformers` raises for folders and names that do not work."""
+_WEIGHTS = ("*.safetensors", "*.bin")
+_LARGEST = 2**31 - 1
+"""What a whole number of a config may be: torch and tokenizers count with 32 bits in places."""
+_MOST_PER_BYTE = 8
+"""Weights that may stand in a byte of a file: none has less than a bit."""
 
 
 def load_pretrained(
@@ -50,9 +53,10 @@ def load_pretrained(
 
     model, tokenizer = _load_both(check_place(name), name, dtype)
     num_known = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > num_known:
+    num_tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
+    if num_tokens > num_known:
         raise TokenizerError(
-            f"the tokenizer of {name!r} has {len(tokenizer):,} tokens, and the model knows "
+            f"the tokenizer of {name!r} has ids for {num_tokens:,} tokens, and the model knows "
             f"{num_known:,}; use the tokenizer that the model was trained with"
         )
     return model.eval().to(device), tokenizer
@@ -121,9 +125,13 @@ def _load_both(place: str, name: str, dtype: torch.dtype | str) -> tuple[Any, An
 
 def _load(place: str, name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     kind: Any = AutoModelForCausalLM
+    if Path(place).is_dir():
+        _check_size(Path(place), name)
     try:
-        model, info = kind.from_pretrained(place, dtype=dtype, output_loading_info=True)
-    except _FAILURES as error:
+        model, info = kind.from_pretrained(
+            place, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:  # Whatever a damaged file leads transformers to.
         raise ConfigError(explain_failure("model", name, error)) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -133,9 +141,60 @@ def _load(place: str, name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
             f"{missing[0]!r}; use another copy of the model"
         )
     try:
-        return model, AutoTokenizer.from_pretrained(place)
-    except _FAILURES as error:
+        return model, AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:
         raise TokenizerError(explain_failure("tokenizer", name, error)) from error
+
+
+def _check_size(folder: Path, name: str) -> None:
+    """Refuse a config that its weights cannot be of, before anything is allocated for it.
+
+    Raises:
+        ConfigError: one that is damaged, has numbers that no model has, needs code of its own, or
+            describes a model of many more weights than there are.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        _check_numbers(values, name)
+        if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
+            raise ConfigError(
+                f"the model {name!r} comes with code of its own, which is not run; use a model of "
+                "a family that transformers knows"
+            )
+        num_bytes = sum(file.stat().st_size for kind in _WEIGHTS for file in folder.glob(kind))
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        text = config.get_text_config()
+        num_weights = int(text.vocab_size) * int(text.hidden_size)
+        num_weights += int(text.num_hidden_layers) * int(text.hidden_size)
+        if num_bytes and num_weights <= _MOST_PER_BYTE * num_bytes:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            num_weights = sum(weight.numel() for weight in model.parameters())
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(explain_failure("model", name, error)) from error
+    if num_bytes and num_weights > _MOST_PER_BYTE * num_bytes:
+        raise ConfigError(
+            f"config.json of {name!r} describes a model of {num_weights:,} weights or more, and "
+            f"its files have {num_bytes:,} bytes; use another copy of the model"
+        )
+
+
+def _check_numbers(values: Any, name: str, key: str = "") -> None:
+    """Refuse whole numbers that are too large, at any depth."""
+    if isinstance(values, dict):
+        for inner, value in values.items():
+            _check_numbers(value, name, f"{key}.{inner}" if key else str(inner))
+    elif isinstance(values, list):
+        for value in values:
+            _check_numbers(value, name, key)
+    elif isinstance(values, int) and abs(values) > _LARGEST:
+        raise ConfigError(
+            f"{key} is {values:,} in config.json of {name!r}; allowed: at most {_LARGEST:,}; use "
+            "another copy of the model"
+        )
 
 
 def _ask_hub(name: str) -> None:

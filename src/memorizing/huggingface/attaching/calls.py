@@ -426,7 +426,8 @@ class Calls:
                     "add_memory; read the text anew"
                 )
             # A cache that was made without the model's config holds what the model would not see.
-            own_windows = [getattr(layer, "sliding_window", None) for layer in cache.layers]
+            held = cache.layers[: self.decoder.num_cached]
+            own_windows = [getattr(layer, "sliding_window", None) for layer in held]
             own_windows += [None] * (self.decoder.num_cached - len(own_windows))
             make_windows(cache, own_windows, self.settings.window, self.settings.num_sinks)
         return cache

@@ -28,12 +28,12 @@ FAMILIES: dict[str, Family] = {
         "afmoe", "apertus", "arcee", "aria_text", "beam", "bitnet", "cohere", "cohere2",
         "cohere2_moe", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
         "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text",
-        "glm", "glm4", "glm4_moe", "gpt_oss", "granite", "granite_swa", "granitemoe",
-        "granitemoe_swa", "granitemoeshared", "helium", "hy_v3", "hyperclovax", "jais2", "kolibri1",
-        "laguna", "llama", "mellum", "mimo_v2_flash", "minimax_m2", "ministral", "ministral3",
-        "mistral", "mixtral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "phi", "phi3",
-        "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
-        "starcoder2", "vaultgemma",
+        "gemma4_unified_text", "glm", "glm4", "glm4_moe", "gpt_oss", "granite", "granite_swa",
+        "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hy_v3", "hyperclovax",
+        "jais2", "kolibri1", "laguna", "llama", "mellum", "mimo_v2_flash", "minimax_m2",
+        "ministral", "ministral3", "mistral", "mixtral", "nanochat", "olmo", "olmo2", "olmo3",
+        "olmoe", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss",
+        "smollm3", "solar_open", "starcoder2", "vaultgemma",
     ),
     Family(),
 )  # fmt: skip
@@ -119,6 +119,7 @@ def _find_own_windows(config: Any, num_layers: int) -> tuple[tuple[int | None, .
     layers = DynamicCache(config=config).layers or [DynamicLayer() for _ in range(num_layers)]
     known = (DynamicLayer, DynamicSlidingWindowLayer)
     num_shared = getattr(config, "num_kv_shared_layers", 0) or 0
+    layers = layers[: num_layers - num_shared]
     if len(layers) != num_layers - num_shared or any(type(layer) not in known for layer in layers):
         raise _UnlikeError("its cache holds something else than keys and values of every layer")
     windows = [getattr(layer, "sliding_window", None) for layer in layers]
