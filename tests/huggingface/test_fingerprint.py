@@ -187,3 +187,14 @@ def test_weights_that_are_not_there_are_refused(tmp_path: Path):
     model.model.layers[0].to("meta")
     with pytest.raises(ValueError, match="meta device"):
         open_memory(model, tmp_path / "memory")
+
+
+def test_where_a_weight_lies_in_memory_does_not_matter():
+    model = make_model().to(torch.bfloat16)
+    attachment = give_memory(model)
+    expected = attachment.fingerprint()
+    for parameter in model.parameters():
+        held = torch.empty(parameter.numel() + 3, dtype=parameter.dtype)
+        held[3:] = parameter.data.flatten()
+        parameter.data = held[3:].view(parameter.shape)
+    assert attachment.fingerprint() == expected

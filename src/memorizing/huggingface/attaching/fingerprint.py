@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -214,8 +214,25 @@ def _add(digest: Any, text: str) -> None:
     digest.update(text.encode() + b"\n")
 
 
+def _sum_numbers(flat: Tensor) -> int:
+    return int(flat.sum(dtype=torch.int64))
+
+
+def _sum_bits(flat: Tensor) -> int:
+    """Four numbers of 16 bits at once, modulo 2^64: several times faster than one by one."""
+    if flat.element_size() != 2:
+        return _sum_numbers(flat)
+    num_whole = flat.numel() // 4 * 4
+    flat = flat.clone() if flat.storage_offset() % 4 else flat
+    return int(flat[:num_whole].view(torch.int64).sum()) + _sum_numbers(flat[num_whole:])
+
+
 def _add_weight(
-    digest: Any, weight: Tensor, dtype: torch.dtype, num_samples: int = _NUM_SAMPLES
+    digest: Any,
+    weight: Tensor,
+    dtype: torch.dtype,
+    num_samples: int = _NUM_SAMPLES,
+    sum_bits: Callable[[Tensor], int] = _sum_bits,
 ) -> None:
     flat = weight.reshape(-1)
     _add(digest, f"{tuple(weight.shape)}")
@@ -223,7 +240,7 @@ def _add_weight(
         return
     if flat.is_floating_point():
         flat = flat.to(dtype).view(torch.int16)
-    _add(digest, str(int(flat.sum(dtype=torch.int64))))
+    _add(digest, str(sum_bits(flat)))
     step = max(1, flat.numel() // num_samples)
     digest.update(flat[::step].contiguous().cpu().numpy().tobytes())
 
@@ -240,5 +257,5 @@ def hash_model(decoder: Decoder, settings: MemorySettings) -> str:
     for name, weight in sorted(decoder.base.state_dict(keep_vars=True).items()):
         if _reaches_entries(decoder, name, max(settings.layers)):
             _add(digest, name)
-            _add_weight(digest, weight.detach(), torch.bfloat16)
+            _add_weight(digest, weight.detach(), torch.bfloat16, sum_bits=_sum_numbers)
     return digest.hexdigest()[:32]
