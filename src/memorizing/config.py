@@ -345,7 +345,8 @@ class EvaluationConfig:
     """Documents evaluated side by side. A document's loss does not depend on it."""
     max_tokens_per_document: int = 0
     """Only the first tokens of every document are read; 0 reads them whole."""
-    controls: tuple[Control, ...] = ("off", "other_document", "shuffled")
+    controls: tuple[Control, ...] = ()
+    """Diagnostics at the largest capacity."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

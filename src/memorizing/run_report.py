@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -91,7 +91,7 @@ def report_run(
     text_column: str = "text",
     use: Use | None = None,
     capacities: Sequence[int] | None = None,
-    controls: Sequence[Control] = (),
+    controls: Sequence[Control] | bool | None = None,
     against: Path | None = None,
     num_documents: int = 0,
     max_tokens: int | None = None,
@@ -110,7 +110,9 @@ def report_run(
         text_column: of `corpus`, as `DataConfig.text_column`.
         use: None is `validation` for the run's own corpus and `all` for another one.
         capacities: of the memory; None takes those of the run's configuration.
-        controls: diagnostics at the largest capacity.
+        controls: diagnostics at the largest capacity; None takes those of the run's configuration,
+            as far as these documents and capacities have them. True takes them too, or all where
+            the configuration names none; False none.
         against: another run with the same tokenizer. It reads with the memory it was trained with.
         num_documents: only the first documents of the corpus; 0 is all.
         max_tokens: only the first tokens of each document; 0 reads them whole, None as the run's
@@ -150,6 +152,7 @@ def report_run(
     if max_tokens is None:
         max_tokens = config.evaluation.max_tokens_per_document
     description, documents = _read_documents(data, use, tokenizer, num_documents, max_tokens)
+    controls, left_out = _choose_controls(controls, config, capacities, len(documents))
     longest = max(len(document.tokens) for document in documents)
     _check_memory(loaded.config, capacities, rows, longest, device)
     check_capacities(loaded.model, documents, capacities, controls, rows)
@@ -183,7 +186,7 @@ def report_run(
     )
     return RunReport(
         run=str(run),
-        corpus=description,
+        corpus=(*description, *left_out),
         use=use,
         results=results,
         against=None if against is None else str(against),
@@ -209,6 +212,29 @@ def _load(
 
 def _choose_capacities(loaded: LoadedModel, config: Config) -> tuple[int, ...]:
     return config.evaluation.capacities if loaded.config.has_memory else (0,)
+
+
+def _choose_controls(
+    controls: Sequence[Control] | bool | None,
+    config: Config,
+    capacities: Sequence[int],
+    num_documents: int,
+) -> tuple[Sequence[Control], list[str]]:
+    """The controls that are measured, and lines on those of a configuration that cannot be."""
+    if controls is False:
+        return (), []
+    if controls is True:
+        return config.evaluation.controls or get_args(Control), []
+    if controls is not None:
+        return controls, []
+    if not any(capacities):
+        return (), []
+    chosen: list[Control] = [
+        name for name in config.evaluation.controls if name != "other_document" or num_documents > 1
+    ]
+    is_whole = len(chosen) == len(config.evaluation.controls)
+    line = "left out: the control other_document, which needs two documents"
+    return chosen, [] if is_whole else [line]
 
 
 def _check_memory(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from memorizing.cli.benchmark_step import print_rows
+from memorizing.cli.benchmark_tables import print_steps
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_peaks_have_a_column_where_they_were_measured(measure, capsys):
     _, result = measure("step", "--entries", "262144")
     result["rows"][0]["beyond_entries_mib"] = 0.0
     result["rows"][1]["beyond_entries_mib"] = 1234.4
-    print_rows(result)
+    print_steps(result)
     printed = capsys.readouterr().out
     assert "+1,234" in printed
     assert max(map(len, printed.splitlines())) <= 80

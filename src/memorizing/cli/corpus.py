@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memorizing.cli.evaluate import require_matplotlib
-from memorizing.cli.output import JsonOption, prepare_file, show_progress, write_result
+from memorizing.cli.options import (
+    JsonOption,
+    flag,
+    option,
+    prepare_files,
+    set_option,
+    write_result,
+)
 from memorizing.errors import ConfigError, CorpusError
+from memorizing.terminal import make_console, show, show_progress
 
 if TYPE_CHECKING:
     from memorizing.config import Config
@@ -40,31 +47,25 @@ def run(
         ),
     ],
     stats: Annotated[
-        bool, typer.Option("--stats", help="Read it all: documents, bytes, tokens, lengths.")
+        bool, flag("Read it all: documents, bytes, tokens, lengths.", "--stats")
     ] = False,
     settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a setting of the tables data and tokenizer. Repeatable.",
-        ),
+        list[str] | None, set_option("Change a setting of the tables data and tokenizer.")
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            metavar="PATH",
-            help="--stats: count by this tokenizer (a file, a folder, or a name on the hub). "
-            "Default: one that is trained on the corpus, with tokenizer.vocab_size ids.",
+        option(
+            "PATH",
+            "--stats: count by this tokenizer (a file, a folder, or a name on the hub). Default: "
+            "one that is trained on the corpus, with tokenizer.vocab_size ids.",
         ),
     ] = None,
     documents: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Without --stats: list the first N documents.")
+        int, option("N", "Without --stats: list the first N documents.", min=1)
     ] = 20,
     json_file: JsonOption = None,
     plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.png", help="--stats: draw the lengths of the documents."),
+        Path | None, option("FILE.png", "--stats: draw the lengths of the documents.")
     ] = None,
 ) -> None:
     """List the first documents of a corpus, or measure all of it.
@@ -77,10 +78,7 @@ def run(
         option = "--plot" if plot is not None else "--tokenizer"
         raise ConfigError(f"{option} is given without --stats, which it needs; add --stats")
     config = load_settings(name, settings or [], tokenizer)
-    prepare_file(json_file)
-    if plot is not None:
-        require_matplotlib()
-    prepare_file(plot)
+    prepare_files(json_file, plot=plot)
 
     from memorizing.data import choose_tokenizer, list_documents, load_corpus, measure_corpus
 
@@ -106,7 +104,7 @@ def run(
         from memorizing.analysis import plot_lengths
 
         plot_lengths(statistics, plot)
-        print(f"written: {plot}")
+        show(f"written: {plot}")
 
 
 def load_settings(name: str, settings: list[str], tokenizer: str | None) -> Config:
@@ -160,48 +158,49 @@ def require_kind(name: str) -> None:
 
 def print_listing(listing: CorpusListing) -> None:
     """Print names and sizes, and what was left out."""
-    print(listing.description)
+    show(listing.description)
     width = max((len(f"{item.num_bytes:,}") for item in listing.documents), default=0)
     for item in listing.documents:
-        print(f"  {item.num_bytes:>{width},} bytes  {item.name}")
+        show(f"  {item.num_bytes:>{width},} bytes  {item.name}")
     if listing.is_complete:
         total = sum(item.num_bytes for item in listing.documents)
-        print(f"{len(listing.documents):,} documents, {total:,} bytes")
+        show(f"{len(listing.documents):,} documents, {total:,} bytes")
     else:
         more = "" if listing.splits else "; --stats reads them all"
-        print(f"the first {len(listing.documents):,} documents{more}")
+        show(f"the first {len(listing.documents):,} documents{more}")
     print_splits(listing.splits)
     print_left_out(listing.skipped, listing.num_replaced)
 
 
 def print_statistics(statistics: CorpusStatistics) -> None:
     """Print sums, the histogram of lengths, the longest and shortest documents."""
-    from rich.console import Console
     from rich.table import Table
 
-    print(statistics.description)
-    print(
+    show(statistics.description)
+    show(
         f"{statistics.num_documents:,} documents, {statistics.num_bytes:,} bytes, "
         f"{statistics.num_tokens:,} tokens "
         f"({statistics.num_bytes / max(statistics.num_tokens, 1):.2f} bytes each)"
     )
-    print(f"tokenizer: {statistics.tokenizer}")
-    print(f"a document has {statistics.median_tokens:,} tokens (median)")
+    show(f"tokenizer: {statistics.tokenizer}")
+    show(f"a document has {statistics.median_tokens:,} tokens (median)")
     print_splits(statistics.splits)
     table = Table(title="tokens per document", title_justify="left")
     for column in ("from", "to", "documents", "tokens"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("documents")
+    console = make_console()
+    block = "#" if console.options.ascii_only else "█"
     most = max(item.num_documents for item in statistics.histogram)
     for item in statistics.histogram:
-        bar = "█" * -(-item.num_documents * _BAR_CHARACTERS // most)
+        bar = block * -(-item.num_documents * _BAR_CHARACTERS // most)
         numbers = (item.begin, max(item.end - 1, 0), item.num_documents, item.num_tokens)
         table.add_row(*(f"{number:,}" for number in numbers), bar)
-    Console().print(table)
+    console.print(table)
     for label, sizes in (("longest", statistics.longest), ("shortest", statistics.shortest)):
-        print(label)
+        show(label)
         for item in sizes:
-            print(f"  {item.num_tokens:,} tokens  {item.name}")
+            show(f"  {item.num_tokens:,} tokens  {item.name}")
     print_left_out(statistics.skipped, statistics.num_replaced)
 
 
@@ -211,7 +210,7 @@ def print_splits(splits: Sequence[SplitSize]) -> None:
         names = ", ".join(split.first_names)
         more = ", ..." if split.num_documents > len(split.first_names) else ""
         tokens = "" if split.num_tokens is None else f", {split.num_tokens:,} tokens"
-        print(
+        show(
             f"{split.use}: {split.num_documents:,} documents, {split.num_bytes / 1e6:.1f} MB"
             + tokens
             + (f" ({names}{more})" if names else "")
@@ -221,10 +220,10 @@ def print_splits(splits: Sequence[SplitSize]) -> None:
 def print_left_out(skipped: tuple[str, ...], num_replaced: int) -> None:
     """Print what a corpus left out or replaced; nothing where there is none."""
     if num_replaced:
-        print(f"{num_replaced:,} files held bytes that are not UTF-8; replaced by U+FFFD")
+        show(f"{num_replaced:,} files held bytes that are not UTF-8; replaced by U+FFFD")
     if skipped:
-        print("left out")
+        show("left out")
         for line in skipped[:_SKIPPED_SHOWN]:
-            print(f"  {line}")
+            show(f"  {line}")
         if len(skipped) > _SKIPPED_SHOWN:
-            print(f"  and {len(skipped) - _SKIPPED_SHOWN:,} more; --json has them all")
+            show(f"  and {len(skipped) - _SKIPPED_SHOWN:,} more; --json has them all")

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from memorizing.cli.output import INTERRUPTED_STATUS, JsonOption, prepare_file, write_result
+from memorizing.cli.options import (
+    INTERRUPTED_STATUS,
+    JsonOption,
+    flag,
+    option,
+    prepare_files,
+    write_result,
+)
 from memorizing.errors import ConfigError
 
 MAX_STEPS_FACTOR = 1000
@@ -21,15 +28,11 @@ examples:
 
 
 def run(
-    seed: Annotated[
-        int, typer.Option(min=0, help="Initial weights and order of the documents.")
-    ] = 0,
-    steps_factor: Annotated[
-        float, typer.Option(metavar="FACTOR", help="Train this many times as long.")
-    ] = 1.0,
-    run_dir: Annotated[
-        Path, typer.Option("--run", metavar="DIR", help="Folder that it writes, and replaces.")
-    ] = Path("runs/demo"),
+    seed: Annotated[int, flag("Initial weights and order of the documents.", min=0)] = 0,
+    steps_factor: Annotated[float, option("FACTOR", "Train this many times as long.")] = 1.0,
+    run_dir: Annotated[Path, option("DIR", "Folder that it writes, and replaces.", "--run")] = Path(
+        "runs/demo"
+    ),
     json_file: JsonOption = None,
 ) -> None:
     """Train two small models, with memory and without, and compare them on unseen source code.
@@ -39,7 +42,7 @@ def run(
     if not 0.0 < steps_factor < MAX_STEPS_FACTOR:
         allowed = f"above 0 and below {MAX_STEPS_FACTOR:,}; 1 is the demo as it is"
         raise ConfigError(f"--steps-factor is {steps_factor}; allowed: {allowed}")
-    prepare_file(json_file)
+    prepare_files(json_file)
 
     from memorizing.demo import run_demo
 

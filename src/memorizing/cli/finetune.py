@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from memorizing.cli.evaluate import Precision
-from memorizing.cli.output import (
-    INTERRUPTED_STATUS,
+from memorizing.cli.options import (
+    DeviceOption,
     JsonOption,
+    LayersOption,
+    ModelArgument,
+    ModelPrecisionOption,
+    OverwriteOption,
+    Precision,
+    ResumeOption,
+    flag,
+    option,
     parse_numbers,
-    prepare_file,
-    say,
-    show_progress,
-    write_result,
+    parse_settings,
+    prepare_files,
+    set_option,
 )
-from memorizing.cli.pretrained import DeviceOption, ModelArgument, PrecisionOption, load_model
+from memorizing.cli.pretrained import calibrate_memory, load_model
+from memorizing.cli.train import report_training
 from memorizing.errors import ConfigError
+from memorizing.terminal import say, show
 
 EXAMPLES = """\b
 examples:
@@ -43,93 +48,57 @@ class Train(StrEnum):
 
 def run(
     model: ModelArgument,
-    corpus: Annotated[
-        str,
-        typer.Option(metavar="KIND:WHERE", help="What is read (`memorizing info corpora`)."),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="RUN", help="Folder of the run: all it writes is there."),
-    ],
+    corpus: Annotated[str, option("KIND:WHERE", "What is read (`memorizing info corpora`).")],
+    out: Annotated[Path, option("RUN", "Folder of the run: all it writes is there.", "--out")],
     train: Annotated[
-        Train,
-        typer.Option(
-            help="Gates and scales only; these and LoRA (needs peft); or these and all weights."
-        ),
+        Train, flag("Gates and scales only; these and LoRA (needs peft); or these and all weights.")
     ] = Train.LORA,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N,...",
-            help="Layers that read the memory, from 0. Default: one, at 3/5 of the depth.",
-        ),
-    ] = None,
+    layers: LayersOption = None,
     calibrate: Annotated[
         bool,
-        typer.Option(
-            "--calibrate", help="Find layers and heads that gain by a memory before any training."
-        ),
+        flag("Find layers and heads that gain by a memory before any training.", "--calibrate"),
     ] = False,
-    window: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens that local attention sees.")
-    ] = 512,
+    window: Annotated[int, option("N", "Tokens that local attention sees.", min=1)] = 512,
     capacity: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="N", help="Entries of each document's memory; 0 trains without memory."
-        ),
+        int, option("N", "Entries of each document's memory; 0 trains without memory.", min=0)
     ] = 8192,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Steps of training.")] = 500,
+    steps: Annotated[int, option("N", "Steps of training.", min=1)] = 500,
     rows: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="Documents side by side; a step reads a segment of each."
-        ),
+        int, option("N", "Documents side by side; a step reads a segment of each.", min=1)
     ] = 2,
     rate: Annotated[
-        float,
-        typer.Option(
-            metavar="X", help="Learning rate. 0 means 3e-4 for LoRA, 3e-5 for all weights."
-        ),
+        float, option("X", "Learning rate. 0 means 3e-4 for LoRA, 3e-5 for all weights.")
     ] = 0.0,
-    gate_rate: Annotated[
-        float, typer.Option(metavar="X", help="Learning rate of gates and scales.")
-    ] = 1e-2,
-    lora_rank: Annotated[int, typer.Option(min=1, metavar="N", help="Rank of LoRA.")] = 16,
+    gate_rate: Annotated[float, option("X", "Learning rate of gates and scales.")] = 1e-2,
+    lora_rank: Annotated[int, option("N", "Rank of LoRA.", min=1)] = 16,
     held_out: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Documents to evaluate on while training: names or shell patterns, with commas.",
+        option(
+            "NAMES",
+            "Documents to evaluate on while training: names or shell patterns, with commas.",
         ),
     ] = None,
     evaluate_every: Annotated[
         int | None,
-        typer.Option(
+        option(
+            "N",
+            "Steps between evaluations, with memory and without. Default: 100, where documents "
+            "are held out.",
             min=0,
-            metavar="N",
-            help="Steps between evaluations, with memory and without. Default: 100, where "
-            "documents are held out.",
         ),
     ] = None,
-    precision: PrecisionOption = Precision.AUTO,
+    precision: ModelPrecisionOption = Precision.AUTO,
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Order of documents, LoRA.")] = 0,
+    seed: Annotated[int, option("N", "Order of documents, LoRA.", min=0)] = 0,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any other setting, as memory.combine=gate, finetune.clip_norm=0 or "
-            "data.min_document_tokens=4096. Repeatable.",
+        set_option(
+            "Any other setting, as memory.combine=gate, finetune.clip_norm=0 or "
+            "data.min_document_tokens=4096."
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in RUN from its last checkpoint.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run that is in RUN.")
-    ] = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Finetune a model of transformers to use a memory: gates, LoRA, or all weights.
@@ -138,7 +107,11 @@ def run(
     saved by itself in RUN/adapter. Ctrl-C saves and ends with status 130; --resume, with the same
     options, continues bit for bit.
     """
-    tables = parse_settings(settings or [])
+    tables: dict[str, dict[str, Any]] = {"memory": {}, "finetune": {}, "data": {}}
+    form = f"TABLE.KEY=VALUE with a table of {', '.join(tables)}, such as memory.combine=gate"
+    for name, value in parse_settings(settings, form, tables).items():
+        table, _, key = name.partition(".")
+        tables[table][key] = value
     if calibrate and (layers is not None or not capacity):
         raise ConfigError(
             "--calibrate finds layers that read a memory: leave out --layers, and give a capacity"
@@ -160,7 +133,7 @@ def run(
         **tables["finetune"],
     }
     memory = {"window": window, "capacity": capacity, **tables["memory"]}
-    prepare_file(json_file)
+    prepare_files(json_file)
 
     from memorizing.config import DataConfig
     from memorizing.settings import build_dataclass
@@ -176,7 +149,6 @@ def run(
 
     from memorizing.data import load_splits
     from memorizing.huggingface import MemorySettings, add_memory
-    from memorizing.huggingface.learning.calibration import add_calibrated_memory
     from memorizing.training import finetune
 
     # Refused before anything is loaded.
@@ -190,11 +162,8 @@ def run(
     elif resume:
         restore_memory(loaded, out)
     else:
-        say("calibrating on the beginning of the corpus, which is read several times")
-        with show_progress("calibrating") as advance:
-            texts = (document.text for document in splits.train)
-            found = add_calibrated_memory(loaded, tokenizer, texts, progress=advance, **memory)
-        say(f"calibrated: {found}")
+        texts = (document.text for document in splits.train)
+        calibrate_memory(loaded, tokenizer, texts, "corpus", memory)
     result = finetune(
         loaded,
         tokenizer,
@@ -206,22 +175,8 @@ def run(
         overwrite=overwrite,
         about={"model": model, "data": dataclasses.asdict(reading)},
     )
-    done = "stopped" if result.interrupted else "finetuned"
-    print(
-        f"{done} after {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:,.0f} s; "
-        f"training perplexity {math.exp(result.train_nats):.3f}"
-        + (
-            ""
-            if result.validation_nats is None
-            else f", validation perplexity {math.exp(result.validation_nats):.3f}"
-        )
-    )
-    print(f"run folder: {out}")
-    write_result(json_file, {**dataclasses.asdict(result), "run_dir": str(out)})
-    if result.interrupted:
-        say("to go on: the same command with --resume")
-        raise typer.Exit(INTERRUPTED_STATUS)
-    print(f"adapter: {out / 'adapter'}")
+    report_training(result, "finetuned", out, json_file, "the same command with --resume")
+    show(f"adapter: {out / 'adapter'}")
 
 
 def restore_memory(model: Any, run_dir: Path) -> None:
@@ -233,24 +188,3 @@ def restore_memory(model: Any, run_dir: Path) -> None:
     description = read_description(run_dir)
     add_memory(model, **description["memory"])
     get_attachment(model).load_heads(parse_heads(description["heads"]), str(run_dir))
-
-
-def parse_settings(settings: list[str]) -> dict[str, dict[str, Any]]:
-    """`memory.KEY=VALUE`, `finetune.KEY=VALUE` and `data.KEY=VALUE` as three tables.
-
-    Raises:
-        ConfigError: another table, or no value.
-    """
-    from memorizing.settings import parse_value
-
-    tables: dict[str, dict[str, Any]] = {"memory": {}, "finetune": {}, "data": {}}
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        table, dot, key = name.strip().partition(".")
-        if not equals or not dot or table not in tables:
-            raise ConfigError(
-                f"--set is {setting!r}; write TABLE.KEY=VALUE with a table of "
-                f"{', '.join(tables)}, such as memory.combine=gate"
-            )
-        tables[table][key] = parse_value(text)
-    return tables

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memorizing.cli.evaluate import Precision
-from memorizing.cli.output import INTERRUPTED_STATUS, JsonOption, prepare_file, say, write_result
-from memorizing.cli.pretrained import (
+from memorizing.cli.options import (
+    INTERRUPTED_STATUS,
     AdapterOption,
     DeviceOption,
+    JsonOption,
     ModelArgument,
-    PrecisionOption,
-    load_model,
-    show_name,
+    ModelPrecisionOption,
+    Precision,
+    flag,
+    option,
+    prepare_files,
+    write_result,
 )
-from memorizing.cli.reading_plan import STDIN, read_stdin
+from memorizing.cli.pretrained import load_model
+from memorizing.cli.reading_plan import STDIN, is_utf8, read_stdin
 from memorizing.errors import ConfigError, CorpusError, TokenizerError
+from memorizing.terminal import escape, say
 
 if TYPE_CHECKING:
     import torch
 
-    from memorizing.huggingface import MemorySession
     from memorizing.huggingface.sessions.sources import Sources
 
 EXAMPLES = """\b
@@ -41,57 +43,39 @@ examples:
 """
 
 _DOCUMENTS_SHOWN = 5
-_CLOSED_PIPE_STATUS = 141
-"""As shells have it, where whoever reads standard output goes away."""
 
 
 def run(
     model: ModelArgument,
     memory: Annotated[
-        Path | None,
-        typer.Option(
-            "--memory", metavar="DIR", help="Folder that `memorizing read` made. Default: none."
-        ),
+        Path | None, option("DIR", "Folder that `memorizing read` made. Default: none.", "--memory")
     ] = None,
     no_memory: Annotated[
-        bool,
-        typer.Option(
-            "--no-memory", help="Read nothing from --memory, with its window: to compare."
-        ),
+        bool, flag("Read nothing from --memory, with its window: to compare.", "--no-memory")
     ] = False,
-    prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What the model goes on from.")
-    ] = None,
+    prompt: Annotated[str | None, option("TEXT", "What the model goes on from.")] = None,
     prompt_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Read the prompt from a file, or - for standard input."),
+        Path | None, option("FILE", "Read the prompt from a file, or - for standard input.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Stop after N.")] = 128,
+    max_new_tokens: Annotated[int, option("N", "Stop after N.", min=1)] = 128,
     temperature: Annotated[
-        float, typer.Option(min=0.0, metavar="T", help="Sample; 0 takes the likeliest token.")
+        float, option("T", "Sample; 0 takes the likeliest token.", min=0.0)
     ] = 0.0,
     top_p: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, metavar="P", help="Sample from the likeliest of this mass."),
+        float, option("P", "Sample from the likeliest of this mass.", min=0.0, max=1.0)
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of sampling.")] = 0,
+    seed: Annotated[int, option("N", "Of sampling.", min=0)] = 0,
     chat: Annotated[
-        bool, typer.Option("--chat", help="The prompt is a question, put as the model was taught.")
+        bool, flag("The prompt is a question, put as the model was taught.", "--chat")
     ] = False,
     sources: Annotated[
-        bool,
-        typer.Option(
-            "--sources", help="Then show which documents were retrieved, and where (kept texts)."
-        ),
+        bool, flag("Then show which documents were retrieved, and where (kept texts).", "--sources")
     ] = False,
     window: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Without --memory: tokens of local attention. Default: 512."
-        ),
+        int | None, option("N", "Without --memory: tokens of local attention. Default: 512.", min=1)
     ] = None,
     adapter: AdapterOption = None,
-    precision: PrecisionOption = Precision.AUTO,
+    precision: ModelPrecisionOption = Precision.AUTO,
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
 ) -> None:
@@ -105,7 +89,7 @@ def run(
     if window is not None and (memory is not None or adapter is not None):
         raise ConfigError("--window is given, and --memory or --adapter has one; leave it out")
     text = find_prompt(prompt, prompt_file)
-    prepare_file(json_file)
+    prepare_files(json_file)
     if memory is not None:
         from memorizing.memory.disk import MemoryFolder
 
@@ -124,7 +108,8 @@ def run(
         add_memory(loaded, window=window or choose_window(loaded))
     if memory is not None:
         session = open_memory(loaded, memory)
-        say(f"memory: {describe_memory(session, memory, is_read)}")
+        held = f"{len(session.documents):,} documents, {session.num_entries:,} entries"
+        say(f"memory: {memory}, {held}{'' if is_read else '; not read'}")
     result: dict[str, Any] = {
         "model": model,
         "memory": str(memory) if is_read else None,
@@ -180,6 +165,8 @@ def find_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if prompt_file is None:
         if not prompt:
             raise ConfigError("--prompt is empty; give a text to go on from")
+        if not is_utf8(prompt):
+            raise CorpusError(f"--prompt is {prompt!r}; a prompt is text in UTF-8")
         return prompt
     if str(prompt_file) == STDIN:
         return read_stdin()
@@ -221,12 +208,6 @@ def choose_window(model: Any) -> int:
     return min(MemorySettings.window, int(model.config.max_position_embeddings) // 2)
 
 
-def describe_memory(session: MemorySession, path: Path, is_read: bool) -> str:
-    """What a memory holds, on a line."""
-    held = f"{path}, {len(session.documents):,} documents, {session.num_entries:,} entries"
-    return held if is_read else f"{held}; not read"
-
-
 def write(
     model: Any,
     tokenizer: Any,
@@ -238,7 +219,6 @@ def write(
 ) -> dict[str, Any]:
     """Generate, and write the text to standard output as it comes."""
     import torch
-    from transformers import TextStreamer
     from transformers.utils import logging
 
     # The model's own settings of sampling must not change what the options say.
@@ -249,51 +229,48 @@ def write(
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     # What it says of lengths is not so: a model with a window reads past its own.
     logging.set_verbosity_error()
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     torch.manual_seed(seed)
-    num_prompt = inputs["input_ids"].shape[1]
-    tokens, is_interrupted = Kept(streamer), False
+    new_tokens: list[int] = []
+    streamer, is_interrupted = make_streamer(tokenizer, new_tokens), False
     start = time.perf_counter()
-    with survive_closed_pipe():
-        try:
-            model.generate(
-                **inputs,
-                **sampling,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=choose_padding(tokenizer, own),
-                streamer=tokens,
-            )
-        except KeyboardInterrupt:
-            is_interrupted = True
-            tokens.end()
+    try:
+        model.generate(
+            **inputs,
+            **sampling,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=choose_padding(tokenizer, own),
+            streamer=streamer,
+        )
+    except KeyboardInterrupt:
+        is_interrupted = True
+        streamer.end()
     return {
-        "text": tokenizer.decode(tokens.new_tokens, skip_special_tokens=True),
-        "prompt_tokens": num_prompt,
-        "new_tokens": len(tokens.new_tokens),
+        "text": tokenizer.decode(new_tokens, skip_special_tokens=True),
+        "prompt_tokens": inputs["input_ids"].shape[1],
+        "new_tokens": len(new_tokens),
         "seconds": round(time.perf_counter() - start, 3),
         "interrupted": is_interrupted,
     }
 
 
-class Kept:
-    """Passes tokens on to a streamer, and keeps those that are new."""
+def make_streamer(tokenizer: Any, new_tokens: list[int]) -> Any:
+    """What shows the text as it comes, and appends new tokens to a list.
 
-    def __init__(self, streamer: Any) -> None:
-        """Take what shows them."""
-        self._streamer = streamer
-        self._is_prompt = True
-        self.new_tokens: list[int] = []
+    A file or a pipe gets the text as it is, a terminal what does not steer it.
+    """
+    from transformers import TextStreamer
 
-    def put(self, value: Any) -> None:
-        """The prompt, then a token at a time."""
-        if not self._is_prompt:
-            self.new_tokens += value.flatten().tolist()
-        self._is_prompt = False
-        self._streamer.put(value)
+    class Streamer(TextStreamer):
+        def put(self, value: Any) -> None:
+            if not self.next_tokens_are_prompt:
+                new_tokens.extend(value.flatten().tolist())
+            super().put(value)
 
-    def end(self) -> None:
-        """Nothing more comes."""
-        self._streamer.end()
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            shown = escape(text, "\n\t") if sys.stdout.isatty() else text
+            print(shown, flush=True, end="\n" if stream_end else "")
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def choose_padding(tokenizer: Any, settings: Any) -> int | None:
@@ -302,21 +279,6 @@ def choose_padding(tokenizer: Any, settings: Any) -> int | None:
         return tokenizer.pad_token_id
     end = settings.eos_token_id
     return end[0] if isinstance(end, list) else end
-
-
-@contextmanager
-def survive_closed_pipe() -> Iterator[None]:
-    """End quietly where standard output is closed, as `| head` does.
-
-    Raises:
-        typer.Exit: it was closed.
-    """
-    try:
-        yield
-    except BrokenPipeError as error:
-        # Python would fail again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(_CLOSED_PIPE_STATUS) from error
 
 
 def list_sources(found: Sources) -> dict[str, Any]:
@@ -354,10 +316,10 @@ def print_sources(sources: dict[str, Any]) -> None:
     documents = sources["documents"]
     say("sources, by their share of attention to what was retrieved:")
     for document in documents[:_DOCUMENTS_SHOWN]:
-        say(f"  {document['share']:6.1%}  {show_name(document['name'])}")
+        say(f"  {document['share']:6.1%}  {document['name']}")
         for place in document["places"]:
             line = f"{place['before']}«{place['token']}»{place['after']}"
-            say(f"          {flatten(line)}")
+            say("          " + re.sub(r"\s*\n\s*", " ⏎ ", line))
     rest = documents[_DOCUMENTS_SHOWN:]
     if rest:
         share = sum(document["share"] for document in rest)
@@ -366,9 +328,3 @@ def print_sources(sources: dict[str, Any]) -> None:
         say(f"  {sources['this_text']:6.1%}  this text itself, before its window")
     if not documents and not sources["this_text"]:
         say("  nothing was retrieved")
-
-
-def flatten(text: str) -> str:
-    """One line, without what would steer the terminal."""
-    text = re.sub(r"\s*\n\s*", " ⏎ ", text)
-    return "".join(one if one.isprintable() else " " for one in text)

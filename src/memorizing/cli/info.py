@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from memorizing.cli.output import JsonOption, prepare_file, write_result
+from memorizing.cli.options import JsonOption, prepare_files, write_result
 from memorizing.errors import ConfigError
+from memorizing.terminal import show
 
 EXAMPLES = """\b
 examples:
@@ -33,7 +34,7 @@ def run(
     json_file: JsonOption = None,
 ) -> None:
     """Describe a run, a recipe, what there is to train on or search with, or this machine."""
-    prepare_file(json_file)
+    prepare_files(json_file)
     values = describe(what)
     print_values(values)
     write_result(json_file, values)
@@ -166,14 +167,14 @@ def print_values(values: dict[str, Any], indent: str = "") -> None:
     )
     for key, value in values.items():
         if isinstance(value, dict):
-            print(f"{indent}{key}")
+            show(f"{indent}{key}")
             print_values(value, indent + "  ")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for number, item in enumerate(value, start=1):
-                print(f"{indent}{key} {number} of {len(value)}")
+                show(f"{indent}{key} {number} of {len(value)}")
                 print_values(item, indent + "  ")
         else:
-            print(f"{indent}{key:<{width}}  {format_value(value)}".rstrip())
+            show(f"{indent}{key:<{width}}  {format_value(value)}".rstrip())
 
 
 def format_value(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -23,11 +24,14 @@ from memorizing.cli import (
     read,
     train,
 )
-from memorizing.cli.output import INTERRUPTED_STATUS, say
+from memorizing.cli.options import INTERRUPTED_STATUS
 from memorizing.errors import MemorizingError
-from memorizing.storage.files import FULL_DISK
+from memorizing.storage.files import FULL_DISK, describe_failure
+from memorizing.terminal import say, show
 
 USAGE_STATUS = 2
+CLOSED_PIPE_STATUS = 141
+"""As shells have it, where whoever reads standard output goes away."""
 
 app = typer.Typer(
     name="memorizing",
@@ -52,7 +56,7 @@ examples:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"memorizing {__version__}")
+        show(f"memorizing {__version__}")
         raise typer.Exit
 
 
@@ -95,25 +99,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for input that cannot work, with one line on standard error; 130 after
-        Ctrl-C. Errors that are bugs of ours are raised.
+        Ctrl-C; 141 where whoever reads standard output has gone away. Errors that are bugs of ours
+        are raised.
     """
     # Read when torch is imported. Threads that spin while they wait for one another take the
     # processor from the one they wait for, as soon as the machine does anything else: two cores
     # beside one busy process read 20 times as many tokens per second with threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _settle_streams()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         status = _build()(words or ["--help"], prog_name="memorizing", standalone_mode=False)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED_STATUS
+    except BrokenPipeError:
+        _give_up_output()
+        return CLOSED_PIPE_STATUS
     except Exception as error:
         message = explain_failure(error)
         if message is None:
             raise
-        say(f"error: {message}")
+        with contextlib.suppress(OSError):
+            say(f"error: {message}")
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            return USAGE_STATUS
+        _give_up_output()
         return USAGE_STATUS
     return status if isinstance(status, int) else 0
+
+
+def _settle_streams() -> None:
+    """Let nothing that is shown fail for the terminal's encoding, nor for streams that are closed.
+
+    A closed one leaves its number to the next file that is opened, which libraries would write to.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _give_up_output() -> None:
+    """Write what is left nowhere: Python would fail again when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain_failure(error: Exception) -> str | None:
@@ -123,12 +161,16 @@ def explain_failure(error: Exception) -> str | None:
     elif isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         where = f" ({context.command_path} --help shows the usage)" if context else ""
-        message = error.format_message().replace("Value error, ", "") + where
+        message = error.format_message() + where
     elif isinstance(error, OSError) and error.errno in FULL_DISK:
         place = f" for {error.filename!r}" if error.filename else ""
         message = f"no space left on the disk{place}; free some, or choose another folder"
     elif isinstance(error, OSError) and error.filename and error.strerror:
-        message = f"{error.strerror}: {error.filename!r}; check the path and its permissions"
+        message = (
+            f"{describe_failure(error)}: {error.filename!r}; check the path and its permissions"
+        )
+    elif isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        message = f"{error.object[:80]!r} is not UTF-8; give another name or text"
     elif _is_out_of_memory(error):
         message = "not enough memory; lower the rows, the capacity or the size of the model"
     else:

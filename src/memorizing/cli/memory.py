@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memorizing.cli.info import print_values
-from memorizing.cli.output import JsonOption, prepare_file, write_result
-from memorizing.cli.pretrained import count_bytes, describe_bytes, show_name
+from memorizing.cli.options import JsonOption, option, prepare_files, write_result
+from memorizing.cli.pretrained import count_bytes, describe_bytes
 from memorizing.errors import MemoryFolderError
+from memorizing.terminal import show
 
 if TYPE_CHECKING:
     from memorizing.memory.disk import MemoryFolder
@@ -42,7 +43,7 @@ def _set_up() -> None:
 @app.command("info")
 def show_info(path: PathArgument, json_file: JsonOption = None) -> None:
     """Whose memory it is, how it is read and stored, and how much it holds."""
-    prepare_file(json_file)
+    prepare_files(json_file)
     values = describe(open_memory_folder(path))
     print_values(values)
     write_result(json_file, values)
@@ -51,13 +52,13 @@ def show_info(path: PathArgument, json_file: JsonOption = None) -> None:
 @app.command("list")
 def list_documents(path: PathArgument, json_file: JsonOption = None) -> None:
     """The documents that were read, oldest first, with their tokens."""
-    prepare_file(json_file)
+    prepare_files(json_file)
     folder = open_memory_folder(path)
     width = max((len(f"{document.num_tokens:,}") for document in folder.documents), default=0)
     for document in folder.documents:
         kept = "" if document.text is None else "  (text kept)"
-        print(f"{document.num_tokens:>{width},} tokens  {show_name(document.name)}{kept}")
-    print(count(folder))
+        show(f"{document.num_tokens:>{width},} tokens  {document.name}{kept}")
+    show(count(folder))
     documents = [
         {
             "name": document.name,
@@ -76,15 +77,10 @@ def merge(
     paths: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Folders of memories of one model.")
     ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="The new memory: a new or empty folder.")
-    ],
+    out: Annotated[Path, option("DIR", "The new memory: a new or empty folder.", "--out")],
     settings_of: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Which of them says how the new one is read, where they differ in that.",
-        ),
+        option("DIR", "Which of them says how the new one is read, where they differ in that."),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -93,12 +89,12 @@ def merge(
     A document that several hold with the same text is kept once. With one DIR, it is packed into as
     few files as possible.
     """
-    prepare_file(json_file)
+    prepare_files(json_file)
     from memorizing.memory.disk import MemoryFolder
 
     settings = choose_settings(paths, settings_of)
     folder = MemoryFolder.merge(paths, out, settings)
-    print(f"{out}: {count(folder)}")
+    show(f"{out}: {count(folder)}")
     write_result(json_file, describe(folder))
 
 
@@ -114,25 +110,25 @@ def forget(
 
     If one of the names is not there, nothing is forgotten.
     """
-    prepare_file(json_file)
+    prepare_files(json_file)
     folder = open_memory_folder(path)
     before = folder.num_entries
     names = list(dict.fromkeys(names))
     with folder.lock():
         require_documents(folder, names)
         folder.forget(*names)
-    print(f"forgot {len(names):,} documents, {before - folder.num_entries:,} entries")
-    print(f"{path}: {count(folder)}")
+    show(f"forgot {len(names):,} documents, {before - folder.num_entries:,} entries")
+    show(f"{path}: {count(folder)}")
     write_result(json_file, describe(folder))
 
 
 @app.command("verify")
 def verify(path: PathArgument, json_file: JsonOption = None) -> None:
     """Compare the checksums of everything in the memory; status 2 where a file was altered."""
-    prepare_file(json_file)
+    prepare_files(json_file)
     folder = open_memory_folder(path)
     files = folder.verify()
-    print(f"{path} is whole: {len(files):,} files, {describe_bytes(count_bytes(path))}")
+    show(f"{path} is whole: {len(files):,} files, {describe_bytes(count_bytes(path))}")
     write_result(json_file, {"memory": str(path), "files": list(files)})
 
 

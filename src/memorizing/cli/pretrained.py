@@ -1,38 +1,14 @@
-"""What the verbs share that run a model of `transformers`: options, loading, memory folders."""
+"""What the verbs share that run a model of `transformers`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import typer
-
-from memorizing.cli.evaluate import Precision
-from memorizing.cli.output import say
+from memorizing.cli.options import Precision
 from memorizing.errors import ConfigError
-
-if TYPE_CHECKING:
-    from memorizing.memory.disk import MemoryFolder
-
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="Folder of a model of transformers, or its name on the hub."
-    ),
-]
-PrecisionOption = Annotated[
-    Precision,
-    typer.Option(help="Of the model. auto is as it was saved, on a CPU what is faster here."),
-]
-DeviceOption = Annotated[
-    str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1; auto is cuda where there is one.")
-]
-AdapterOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--adapter", metavar="DIR", help="What `memorizing finetune` learned for this model."
-    ),
-]
+from memorizing.terminal import say, show_progress
 
 _PROBE_DIM = 128
 """Small: where a processor has no bf16, its products take a hundred times as long."""
@@ -82,20 +58,20 @@ def choose_device(name: str) -> Any:
     return device
 
 
-def open_folder(path: Path) -> MemoryFolder | None:
-    """The memory in a folder; None where one may be made.
+def calibrate_memory(
+    model: Any, tokenizer: Any, texts: Iterable[str], what: str, settings: dict[str, Any]
+) -> None:
+    """Give a model a memory in the layers and heads that gain, and say which. In place.
 
     Raises:
-        MemoryFolderError: it holds something else, or is damaged.
+        ConfigError: there are too few tokens, or no head gains.
     """
-    from memorizing.memory.disk import MemoryFolder
+    from memorizing.huggingface.learning.calibration import add_calibrated_memory
 
-    return MemoryFolder.find(path)
-
-
-def show_name(name: str) -> str:
-    """A document's name on one line, without what would steer the terminal."""
-    return name if name.isprintable() else repr(name)
+    say(f"calibrating on the beginning of the {what}, which is read several times")
+    with show_progress("calibrating") as progress:
+        found = add_calibrated_memory(model, tokenizer, texts, progress=progress, **settings)
+    say(f"calibrated: {found}")
 
 
 def count_bytes(path: Path) -> int:

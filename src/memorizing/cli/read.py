@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -9,30 +10,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memorizing.cli.evaluate import Precision
-from memorizing.cli.output import (
+from memorizing.cli.options import (
     INTERRUPTED_STATUS,
-    JsonOption,
-    parse_numbers,
-    prepare_file,
-    say,
-    show_progress,
-    write_result,
-)
-from memorizing.cli.pretrained import (
     AdapterOption,
     DeviceOption,
+    JsonOption,
+    LayersOption,
     ModelArgument,
-    PrecisionOption,
-    count_bytes,
-    describe_bytes,
-    load_model,
-    open_folder,
-    show_name,
+    ModelPrecisionOption,
+    Precision,
+    flag,
+    option,
+    parse_numbers,
+    parse_settings,
+    prepare_files,
+    set_option,
+    write_result,
 )
+from memorizing.cli.pretrained import calibrate_memory, count_bytes, describe_bytes, load_model
 from memorizing.cli.reading_plan import Plan, find_sources, plan_reading
-from memorizing.cli.reading_progress import ReadingProgress
 from memorizing.errors import ConfigError
+from memorizing.terminal import make_display, say, show
 
 if TYPE_CHECKING:
     from memorizing.data.text import ReadLog
@@ -50,6 +48,8 @@ examples:
 """
 
 _LEFT_OUT_SHOWN = 5
+_BYTES_PER_TOKEN = 3.5
+"""Of the first document; it is not known before."""
 
 
 class EntryType(StrEnum):
@@ -69,64 +69,35 @@ def run(
             metavar="FILES...", help="Files, folders, patterns in quotes, or - for standard input."
         ),
     ],
-    memory: Annotated[
-        Path,
-        typer.Option("--memory", metavar="DIR", help="Folder of the memory; made, or added to."),
-    ],
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N,...", help="Layers that read it. Default: one, at 3/5 of the depth."
-        ),
-    ] = None,
+    memory: Annotated[Path, option("DIR", "Folder of the memory; made, or added to.", "--memory")],
+    layers: LayersOption = None,
     calibrate: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate", help="Find layers and heads that gain, on the beginning of FILES."
-        ),
+        bool, flag("Find layers and heads that gain, on the beginning of FILES.", "--calibrate")
     ] = False,
     window: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Tokens of local attention. Default: 512."),
+        int | None, option("N", "Tokens of local attention. Default: 512.", min=1)
     ] = None,
-    dtype: Annotated[
-        EntryType | None, typer.Option(help="Of stored entries. Default: bfloat16.")
-    ] = None,
+    dtype: Annotated[EntryType | None, flag("Of stored entries. Default: bfloat16.")] = None,
     settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Another setting of the memory, as num_neighbors=64. Repeatable.",
-        ),
+        list[str] | None, set_option("Another setting of the memory, as num_neighbors=64.")
     ] = None,
     keep_text: Annotated[
-        bool,
-        typer.Option(
-            "--keep-text", help="Also keep the texts, for `generate --sources` and reports."
-        ),
+        bool, flag("Also keep the texts, for `generate --sources` and reports.", "--keep-text")
     ] = False,
     update: Annotated[
-        bool,
-        typer.Option("--update", help="Read documents that have changed again, in their place."),
+        bool, flag("Read documents that have changed again, in their place.", "--update")
     ] = False,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PATTERN", help="Leave out files and folders of such names. Repeatable."
-        ),
+        option("PATTERN", "Leave out files and folders of such names. Repeatable."),
     ] = None,
     max_file_mib: Annotated[
-        float, typer.Option(min=0.0, metavar="MIB", help="Leave out files that are larger.")
+        float, option("MIB", "Leave out files that are larger.", min=0.0)
     ] = 2.0,
-    prefix: Annotated[
-        str, typer.Option(metavar="TEXT", help="Put before all names, as other_repository/.")
-    ] = "",
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of what is read from standard input.")
-    ] = None,
+    prefix: Annotated[str, option("TEXT", "Put before all names, as other_repository/.")] = "",
+    name: Annotated[str | None, option("NAME", "Name of what is read from standard input.")] = None,
     adapter: AdapterOption = None,
-    precision: PrecisionOption = Precision.AUTO,
+    precision: ModelPrecisionOption = Precision.AUTO,
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
 ) -> None:
@@ -138,14 +109,15 @@ def run(
     """
     if calibrate and (layers is not None or adapter is not None):
         raise ConfigError("--calibrate finds layers, and --layers or --adapter has them; give one")
-    prepare_file(json_file)
-    wanted = parse_settings(layers, window, settings or [])
+    prepare_files(json_file)
+    wanted = read_settings(layers, window, settings)
 
     from memorizing.data.reading.files import Rules
     from memorizing.data.text import ReadLog
+    from memorizing.memory.disk import MemoryFolder
 
     left_out = ReadLog()
-    folder = open_folder(memory)
+    folder = MemoryFolder.find(memory)
     check_settings(memory, folder, wanted, dtype)
     rules = Rules(round(max_file_mib * 2**20), tuple(exclude or ()))
     sources = find_sources(files, rules, prefix, name, left_out)
@@ -155,41 +127,37 @@ def run(
     from memorizing.huggingface import add_memory, open_memory
     from memorizing.huggingface.attaching.attachment import get_attachment
     from memorizing.huggingface.learning.adapter import load_adapter
-    from memorizing.huggingface.learning.calibration import add_calibrated_memory
 
     if folder is None and dtype and dtype != EntryType.INT8:
         wanted["dtype"] = dtype.value
     if adapter is not None:
         load_adapter(loaded, adapter, **({} if folder else wanted))
     elif folder is None and calibrate:
-        say("calibrating on the beginning of the files, which is read several times")
-        with show_progress("calibrating") as advance:
-            texts = (source.load() or "" for source in plan.sources)
-            found = add_calibrated_memory(loaded, tokenizer, texts, progress=advance, **wanted)
-        say(f"calibrated: {found}")
+        texts = (source.load() or "" for source in plan.sources)
+        calibrate_memory(loaded, tokenizer, texts, "files", wanted)
     elif folder is None:
         add_memory(loaded, **wanted)
     session = open_memory(
         loaded, memory, keep_text=keep_text, dtype=dtype.value if dtype and not folder else None
     )
     say(describe_plan(plan, memory, get_attachment(loaded).settings.layers))
-    progress = ReadingProgress(len(plan.sources), plan.num_bytes)
+    progress = ReadingProgress(plan)
     before = {(document.name, document.sha256) for document in session.documents}
     is_interrupted = False
     try:
-        with progress.watch(loaded):
-            if plan.sources:
-                texts = follow(plan, progress)
-                session.read(tokenizer, texts, update=update, progress=False)
+        if plan.sources:
+            session.read(tokenizer, progress.follow(), update=update, progress=progress.count)
     except KeyboardInterrupt:
         is_interrupted = True
+    finally:
+        progress.stop()
     read = [one for one in session.documents if (one.name, one.sha256) not in before]
     result = summarize(memory, model, session, read, plan, left_out, progress)
     print_result(result)
     short = [one.name for one in read if not one.num_entries]
     if short:
         say(
-            f"{len(short):,} documents leave nothing in memory, such as {show_name(short[0])}: "
+            f"{len(short):,} documents leave nothing in memory, such as {short[0]}: "
             f"the first {get_attachment(loaded).settings.num_sinks} tokens of a text are not stored"
         )
     write_result(json_file, {**result, "interrupted": is_interrupted})
@@ -198,8 +166,8 @@ def run(
         raise typer.Exit(INTERRUPTED_STATUS)
 
 
-def parse_settings(
-    layers: str | None, window: int | None, settings: Sequence[str]
+def read_settings(
+    layers: str | None, window: int | None, settings: Sequence[str] | None
 ) -> dict[str, Any]:
     """Settings of a memory that were given, by name.
 
@@ -207,17 +175,17 @@ def parse_settings(
         ConfigError: an unknown one, or one that is not written as KEY=VALUE.
     """
     from memorizing.huggingface.attaching.memory_settings import MemorySettings
-    from memorizing.settings import describe_unknown, list_keys, parse_value
+    from memorizing.settings import describe_unknown, list_keys
 
-    values: dict[str, Any] = {}
-    known = [key for key in list_keys(MemorySettings) if key not in ("layers", "window", "dtype")]
-    for text in settings:
-        key, separator, value = (part.strip() for part in text.partition("="))
-        if key in ("layers", "window", "dtype"):
-            raise ConfigError(f"--set has {text!r}; write --{key} {value}")
-        if not separator or key not in known:
+    form = "KEY=VALUE with a setting of a memory, such as num_neighbors=64"
+    values = parse_settings(settings, form)
+    options = ("layers", "window", "dtype")
+    known = [key for key in list_keys(MemorySettings) if key not in options]
+    for key, value in values.items():
+        if key in options:
+            raise ConfigError(f"--set has {key}={value}; write --{key} {value}")
+        if key not in known:
             raise ConfigError(describe_unknown("setting of a memory", key, known))
-        values[key] = parse_value(value)
     if layers is not None:
         values["layers"] = parse_numbers(layers, "--layers")
     if window is not None:
@@ -247,14 +215,57 @@ def check_settings(
             )
 
 
-def follow(plan: Plan, progress: ReadingProgress) -> Iterator[tuple[str, str]]:
-    """Name and text of what is read, each loaded when it is its turn, and progress told of each."""
-    for source in plan.sources:
-        text = source.load()
-        if text is not None:
-            progress.begin(source.name, source.num_bytes)
-            yield source.name, text
-    progress.begin("", 0)
+class ReadingProgress:
+    """Gives the documents out, counts what is read of them, and shows it."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Take what there is to read."""
+        self.num_tokens = 0
+        self._plan = plan
+        self._num_begun = self._bytes_done = self._bytes_now = self._tokens_done = 0
+        self._display = make_display(is_patient=True, is_transient=True)
+        self._display.start(0, 100, "percent")
+        self._start_s = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._start_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Since the start."""
+        return self.num_tokens / max(self.seconds, 1e-9)
+
+    def follow(self) -> Iterator[tuple[str, str]]:
+        """Name and text of what is read, each loaded when it is its turn."""
+        for source in self._plan.sources:
+            text = source.load()
+            if text is not None:
+                self._bytes_done += self._bytes_now
+                self._bytes_now, self._tokens_done = source.num_bytes, self.num_tokens
+                self._num_begun += 1
+                yield source.name, text
+
+    def count(self, name: str, num_tokens: int) -> None:
+        """Tokens of a document were read."""
+        self.num_tokens += num_tokens
+        bytes_per_token = _BYTES_PER_TOKEN
+        if self._tokens_done:
+            bytes_per_token = self._bytes_done / self._tokens_done
+        read = min((self.num_tokens - self._tokens_done) * bytes_per_token, self._bytes_now)
+        facts = {
+            "documents": f"{self._num_begun:,} of {len(self._plan.sources):,}",
+            "tokens": f"{self.num_tokens:,}",
+            "tokens/s": f"{self.tokens_per_s:,.0f}",
+            "reading": name[-40:],
+        }
+        share = (self._bytes_done + read) / max(self._plan.num_bytes, 1)
+        self._display.update(int(100 * share), facts)
+
+    def stop(self) -> None:
+        """Give the terminal back."""
+        self._display.stop()
 
 
 def describe_plan(plan: Plan, memory: Path, layers: Sequence[int]) -> str:
@@ -312,17 +323,17 @@ def print_result(result: dict[str, Any]) -> None:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         say(f"left out: {reasons}")
         for item in left_out[:_LEFT_OUT_SHOWN]:
-            say(f"  {show_name(item['name'])}: {item['reason']}")
+            say(f"  {item['name']}: {item['reason']}")
         if len(left_out) > _LEFT_OUT_SHOWN:
             say(f"  and {len(left_out) - _LEFT_OUT_SHOWN:,} more; --json has them all")
     read, total = result["read"], result["total"]
     there = result["already_there"]
-    print(
+    show(
         f"read {read['documents']:,} documents, {read['tokens']:,} tokens, "
         f"{read['entries']:,} entries, {read['tokens_per_s']:,.0f} tokens/s"
         + (f"; {there:,} were there already" if there else "")
     )
-    print(
+    show(
         f"{result['memory']}: {total['documents']:,} documents, {total['tokens']:,} tokens, "
         f"{total['entries']:,} entries, {describe_bytes(total['bytes'])} on disk"
     )

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from memorizing.cli.pretrained import show_name
 from memorizing.errors import ConfigError, CorpusError, MemoryFolderError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def plan_reading(
         else:
             plan.changed.append(source)
     if plan.changed and not update:
-        names = ", ".join(show_name(source.name) for source in plan.changed[:_NAMES_SHOWN])
+        names = ", ".join(source.name for source in plan.changed[:_NAMES_SHOWN])
         more = ", ..." if len(plan.changed) > _NAMES_SHOWN else ""
         raise MemoryFolderError(
             f"{path} holds {len(plan.changed):,} of these documents with another text than they "
@@ -134,7 +133,20 @@ def read_stdin() -> str:
     """
     from memorizing.data.reading.files import decode_whole
 
-    text, reason = decode_whole(sys.stdin.buffer.read())
+    try:
+        raw = sys.stdin.buffer.read()
+    except OSError as error:
+        raise CorpusError(f"standard input cannot be read: {error.strerror}") from error
+    text, reason = decode_whole(raw)
     if text is None:
         raise CorpusError(f"standard input is {reason}; it must be text in UTF-8")
     return text
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a word of the command line was UTF-8: what was not is there as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

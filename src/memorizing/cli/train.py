@@ -7,11 +7,24 @@ import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memorizing.cli.output import INTERRUPTED_STATUS, JsonOption, prepare_file, say, write_result
+from memorizing.cli.options import (
+    INTERRUPTED_STATUS,
+    JsonOption,
+    OverwriteOption,
+    ResumeOption,
+    option,
+    prepare_files,
+    set_option,
+    write_result,
+)
+from memorizing.terminal import say, show
+
+if TYPE_CHECKING:
+    from memorizing.training import TrainingResult
 
 EXAMPLES = """\b
 examples:
@@ -32,24 +45,12 @@ def run(
             help="Name of a recipe (see `memorizing info recipes`), or a TOML file.",
         ),
     ],
-    run_dir: Annotated[
-        Path,
-        typer.Option("--run", metavar="DIR", help="Folder of the run: all it writes is there."),
-    ],
+    run_dir: Annotated[Path, option("DIR", "Folder of the run: all it writes is there.", "--run")],
     settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Change a setting, as model.num_layers=4. Repeatable.",
-        ),
+        list[str] | None, set_option("Change a setting, as model.num_layers=4.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in DIR from its last checkpoint.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a run that is in DIR.")
-    ] = False,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Train a model by a recipe.
@@ -59,21 +60,42 @@ def run(
     from memorizing.config import load_config
 
     config = load_config(recipe).replace(settings or [])
-    prepare_file(json_file)
+    prepare_files(json_file)
 
     from memorizing.training import train
 
     result = train(config, run_dir, resume=resume, overwrite=overwrite)
-    done = "stopped" if result.interrupted else "trained"
-    print(
-        f"{done} after {result.steps:,} steps, {result.tokens:,} tokens, {result.seconds:,.0f} s; "
-        f"training perplexity {math.exp(result.train_nats):.3f}"
-        + describe_validation(result.validation_nats)
+    resuming = describe_resuming(recipe, run_dir, settings or [])
+    report_training(result, "trained", run_dir, json_file, resuming)
+
+
+def report_training(
+    result: TrainingResult, done: str, run_dir: Path, json_file: Path | None, resuming: str
+) -> None:
+    """Print what a training did, and where; write it as JSON where that is wanted.
+
+    Args:
+        result: of the training.
+        done: what it is called when it was not stopped.
+        run_dir: its folder.
+        json_file: of `--json`.
+        resuming: how to go on where it was stopped.
+
+    Raises:
+        typer.Exit: it was stopped.
+    """
+    validation = ""
+    if result.validation_nats is not None:
+        validation = f", validation perplexity {math.exp(result.validation_nats):.3f}"
+    show(
+        f"{'stopped' if result.interrupted else done} after {result.steps:,} steps, "
+        f"{result.tokens:,} tokens, {result.seconds:,.0f} s; "
+        f"training perplexity {math.exp(result.train_nats):.3f}{validation}"
     )
-    print(f"run folder: {run_dir}")
+    show(f"run folder: {run_dir}")
     write_result(json_file, {**dataclasses.asdict(result), "run_dir": str(run_dir)})
     if result.interrupted:
-        say(f"to go on: {describe_resuming(recipe, run_dir, settings or [])}")
+        say(f"to go on: {resuming}")
         raise typer.Exit(INTERRUPTED_STATUS)
 
 
@@ -82,8 +104,3 @@ def describe_resuming(recipe: str, run_dir: Path, settings: Sequence[str]) -> st
     words = ["memorizing", "train", recipe, "--run", str(run_dir)]
     words += [word for setting in settings for word in ("--set", setting)]
     return shlex.join([*words, "--resume"])
-
-
-def describe_validation(nats: float | None) -> str:
-    """The end of the sentence on perplexity; empty where nothing was evaluated."""
-    return "" if nats is None else f", validation perplexity {math.exp(nats):.3f}"
