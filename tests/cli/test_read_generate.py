@@ -610,9 +610,12 @@ def test_options_that_say_nothing_together_are_one_line(run, llama, words, said)
 def test_ctrl_c_while_generating_keeps_the_text_so_far(run, llama, tmp_path, monkeypatch):
     path = tmp_path / "text.json"
     words = ("--prompt", "alpha", "--max-new-tokens", "29", *FP32)
-    whole = run("generate", llama, *words).out
     with monkeypatch.context() as patch:
-        Interrupt(patch, 12)
+        calls = Interrupt(patch, -1)
+        whole = run("generate", llama, *words).out
+    with monkeypatch.context() as patch:
+        # The last of 29 calls writes the last token.
+        Interrupt(patch, calls.num_calls - 17)
         outcome = run("generate", llama, *words, "--json", path)
     assert outcome.status == 130
     values = json.loads(path.read_text())
