@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from memorizing.errors import CheckpointError
-from memorizing.storage.files import write_bytes
 from memorizing.storage.tensors import read_header, read_tensors, view_bytes, write_tensors
 
 ALL = (
@@ -133,7 +132,7 @@ def test_any_changed_byte_of_a_header_gives_an_error_of_ours_or_tensors_of_the_f
         for change in (1, 64):
             altered = bytearray(content)
             altered[place] ^= change
-            write_bytes(tmp_path / "y", bytes(altered))
+            (tmp_path / "y").write_bytes(altered)
             try:
                 found = read(tmp_path / "y")
             except CheckpointError:

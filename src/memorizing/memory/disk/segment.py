@@ -101,18 +101,10 @@ class SegmentFile:
         with explain_reading(self.path):
             descriptor = open_plain(self.path, is_link_allowed=False)
             try:
-                size = os.fstat(descriptor).st_size
-                if size != expected:
-                    raise MemoryFolderError(self._describe_size(size))
+                self._compare_size(os.fstat(descriptor).st_size)
                 return mmap.mmap(descriptor, expected, access=mmap.ACCESS_READ)
             finally:
                 os.close(descriptor)
-
-    def _describe_size(self, size: int) -> str:
-        return (
-            f"{self.path} has {size:,} bytes and its manifest says {self.record.num_bytes:,}: it "
-            f"was cut off or altered; {ADVICE}"
-        )
 
     def check_size(self) -> None:
         """Refuse a file that was cut off after it was mapped: what is gone must not be touched.
@@ -120,9 +112,14 @@ class SegmentFile:
         Raises:
             MemoryFolderError: it has another size.
         """
-        size = self._mapped.size()
+        self._compare_size(self._mapped.size())
+
+    def _compare_size(self, size: int) -> None:
         if size != self.record.num_bytes:
-            raise MemoryFolderError(self._describe_size(size))
+            raise MemoryFolderError(
+                f"{self.path} has {size:,} bytes and its manifest says {self.record.num_bytes:,}: "
+                f"it was cut off or altered; {ADVICE}"
+            )
 
     def verify(self) -> None:
         """Compare the checksum, and look for numbers that are not finite, once.
