@@ -167,3 +167,20 @@ def test_bad_input_gives_one_clear_line(run, words, expected):
     assert line.startswith("error: ")
     assert expected in line
     assert not before
+
+
+def test_names_that_are_not_utf8_are_printed_and_written(run, tmp_path):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    for name in ("d\udcff.txt", "new\nline.txt", "plain.txt"):
+        (folder / name).write_text("some text\n" * 31)
+    (folder / "b\udcfe.bin").write_bytes(b"\0")
+    path = tmp_path / "list.json"
+    outcome = run("corpus", f"files:{folder}", "--json", path)
+    assert outcome.status == 0
+    values = json.loads(path.read_text(encoding="utf-8"))
+    assert [d["name"] for d in values["documents"]][0] == "d\\udcff.txt"
+    assert values["skipped"] == ["b\\udcfe.bin: binary"]
+    words = ("--stats", "--set", "tokenizer.vocab_size=307", "--json", path)
+    assert run("corpus", f"files:{folder}", *words).status == 0
+    assert run("corpus", f"files:{folder}/nothing\udcff").status == 2

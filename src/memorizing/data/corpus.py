@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from memorizing.data.text import Document, ReadLog
+from memorizing.data.text import Document, ReadLog, clean_name
 from memorizing.errors import CorpusError
 
 Reader = Callable[[ReadLog], Iterator[Document | None]]
@@ -30,7 +30,7 @@ class Corpus:
             found: what was left out while its files were looked for.
             max_documents: reading stops after so many; 0 is all.
         """
-        self.description = description
+        self.description = clean_name(description)
         self._read = read
         self._found = found or ReadLog()
         self._max_documents = max_documents

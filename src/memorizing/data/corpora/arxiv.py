@@ -26,7 +26,7 @@ from memorizing.data.reading.archives import (
     read_members,
     read_packed,
 )
-from memorizing.data.reading.files import explain_missing, is_plain
+from memorizing.data.reading.files import explain_missing, is_plain, locate
 from memorizing.data.reading.tables import (
     RowFiles,
     find_rows,
@@ -78,7 +78,7 @@ def open_arxiv(where: str, config: DataConfig) -> Corpus:
             a bulk archive has members that leave their folder, or links. A single paper that
             has such is left out, and named.
     """
-    found, path = ReadLog(), Path(where).expanduser()
+    found, path = ReadLog(), locate(where)
     is_local = where.partition(":")[0] != "hub"
     if is_local and not path.exists():
         raise CorpusError(f"{explain_missing(path, where)}; {ARXIV_SOURCE}")

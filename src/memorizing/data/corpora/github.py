@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from memorizing.config import DataConfig
 from memorizing.data.corpora.folders import open_repositories
 from memorizing.data.corpora.spill import SpillStore
 from memorizing.data.corpus import Corpus
+from memorizing.data.reading.files import locate
 from memorizing.data.reading.tables import (
     ROW_SUFFIXES,
     Row,
@@ -51,7 +52,7 @@ def open_github(where: str, config: DataConfig) -> Corpus:
             reached; while reading: a row lacks its columns.
         ResourceError: while reading: the disk is full.
     """
-    found, path = ReadLog(), Path(where).expanduser()
+    found, path = ReadLog(), locate(where)
     is_local = where.partition(":")[0] != "hub" and path.is_dir()
     if is_local and not any(p.name.endswith(_ROWS_NOT_CODE) for p in path.iterdir()):
         try:

@@ -15,7 +15,7 @@ from memorizing.config import DataConfig
 from memorizing.data.corpora.spill import SpillStore
 from memorizing.data.corpus import Corpus
 from memorizing.data.reading.archives import READ_ERRORS, read_members
-from memorizing.data.reading.files import explain_missing, find_files, read_bytes
+from memorizing.data.reading.files import explain_missing, find_files, locate, read_bytes
 from memorizing.data.text import Document, ReadLog, concatenate_texts, is_binary, summarize_error
 from memorizing.errors import CorpusError
 
@@ -50,7 +50,7 @@ def open_isabelle(where: str, config: DataConfig) -> Corpus:
         CorpusError: the path does not exist, or holds no theories; while reading: the tarball
             is damaged, or has members that leave their folder, links, or expands without end.
     """
-    path = Path(where).expanduser()
+    path = locate(where)
     if not path.exists():
         raise CorpusError(f"{explain_missing(path, where)}; {ISABELLE_SOURCE}")
     if path.is_file() and not path.name.lower().endswith(ARCHIVE_SUFFIXES):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from memorizing.config import DataConfig
 from memorizing.data.corpora.folders import open_listed
 from memorizing.data.corpus import Corpus
-from memorizing.data.reading.files import list_files
+from memorizing.data.reading.files import list_files, locate
 from memorizing.data.reading.tables import (
     Row,
     RowFiles,
@@ -105,7 +105,7 @@ def open_pg19(where: str, config: DataConfig) -> Corpus:
     Raises:
         CorpusError: there is no such folder, or it has no books; the hub cannot be reached.
     """
-    folder, found = Path(where).expanduser(), ReadLog()
+    folder, found = locate(where), ReadLog()
     books = {
         f"{split}/{path.stem}": path
         for split in PG19_SPLITS

@@ -7,12 +7,13 @@ import fnmatch
 import glob
 import itertools
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from memorizing.data.text import ReadLog, clean_name, is_binary
+from memorizing.data.text import ReadLog, clean_name, is_binary, summarize_error
 from memorizing.errors import CorpusError, ResourceError
 from memorizing.settings import find_nearest
 from memorizing.storage import files as storage
@@ -101,7 +102,7 @@ def decode_whole(raw: bytes) -> tuple[str | None, str]:
 
 
 def _expand(where: str, rules: Rules, log: ReadLog) -> Iterator[tuple[str, Path]]:
-    path = Path(where).expanduser()
+    path = locate(where)
     if path.is_dir():
 
         def explain(name: PurePosixPath) -> str:
@@ -230,13 +231,14 @@ def list_files(where: str, log: ReadLog, suffixes: tuple[str, ...] = ()) -> dict
     Raises:
         CorpusError: the path does not exist, or a pattern matches no file.
     """
-    path = Path(where).expanduser()
+    path = locate(where)
     if path.is_dir():
         kept = find_files(path, log, lambda name: not suffixes or name.lower().endswith(suffixes))
         if not kept:
             what = " or ".join(suffixes) or "visible"
+            reasons = f" that can be read ({'; '.join(log.lines[:3])})" if log.items else ""
             raise CorpusError(
-                f"folder {where!r} holds no {what} files; name a folder or file that does"
+                f"folder {where!r} holds no {what} files{reasons}; name a folder or file that does"
             )
         return {str(name): path / name for name in kept}
     if path.is_file():
@@ -252,13 +254,34 @@ def list_files(where: str, log: ReadLog, suffixes: tuple[str, ...] = ()) -> dict
     raise explain_missing(path, where)
 
 
+def locate(where: str) -> Path:
+    """The path that is written, with `~` expanded.
+
+    Raises:
+        CorpusError: the system knows no such user, or takes no such name.
+    """
+    try:
+        path = Path(where).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        raise CorpusError(f"path {where!r} is none ({summarize_error(error)}); give another") from (
+            error
+        )
+    return path
+
+
 def expand_pattern(pattern: Path) -> tuple[Path, list[Path]]:
     """The fixed part of a shell pattern, and what it matches but folders, sorted.
 
     As a shell does, `*` and `**` pass over hidden names; `**` follows no link, and so ends.
     """
     fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
-    rest = pattern.parts[len(fixed.parts) :]
+    rest = [
+        part if part == "**" else re.sub(r"\*+", "*", part)
+        for part in pattern.parts[len(fixed.parts) :]
+    ]
+    if rest[-1] == "**":
+        rest.append("*")  # by itself it stands for folders
     dots = any(part.startswith(".") for part in rest)
     matches = [
         match
@@ -274,7 +297,7 @@ def list_subfolders(where: str) -> list[Path]:
     Raises:
         CorpusError: the path is not a folder, or has no subfolders.
     """
-    path = Path(where).expanduser()
+    path = locate(where)
     if not path.is_dir():
         raise explain_missing(path, where)
     folders = sorted(
