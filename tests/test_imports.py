@@ -207,10 +207,10 @@ def test_the_rule_tells_right_from_wrong(place, imported, typing_only, expected)
 
 
 def test_relative_and_late_imports_are_seen():
-    source = "from . import store\nfrom ..knn import exact\ndef f():\n    import torch\n"
+    source = "from . import store\nfrom ..knn import index\ndef f():\n    import torch\n"
     found = list(find_imports("memorizing.memory.ring", False, ast.parse(source)))
     assert found == [
         ("memorizing.memory.store", False, False),
-        ("memorizing.knn.exact", False, False),
+        ("memorizing.knn.index", False, False),
         ("torch", False, True),
     ]

@@ -10,8 +10,14 @@ from memorizing.index_settings import (
     SealedSettings,
 )
 from memorizing.knn.buckets import BucketIndex
-from memorizing.knn.exact import ExactIndex, search_exact
-from memorizing.knn.index import KeyIndex, Neighbors, StoredKeys, check_queries
+from memorizing.knn.index import (
+    ExactIndex,
+    KeyIndex,
+    Neighbors,
+    StoredKeys,
+    check_queries,
+    search_exact,
+)
 from memorizing.knn.int8 import Int8Index
 from memorizing.knn.packed import is_emulated, multiplies_bf16
 from memorizing.knn.recall import recall_at_k

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from memorizing.index_settings import BucketSettings
-from memorizing.knn.exact import search_heads
-from memorizing.knn.index import KeysOnlyIndex, StoredKeys
+from memorizing.knn.index import KeysOnlyIndex, StoredKeys, search_heads
 from memorizing.knn.packed import is_emulated
 from memorizing.knn.plain import iterate_tiles, score_tile
 

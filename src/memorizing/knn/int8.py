@@ -14,8 +14,7 @@ from torch import Tensor
 
 from memorizing.errors import ConfigError
 from memorizing.index_settings import Int8Settings
-from memorizing.knn.exact import merge_candidates
-from memorizing.knn.index import RowIndex, StoredKeys
+from memorizing.knn.index import RowIndex, StoredKeys, merge_candidates
 from memorizing.knn.packed import MOST_NEIGHBORS, ScoreTile, select_packed
 
 

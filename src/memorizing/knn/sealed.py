@@ -31,8 +31,7 @@ from torch import Tensor
 from memorizing.errors import StateError
 from memorizing.index_settings import SealedSettings
 from memorizing.knn.blocks import BlockLibrary, KeyBlock, QuerySample
-from memorizing.knn.exact import merge_candidates, search_exact
-from memorizing.knn.index import KeyIndex, Neighbors, StoredKeys, check_queries
+from memorizing.knn.index import RowIndex, StoredKeys, check_queries, merge_candidates, search_heads
 from memorizing.knn.sealed_files import (
     SavedBlock,
     copy_keys,
@@ -61,7 +60,7 @@ class SealedBlock:
         return living.start - self.entries.start <= num_allowed
 
 
-class SealedIndex(KeyIndex):
+class SealedIndex(RowIndex):
     """Blocks of one library, and exact search of the rest.
 
     Queries are rounded to the dtype of the keys, as in exact search. The candidates of all blocks
@@ -158,46 +157,6 @@ class SealedIndex(KeyIndex):
         check_queries(queries)
         self._queries.add(queries)
 
-    def search(
-        self,
-        queries: Tensor,
-        stored: StoredKeys,
-        num_neighbors: int,
-        *,
-        num_hidden: Tensor | None = None,
-        key_rows: Sequence[int | None] | None = None,
-    ) -> Neighbors:
-        """As `KeyIndex.search`."""
-        queries = queries.detach().to(stored.keys.dtype)
-        check_queries(queries)
-        sources = range(queries.shape[0]) if key_rows is None else key_rows
-        in_blocks = [source is not None and bool(self._blocks.get(source)) for source in sources]
-        found = search_exact(
-            queries,
-            stored.keys,
-            stored.sizes,
-            num_neighbors,
-            newest_slots=stored.newest_slots,
-            num_hidden=num_hidden,
-            key_rows=[
-                None if blocks else source
-                for source, blocks in zip(sources, in_blocks, strict=True)
-            ],
-        )
-        if queries.shape[2] == 0 or not any(in_blocks):
-            return found
-        for row, source in enumerate(sources):
-            if source is None or not in_blocks[row]:
-                continue
-            hidden = torch.zeros(queries.shape[2], dtype=torch.int64)
-            if num_hidden is not None:
-                hidden = num_hidden[row].detach().cpu()
-            entries, scores = self._search_row(queries[row], stored, source, num_neighbors, hidden)
-            found.scores[row] = scores
-            found.slots[row] = (entries % stored.capacity).masked_fill(entries < 0, 0)
-            found.valid[row] = entries >= 0
-        return found
-
     def save(self, folder: Path) -> None:
         """As `KeyIndex.save`: what takes longer to build than to read, as plain arrays.
 
@@ -259,35 +218,28 @@ class SealedIndex(KeyIndex):
         return SealedBlock(entries, heads, means, hash_keys(stored, row, entries))
 
     def _search_row(
-        self, queries: Tensor, stored: StoredKeys, source: int, k: int, num_hidden: Tensor
+        self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Entries and scores (H, T, k) for queries (H, T, D) in a row that has blocks."""
-        living = list_living(stored)[source]
+        blocks, living = self._blocks.get(row, []), list_living(stored)[row]
+        if not blocks:
+            keys = stored.keys[row, :, : len(living)]
+            return search_heads(queries, keys, k, stored.newest_slots[row], num_hidden)
+        if num_hidden is None:
+            num_hidden = torch.zeros(queries.shape[1], dtype=torch.int64)
         visible_until = living.stop - num_hidden
-        blocks = self._blocks[source]
-        parts = [
-            _search_stretch(queries, stored, source, entries, k, visible_until)
-            for entries in list_stretches(
-                living, [block.entries for block in blocks], stored.capacity
-            )
-        ]
-        parts.append(
-            self._search_blocks(queries, blocks, k, living.start, visible_until).to(queries.device)
+        found = self._search_blocks(queries, blocks, k, living.start, visible_until)
+        outside = list_stretches(living, [block.entries for block in blocks], stored.capacity)
+        best, scores = _search_stretches(
+            queries, stored, row, outside, k, visible_until, found.to(queries.device)
         )
-        found = merge_candidates(queries, stored, source, torch.cat(parts, -1), k)
         wanted = (visible_until - living.start).clamp(0, k)
-        lacking = ((found[0] >= 0).sum(-1).cpu() < wanted).any(0).nonzero().flatten()
+        (lacking,) = ((best >= 0).sum(-1).cpu() < wanted).any(0).nonzero(as_tuple=True)
         if len(lacking):
-            few = queries[:, lacking.to(queries.device)]
-            until = visible_until[lacking]
-            parts = [
-                _search_stretch(few, stored, source, entries, k, until)
-                for entries in list_stretches(living, [], stored.capacity)
-            ]
-            full = merge_candidates(few, stored, source, torch.cat(parts, -1), k)
-            for mine, other in zip(found, full, strict=True):
-                mine[:, lacking.to(mine.device)] = other
-        return found
+            places, every = lacking.to(queries.device), list_stretches(living, [], stored.capacity)
+            best[:, places], scores[:, places] = _search_stretches(
+                queries[:, places], stored, row, every, k, visible_until[lacking]
+            )
+        return scores, best % stored.capacity
 
     def _search_blocks(
         self,
@@ -335,16 +287,26 @@ class SealedIndex(KeyIndex):
         return candidates.gather(-1, kept)
 
 
-def _search_stretch(
-    queries: Tensor, stored: StoredKeys, source: int, entries: range, k: int, visible_until: Tensor
-) -> Tensor:
-    """The best entries (H, T, k) of a stretch of consecutive slots; -1 where there are fewer."""
-    first = entries.start % stored.capacity
-    keys = stored.keys[source : source + 1, :, first : first + len(entries)]
-    num_hidden = (entries.stop - visible_until).clamp(0, len(entries))
-    hidden = num_hidden.unsqueeze(0).to(keys.device) if bool(num_hidden.any()) else None
-    found = search_exact(queries.unsqueeze(0), keys, [len(entries)], k, num_hidden=hidden)
-    return (found.slots[0] + entries.start).masked_fill(~found.valid[0], -1)
+def _search_stretches(
+    queries: Tensor,
+    stored: StoredKeys,
+    row: int,
+    stretches: Sequence[range],
+    k: int,
+    visible_until: Tensor,
+    *candidates: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The best of candidates and of stretches of consecutive slots; as `merge_candidates`."""
+    parts = list(candidates)
+    for entries in stretches:
+        first = entries.start % stored.capacity
+        keys = stored.keys[row, :, first : first + len(entries)]
+        num_hidden = (entries.stop - visible_until).clamp(0, len(entries))
+        hidden = num_hidden if bool(num_hidden.any()) else None
+        scores, slots = search_heads(queries, keys, min(k, len(entries)), len(entries) - 1, hidden)
+        # A key that is NaN is none.
+        parts.append((slots + entries.start).masked_fill(~(scores > -torch.inf), -1))
+    return merge_candidates(queries, stored, row, torch.cat(parts, -1), k)
 
 
 def list_living(stored: StoredKeys) -> list[range]:
