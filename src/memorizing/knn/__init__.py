@@ -1,6 +1,5 @@
 """Nearest keys: exact and approximate search behind one contract. Knows tensors, not models."""
 
-from memorizing.errors import ConfigError
 from memorizing.index_settings import (
     BucketSettings,
     ExactSettings,
@@ -10,6 +9,7 @@ from memorizing.index_settings import (
     SealedSettings,
 )
 from memorizing.knn.buckets import BucketIndex
+from memorizing.knn.faiss_blocks import FaissLibrary
 from memorizing.knn.index import (
     ExactIndex,
     KeyIndex,
@@ -21,6 +21,7 @@ from memorizing.knn.index import (
 from memorizing.knn.int8 import Int8Index
 from memorizing.knn.packed import is_emulated, multiplies_bf16
 from memorizing.knn.recall import recall_at_k
+from memorizing.knn.scann_blocks import ScannLibrary
 from memorizing.knn.sealed import SealedIndex
 
 __all__ = [
@@ -37,24 +38,16 @@ __all__ = [
 ]
 
 
+_MADE_BY = {ExactSettings: ExactIndex, BucketSettings: BucketIndex, Int8Settings: Int8Index}
+
+
 def make_index(settings: IndexSettings) -> KeyIndex:
-    """An empty index of these settings.
+    """An empty index of these settings; a library is imported only when an index of it is made.
 
     Raises:
         IndexUnavailableError: the package it needs is not installed; the message has the command.
     """
-    if isinstance(settings, ExactSettings):
-        return ExactIndex(settings)
-    if isinstance(settings, BucketSettings):
-        return BucketIndex(settings)
-    if isinstance(settings, Int8Settings):
-        return Int8Index(settings)
-    if isinstance(settings, ScannSettings):
-        from memorizing.knn.scann_blocks import ScannLibrary
-
-        return SealedIndex(settings, ScannLibrary(settings))
     if isinstance(settings, SealedSettings):
-        from memorizing.knn.faiss_blocks import FaissLibrary
-
-        return SealedIndex(settings, FaissLibrary(settings))
-    raise ConfigError(f"no index is made for {settings}")
+        library = ScannLibrary if isinstance(settings, ScannSettings) else FaissLibrary
+        return SealedIndex(settings, library(settings))
+    return _MADE_BY[type(settings)](settings)
