@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from processes import count_changes, fork, kill_at_change, kill_group, wait
-from tiny import TRAINING, WORDS, save_llama, write_texts
+from tiny import TRAINING, WORDS, find_llama, save_llama, write_texts
 
 LIMIT_S = 120.0
 MODEL = ("--precision", "fp32", "--device", "cpu")
@@ -130,7 +130,7 @@ def prepare_memory(folder: Path) -> None:
 
 def read(folder: Path) -> list[str]:
     """The command that reads the texts."""
-    return ["read", str(folder.parent / "llama"), str(folder / "texts"),
+    return ["read", find_llama(folder), str(folder / "texts"),
             "--memory", str(folder / "memory"), *MEMORY]  # fmt: skip
 
 
@@ -253,14 +253,14 @@ def look_at_run(path: Path) -> int:
 
 def train(folder: Path, *words: str) -> list[str]:
     """The command that trains our model."""
-    values = [*TRAINING, f"data.corpus=files:{folder / 'texts'}"]
+    values = [*TRAINING, f"data.corpus=files:{(folder / 'texts').resolve()}"]
     return ["train", "tiny", "--run", str(folder / "run"),
             *(word for value in values for word in ("--set", value)), *words]  # fmt: skip
 
 
 def finetune(folder: Path, *words: str) -> list[str]:
     """The command that finetunes a model with memory."""
-    return ["finetune", str(folder.parent / "llama"), "--corpus", f"files:{folder / 'texts'}",
+    return ["finetune", find_llama(folder), "--corpus", f"files:{(folder / 'texts').resolve()}",
             "--out", str(folder / "run"), "--steps", "4", "--train", "gates", "--window", "17",
             "--set", "finetune.checkpoint_every=1", *FINETUNING, *words]  # fmt: skip
 
@@ -293,14 +293,16 @@ def prepare_replacing(start: Callable[..., list[str]]) -> Callable[[Path], None]
 
 
 def check_replacing(killed: Path, before: Path, after: Path) -> str:
-    """The old run is untouched, or the new one has taken a step."""
+    """The old run is untouched, or the new one, which has taken a step, is there in its place."""
     num_whole = look_at_run(killed / "run")
     assert num_whole >= 0
     old = hash_files(before / "run", without=("lock", ".lock"))
     found = hash_files(killed / "run", without=("lock", ".lock"))
     if all(found.get(name) == value for name, value in old.items()):
         return "old run"
-    assert num_whole > 0, "the old run is gone, and the new one has no checkpoint"
+    descriptions = [name for name in ("config.toml", "finetune.json") if name in found]
+    assert descriptions, "the old run is gone, and there is no new one"
+    assert all(found[name] != old[name] for name in descriptions), "a part of the old run is gone"
     return f"new run, {num_whole} checkpoints"
 
 
@@ -320,7 +322,7 @@ def write_adapter(folder: Path, strength: float) -> None:
 
     import memorizing
 
-    model = AutoModelForCausalLM.from_pretrained(folder.parent / "llama", trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(find_llama(folder), trust_remote_code=False)
     memorizing.add_memory(model, layers=[1], window=17)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -335,9 +337,7 @@ def describe_adapter(path: Path) -> list[float]:
 
     import memorizing
 
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent.parent / "llama", trust_remote_code=False
-    )
+    model = AutoModelForCausalLM.from_pretrained(find_llama(path), trust_remote_code=False)
     memorizing.load_adapter(model, path)
     return [
         value

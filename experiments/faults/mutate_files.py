@@ -35,7 +35,7 @@ from typing import Any
 from kill_writers import finetune, finish, read, train, write_adapter
 from mutations import mutate
 from processes import fork, kill_group
-from tiny import save_llama, write_texts
+from tiny import find_llama, save_llama, write_texts
 
 LIMIT_S = 60.0
 """For one file."""
@@ -132,7 +132,7 @@ def prepare_indexed_memory(folder: Path, index: str) -> None:
 
 def generate(folder: Path, *words: str, model: Path | None = None) -> list[str]:
     """One token by the model."""
-    return ["generate", str(model or folder.parent / "llama"), "--prompt", "alpha 1;",
+    return ["generate", str(model or find_llama(folder)), "--prompt", "alpha 1;",
             "--max-new-tokens", "1", *FP32, *words]  # fmt: skip
 
 
@@ -199,6 +199,8 @@ def prepare_corpora(folder: Path) -> None:
         "thys/ROOT": b"session A = HOL +\n  theories\n    T\n    U\n",
         "thys/T.thy": b'theory T imports Main U begin\nlemma "x = x" by simp\nend\n',
         "thys/U.thy": b"theory U imports Main begin text \\<open>no\\<close> end\n",
+        "checkouts/one/b.py": b"x = 1\n" * 9,
+        "checkouts/two/README.md": b"# Two\n",
         "files/a.py": b"def f(x):\n    return x\n",
         "files/b.txt": "A text \N{EM DASH}.\n".encode() * 9,
         "pg19/train/1.txt": b"A book.\n" * 99,
@@ -234,7 +236,7 @@ def read_corpora(folder: Path) -> list[list[str]]:
         f"jsonl:{seed / 'rows.jsonl.bz2'}", f"jsonl:{seed / 'rows.jsonl.xz'}",
         f"parquet:{seed / 'rows.parquet'}", f"c4:{seed / 'c4'}", f"isabelle:{seed / 'thys'}",
         f"isabelle:{seed / 'thys.tar.gz'}", f"arxiv:{seed / 'arxiv'}", f"files:{seed / 'files'}",
-        f"repositories:{seed}", f"github:{seed}", f"github:{seed / 'rows.parquet'}",
+        f"repositories:{seed}", f"github:{seed / 'checkouts'}", f"github:{seed / 'rows.parquet'}",
         f"pg19:{seed / 'pg19'}",
     )  # fmt: skip
     return [["corpus", kind, *words] for kind in kinds for words in ([], ["--stats"])]
@@ -322,6 +324,23 @@ def watch_for_code(folder: Path) -> None:
     sys.addaudithook(watch)
 
 
+def check_seed(target: Target, seeds: Path, output: Path) -> None:
+    """Every command must succeed where nothing was mutated, or it shows nothing."""
+    work = seeds / "whole"
+    for number in range(len(target.commands(work))):
+        shutil.rmtree(work, ignore_errors=True)
+        copy_seed(seeds, work)
+        finish(target.commands(work)[number], output)
+    shutil.rmtree(work)
+
+
+def copy_seed(seeds: Path, work: Path) -> None:
+    """A copy of what is mutated, beside what it was made of."""
+    shutil.copytree(seeds / "seed", work / "seed", symlinks=True)
+    if (seeds / "texts").exists():
+        (work / "texts").symlink_to(seeds / "texts")
+
+
 def read_one(target: Target, seeds: Path, number: int) -> str:
     """Mutate one file of a copy, read it, and say how that ended.
 
@@ -333,11 +352,7 @@ def read_one(target: Target, seeds: Path, number: int) -> str:
     draw = random.Random(f"{target.name} {number}")
     work = seeds / f"work{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    shutil.copytree(seeds / "seed", work / "seed", symlinks=True)
-    for name in ("texts",):
-        if (seeds / name).exists():
-            (work / name).symlink_to(seeds / name)
+    copy_seed(seeds, work)
     files = [path for path in sorted((work / "seed").rglob("*")) if path.is_file()]
     path = draw.choice(files)
     is_memory = target.name.startswith("memory") and path.name == "manifest.json"
@@ -443,7 +458,9 @@ def main() -> int:
     chosen = [t for t in TARGETS if not arguments.only or t.name in arguments.only]
     failures: list[str] = []
     for target in chosen:
-        target.prepare(root / target.name.replace(" ", "_"))
+        seeds = root / target.name.replace(" ", "_")
+        target.prepare(seeds)
+        check_seed(target, seeds, seeds / "output")
         total = sum(other.weight for other in chosen)
         num_files = round(arguments.files * target.weight / total)
         numbers = range(arguments.first, arguments.first + num_files)

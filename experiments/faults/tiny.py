@@ -30,6 +30,11 @@ def write_texts(folder: Path, num_lines: int = 17) -> None:
         (folder / f"{word}.txt").write_text("".join(lines), encoding="utf-8")
 
 
+def find_llama(folder: Path) -> str:
+    """Where `save_llama` saved one, in the nearest folder above."""
+    return str(next(above / "llama" for above in folder.parents if (above / "llama").is_dir()))
+
+
 def save_llama(folder: Path) -> None:
     """A random Llama of three layers with a token for every byte, as on the hub."""
     import torch
