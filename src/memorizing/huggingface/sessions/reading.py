@@ -80,8 +80,11 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
             # Made in inference mode they could not be used with gradients outside of it.
             with torch.inference_mode(False), torch.no_grad():
                 entries = {
-                    layer: tuple(part[0, :, num_left_out:].to("cpu", dtype) for part in pair)
-                    for layer, pair in collected.items()
+                    layer: (
+                        keys[0, :, num_left_out:].to("cpu", dtype),
+                        values[0, :, num_left_out:].to("cpu", dtype),
+                    )
+                    for layer, (keys, values) in collected.items()
                 }
             yield entries
             num_left_out = max(0, num_left_out - len(piece))
