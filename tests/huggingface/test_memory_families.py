@@ -14,6 +14,7 @@ from memorizing.errors import ConfigError, StateError
 from memorizing.huggingface import add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import find_attachment
 
+from .all_families import COMMON
 from .tools import (
     FAMILY_AND_IMPLEMENTATION,
     LAYER,
@@ -26,6 +27,7 @@ from .tools import (
     one_thread,  # noqa: F401
     pad_left,
     read,
+    shake_weights,
 )
 
 every_model = pytest.mark.parametrize(("family", "implementation"), FAMILY_AND_IMPLEMENTATION)
@@ -191,6 +193,47 @@ def test_families_that_are_laid_out_otherwise_are_refused(family: str):
     config.is_decoder = True
     with pytest.raises(ConfigError, match=f"model_type '{family}'.*known: afmoe, apertus"):
         add_memory(AutoModelForCausalLM.from_config(config))
+
+
+_LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "head_dim": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("diffllama", {}, "calls attention 2 times"),
+        ("youtu", _LATENT, "the cache of layer 0 holds something else"),
+        ("hunyuan_v1_dense", {}, "positions cannot be taken out of the keys of layer 0"),
+        ("doge", {"hidden_size": 40}, "no softmax over all of its keys"),
+        ("nemotron", {"hidden_size": 40}, "calls attention 0 times"),
+    ],
+)
+def test_families_whose_attention_is_another_are_refused(
+    family: str, settings: dict[str, Any], words: str
+):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {name: value for name, value in (COMMON | settings).items() if value is not None}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **values))
+    shake_weights(model)
+    before = model.config._attn_implementation
+    with pytest.raises(ConfigError, match=words):
+        add_memory(model, window=11)
+    assert model.config._attn_implementation == before
+    assert find_attachment(model) is None
+
+
+def test_the_language_model_inside_of_a_wrapper_is_refused_at_once():
+    with pytest.raises(ConfigError, match="does not generate by itself"):
+        add_memory(find_model("gemma3_text").model)
 
 
 @pytest.mark.parametrize("implementation", ["flex_attention", "flash_attention_2", "paged|sdpa"])

@@ -165,8 +165,9 @@ def _check_size(folder: Path, name: str) -> None:
         num_bytes = sum(file.stat().st_size for kind in _WEIGHTS for file in folder.glob(kind))
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         text = config.get_text_config()
-        num_weights = int(text.vocab_size) * int(text.hidden_size)
-        num_weights += int(text.num_hidden_layers) * int(text.hidden_size)
+        sizes = ("hidden_size", "vocab_size", "num_hidden_layers")
+        width, *counts = (int(getattr(text, size, None) or 1) for size in sizes)
+        num_weights = width * sum(counts)
         if num_bytes and num_weights <= _MOST_PER_BYTE * num_bytes:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
