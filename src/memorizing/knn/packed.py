@@ -137,7 +137,11 @@ def _search(
         lines, columns = keys[heads], queries[heads, span].to(dtype).transpose(1, 2)
 
         def score_tile(head: int, start: int, stop: int, out: Tensor) -> None:
-            torch.mm(lines[head, start:stop].to(dtype), columns[head], out=out)
+            tile = lines[head, start:stop]
+            if tile.dtype != dtype:
+                # Fresh pages would cost more than the product.
+                tile = _borrow_buffer("lines", tuple(tile.shape), dtype).copy_(tile)
+            torch.mm(tile, columns[head], out=out)
 
         return score_tile
 
@@ -248,7 +252,7 @@ class _Workspace:
         """Borrow the workspace for scores of `shape`: heads, lines (`size` keys), queries."""
         self.lens, self.size, self.newest, self.dtype = lens, size, newest, dtype
         self.bits_dtype = torch.int32 if dtype == torch.float32 else torch.int16
-        self.scores = _borrow_workspace(shape, dtype)
+        self.scores = _borrow_buffer("workspace", shape, dtype)
         self.scores[:, size:] = -math.inf
         # Until they are turned, bits have the order of the scores that are not negative only.
         self.is_turned = False
@@ -378,14 +382,15 @@ class _Workspace:
         return best, chosen
 
 
-def _borrow_workspace(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """A buffer of this thread, of any content. A search is done with it before the next begins."""
+def _borrow_buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A buffer of this thread, of any content. What has it is done before the next borrows it."""
     num_bytes = math.prod(shape) * dtype.itemsize
-    held = getattr(_local, "workspace", None)
+    held = getattr(_local, name, None)
     if held is None or held.numel() < num_bytes:
         # A buffer made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
-            held = _local.workspace = torch.empty(num_bytes, dtype=torch.uint8)
+            held = torch.empty(num_bytes, dtype=torch.uint8)
+        setattr(_local, name, held)
     return held[:num_bytes].view(dtype).view(shape)
 
 
