@@ -245,20 +245,3 @@ def test_weights_of_attention_are_refused_where_they_would_be_of_the_window_alon
     assert model(PROMPT, output_attentions=True).attentions is not None
     with open_memory(model), pytest.raises(StateError, match=r"memory.record\(\)"):
         model(PROMPT, output_attentions=True)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"num_beams": 3}, "beam search"),
-        ({"num_beams": 2, "do_sample": True}, "beam sample"),
-        ({"prompt_lookup_num_tokens": 3}, "assisted generation"),
-    ],
-)
-def test_decoding_that_takes_tokens_back_is_refused_in_our_words(
-    settings: dict[str, Any], words: str
-):
-    model = find_model()
-    give_memory(model)
-    with open_memory(model), pytest.raises(ConfigError, match=f"{words}.*use num_beams=1"):
-        model.generate(PROMPT, max_new_tokens=3, pad_token_id=0, **settings)

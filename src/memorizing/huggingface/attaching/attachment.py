@@ -61,8 +61,12 @@ class Attachment(Calls):
         self._changes.leave_memory_unsaved()
         base = decoder.base
         self._handles = [
-            base.register_forward_pre_hook(self._enter, with_kwargs=True),
-            base.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
+            base.register_forward_pre_hook(self._enter, with_kwargs=True),  # type: ignore[attr-defined]
+            base.register_forward_hook(  # type: ignore[call-overload]
+                self._leave,  # type: ignore[attr-defined]
+                with_kwargs=True,
+                always_call=True,
+            ),
         ]
 
     def remove(self) -> None:
@@ -181,7 +185,7 @@ def _find_device(attention: nn.Module, base: Any) -> torch.device:
     return next(held, base.get_input_embeddings().weight).device
 
 
-def _allow_missing(module: nn.Module, keys: Any) -> None:
+def _allow_missing(module: Any, keys: Any) -> None:
     """Let weights be loaded that were saved without the memory. In place."""
     names = {f"memory.{name}" for name in module.TENSORS}
     keys.missing_keys[:] = [

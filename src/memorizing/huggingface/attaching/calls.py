@@ -40,7 +40,6 @@ from memorizing.huggingface.attaching.window_cache import (
     WindowLayer,
     find_text,
     list_layers,
-    make_window_cache,
     make_windows,
 )
 from memorizing.huggingface.releases import CACHE_NAME, take_cache
@@ -69,11 +68,11 @@ class CallInputs:
         """Seen after the call."""
         return self.start + self.num_tokens
 
-    def list_first_valid(self) -> Tensor:
-        """(B,) int64 on the CPU."""
-        if self.first_valid is None:
-            return torch.zeros(self.num_rows, dtype=torch.int64)
-        return self.first_valid.cpu()
+    def list_valid(self) -> Tensor:
+        """(B, T) bool on the CPU: tokens that are not padding."""
+        if self.mask is None:
+            return torch.ones(self.num_rows, self.num_tokens, dtype=torch.bool)
+        return self.mask[:, -self.num_tokens :].bool().cpu()
 
 
 class Calls:
@@ -125,7 +124,7 @@ class Calls:
 
     @contextmanager
     def listen(self, listener: OnRetrieved) -> Iterator[None]:
-        """Tell of what calls inside retrieve; of this thread, or task, as `change_mode`."""
+        """Tell of what calls of this thread, or task, retrieve inside; see `change_mode`."""
         self._set_mode(replace(self.mode, listeners=(*self.mode.listeners, listener)))
         try:
             yield
@@ -271,14 +270,15 @@ class Calls:
             },
         )
         text = TextState() if cache is None else find_text(cache)
-        text.begin(history, heads, self._number)
+        text.history, text.open_heads, text.opened = history, heads, self._number
+        text.has_ended, text.is_broken = None, False
         return text
 
     def make_cache(self) -> DynamicCache:
         """An empty cache for a text of its own."""
         settings = self.settings
         windows = self.decoder.own_windows[: self.decoder.num_cached]
-        return make_window_cache(windows, settings.window, settings.num_sinks)
+        return make_windows(DynamicCache(), windows, settings.window, settings.num_sinks)
 
     def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
         """The arguments by which the model takes a cache, in this release of `transformers`."""
@@ -366,7 +366,8 @@ class Calls:
     def _name_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """All arguments of a call by name."""
         named = dict(zip(self._parameters, args, strict=False)) | kwargs
-        return named | {CACHE_NAME: take_cache(named)}
+        given = {"cache", "past_key_values"} & named.keys()
+        return named if given == {CACHE_NAME} else named | {CACHE_NAME: take_cache(named)}
 
     def _make_step(
         self,
@@ -385,12 +386,14 @@ class Calls:
                     "while it was not open; read the text anew"
                 )
         _check_text(text, given)
-        first_column = self._positions.find_first_seen(given.start)
+        first_seen = torch.full((given.num_rows,), self._positions.find_first_seen(given.start))
+        if given.first_valid is not None:
+            first_seen = (first_seen - given.first_valid.cpu()).clamp(min=0)
         return Step(
             text,
             self.settings,
-            _list_valid(given),
-            (first_column - given.list_first_valid()).clamp(min=0),
+            given.list_valid(),
+            first_seen,
             opened.base if opened is not None and mode.collected is None else {},
             mode,
             torch.is_grad_enabled(),
@@ -493,19 +496,8 @@ def _check_positions(position_ids: Tensor | None, given: CallInputs) -> None:
         )
 
 
-def _list_valid(given: CallInputs) -> Tensor:
-    """(B, T) bool on the CPU: tokens of a call that are not padding."""
-    if given.mask is None:
-        return torch.ones(given.num_rows, given.num_tokens, dtype=torch.bool)
-    return given.mask[:, -given.num_tokens :].bool().cpu()
-
-
 def _check_text(text: TextState, given: CallInputs) -> None:
-    """Refuse a history that a call cannot go on with.
-
-    Raises:
-        StateError: with what to do.
-    """
+    """Refuse a history that a call cannot go on with."""
     if text.is_broken:
         raise StateError(
             "an earlier call on this cache was interrupted, so that its memory may hold a part of "

@@ -94,11 +94,11 @@ def _make_attention(underneath: str) -> Callable[..., tuple[Tensor, Tensor | Non
         run = ALL_ATTENTION_FUNCTIONS.get_interface(underneath, _find_eager(module))
         output, weights = run(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         layer = module._modules.get("memory")
+        seen = Attention(query, key, value, attention_mask, scaling, kwargs, output)
         if isinstance(step, dict):
-            seen = Attention(query, key, value, attention_mask, scaling, kwargs, output)
             step.setdefault(module, []).append(seen)
         elif step is not None and isinstance(layer, MemoryLayer):
-            output = step.add(layer, query, key, value, attention_mask, scaling, kwargs, output)
+            output = step.add(layer, seen)
         return output, weights
 
     return attend

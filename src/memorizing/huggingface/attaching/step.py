@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import StateError
+from memorizing.huggingface.attaching.interface import Attention
 from memorizing.huggingface.attaching.memory_layer import (
     Attended,
     MemoryLayer,
@@ -23,7 +24,7 @@ from memorizing.huggingface.attaching.memory_layer import (
 )
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.window_cache import TextState
-from memorizing.memory import Entries, History, Memory, RetrievalControl, Retrieved
+from memorizing.memory import Entries, History, RetrievalControl, Retrieved
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.memory.history import count_hidden
 from memorizing.memory.retrieved import keep_best
@@ -123,11 +124,9 @@ class Step:
     def _check_padding(self) -> None:
         has_ended = self.text.has_ended
         has_ended = torch.zeros_like(self.valid[:, 0]) if has_ended is None else has_ended
-        before = torch.cat([has_ended.unsqueeze(1), ~self.valid[:, :-1]], 1)
-        started = torch.cat(
-            [self.history.position.unsqueeze(1) > 0, self.valid[:, :-1].cumsum(1) > 0], 1
-        )
-        wrong = self.valid & before & (started.cumsum(1) > 0)
+        follows_padding = torch.cat([has_ended.unsqueeze(1), ~self.valid[:, :-1]], 1)
+        count = self.history.position.unsqueeze(1) + self.valid.cumsum(1)
+        wrong = self.valid & follows_padding & (count > 1)
         if bool(wrong.any()):
             row = int(wrong.any(1).nonzero()[0])
             raise StateError(
@@ -145,37 +144,22 @@ class Step:
         return tuple(slice(*pair) for pair in zip(starts, starts[1:], strict=False))
 
     @torch.compiler.disable
-    def add(
-        self,
-        layer: MemoryLayer,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float | None,
-        kwargs: dict[str, Any],
-        output: Tensor,
-    ) -> Tensor:
-        """Local attention's `output` (B, T, H, D), with what the memory has for it.
+    def add(self, layer: MemoryLayer, local: Attention) -> Tensor:
+        """The output of local attention (B, T, H, D), with what the memory has for it.
 
         The entries of the call are staged, segment after segment. Autocast has chosen the dtypes
         of what is given, and is off in here.
 
         Args:
-            layer: that of the attention.
-            query: (B, H, T, D), rotated.
-            key: (B, H_kv, S, D), rotated; the last T are of this call.
-            value: (B, H_kv, S, D).
-            mask: of local attention.
-            scaling: of the scores; None is 1 / sqrt(D).
-            kwargs: what else attention is given.
-            output: of local attention.
+            layer: of this attention.
+            local: what it was given, and gave. Queries (B, H, T, D) and keys (B, H_kv, S, D) are
+                rotated; the last T keys and values (B, H_kv, S, D) are of this call.
 
         Raises:
             EntriesRead: nothing more of this call is needed.
         """
-        with torch.autocast(query.device.type, enabled=False):
-            return self._add(layer, query, key, value, mask, scaling, kwargs, output)
+        with torch.autocast(local.query.device.type, enabled=False):
+            return self._add(layer, *local)
 
     def _add(
         self,
@@ -265,6 +249,9 @@ class Step:
     ) -> tuple[tuple[Retrieved, ...], list[int | None]]:
         """What a layer finds for some columns of the call, in one or more stores.
 
+        Of a text's own memory, what local attention sees is left out where one softmax would count
+        it twice, and sinks are, until they are evicted.
+
         Args:
             layer: that asks.
             history: of this layer, before these columns.
@@ -275,54 +262,40 @@ class Step:
             Per store, what was found, at most k over all of them for each query; and the number of
             the entry in its slot 0, None for the text's own memory.
         """
+        settings, control = self.settings, self.mode.control
         parts: list[Retrieved] = []
         firsts: list[int | None] = []
         if not self.mode.is_reading:
             return (), []
-        k, num_sinks = self.settings.num_neighbors, self.settings.num_sinks
-        base = self.base.get(layer.layer)
-        if base is not None and base.size and self.mode.control is None:
-            parts += base.retrieve(queries, k)
+        base, memory = self.base.get(layer.layer), history.memories.get(layer.layer)
+        if base is not None and base.size and control is None:
+            parts += base.retrieve(queries, settings.num_neighbors)
             firsts += base.first_entries
-        memory = history.memories.get(layer.layer)
         has_sinks = False
         if memory is not None and bool((memory.size > 0).any()):
-            # Sinks are left out of what is found, until they are evicted.
-            has_sinks = bool((memory.num_appended - memory.size < num_sinks).any())
-            num_asked = k + num_sinks if has_sinks else k
-            parts.append(self._search(memory, layer.window, history, queries, span, num_asked))
+            has_sinks = bool((memory.num_appended - memory.size < settings.num_sinks).any())
+            num_hidden = None
+            if settings.combine == "joint":
+                token = history.position.unsqueeze(1) + self.valid[:, span].cumsum(1) - 1
+                first_seen = self.first_seen.unsqueeze(1)
+                num_hidden = count_hidden(token, settings.segment_len, layer.window, first_seen)
+            control = control or RetrievalControl()
+            found = memory.retrieve(
+                queries,
+                settings.num_neighbors + (settings.num_sinks if has_sinks else 0),
+                num_hidden=num_hidden,
+                donor_rows=control.donor_rows,
+                value_seed=control.seed if control.shuffle_values else None,
+            )
+            position = memory.compute_positions(found.neighbors.slots, control.donor_rows)
+            valid = found.neighbors.valid & (position >= settings.num_sinks)
+            scores = found.neighbors.scores.masked_fill(~valid, -torch.inf)
+            neighbors = replace(found.neighbors, valid=valid, scores=scores)
+            parts.append(replace(found, neighbors=neighbors))
             firsts.append(None)
-        best = keep_best(parts, k) if len(parts) > 1 or has_sinks else tuple(parts)
-        return best, firsts
-
-    def _search(
-        self,
-        memory: Memory,
-        window: int,
-        history: History,
-        queries: Tensor,
-        span: slice,
-        num_neighbors: int,
-    ) -> Retrieved:
-        """What a text's own memory has for it, less sinks and what local attention sees."""
-        control = self.mode.control or RetrievalControl()
-        num_hidden = None
-        if self.settings.combine == "joint":
-            token = history.position.unsqueeze(1) + self.valid[:, span].cumsum(1) - 1
-            first_seen = self.first_seen.unsqueeze(1)
-            num_hidden = count_hidden(token, self.settings.segment_len, window, first_seen)
-        found = memory.retrieve(
-            queries,
-            num_neighbors,
-            num_hidden=num_hidden,
-            donor_rows=control.donor_rows,
-            value_seed=control.seed if control.shuffle_values else None,
-        )
-        neighbors = found.neighbors
-        position = memory.compute_positions(neighbors.slots, control.donor_rows)
-        valid = neighbors.valid & (position >= self.settings.num_sinks)
-        scores = neighbors.scores.masked_fill(~valid, -torch.inf)
-        return replace(found, neighbors=replace(neighbors, valid=valid, scores=scores))
+        if len(parts) > 1 or has_sinks:
+            return keep_best(parts, settings.num_neighbors), firsts
+        return tuple(parts), firsts
 
     def _tell(
         self,

@@ -43,13 +43,6 @@ class TextState:
     is_broken: bool = False
     """A call began and did not end."""
 
-    def begin(
-        self, history: History, open_heads: Mapping[int, OpenHeads], opened: int | None
-    ) -> None:
-        """Begin with a history of nothing. In place."""
-        self.history, self.open_heads, self.opened = history, open_heads, opened
-        self.has_ended, self.is_broken = None, False
-
 
 class WindowLayer(DynamicSlidingWindowLayer):
     """Keeps the window - 1 tokens that the next one sees, and the first `num_sinks` of the text.
@@ -200,13 +193,7 @@ class WindowLayer(DynamicSlidingWindowLayer):
             "with num_beams=1"
         )
 
-    def batch_select_indices(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused, as `reorder_cache`."""
-        self.reorder_cache()
-
-    def batch_repeat_interleave(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused, as `reorder_cache`."""
-        self.reorder_cache()
+    batch_select_indices = batch_repeat_interleave = reorder_cache
 
 
 class CallCache(DynamicCache):
@@ -243,34 +230,28 @@ class CallCache(DynamicCache):
         find_text(self.owner).shift = self._shift
 
 
-def make_window_cache(
-    own_windows: Iterable[int | None], window: int, num_sinks: int
+def make_windows(
+    cache: DynamicCache, own_windows: Iterable[int | None], window: int, num_sinks: int
 ) -> DynamicCache:
-    """An empty cache.
+    """Let an empty cache keep a window. In place; returns it.
 
     Args:
+        cache: what layers it has are dropped.
         own_windows: per layer, the tokens that it sees by itself, or None. Layers that see fewer
             than `window` stay as they are.
         window: tokens that are seen.
         num_sinks: first tokens that stay.
     """
-    cache = DynamicCache()
-    make_windows(cache, own_windows, window, num_sinks)
-    return cache
-
-
-def make_windows(
-    cache: DynamicCache, own_windows: Iterable[int | None], window: int, num_sinks: int
-) -> None:
-    """Make an empty cache one of `make_window_cache`. In place."""
     text = TextState()
-    cache.layers = []
-    for own in own_windows:
-        if own is not None and own <= window:
-            cache.layers.append(WindowLayer(own, 0, text, is_sliding=True))
-        else:
-            cache.layers.append(WindowLayer(window, num_sinks, text, is_sliding=own is not None))
+    layers: list[Any] = [
+        WindowLayer(own, 0, text, is_sliding=True)
+        if own is not None and own <= window
+        else WindowLayer(window, num_sinks, text, is_sliding=own is not None)
+        for own in own_windows
+    ]
+    cache.layers = layers
     cache.layer_class_to_replicate = None
+    return cache
 
 
 def list_layers(cache: Cache) -> list[WindowLayer]:
