@@ -16,7 +16,7 @@ from memorizing.errors import ConfigError, StateError
 from memorizing.huggingface import add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment
 
-from .test_memory_session import DOCUMENTS, TOKENIZER
+from .sessions.test_session import DOCUMENTS, TOKENIZER
 from .tools import (
     CAPACITY,
     LAYER,

@@ -33,11 +33,11 @@ from memorizing.huggingface.attaching.step import (
     Step,
 )
 from memorizing.huggingface.attaching.window_cache import (
-    NEVER,
     CallCache,
     Positions,
     TextState,
     WindowLayer,
+    find_first_valid,
     find_text,
     list_layers,
     make_windows,
@@ -312,7 +312,7 @@ class Calls:
         cache = self._prepare_cache(kwargs)
         start = 0 if cache is None else int(cache.get_seq_length())
         mask = kwargs.get("attention_mask")
-        first_valid = _find_first(mask, start + inputs.shape[1])
+        first_valid = find_first_valid(mask, start + inputs.shape[1])
         given = CallInputs(inputs.shape[0], inputs.shape[1], start, mask, first_valid)
         ids = kwargs.get("position_ids")
         if ids is not None and ids.shape[-1] not in (1, given.num_tokens):
@@ -385,7 +385,7 @@ class Calls:
                     f"the cache holds {given.start} tokens that no memory knows: they were read "
                     "while it was not open; read the text anew"
                 )
-        _check_text(text, given)
+        text.check(given.num_rows)
         first_seen = torch.full((given.num_rows,), self._positions.find_first_seen(given.start))
         if given.first_valid is not None:
             first_seen = (first_seen - given.first_valid.cpu()).clamp(min=0)
@@ -417,10 +417,11 @@ class Calls:
                 return None
             return self.make_cache()
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
-            kind = "offloaded one" if type(cache) is DynamicCache else type(cache).__name__
+            kind = "DynamicCache that is offloaded"
+            kind = kind if type(cache) is DynamicCache else type(cache).__name__
             raise StateError(
-                f"the cache is of another kind ({kind}); a model with memory keeps a window of its "
-                "own in a DynamicCache: leave out cache_implementation and past_key_values"
+                f"the cache is a {kind}; a model with memory keeps a window of its own in a "
+                "DynamicCache: leave out cache_implementation and past_key_values"
             )
         if not list_layers(cache):
             if int(cache.get_seq_length()):
@@ -466,14 +467,6 @@ def _list_devices(devices: Mapping[int, torch.device]) -> str:
     return ", ".join(sorted({str(device) for device in devices.values()}))
 
 
-def _find_first(mask: Any, num_columns: int) -> Tensor | None:
-    """(B,) int64: the first column of each row that is not padding; None where all are 0."""
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask[:, 0].all()):
-        return None
-    seen = mask[:, :num_columns].bool()
-    return torch.where(seen.any(1), seen.to(torch.int8).argmax(1), NEVER)
-
-
 def _check_mask(given: CallInputs) -> None:
     """Refuse a mask that does not say where tokens are."""
     mask, expected = given.mask, (given.num_rows, given.num_columns)
@@ -493,18 +486,4 @@ def _check_positions(position_ids: Tensor | None, given: CallInputs) -> None:
         raise StateError(
             "position_ids do not count on from token to token, as where several texts are packed "
             "into a row; give every text a row of its own"
-        )
-
-
-def _check_text(text: TextState, given: CallInputs) -> None:
-    """Refuse a history that a call cannot go on with."""
-    if text.is_broken:
-        raise StateError(
-            "an earlier call on this cache was interrupted, so that its memory may hold a part of "
-            "it; read the text anew with a new cache"
-        )
-    if text.history is not None and text.history.num_rows != given.num_rows:
-        raise StateError(
-            f"the call has {given.num_rows} rows and its memory {text.history.num_rows}; use a "
-            "cache per batch"
         )

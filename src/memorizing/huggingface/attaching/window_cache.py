@@ -43,6 +43,23 @@ class TextState:
     is_broken: bool = False
     """A call began and did not end."""
 
+    def check(self, num_rows: int) -> None:
+        """Refuse texts that a call of so many rows cannot go on with.
+
+        Raises:
+            StateError: with what to do.
+        """
+        if self.is_broken:
+            raise StateError(
+                "an earlier call on this cache was interrupted, so that its memory may hold a part "
+                "of it; read the text anew with a new cache"
+            )
+        if self.history is not None and self.history.num_rows != num_rows:
+            raise StateError(
+                f"the call has {num_rows} rows and its memory {self.history.num_rows}; use a cache "
+                "per batch"
+            )
+
 
 class WindowLayer(DynamicSlidingWindowLayer):
     """Keeps the window - 1 tokens that the next one sees, and the first `num_sinks` of the text.
@@ -194,6 +211,14 @@ class WindowLayer(DynamicSlidingWindowLayer):
         )
 
     batch_select_indices = batch_repeat_interleave = reorder_cache
+
+
+def find_first_valid(mask: Any, num_columns: int) -> Tensor | None:
+    """(B,) int64: the first column of each row that is not padding; None where all are 0."""
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or bool(mask[:, 0].all()):
+        return None
+    seen = mask[:, :num_columns].bool()
+    return torch.where(seen.any(1), seen.to(torch.int8).argmax(1), NEVER)
 
 
 class CallCache(DynamicCache):
