@@ -320,7 +320,7 @@ def explain_missing(path: Path, where: str) -> CorpusError:
         return CorpusError(f"path {where!r} does not exist; {_describe_absence(above)}")
     return CorpusError(
         f"path {where!r} does not exist; "
-        f"{find_nearest(path.name, sorted(p.name for p in above.iterdir()))}"
+        f"{find_nearest(path.name, sorted(clean_name(p.name) for p in above.iterdir()))}"
     )
 
 
