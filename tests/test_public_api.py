@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -167,6 +168,23 @@ def test_the_examples_in_help_use_options_that_exist():
         for line in lines:
             verb, options = split_command(line[line.index("memorizing ") :])
             assert options <= VERBS[verb], line
+
+
+def test_the_source_archive_holds_all_folders_that_the_tests_read():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    held = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert all((ROOT / name.removeprefix("/")).exists() for name in held)
+    here = ROOT / "tests"
+    read = {
+        name
+        for path in here.rglob("*.py")
+        for name in re.findall(
+            r"(?:ROOT|parents?\[\d\]|parent) / \"(\w[\w.-]*)\"", path.read_text(encoding="utf-8")
+        )
+        if (ROOT / name).exists() and not (path.parent / name).exists()
+    }
+    assert {"README.md", "docs", "examples", "experiments"} <= read
+    assert {f"/{name}" for name in read} - {"/LICENSE", "/pyproject.toml"} <= {*held}
 
 
 def test_the_tested_torch_is_pinned_without_a_local_version():

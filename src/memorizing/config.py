@@ -466,6 +466,6 @@ def load_config(recipe: str | Path) -> Config:
         raise ConfigError(describe_unknown("recipe", str(recipe), list_recipes()))
     try:
         values = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"recipe {str(recipe)!r} is not valid TOML: {error}") from error
     return Config.from_dict({"name": path.stem, **values})

@@ -125,7 +125,7 @@ def parse_value(text: str) -> Any:
     """A value written as in TOML; text that is not TOML is taken as a string without quotes."""
     try:
         values = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # also of numbers with too many digits
         return text.strip()
     return values["value"] if len(values) == 1 else text.strip()
 

@@ -5,9 +5,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -623,28 +620,6 @@ def test_ctrl_c_while_generating_keeps_the_text_so_far(run, llama, tmp_path, mon
     assert values["interrupted"] is True
     assert whole.startswith(values["text"].rstrip("\N{REPLACEMENT CHARACTER}"))
     assert outcome.out == values["text"] + "\n"
-
-
-def test_a_reader_of_the_text_may_go_away():
-    code = (
-        "import sys, typer\n"
-        "from memorizing.cli.generate import survive_closed_pipe\n"
-        "try:\n"
-        "    with survive_closed_pipe():\n"
-        "        while True:\n"
-        "            print('text ' * 1000, flush=True)\n"
-        "except typer.Exit as error:\n"
-        "    sys.exit(error.exit_code)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_an_adapter_is_read_and_generated_with(run, llama, notes, tmp_path):

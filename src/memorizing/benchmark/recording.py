@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -29,7 +30,8 @@ from memorizing.errors import (
 )
 from memorizing.memory import memory_bytes
 from memorizing.model import MemorizingTransformer
-from memorizing.storage.tensors import read_header, read_tensors, write_tensors
+from memorizing.storage.files import write_output
+from memorizing.storage.tensors import read_header, read_tensors
 from memorizing.training import choose_precision, load_model, measure_available, read_run_config
 
 FORMAT = "memorizing recording 1"
@@ -49,14 +51,14 @@ class Recording:
     """Run, step, layer and documents, as plain values for JSON."""
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all.
+        """Write a safetensors file, whole or not at all; devices and pipes are written through.
 
         Raises:
             ResourceError: the file cannot be written.
         """
-        tensors = {"keys": self.keys, "queries": self.queries}
+        tensors = {"keys": self.keys.contiguous(), "queries": self.queries.contiguous()}
         metadata = {"format": FORMAT, "source": json.dumps(self.source)}
-        write_tensors(path, tensors, metadata)
+        write_output(path, safetensors.torch.save(tensors, metadata))
 
 
 def load_recording(path: Path) -> Recording:

@@ -114,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED_STATUS
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # Typer exits for a broken pipe, and for nothing else in this mode.
         _give_up_output()
         return CLOSED_PIPE_STATUS
     except Exception as error:
