@@ -284,7 +284,7 @@ def break_norm(model: Any) -> Any:
         (lambda: make_model(capacity=0), {"train": "gates"}, ConfigError),
         (lambda: break_norm(make_model()), {"train": "all"}, NonFiniteLossError),
         (make_model, {"train": "lora", "min_document_tokens": 10**6}, CorpusError),
-        (lambda: make_model(capacity=2**44), {"train": "gates"}, ResourceError),
+        (lambda: make_model(capacity=2**31 - 1), {"train": "gates", "rows": 101}, ResourceError),
     ],
 )
 def test_an_overwriting_that_fails_leaves_the_old_run_as_it_was(

@@ -181,7 +181,7 @@ def _check_layers(folder: Path, config: ModelConfig) -> None:
     if len(found) != config.num_layers:
         raise CheckpointError(
             f"{folder} is of another model: its {CONFIG_FILE} says {config.num_layers} layers, and "
-            f"its weights have {len(found)}; {_OTHER_MODEL}"
+            f"its weights have {len(found)}; {advise(folder)}"
         )
 
 
