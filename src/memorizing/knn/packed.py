@@ -42,7 +42,7 @@ call, in each thread. Queries are split by this limit, and heads are put togethe
 at 65,536 keys in bf16 one head of 512 queries goes at a time, at 8,192 two heads, at 262,144 half
 of a head's queries."""
 
-_SHARED_BYTES = 16 * 2**20
+_SHARED_BYTES = 32 * 2**20
 """Scores of several heads are searched together up to what a shared cache holds."""
 
 _NUM_TOP = 256
