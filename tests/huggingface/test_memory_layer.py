@@ -153,7 +153,7 @@ def test_a_closed_gate_is_no_memory(combine: str, bias: float, tolerance: float)
 
 def test_an_open_gate_ignores_the_local_context():
     model, tokens = find_model(), make_tokens(1, 2 * SEGMENT_LEN)
-    attachment = give_memory(model, combine="gate", bias=1e9, num_neighbors=1, capacity=1)
+    attachment = give_memory(model, combine="gate", bias=6e4, num_neighbors=1, capacity=1)
     outputs = []
     hook = model.model.layers[LAYER].self_attn.o_proj.register_forward_pre_hook(
         lambda module, args: outputs.append(args[0])
