@@ -204,6 +204,14 @@ def test_a_paper_is_found_among_what_is_beside_it(bulk, members, text):
     assert documents["2301.00001"].text == (text or members["paper.txt"].decode())
 
 
+def test_a_paper_that_is_unpacked_already_is_read(bulk):
+    papers = {"2301/2301.00001.gz": b"\\documentclass{a} one", "2301/2301.00004.gz": b"\x00\x01"}
+    write_tar(bulk / "src" / "arXiv_src_2301_001.tar", papers)
+    corpus, documents = read(bulk)
+    assert documents["2301.00001"].text == "\\documentclass{a} one"
+    assert any(line.startswith("2301.00004: cannot be read") for line in corpus.skipped)
+
+
 def test_a_paper_that_is_there_twice_is_read_once(bulk):
     again = {"2302/2301.00004.gz": gzip.compress(b"\\begin{document} again")}
     write_tar(bulk / "src" / "arXiv_src_2302_001.tar", again)

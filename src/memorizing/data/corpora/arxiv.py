@@ -130,8 +130,11 @@ def _read_paper(name: str, raw: bytes, log: ReadLog) -> Document | None:
         log.skip(name, str(error))
         return None
     except READ_ERRORS as error:
-        log.skip(name, f"cannot be read ({summarize_error(error)})")
-        return None
+        # Programs that download unpack a file and leave its name.
+        if raw.startswith(b"\x1f\x8b") or not _TEX_SIGN.search(raw):
+            log.skip(name, f"cannot be read ({summarize_error(error)})")
+            return None
+        content = raw
     if isinstance(content, bytes):
         if content.startswith(_NOT_TEX):
             log.pass_over("papers without LaTeX source")
