@@ -1,0 +1,279 @@
+"""`memorizing generate`, with the tiny model of conftest.py."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from memorizing.memory.disk import MemoryFolder
+from tests.cli.test_read import FP32, MEMORY_WORDS, Interrupt, give_stdin, list_names
+
+PROMPT = "alpha 3 ahpla; a prompt that is a good deal longer than the window of 17"
+
+
+def generate_by_library(llama: Path, memory: Path | None, num_tokens: int) -> str:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from memorizing import add_memory, open_memory
+
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    words = {"max_new_tokens": num_tokens, "do_sample": False, "pad_token_id": 0}
+    if memory is None:
+        add_memory(model, [1], window=17)
+        tokens = model.generate(**inputs, **words)
+    else:
+        with open_memory(model, memory):
+            tokens = model.generate(**inputs, **words)
+    return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_generating_streams_what_the_library_generates(run, memory, llama, tmp_path):
+    words = ("--prompt", PROMPT, "--max-new-tokens", "23", *FP32)
+    path = tmp_path / "text.json"
+    with_memory = run("generate", llama, "--memory", memory, *words, "--json", path)
+    assert with_memory.status == 0
+    assert with_memory.out == generate_by_library(llama, memory, 23) + "\n"
+    values = json.loads(path.read_text())
+    assert values["text"] + "\n" == with_memory.out
+    assert (values["prompt_tokens"], values["new_tokens"]) == (len(PROMPT), 23)
+    closed = run("generate", llama, "--memory", memory, "--no-memory", *words)
+    plain = run("generate", llama, "--window", "17", *words)
+    assert closed.out == plain.out == generate_by_library(llama, None, 23) + "\n"
+    assert plain.out != with_memory.out
+
+
+def test_without_memory_and_within_the_window_it_is_the_model_itself(run, llama):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    # The window is half of the 128 positions of this model.
+    prompt = PROMPT[:47]
+    inputs = tokenizer(prompt, return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=13, do_sample=False, pad_token_id=0)
+    text = tokenizer.decode(tokens[0, len(prompt) :], skip_special_tokens=True)
+    outcome = run("generate", llama, "--prompt", prompt, "--max-new-tokens", "13", *FP32)
+    assert outcome.out == text + "\n"
+
+
+def test_sources_are_documents_with_shares_and_the_text_around(run, memory, llama, tmp_path):
+    path = tmp_path / "text.json"
+    words = ("--memory", memory, "--prompt", PROMPT, "--max-new-tokens", "5", "--sources")
+    outcome = run("generate", llama, *words, "--json", path, *FP32)
+    assert outcome.status == 0
+    assert "sources, by their share of attention" in outcome.err
+    values = json.loads(path.read_text())["sources"]
+    shares = [document["share"] for document in values["documents"]]
+    assert sum(shares) + values["this_text"] == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True)
+    best = values["documents"][0]
+    assert f"{best['share']:.1%}  {best['name']}" in outcome.err
+    text = MemoryFolder.open(memory).contents.read_text(best["name"])
+    for place in best["places"]:
+        assert place["before"] + place["token"] + place["after"] in text
+        assert 0 < place["share"] <= best["share"]
+        assert f"«{place['token']}»" in outcome.err
+
+
+def test_sources_without_kept_texts_are_names_alone(run, llama, notes, tmp_path):
+    memory = tmp_path / "bare.memory"
+    assert run("read", llama, notes, "--memory", memory, *MEMORY_WORDS).status == 0
+    words = ("--memory", memory, "--prompt", PROMPT, "--max-new-tokens", "2", "--sources")
+    outcome = run("generate", llama, *words, *FP32)
+    assert outcome.status == 0
+    assert ".txt" in outcome.err
+    assert "«" not in outcome.err
+
+
+def test_an_empty_memory_can_be_generated_with(run, memory, llama, tmp_path):
+    folder = Path(shutil.copytree(memory, tmp_path / "empty.memory"))
+    assert run("memory", "forget", folder, *list_names(folder)).status == 0
+    words = ("--memory", folder, "--prompt", "alpha", "--max-new-tokens", "3", "--sources")
+    outcome = run("generate", llama, *words, *FP32)
+    assert outcome.status == 0
+    assert "nothing was retrieved" in outcome.err
+
+
+def test_sampling_is_by_the_seed(run, llama):
+    words = ("--prompt", PROMPT, "--max-new-tokens", "17", "--temperature", "1.5", *FP32)
+    first, again, other = (
+        run("generate", llama, *words, "--top-p", "0.9", "--seed", seed).out for seed in (3, 3, 5)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_models_own_settings_of_sampling_do_not_count(run, llama, tmp_path):
+    folder = Path(shutil.copytree(llama, tmp_path / "hot"))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "temperature": 5.0, "top_k": 3, "max_length": 7}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    words = ("--prompt", PROMPT, "--max-new-tokens", "17", *FP32)
+    hot, cold = run("generate", folder, *words), run("generate", llama, *words)
+    assert hot.out == cold.out
+    assert hot.err.replace(str(folder), "").count("\n") == cold.err.count("\n")
+
+
+def test_a_prompt_can_come_from_a_file_or_standard_input(run, llama, tmp_path, monkeypatch):
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    words = ("generate", llama, "--max-new-tokens", "5", *FP32)
+    expected = run(*words, "--prompt", PROMPT).out
+    assert run(*words, "--prompt-file", tmp_path / "prompt.txt").out == expected
+    give_stdin(monkeypatch, PROMPT.encode())
+    assert run(*words, "--prompt-file", "-").out == expected
+
+
+def test_a_chat_is_put_as_the_model_was_taught(run, llama, tmp_path):
+    words = ("--chat", "--prompt", "Why?", "--max-new-tokens", "3", *FP32)
+    outcome = run("generate", llama, *words)
+    assert outcome.status == 2
+    assert "no template of chats" in outcome.err
+    folder = Path(shutil.copytree(llama, tmp_path / "chat"))
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant] "
+    )
+    outcome = run("generate", folder, *words, "--json", tmp_path / "chat.json")
+    assert outcome.status == 0
+    asked = len("[user] Why?\n[assistant] ")
+    assert json.loads((tmp_path / "chat.json").read_text())["prompt_tokens"] == asked
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "give a prompt"),
+        (("--prompt", "x", "--prompt-file", "y"), "give a prompt"),
+        (("--prompt", ""), "--prompt is empty"),
+        (("--prompt-file", "none.txt"), "No such file"),
+        (("--prompt", "x", "--sources"), "no memory is read"),
+        (("--prompt", "x", "--no-memory"), "without --memory"),
+        (("--prompt", "x", "--top-p", "0.5"), "add --temperature"),
+        (("--prompt", "x", "--temperature", "1", "--top-p", "0"), "--top-p is 0.0"),
+        (("--prompt", "x", "--memory", "m", "--window", "3"), "--window is given"),
+        (("--prompt", "x", "--max-new-tokens", "0"), "--max-new-tokens"),
+    ],
+)
+def test_options_that_say_nothing_together_are_one_line(run, llama, words, said):
+    outcome = run("generate", llama, *words)
+    assert outcome.status == 2
+    assert said in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert outcome.out == ""
+
+
+def test_ctrl_c_while_generating_keeps_the_text_so_far(run, llama, tmp_path, monkeypatch):
+    path = tmp_path / "text.json"
+    words = ("--prompt", "alpha", "--max-new-tokens", "29", *FP32)
+    with monkeypatch.context() as patch:
+        calls = Interrupt(patch, -1)
+        whole = run("generate", llama, *words).out
+    with monkeypatch.context() as patch:
+        # The last of 29 calls writes the last token.
+        Interrupt(patch, calls.num_calls - 17)
+        outcome = run("generate", llama, *words, "--json", path)
+    assert outcome.status == 130
+    values = json.loads(path.read_text())
+    assert values["new_tokens"] == 11
+    assert values["interrupted"] is True
+    assert whole.startswith(values["text"].rstrip("\N{REPLACEMENT CHARACTER}"))
+    assert outcome.out == values["text"] + "\n"
+
+
+def test_an_adapter_is_read_and_generated_with(run, llama, notes, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from memorizing import add_memory
+    from memorizing.huggingface.attaching.attachment import get_attachment
+    from memorizing.huggingface.learning.adapter import save_adapter
+
+    model = add_memory(AutoModelForCausalLM.from_pretrained(llama), [1], window=17)
+    with torch.no_grad():
+        get_attachment(model).layers[1].bias += 1.5
+    adapter, memory = tmp_path / "adapter", tmp_path / "adapted.memory"
+    save_adapter(model, adapter)
+    outcome = run("read", llama, notes, "--memory", memory, "--adapter", adapter, *FP32)
+    assert outcome.status == 0, outcome.err
+    words = ("--memory", memory, "--prompt", PROMPT, "--max-new-tokens", "13", *FP32)
+    adapted = run("generate", llama, *words, "--adapter", adapter)
+    assert adapted.status == 0, adapted.err
+    # The memory keeps gates and scales, so that it is read as it was made.
+    assert run("generate", llama, *words).out == adapted.out
+    words = ("--memory", tmp_path / "m", "--adapter", adapter, "--window", "19", *FP32)
+    outcome = run("read", llama, notes, *words)
+    assert outcome.status == 2
+    assert "window" in outcome.err
+
+
+def test_calibration_chooses_layers_and_heads(run, llama, tmp_path):
+    letters = random.Random(0).choices("abcdefgh ", k=300)
+    (tmp_path / "long.txt").write_text("".join(letters))
+    words = ("read", llama, tmp_path / "long.txt", "--calibrate", "--window", "17", *FP32)
+    memory, path = tmp_path / "found.memory", tmp_path / "info.json"
+    outcome = run(*words, "--memory", memory)
+    assert outcome.status == 0, outcome.err
+    assert "calibrated: layer " in outcome.err
+    assert run("memory", "info", memory, "--json", path).status == 0
+    layers = json.loads(path.read_text())["layers"]
+    assert f"of layers {', '.join(map(str, layers))};" in outcome.err
+    again = run(*words, "--memory", memory)
+    assert again.status == 0
+    assert "calibrating on" not in again.err
+    assert run(*words, "--memory", memory, "--layers", "1").status == 2
+    (tmp_path / "long.txt").write_text("too short")
+    outcome = run(*words, "--memory", tmp_path / "none.memory")
+    assert outcome.status == 2
+    assert "tokens is 9" in outcome.err
+    assert not (tmp_path / "none.memory").exists()
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "how-to-read-a-repository.md"
+
+
+def find_block(language: str) -> str:
+    return DOCS.read_text(encoding="utf-8").split(f"```{language}\n")[1].partition("```")[0]
+
+
+def test_the_documented_commands_run(run, llama, notes, tmp_path, monkeypatch):
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    names = {"HuggingFaceTB/SmolLM2-135M": str(llama), "my_repository": str(notes)}
+    lines = find_block("sh").splitlines()
+    for line in lines:
+        program, *words = [names.get(word, word) for word in shlex.split(line)]
+        assert program == "memorizing"
+        # The tiny model has fewer positions than the window that is the default.
+        quick = {"read": MEMORY_WORDS, "generate": ("--max-new-tokens", "3", *FP32)}
+        outcome = run(*words, *quick.get(words[0], ()))
+        assert outcome.status == 0, outcome.err
+    assert "alpha.txt" in outcome.out
+    assert len(lines) == 3
+
+
+def test_the_documented_python_runs(llama, notes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = find_block("python").replace("HuggingFaceTB/SmolLM2-135M", str(llama))
+    code = code.replace("my_repository", str(notes)).replace(
+        "_memory(model)", "_memory(model, window=17)"
+    )
+    names: dict = {}
+    exec(compile(code, str(DOCS), "exec"), names)
+    assert names["tokens"].shape[1] > len("def load_config(")
+    assert len(list_names(tmp_path / "repo.memory")) == 5
+
+
+def test_the_example_reads_and_answers(llama, notes, tmp_path):
+    folder = shutil.copytree(notes, tmp_path / "notes")
+    example = DOCS.parents[1] / "examples" / "ask_a_repository.py"
+    code = example.read_text(encoding="utf-8").replace(
+        "_memory(model)", "_memory(model, window=17)"
+    )
+    names: dict = {"__name__": "example"}
+    exec(compile(code, str(example), "exec"), names)
+    names["main"](str(llama), str(folder), "what is alpha?")
+    assert len(list_names(tmp_path / "notes.memory")) == 5

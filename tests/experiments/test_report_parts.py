@@ -1,0 +1,218 @@
+"""The page of results: what its parts show."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tests.experiments.test_report import (
+    LENS,
+    MACHINE,
+    build,
+    cut_part,
+    find_line,
+    make_evaluation,
+    make_values,
+    save,
+)
+
+
+def test_without_any_run_every_part_says_so(report, tmp_path):
+    page = build(report, tmp_path)
+    assert page.count("**Not run yet.**") == 19
+    planned = report.results.load_results(tmp_path / "runs", tmp_path).planned
+    assert f"{len(planned)} of {len(planned)} planned runs are not run" in page
+    assert f"- `{planned[0]}`" in page
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.md"]
+
+
+def test_passkeys_are_told_by_length(report, tmp_path):
+    tested = {
+        "asked": 50, "right": 49, "share": 0.98, "interval": [0.895, 0.996],
+        "share_of_digits": 0.995, "machine": MACHINE,
+    }  # fmt: skip
+    values = {
+        "settings": {"steps": 40, "rows": 8},
+        "train_segments": [2, 16],
+        "arms": {"memory": {"65536": tested}, "off": {"65536": tested | {"right": 0, "share": 0}}},
+    }
+    (tmp_path / "pretrained_passkey.json").write_text(json.dumps(values))
+    page = build(report, tmp_path)
+    assert "After 40 steps of 8 documents of at most 8,192 tokens:" in page
+    line = find_line(page, "memory", "### Passkey")
+    assert line == ["memory", "65,536", "49 of 50", "98% (90 to 100)", "100%"]
+    assert find_line(page, "off", "### Passkey")[2:3] == ["0 of 50"]
+
+
+def test_the_main_table_has_hand_computed_numbers(report, tmp_path):
+    save(
+        tmp_path,
+        make_values("main/proofs-cache-seed0", {"0": 4.0}),
+        make_values("main/proofs-memory-seed0", {"8192": 3.5, "65536": 3.2, "0 off": 5.0}),
+        make_values("main/code-cache-seed0", {"0": 2.0}),
+    )
+    page = build(report, tmp_path)
+    assert find_line(page, "proofs") == [
+        "proofs", "4.00", "3.20", "-20.0% (-20.0 to -20.0)", "", "-16%", "Isabelle -16.3%",
+    ]  # fmt: skip
+    assert find_line(page, "code")[1:4] == ["2.00", "not run yet", "not run yet"]
+    assert find_line(page, "proofs, bits per byte")[1] == "1.000"  # 4 = 2 bits for 2 bytes
+    assert find_line(page, "proofs", "Controls")[1:] == [
+        "-20.0% (-20.0 to -20.0)", "+25.0% (+25.0 to +25.0)", "not run yet", "not run yet",
+    ]  # fmt: skip
+    assert "interval below zero, on proofs. The aim is reached on proofs." in page
+    assert "commit 0123456789ab with changes" in page
+
+
+def test_each_seed_is_shown_beside_all(report, tmp_path):
+    for seed, (cache, memory) in enumerate([(4.0, 3.0), (4.0, 12.0)]):
+        save(
+            tmp_path,
+            make_values(f"main/web-cache-seed{seed}", {"0": cache}),
+            make_values(f"main/web-memory-seed{seed}", {"65536": memory}),
+        )
+    cells = find_line(build(report, tmp_path), "web")
+    assert cells[2] == "6.00"  # exp of the mean of ln 3 and ln 12
+    assert cells[3].startswith("+50.0%")
+    assert cells[4] == "-25.0%, +200.0%"
+
+
+def test_a_row_of_perplexities_is_of_the_seeds_that_all_its_columns_have(report, tmp_path):
+    save(
+        tmp_path,
+        make_values("main/code-cache-seed0", {"0": 4.0}),
+        make_values("main/code-cache-seed1", {"0": 9.0}),
+        make_values("main/code-memory-seed0", {"512": 3.5, "8192": 3.0, "65536": 2.0}),
+        make_values("main/code-memory-seed1", {"8192": 8.0, "65536": 8.0}),
+        make_values("main/code-memory-seed2", {"8192": 99.0, "65536": 99.0}),
+    )
+    page = build(report, tmp_path)
+    assert find_line(page, "code")[1:3] == ["6.00", "4.00"]  # seeds 0 and 1
+    cells = find_line(page, "code", "by entries in memory")
+    assert cells[1:] == ["4.00", "3.50", "not run yet", "3.00", "2.00"]  # seed 0
+    assert find_line(page, "code")[4] == "-50.0%, -11.1%"
+
+
+def test_the_first_tokens_are_said_of_every_family(report, tmp_path):
+    mine = [np.concatenate([np.full(512, math.log(5.0)), np.full(n - 512, 1.0)]) for n in LENS]
+    save(
+        tmp_path,
+        make_values("main/web-cache-seed0", {"0": 4.0}),
+        make_values("main/web-memory-seed0", {"65536": make_evaluation(mine, "65536")}),
+    )
+    assert "differs from the cache alone by +25.0% on web." in build(report, tmp_path)
+
+
+def test_table_4_compares_each_recipe_with_its_own_cache(report, tmp_path):
+    save(
+        tmp_path,
+        make_values("table4/proofs-ours-512-xl-seed0", {"0": 4.0}),
+        make_values("table4/proofs-ours-512-8192-xl-seed0", {"8192": 3.0, "65536": 2.4}),
+        make_values("table4/proofs-paper-512-xl-seed0", {"0": 5.0}),
+        make_values("table4/proofs-paper-512-8192-xl-seed0", {"8192": 4.0}),
+    )
+    page = build(report, tmp_path)
+    rows = [
+        [cell.strip(" *") for cell in line.strip("|").split("|")]
+        for line in cut_part(page, "Table 4").splitlines()
+        if line.startswith(("| 512 |", "| **512** |"))
+    ]
+    by_row = {tuple(row[:3]): row[3:] for row in reversed(rows)}
+    assert by_row["512", "-", "512"] == ["2.46", "0", "4.00", "0", "5.00", "0"]
+    assert by_row["512", "8,192", "512"] == [
+        "2.08", "-15.4%", "3.00", "-25.0% (-25.0 to -25.0)", "4.00", "-20.0% (-20.0 to -20.0)",
+    ]  # fmt: skip
+    assert by_row["512", "1,536", "-"][2:] == ["not run yet", "", "not run yet", ""]
+    assert find_line(page, "512 | 8,192 | 512", "Trained with a smaller memory")[3:] == [
+        "-20.0% (-20.0 to -20.0)", "not run yet",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arm", "row"),
+    [("ours-512", (512, 0, False)), ("ours-512-xl", (512, 0, True)),
+     ("ours-512-1536", (512, 1536, False)), ("ours-2048-65536-xl", (2048, 65_536, True))],
+)  # fmt: skip
+def test_the_name_of_an_arm_is_its_row(report, arm, row):
+    assert report.table4.read_arm(arm) == ("ours", row)
+    assert report.table4.name_arm("ours", row) == arm
+
+
+def test_equal_sizes_are_interpolated_and_never_extrapolated(report):
+    point = report.scale.Point
+    line = [point(16_000_000, 2.0), point(1_000_000, 8.0), point(4_000_000, 4.0)]
+    describe = report.scale.describe_equal_size
+    assert describe(point(1_000_000, 4.0), line) == "4.0"
+    # Half of the way in nats is half of the way in the logarithm of the weights.
+    assert describe(point(1_000_000, math.sqrt(4.0 * 2.0)), line) == "8.0"
+    assert describe(point(4_000_000, 1.9), line) == "above 4.0"
+    assert describe(point(2_000_000, 8.1), line) == "below 0.5"
+
+
+def test_curves_are_compared_at_equal_tokens_of_a_seed(report, tmp_path):
+    save(
+        tmp_path,
+        make_values("main/math-cache-seed0", {}, validation=(3.0, 2.5, 2.0)),
+        make_values("main/math-memory-seed0", {}, validation=(3.0, 2.5 + math.log(0.9))),
+    )
+    results = report.results.load_results(tmp_path / "runs", tmp_path)
+    curve = report.learning.read_curve(results, "math")
+    assert curve.tokens.tolist() == [1000, 2000]
+    assert curve.change.tolist() == pytest.approx([0.0, -0.1])
+    assert report.learning.read_curve(results, "web") is None
+    assert "end: on math the change grows, from +0.0% to -10.0%." in build(report, tmp_path)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_gap_closed_is_one_between_the_ends_of_training(report, tmp_path, seed):
+    other = 1 - seed  # of models that are not trained on
+    save(
+        tmp_path,
+        make_values(f"main/proofs-cache-seed{seed}", {"0": 4.0}, (3.0, 2.0), tokens=50_000),
+        make_values(f"main/proofs-memory-seed{seed}", {"8192": 2.0}, (3.0, 1.5)),
+        make_values(f"main/proofs-cache-seed{other}", {"0": 9.0}, (3.0, 2.9), tokens=70_000),
+        make_values(f"main/proofs-memory-seed{other}", {"8192": 8.0}, (3.0, 2.7)),
+        make_values(f"finetuning/proofs-cache-to-memory-seed{seed}", {"8192": 8**0.5}, (1.9, 1.6)),
+    )
+    results = report.results.load_results(tmp_path / "runs", tmp_path)
+    closing = report.finetuning.read_closing(results)
+    assert closing.shares == pytest.approx([0.2, 0.8])
+    assert [100 * tokens / closing.trained_tokens for tokens in closing.tokens] == [2, 4]
+    part = cut_part(build(report, tmp_path), "Finetuning")
+    assert f"Models of section 1 (proofs, seed {seed}) are trained on" in part
+    cells = find_line(part, "8,192", "A memory for a model trained without")
+    assert cells[1:] == ["2.83", "2.00", "50% (50 to 50)", "not run yet"]
+    assert "The cache alone: 4.00 before, not run yet trained on without memory." in part
+
+
+def test_a_larger_memory_is_compared_with_the_model_that_was_trained_on(report, tmp_path):
+    save(
+        tmp_path,
+        make_values("main/proofs-memory-seed0", {"8192": 9.0, "65536": 9.0}),
+        make_values("main/proofs-memory-seed1", {"8192": 5.0, "65536": 4.0}),
+        make_values("main/proofs-memory-seed2", {"8192": 9.0, "65536": 9.0}),
+        make_values("main/proofs-cache-seed1", {"0": 8.0}),
+        make_values("finetuning/proofs-memory-to-8192-seed1", {"8192": 4.0}, tokens=650_000),
+        make_values("finetuning/proofs-memory-to-65536-seed1", {"65536": 2.0}, tokens=650_000),
+        make_values("finetuning/proofs-cache-to-cache-seed1", {"0": 6.0}, tokens=650_000),
+        make_values(
+            "finetuning/proofs-cache-to-memory-seed1", {"8192": 24**0.5, "65536": 3.0},
+            tokens=650_000,
+        ),
+    )  # fmt: skip
+    part = cut_part(build(report, tmp_path), "Finetuning")
+    assert "4 runs, seed 1, 0.7M training tokens" in part
+    assert find_line(part, "8,192")[1:] == ["5.00", "4.00", "-20.0% (-20.0 to -20.0)"]
+    assert find_line(part, "65,536")[1:] == ["4.00", "2.00", "-50.0% (-50.0 to -50.0)"]
+    # Both ends trained on as long: from 6 to 4, and the square root of 24 is half of that.
+    cells = find_line(part, "8,192", "A memory for a model trained without")
+    assert cells[1:3] == ["4.90", "5.00"]
+    assert cells[4] == "50% (50 to 50)"
+    assert "The cache alone: 8.00 before, 6.00 trained on without memory." in part
+
+
+def test_without_finetuned_runs_no_seed_is_named(report, tmp_path):
+    save(tmp_path, make_values("main/proofs-memory-seed1", {"8192": 5.0}))
+    part = cut_part(build(report, tmp_path), "Finetuning")
+    assert "Models of section 1 (proofs) are trained on" in part
