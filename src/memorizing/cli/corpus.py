@@ -22,7 +22,7 @@ from memorizing.terminal import make_console, show, show_progress
 if TYPE_CHECKING:
     from memorizing.config import Config
     from memorizing.data import CorpusListing, CorpusStatistics
-    from memorizing.data.statistics import SplitSize
+    from memorizing.data.splits import SplitSize
 
 EXAMPLES = """\b
 examples:
@@ -207,14 +207,7 @@ def print_statistics(statistics: CorpusStatistics) -> None:
 def print_splits(splits: Sequence[SplitSize]) -> None:
     """Print a line for each split, as training does; nothing where there are none."""
     for split in splits:
-        names = ", ".join(split.first_names)
-        more = ", ..." if split.num_documents > len(split.first_names) else ""
-        tokens = "" if split.num_tokens is None else f", {split.num_tokens:,} tokens"
-        show(
-            f"{split.use}: {split.num_documents:,} documents, {split.num_bytes / 1e6:.1f} MB"
-            + tokens
-            + (f" ({names}{more})" if names else "")
-        )
+        show(split.describe())
 
 
 def print_left_out(skipped: tuple[str, ...], num_replaced: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -48,14 +49,8 @@ class SegmentBatch:
 
     def to(self, device: torch.device | str) -> SegmentBatch:
         """The batch with its (B, T) tensors on a device; what the clock needs stays on the CPU."""
-        return SegmentBatch(
-            self.tokens.to(device),
-            self.targets.to(device),
-            self.valid.to(device),
-            self.doc_start,
-            self.doc_id,
-            self.position,
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("tokens", "targets", "valid")}
+        return dataclasses.replace(self, **moved)
 
 
 class SegmentLoader(Iterator[SegmentBatch]):

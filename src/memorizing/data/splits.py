@@ -13,6 +13,9 @@ from memorizing.data.text import Document, hash_name, shuffle_names
 from memorizing.errors import ConfigError, CorpusError
 from memorizing.settings import find_nearest
 
+USES = ("train", "validation", "test")
+NAMES_SHOWN = 4
+
 
 @dataclass(frozen=True)
 class Split:
@@ -21,6 +24,28 @@ class Split:
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SplitSize:
+    """How much of a corpus has one use."""
+
+    use: str
+    """`train`, `validation`, `test`, or `excluded`."""
+    num_documents: int
+    """As they are trained on: after `data.folders_per_document` joined them."""
+    num_bytes: int
+    num_tokens: int | None
+    """None where they were not tokenized."""
+    first_names: tuple[str, ...]
+
+    def describe(self) -> str:
+        """A line to print."""
+        more = ", ..." if self.num_documents > len(self.first_names) else ""
+        tokens = "" if self.num_tokens is None else f", {self.num_tokens:,} tokens"
+        names = f" ({', '.join(self.first_names)}{more})" if self.first_names else ""
+        size = f"{self.num_documents:,} documents, {self.num_bytes / 1e6:.1f} MB"
+        return f"{self.use}: {size}{tokens}{names}"
 
 
 @dataclass(frozen=True)
@@ -40,16 +65,11 @@ class Splits:
     def describe(self) -> list[str]:
         """Lines to print: the corpus, each split, what was replaced and left out."""
         lines = [self.description]
-        for use in ("train", "validation", "test"):
+        for use in USES:
             documents: list[Document] = getattr(self, use)
+            names = tuple(document.name for document in documents)
             size = sum(document.num_bytes for document in documents)
-            names = ", ".join(document.name for document in documents[:4]) + (
-                ", ..." if len(documents) > 4 else ""
-            )
-            lines.append(
-                f"{use}: {len(documents)} documents, {size / 1e6:.1f} MB"
-                + (f" ({names})" if names else "")
-            )
+            lines.append(SplitSize(use, len(documents), size, None, names[:NAMES_SHOWN]).describe())
         if self.num_replaced:
             lines.append(
                 f"{self.num_replaced} files held bytes that are not UTF-8; they were replaced by "
@@ -64,7 +84,7 @@ class Splits:
     def fingerprint(self) -> str:
         """SHA-256 of all names and texts by split: says whether two runs read the same."""
         digest = hashlib.sha256()
-        for use in ("train", "validation", "test"):
+        for use in USES:
             for document in getattr(self, use):
                 digest.update(f"{use}\0{document.name}\0{len(document.text)}\0".encode())
                 digest.update(document.text.encode())

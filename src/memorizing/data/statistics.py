@@ -9,13 +9,18 @@ from typing import Any
 
 from memorizing.config import DataConfig, TokenizerConfig
 from memorizing.data.corpus import Corpus
-from memorizing.data.splits import join_documents, match_names, split_documents
+from memorizing.data.splits import (
+    NAMES_SHOWN,
+    USES,
+    SplitSize,
+    join_documents,
+    match_names,
+    split_documents,
+)
 from memorizing.data.text import Document
 from memorizing.data.tokenized import batch_documents
 from memorizing.data.tokenizer import Tokenizer
 from memorizing.data.tokenizer_training import train_tokenizer
-
-_NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -36,20 +41,6 @@ class LengthBin:
     end: int
     num_documents: int
     num_tokens: int
-
-
-@dataclass(frozen=True)
-class SplitSize:
-    """How much of a corpus has one use."""
-
-    use: str
-    """`train`, `validation`, `test`, or `excluded`."""
-    num_documents: int
-    """As they are trained on: after `data.folders_per_document` joined them."""
-    num_bytes: int
-    num_tokens: int | None
-    """None where they were not tokenized."""
-    first_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -229,17 +220,10 @@ def _measure_splits(sizes: Sequence[DocumentSize], config: DataConfig) -> tuple[
             len(joined),
             sum(document.num_bytes for document in documents),
             sum(known) if len(known) == len(tokens) else None,
-            tuple(document.name for document in joined[:_NAMES_SHOWN]),
+            tuple(document.name for document in joined[:NAMES_SHOWN]),
         )
 
-    found = [
-        measure(use, names, config.folders_per_document)
-        for use, names in (
-            ("train", split.train),
-            ("validation", split.validation),
-            ("test", split.test),
-        )
-    ]
+    found = [measure(use, getattr(split, use), config.folders_per_document) for use in USES]
     if excluded:
         found.append(measure("excluded", [name for name in by_name if name in excluded], 1))
     return tuple(found)

@@ -284,7 +284,6 @@ def _find_inputs(path: str, text: str, files: Mapping[str, str]) -> list[str]:
     return found
 
 
-PATTERN = "arxiv-metadata*.json*"
 _SUBSUMED = frozenset({"math-ph", "alg-geom", "dg-ga", "funct-an", "q-alg"})
 _BAD_LINES_NAMED = 10
 
@@ -309,14 +308,15 @@ def find_metadata(folder: Path) -> Path:
     Raises:
         CorpusError: there is none.
     """
-    found = sorted([*folder.glob(PATTERN), *folder.glob("arxiv-metadata*.zip")])
-    archives = sorted(folder.glob("archive.zip"))  # what Kaggle calls it
-    if not found and not archives:
+    # Kaggle calls it archive.zip.
+    patterns = ("arxiv-metadata*.json*", "arxiv-metadata*.zip", "archive.zip")
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if not found:
         raise CorpusError(
             f"folder {str(folder)!r} has no arxiv-metadata-oai-snapshot.json (or .gz, .zip), which "
             f"says which papers are Mathematics; {ARXIV_SOURCE}"
         )
-    return (found or archives)[0]
+    return found[0]
 
 
 def read_mathematics(path: Path, log: ReadLog) -> set[str]:
@@ -337,9 +337,14 @@ def read_mathematics(path: Path, log: ReadLog) -> set[str]:
                     paper = json.loads(line)
                     identifier, categories = str(paper["id"]), str(paper["categories"])
                 except (ValueError, KeyError, TypeError, RecursionError):
-                    if line.strip():
-                        num_bad += 1
-                        _note_bad_line(path.name, number, num_bad, log)
+                    num_bad += bool(line.strip())
+                    # A damaged file may have millions: the first are named, the others counted.
+                    if line.strip() and num_bad <= _BAD_LINES_NAMED:
+                        log.skip(f"{path.name}:{number}", "not a paper's id and categories")
+                    elif line.strip():
+                        log.pass_over(
+                            f"more lines of {path.name} that are not a paper's id and categories"
+                        )
                     continue
                 if is_mathematics(categories):
                     identifiers.add(identifier.replace("/", ""))
@@ -353,14 +358,6 @@ def read_mathematics(path: Path, log: ReadLog) -> set[str]:
             "id and categories"
         )
     return identifiers
-
-
-def _note_bad_line(name: str, number: int, num_bad: int, log: ReadLog) -> None:
-    # A damaged file may have millions of them: the first are named, the others counted.
-    if num_bad <= _BAD_LINES_NAMED:
-        log.skip(f"{name}:{number}", "not a paper's id and categories")
-    else:
-        log.pass_over(f"more lines of {name} that are not a paper's id and categories")
 
 
 def _open(path: Path, stack: ExitStack) -> Iterable[bytes]:

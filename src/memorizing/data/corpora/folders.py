@@ -155,20 +155,13 @@ def _find_package(name: str) -> Path:
         spec = find_spec(top) if top else None
     except (ImportError, ValueError):
         spec = None
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(location).joinpath(*rest)
-        if folder.is_dir():
-            return folder
     if spec is None:
         known = sorted(metadata.packages_distributions())
         raise CorpusError(f"package {top!r} is not installed; {find_nearest(top, known)}")
-    folders = [
-        p.name
-        for loc in spec.submodule_search_locations or []
-        for p in Path(loc).iterdir()
-        if p.is_dir()
-    ]
-    missing = rest[0] if rest else top
-    raise CorpusError(
-        f"package {name!r} is not a folder of {top!r}; {find_nearest(missing, sorted(folders))}"
-    )
+    places = [Path(location) for location in spec.submodule_search_locations or ()]
+    for place in places:
+        if place.joinpath(*rest).is_dir():
+            return place.joinpath(*rest)
+    folders = sorted(p.name for place in places for p in place.iterdir() if p.is_dir())
+    nearest = find_nearest(rest[0] if rest else top, folders)
+    raise CorpusError(f"package {name!r} is not a folder of {top!r}; {nearest}")

@@ -25,6 +25,8 @@ ISABELLE_SOURCE = (
 )
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 
+_ARCHIVE_FOLDERS = re.compile(r"\A((afp-|Isabelle)[^/]*/)?(thys/)?")
+
 ReadFile = Callable[[str], bytes | None]
 
 
@@ -150,12 +152,7 @@ def _find_outermost(above: Sequence[str]) -> str:
 
 
 def _name_document(place: str) -> str:
-    parts = PurePosixPath(place).parts
-    if parts and parts[0].startswith(("afp-", "Isabelle")):
-        parts = parts[1:]
-    if parts and parts[0] == "thys":
-        parts = parts[1:]
-    return "/".join(parts) or "."
+    return _ARCHIVE_FOLDERS.sub("", f"{place}/", count=1).rstrip("/") or "."
 
 
 def resolve_imports(
@@ -202,18 +199,9 @@ _NESTING = {
     "‹": re.compile(r"(?P<open>\\<open>|‹)|\\<close>|›"),
 }
 _HEADER_ENDS = frozenset({"keywords", "abbrevs", "uses", "begin"})
-_SESSION_PARTS = frozenset(
-    {
-        "description",
-        "options",
-        "sessions",
-        "directories",
-        "theories",
-        "document_theories",
-        "document_files",
-        "export_files",
-        "export_classpath",
-    }
+_SESSION_PART = re.compile(
+    "description|options|sessions|directories|(document_)?theories|document_files"
+    "|export_files|export_classpath"
 )
 _CHAPTERS = frozenset({"session", "chapter", "chapter_definition"})
 
@@ -274,7 +262,7 @@ def _read_session(tokens: list[tuple[str, str]]) -> Session:
             part = "in"
         elif part == "in" and kind in ("word", "string"):
             directory, part = value, "head"
-        elif part != "head" and kind == "word" and value in _SESSION_PARTS:
+        elif part != "head" and kind == "word" and _SESSION_PART.fullmatch(value):
             part = value
         elif part in named and kind in ("word", "string"):
             named[part].append(value)

@@ -6,7 +6,6 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from memorizing.data.text import clean_text
 from memorizing.errors import ResourceError
@@ -35,12 +34,7 @@ class SpillStore:
         self._database.execute("BEGIN")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Remove it."""
         self._database.close()
         self._folder.cleanup()
