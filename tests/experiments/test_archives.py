@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 
+from memorizing.data.reading import archives
 from tests.experiments.packages import make_tar, write_deb, write_tgz, write_wheel
 
 FILES = {"./usr/share/a.tex": b"one\n", "./usr/share/b.bin": b"\0\1\2"}
@@ -36,17 +37,13 @@ def test_the_wanted_files_of_each_kind_of_package_are_read(tmp_path, write, file
     ("write", "file"), [(write_deb, "a.deb"), (write_tgz, "a.tgz"), (write_wheel, "a.whl")]
 )
 def test_a_member_that_leaves_the_package_is_refused(tmp_path, write, file, name):
-    refuse(write(tmp_path / file, {**FILES, name: b"x"}), "leaves the package's folder")
+    refuse(write(tmp_path / file, {**FILES, name: b"x"}), "leaves the folder")
 
 
-def test_links_inside_a_package_are_passed_over(tmp_path):
-    links = {"usr/share/l.tex": "a.tex", "usr/share/m.tex": "/etc/m.tex"}
-    assert set(read(write_deb(tmp_path / "a.deb", FILES, links))) == {"usr/share/a.tex"}
-
-
-@pytest.mark.parametrize("to", ["../../../etc/passwd", "../../.."])
-def test_a_link_out_of_the_package_is_refused(tmp_path, to):
-    refuse(write_deb(tmp_path / "a.deb", FILES, {"usr/share/l.tex": to}), "a link to")
+@pytest.mark.parametrize("to", ["a.tex", "/etc/m.tex", "../../../etc/passwd", "../../.."])
+def test_links_of_a_package_are_passed_over_wherever_they_lead(tmp_path, to):
+    links = {"usr/share/l.tex": to}
+    assert read(write_deb(tmp_path / "a.deb", FILES, links)) == {"usr/share/a.tex": b"one\n"}
 
 
 def test_a_link_in_a_wheel_is_refused(tmp_path):
@@ -72,16 +69,14 @@ def test_a_device_is_refused(tmp_path):
 )
 @pytest.mark.parametrize("name", ["a.tex", "unwanted"])
 def test_a_bomb_is_refused_wanted_or_not(tmp_path, monkeypatch, write, file, name):
-    import standins.archives
-
-    monkeypatch.setattr(standins.archives, "FREE_BYTES", 2**16)
+    monkeypatch.setattr(archives, "FREE_BYTES", 2**16)
     refuse(write(tmp_path / file, {name: bytes(2**21)}), "expands to more than")
 
 
 def test_a_bomb_inside_a_compressed_member_is_refused(monkeypatch):
     import standins.archives
 
-    monkeypatch.setattr(standins.archives, "FREE_BYTES", 2**16)
+    monkeypatch.setattr(archives, "FREE_BYTES", 2**16)
     with pytest.raises(standins.archives.UnsafeArchiveError, match="expands to more than"):
         standins.archives.unpack_gzip(gzip.compress(bytes(2**21)), "a.tex.gz")
     assert standins.archives.unpack_gzip(gzip.compress(b"x" * 1009), "b.gz") == b"x" * 1009

@@ -66,7 +66,7 @@ def read_members(path: Path, keep: Callable[[str], bool]) -> Iterator[tuple[Pure
             (`READ_ERRORS`).
     """
     with open_packed(path) as stream:
-        yield from _read_tar(stream, path.stat().st_size, path.name, keep)
+        yield from read_tar(stream, path.stat().st_size, path.name, keep)
 
 
 @contextlib.contextmanager
@@ -77,15 +77,17 @@ def open_packed(path: Path) -> Iterator[Any]:
         OSError: it cannot be read, or is no plain file.
         CorpusError: it is packed by Zstandard, and pyarrow is not installed.
     """
-    with open(open_plain(path), "rb") as file:
-        head = file.read(6)
-        file.seek(0)
-        opener = next((make for magic, make in _MAGIC.items() if head.startswith(magic)), None)
-        if opener is None:
-            yield file
-        else:
-            with opener(file) as stream:
-                yield stream
+    with open(open_plain(path), "rb") as file, unpack(file) as stream:
+        yield stream
+
+
+def unpack(file: Any) -> Any:
+    """What is in a file from where it is read next, expanded where it is packed."""
+    place = file.tell()
+    head = file.read(6)
+    file.seek(place)
+    opener = next((make for magic, make in _MAGIC.items() if head.startswith(magic)), None)
+    return opener(file) if opener else contextlib.nullcontext(file)
 
 
 def _open_zstandard(file: Any) -> Any:
@@ -142,7 +144,7 @@ def read_packed(
         head = _Bounded(stream, len(raw), name).read(tarfile.BLOCKSIZE)
         stream.seek(0)
         if is_tar or _is_tar(head):
-            return dict(_read_tar(stream, len(raw), name, keep))
+            return dict(read_tar(stream, len(raw), name, keep))
         return _Bounded(stream, len(raw), name).read_all()
 
 
@@ -208,7 +210,7 @@ class _Bounded:
 
     def read_all(self) -> bytes:
         blocks = []
-        while block := self.read(2**20):
+        while block := self._stream.read(2**20):
             blocks.append(block)
             self._require(self._stream.tell())
         return b"".join(blocks)
@@ -226,9 +228,10 @@ class _Bounded:
         return self._stream.tell()
 
 
-def _read_tar(
+def read_tar(
     stream: Any, packed_bytes: int, name: str, keep: Callable[[str], bool]
 ) -> Iterator[tuple[PurePosixPath, bytes]]:
+    """`read_members` of a stream of expanded bytes, from a file of `packed_bytes` bytes."""
     bounded: Any = _Bounded(stream, packed_bytes, name)
     with tarfile.open(fileobj=bounded, mode="r:", errorlevel=1) as archive:
         for member in archive:
@@ -244,8 +247,7 @@ def _read_tar(
 
 
 def _require_safe(member: tarfile.TarInfo, name: str) -> None:
-    path = PurePosixPath(member.name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or path.parts[:1] and path.parts[0].endswith(":"):
+    if leaves_folder(member.name):
         problem = "which leaves the folder it is unpacked in"
     elif member.issparse() or not (
         member.isreg() or member.isdir() or member.issym() or member.islnk()
@@ -259,3 +261,9 @@ def _require_safe(member: tarfile.TarInfo, name: str) -> None:
         f"archive {name!r} has the member {member.name!r}, {problem}; nothing of it is used: "
         "unpack it yourself where that is safe, and give the folder"
     )
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a member's name leads out of the folder that an archive is unpacked in."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or "".join(path.parts[:1]).endswith(":")
