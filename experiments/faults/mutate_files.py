@@ -97,9 +97,9 @@ def sign_files(folder: Path, path: Path) -> None:
                 values["files"][path.name] = {"bytes": path.stat().st_size, "sha256": digest}
             manifest.write_text(json.dumps(values))
             continue
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             values = json.loads(manifest.read_bytes())
             for segment in values["segments"]:
                 if segment["file"] == path.name:
