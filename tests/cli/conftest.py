@@ -139,3 +139,24 @@ def memory(tmp_path_factory: pytest.TempPathFactory, llama: Path, notes: Path) -
     words = ["read", str(llama), str(notes), "--memory", str(folder), "--keep-text", *MEMORY_WORDS]
     assert main(words) == 0
     return folder
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """A folder as a repository is: text, and what is none."""
+    root = tmp_path / "tree"
+    for name, content in {
+        "b.py": b"def second(x):\n    return 2 * x\n",
+        "a/first.md": "A first text \N{EM DASH} not ASCII alone.\n".encode(),
+        "a/nothing.txt": b" \n\n",
+        "a/picture.png": b"\x89PNG\0\0",
+        "a/latin.txt": b"caf\xe9",
+        "a/long.csv": b"1,2,3\n" * 60,
+        ".git/config": b"[core]",
+        ".hidden": b"hidden",
+        "__pycache__/b.pyc": b"\0",
+        "node_modules/x.js": b"x()",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root

@@ -14,27 +14,6 @@ FP32 = ("--precision", "fp32")
 NUM_SINKS = 4
 
 
-@pytest.fixture
-def tree(tmp_path) -> Path:
-    """A folder as a repository is: text, and what is none."""
-    root = tmp_path / "tree"
-    for name, content in {
-        "b.py": b"def second(x):\n    return 2 * x\n",
-        "a/first.md": "A first text \N{EM DASH} not ASCII alone.\n".encode(),
-        "a/nothing.txt": b" \n\n",
-        "a/picture.png": b"\x89PNG\0\0",
-        "a/latin.txt": b"caf\xe9",
-        "a/long.csv": b"1,2,3\n" * 60,
-        ".git/config": b"[core]",
-        ".hidden": b"hidden",
-        "__pycache__/b.pyc": b"\0",
-        "node_modules/x.js": b"x()",
-    }.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
-
-
 def list_names(folder: Path) -> list[str]:
     return [document.name for document in MemoryFolder.open(folder).documents]
 

@@ -1,10 +1,7 @@
 """The page of results: its numbers, what is missing, and that it is the same each time."""
 
-import importlib.util
 import json
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,32 +12,8 @@ import pytest
 from memorizing.errors import ConfigError
 from memorizing.metrics import compare_token_nats
 
-REPORT = Path(__file__).parents[2] / "experiments" / "report"
 LENS = (3 * 4096 + 1031, 2 * 4096 + 17)
 """Tokens of the documents: whole drawn blocks, and a last one of more and of less than 1,024."""
-
-
-@pytest.fixture(scope="module")
-def report() -> Iterator[SimpleNamespace]:
-    """The modules of the report, which a script finds beside it."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(REPORT))
-    try:
-        names = ("results", "comparing", "paper", "formatting", "pictures", "sections")
-        modules = {name: importlib.import_module(name) for name in names}
-        parts = ("ablations", "beyond", "families", "finetuning", "learning", "scale", "table4")
-        modules |= {name: importlib.import_module(f"sections.{name}") for name in parts}
-        main = importlib.util.spec_from_file_location("report_main", REPORT / "__main__.py")
-        assert main is not None
-        assert main.loader is not None
-        modules["main"] = importlib.util.module_from_spec(main)
-        main.loader.exec_module(modules["main"])
-        yield SimpleNamespace(**modules)
-    finally:
-        sys.path.remove(str(REPORT))
-        for name in set(sys.modules) - before:
-            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(REPORT)):
-                del sys.modules[name]
 
 
 def sum_blocks(nats: np.ndarray, block_len: int = 1024) -> list[float]:

@@ -231,3 +231,8 @@ def test_saving_again_leaves_only_what_is_named(ring: Ring, tmp_path: Path):
     blocks = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))["blocks"]
     named = {f"{block['row']}-{block['entries'][0]}.safetensors" for block in blocks}
     assert second == {"notes.txt", "manifest.json", "index.json", *named}
+
+
+def test_an_index_that_would_ignore_queries_refuses_them(ring: Ring):
+    with pytest.raises(StateError, match="not trained on queries"):
+        ring.index.observe_queries(draw_queries())

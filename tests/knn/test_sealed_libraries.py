@@ -106,11 +106,6 @@ def test_until_queries_were_seen_lists_are_chosen_by_the_keys():
     assert torch.equal(mine.slots, other.slots)
 
 
-def test_an_index_that_would_ignore_queries_refuses_them(ring: Ring):
-    with pytest.raises(StateError, match="not trained on queries"):
-        ring.index.observe_queries(draw_queries())
-
-
 def test_queries_of_another_model_are_refused():
     ring = make_ring("faiss_ivf:train_on_queries=true", 1)
     ring.index.observe_queries(draw_queries())

@@ -69,11 +69,6 @@ def read_all(memory: MemorySession, documents: Any = None) -> Any:
     return memory.read(TOKENIZER, DOCUMENTS if documents is None else documents, progress=False)
 
 
-@pytest.fixture(params=["folder", "none"])
-def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
-    return tmp_path / "some.memory" if request.param == "folder" else None
-
-
 def fetch_entries(model: Any, layer: int = LAYER) -> tuple[Tensor, Tensor]:
     """Keys and values (H, n, D) that are open now."""
     base = get_attachment(model).opened.base[layer]
