@@ -33,7 +33,7 @@ from memorizing.training import (
     read_metrics,
     train,
 )
-from memorizing.training.run_folder import read_run_config, record
+from memorizing.training.run_folder import read_run_config, read_sessions, record
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 BLOCK_LEN = 1024
@@ -65,8 +65,11 @@ def run_job(job: Job, runs: Path, results: Path) -> bool:
     corpus = _prepare_corpus(job, config, runs)
     if job.trains and not (run_dir / "trained.json").exists():
         resume = (run_dir / "config.toml").exists()
+        num_sessions = len(read_sessions(run_dir))
         result = train(config, run_dir, resume=resume, corpus=corpus)
-        record(run_dir, {"commit": MACHINE["commit"]})
+        # A session that had no step left to take is none.
+        if len(read_sessions(run_dir)) > num_sessions:
+            record(run_dir, {"commit": MACHINE["commit"]})
         if result.interrupted:
             return False
         trained = {

@@ -26,6 +26,7 @@ from running import is_kept, load_job_config, run_job  # noqa: E402
 from status import describe_progress, is_done  # noqa: E402
 
 from memorizing.errors import ConfigError  # noqa: E402
+from memorizing.training import list_checkpoints  # noqa: E402
 
 RECIPE = """
 [model]
@@ -261,12 +262,24 @@ def test_commits_are_those_of_all_sessions_of_training(
     monkeypatch.setitem(running.MACHINE, "commit", "first")
     assert run_job(job, tiny_family, tmp_path / "results")
     (tiny_family / job.name / "trained.json").unlink()
+    shutil.rmtree(list_checkpoints(tiny_family / job.name)[-1])
     for commit in ("second", "third"):
         monkeypatch.setitem(running.MACHINE, "commit", commit)
         assert run_job(job, tiny_family, tmp_path / "results")
     result = read_result(tmp_path / "results", job)
     assert result["commits"] == ["first", "second"]
     assert result["evaluation_commit"] == "third"
+
+
+def test_a_session_that_takes_no_step_is_no_session(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(evaluations=(Evaluation(3),))
+    for commit in ("first", "second"):
+        monkeypatch.setitem(running.MACHINE, "commit", commit)
+        assert run_job(job, tiny_family, tmp_path / "results")
+        (tiny_family / job.name / "trained.json").unlink()
+        assert read_result(tmp_path / "results", job)["commits"] == ["first"]
 
 
 def test_a_run_folder_of_other_settings_is_refused_by_name(
