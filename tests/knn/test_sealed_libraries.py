@@ -201,6 +201,8 @@ def _search_heads_side_by_side(ring: Ring) -> Neighbors:
 
 
 def _search_and_build(ring: Ring, expected: torch.Tensor) -> None:
+    # Threads of OpenMP, which are torch's and not ours, do not survive a fork.
+    torch.set_num_threads(1)
     assert torch.equal(_search_heads_side_by_side(ring).slots, expected)
     ring.append(draw_keys(ROWS, HEADS, BLOCK, DIM, seed=2))
     ring.search(draw_queries(), K)

@@ -46,7 +46,7 @@ def benchmark_step(
     *,
     index: str = "exact",
     num_peaks: int = 0,
-    large_dim: int = 4096,
+    large_dim: int = 2048,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Time training steps with full memories of several sizes against the step without memory.
