@@ -104,6 +104,14 @@ def test_a_header_that_lies_is_refused_before_anything_is_allocated(
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"a\xe4/b", b"a\xc3\xa4/\xed\xb2\x80"])
+def test_a_file_whose_name_is_not_utf8_is_read(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    write_tensors(path, {"a": torch.arange(7)})
+    assert read(path)["a"].tolist() == list(range(7))
+    assert read_header(path, CheckpointError, "take another").places["a"].shape == (7,)
+
+
 def test_other_tensors_than_expected_are_named(tmp_path: Path) -> None:
     write_tensors(tmp_path / "x", {"a": torch.zeros(2, 3), "b": torch.zeros(5)})
     for expected, words in (

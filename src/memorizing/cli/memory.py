@@ -110,10 +110,13 @@ def forget(
 
     If one of the names is not there, nothing is forgotten.
     """
+    from memorizing.data.text import clean_name
+
     prepare_files(json_file)
     folder = open_memory_folder(path)
     before = folder.num_entries
-    names = list(dict.fromkeys(names))
+    # As documents are named whose files have such names.
+    names = list(dict.fromkeys(map(clean_name, names)))
     with folder.lock():
         require_documents(folder, names)
         folder.forget(*names)

@@ -133,7 +133,7 @@ def verify_folder(
     files: dict[str, Any] = {}
     is_checked = not may_lack_manifest or (folder / MANIFEST).is_file()
     if is_checked:
-        files = _read_manifest(folder, error, remedy)
+        files = read_manifest(folder, error, remedy)
     for name in files if names is None else names:
         path, expected = folder / name, files.get(name)
         if not path.is_file() or (is_checked and expected is None):
@@ -150,8 +150,12 @@ def verify_folder(
             raise error(f"{path} was altered: its SHA-256 is not that of the manifest; {remedy}")
 
 
-def _read_manifest(folder: Path, error: type[MemorizingError], remedy: str) -> dict[str, Any]:
-    """What is known of every file, by name."""
+def read_manifest(folder: Path, error: type[MemorizingError], remedy: str) -> dict[str, Any]:
+    """What the manifest of a folder knows of every file, by name.
+
+    Raises:
+        MemorizingError: of the given class: it is missing or damaged.
+    """
     missing = f"{folder} is not whole, or of another kind: it has no {MANIFEST}; {remedy}"
     manifest = read_json(folder / MANIFEST, error, remedy, missing=missing)
     if manifest.get("format_version") != FORMAT_VERSION:

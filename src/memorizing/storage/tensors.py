@@ -185,9 +185,14 @@ def check_shapes(
 @contextmanager
 def _open(path: Path, error: type[MemorizingError], remedy: str) -> Iterator[Any]:
     try:
-        os.close(open_plain(path))
-        with safe_open(path, "pt") as file:
-            yield file
+        descriptor = open_plain(path)
+        try:
+            # safetensors takes names in UTF-8 only.
+            is_utf8 = str(path).encode(errors="ignore").decode() == str(path)
+            with safe_open(path if is_utf8 else f"/dev/fd/{descriptor}", "pt") as file:
+                yield file
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as cause:
         raise error(f"{path} is missing; {remedy}") from cause
     except (OSError, SafetensorError, RuntimeError) as cause:

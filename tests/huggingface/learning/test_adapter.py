@@ -123,6 +123,26 @@ def test_an_adapter_loads_onto_a_memory_that_is_there(tmp_path: Path):
         load_adapter(make_base(), tmp_path, window=13)
 
 
+@pytest.mark.parametrize(
+    "lost", [("config.json",), ("model.safetensors",), ("config.json", "model.safetensors")]
+)
+def test_an_adapter_that_lost_its_lora_is_not_loaded_without_it(
+    tmp_path: Path, lost: tuple[str, ...]
+):
+    model = make_model()
+    add_lora(model, rank=3, alpha=5.0)
+    save_adapter(model, tmp_path)
+    for name in lost:
+        (tmp_path / f"adapter_{name}").unlink()
+    with pytest.raises(CheckpointError, match="has no file 'adapter_"):
+        load_adapter(make_base(), tmp_path)
+    # Adapters of earlier releases have no manifest; what is left of them tells.
+    (tmp_path / "manifest.json").unlink()
+    if len(lost) == 1:
+        with pytest.raises(CheckpointError, match="has no file 'adapter_"):
+            load_adapter(make_base(), tmp_path)
+
+
 def test_saving_anew_leaves_nothing_of_the_adapter_before(tmp_path: Path):
     model = make_model()
     add_lora(model, rank=3, alpha=5.0)

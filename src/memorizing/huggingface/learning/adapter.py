@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ from memorizing.huggingface.attaching.attachment import (
 from memorizing.huggingface.attaching.families import find_layers
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.storage.files import read_json, write_json
-from memorizing.storage.folders import verify_folder, write_folder
+from memorizing.storage.folders import MANIFEST, read_manifest, verify_folder, write_folder
 from memorizing.storage.tensors import check_shapes, read_tensors, write_tensors
 
 SETTINGS_FILE = "memory_settings.json"
@@ -118,7 +119,11 @@ def load_adapter(
             f"{', '.join(_MAY_DIFFER)}"
         )
     wanted = replace(read_adapter_settings(folder, inner), **settings)
-    has_lora = (folder / LORA_CONFIG_FILE).is_file()
+    has_manifest = (folder / MANIFEST).is_file()
+    known = read_manifest(folder, CheckpointError, _REMEDY) if has_manifest else {}
+    # One that lost a file of its LoRA is not one without LoRA.
+    lora_files = (LORA_CONFIG_FILE, LORA_FILE)
+    has_lora = any(name in known or os.path.lexists(folder / name) for name in lora_files)
     names = _FILES if has_lora else (SETTINGS_FILE, HEADS_FILE)
     verify_folder(folder, names, may_lack_manifest=True, remedy=_REMEDY)
     heads = read_tensors(folder / HEADS_FILE, CheckpointError, _REMEDY)
