@@ -95,6 +95,18 @@ def test_forgetting_leaves_the_others(run, copy, memory):
     assert run("memory", "verify", copy).status == 0
 
 
+def test_a_document_whose_file_name_is_not_utf8_is_forgotten_by_either_of_its_names(
+    run, tmp_path, llama
+):
+    for name in ("caf\udce9.txt", "b\udcff.txt", "plain.txt"):
+        (tmp_path / "notes" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "notes" / name).write_text(f"{ascii(name)} and some more of it")
+    folder = tmp_path / "notes.memory"
+    assert run("read", llama, tmp_path / "notes", "--memory", folder, *MEMORY_WORDS).status == 0
+    assert run("memory", "forget", folder, "caf\udce9.txt", "b\\udcff.txt").status == 0
+    assert [one.name for one in MemoryFolder.open(folder).documents] == ["plain.txt"]
+
+
 def test_forgetting_a_name_that_is_not_there_forgets_nothing(run, copy):
     outcome = run("memory", "forget", copy, "alpha.txt", "betta.txt")
     assert outcome.status == 2

@@ -171,7 +171,8 @@ def explain_failure(error: Exception) -> str | None:
             f"{describe_failure(error)}: {error.filename!r}; check the path and its permissions"
         )
     elif isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-        message = f"{error.object[:80]!r} is not UTF-8; give another name or text"
+        around = error.object[max(0, error.start - 40) : error.end + 40]
+        message = f"{around!r} is not UTF-8; give another name or text"
     elif _is_out_of_memory(error):
         message = "not enough memory; lower the rows, the capacity or the size of the model"
     else:
