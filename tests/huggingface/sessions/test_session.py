@@ -227,6 +227,25 @@ def test_reading_goes_on_after_an_interrupt(path: Path | None):
         assert torch.equal(ask(model), stopped)
 
 
+def test_a_memory_that_is_not_entered_changes_nothing_of_one_that_is(path: Path | None):
+    model = find_model()
+    give_memory(model)
+    with open_memory(model) as memory:
+        read_all(memory, {"first": DOCUMENTS["first"]})
+        expected = ask(model)
+        other = open_memory(model, path)
+        read_all(other)
+        torch.testing.assert_close(ask(model), expected, rtol=0, atol=0)
+        other.forget("second")
+        torch.testing.assert_close(ask(model), expected, rtol=0, atol=0)
+        # Leaving one twice, or one that was never entered.
+        other.__exit__(None, None, None)
+        torch.testing.assert_close(ask(model), expected, rtol=0, atol=0)
+    assert not get_attachment(model).is_bound
+    read_all(memory, {"third": DOCUMENTS["third"]})
+    assert not get_attachment(model).is_bound
+
+
 def test_an_interrupt_within_a_document_leaves_it_out(path: Path | None):
     model = find_model()
     give_memory(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -76,6 +77,9 @@ class MemorySession:
         self._attachment = attachment
         self._store = store
         self._keep_text = keep_text
+        self._is_entered = False
+        self._lock = threading.RLock()
+        """For what is stored and what the model reads of it to be the same, whoever changes it."""
 
     def __enter__(self) -> MemorySession:
         """Bind the memory to the model.
@@ -86,7 +90,9 @@ class MemorySession:
         if self._attachment.is_bound:
             raise StateError("this model has a memory open already; leave its with block first")
         self._attachment.check_layers()
-        self._bind()
+        with self._lock:
+            self._bind()
+            self._is_entered = True
         return self
 
     def __exit__(
@@ -96,7 +102,11 @@ class MemorySession:
         trace: TracebackType | None,
     ) -> None:
         """Unbind it. What was read into a folder is there; what was not is gone with the object."""
-        self._attachment.unbind()
+        with self._lock:
+            # Another memory may be open since.
+            if self._is_entered:
+                self._attachment.unbind()
+            self._is_entered = False
 
     def _bind(self) -> None:
         attachment = self._attachment
@@ -162,8 +172,9 @@ class MemorySession:
                         self._flush(waiting)
             finally:
                 self._flush(waiting)
-                if self._attachment.is_bound:
-                    self._bind()
+                with self._lock:
+                    if self._is_entered:
+                        self._bind()
         return report
 
     def _is_known(self, document: Document, waiting: ReadDocument | None, update: bool) -> bool:
@@ -181,10 +192,9 @@ class MemorySession:
         documents = list(waiting.values())
         waiting.clear()
         if documents:
-            self._store.append(
-                [document.description for document in documents],
-                join_entries(self._attachment, documents),
-            )
+            entries = join_entries(self._attachment, documents)
+            with self._lock:
+                self._store.append([document.description for document in documents], entries)
 
     def forget(self, name: str) -> None:
         """Forget a document; its entries and text are gone, from a folder too.
@@ -192,9 +202,10 @@ class MemorySession:
         Raises:
             MemoryFolderError: there is no such document.
         """
-        self._store.forget(name)
-        if self._attachment.is_bound:
-            self._bind()
+        with self._lock:
+            self._store.forget(name)
+            if self._is_entered:
+                self._bind()
 
     def save(self, path: Path | str, *, dtype: str | None = None) -> None:
         """Write everything that was read into a new folder.
@@ -208,7 +219,8 @@ class MemorySession:
             MemoryFolderError: the folder holds something.
             ResourceError: it cannot be written.
         """
-        self._store.save(Path(path), dtype)
+        with self._lock:
+            self._store.save(Path(path), dtype)
 
     def new_cache(self) -> DynamicCache:
         """A cache for a text of its own, for the model's argument `past_key_values`.
