@@ -135,6 +135,29 @@ def test_a_recording_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert loaded.source == recording.source
 
 
+@pytest.mark.parametrize(
+    ("keys", "queries", "source"),
+    [
+        (torch.full((2, 19, 7), float("nan")), torch.zeros(2, 5, 7), "{}"),
+        (torch.zeros(2, 19, 7), torch.full((2, 5, 7), -float("inf")), "{}"),
+        (torch.zeros(2, 19, 7), torch.zeros(3, 5, 7), "{}"),
+        (torch.zeros(2, 19, 7), torch.zeros(2, 5, 11), "{}"),
+        (torch.zeros(2, 19, 7), torch.zeros(2, 5, 7).half(), "{}"),
+        (torch.zeros(2, 19, 7).int(), torch.zeros(2, 5, 7).int(), "{}"),
+        (torch.zeros(2, 19, 7), torch.zeros(2, 5, 7), "[]"),
+        (torch.zeros(2, 19, 7), torch.zeros(2, 5, 7), "[" * 100_000),
+    ],
+)
+def test_a_recording_that_somebody_altered_is_refused(
+    tmp_path: Path, keys: torch.Tensor, queries: torch.Tensor, source: str
+) -> None:
+    metadata = {"format": "memorizing recording 1", "source": source}
+    path = tmp_path / "a.recorded"
+    path.write_bytes(safetensors.torch.save({"keys": keys, "queries": queries}, metadata))
+    with pytest.raises(ConfigError, match="damaged"):
+        load_recording(path)
+
+
 def test_a_file_that_is_no_recording_is_refused_with_the_command_that_makes_one(
     tmp_path: Path,
 ) -> None:

@@ -71,16 +71,23 @@ def load_recording(path: Path) -> Recording:
     header = read_header(path, ConfigError, remedy)
     try:
         is_recording = header.metadata["format"] == FORMAT
-        source = json.loads(header.metadata["source"]) if is_recording else {}
+        source = json.loads(header.metadata["source"]) if is_recording else None
     except (KeyError, ValueError, RecursionError):
-        is_recording = False
+        source = None
     dims = {name: place.dim() for name, place in header.places.items()}
-    if not is_recording or dims != {"keys": 3, "queries": 3}:
+    if not isinstance(source, dict) or dims != {"keys": 3, "queries": 3}:
         raise ConfigError(
-            f"{str(path)!r} is of the format {header.metadata.get('format')!r}, or damaged; "
-            f"expected {FORMAT!r}; {remedy}"
+            f"{str(path)!r} is of the format {repr(header.metadata.get('format'))[:40]}, or "
+            f"damaged; expected {FORMAT!r}; {remedy}"
         )
     tensors = read_tensors(path, ConfigError, remedy)
+    kinds = {(one.dtype, one.shape[0], one.shape[2]) for one in tensors.values()}
+    are_finite = all(one.is_floating_point() and one.isfinite().all() for one in tensors.values())
+    if len(kinds) > 1 or not are_finite:
+        raise ConfigError(
+            f"{str(path)!r} is damaged: keys and queries must be of the same heads and dimensions, "
+            f"and finite; {remedy}"
+        )
     return Recording(tensors["keys"], tensors["queries"], source)
 
 
