@@ -203,6 +203,15 @@ def test_a_second_lora_is_refused(tmp_path: Path):
         add_lora(model, rank=2, alpha=1.0)
 
 
+@PEFT_WARNS
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_a_learned_prompt_is_not_left_out_silently(tmp_path: Path, kind: Any):
+    wrapped = peft.get_peft_model(make_model(), kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(ConfigError, match="_TUNING of peft; one LoRA can be saved"):
+        save_adapter(wrapped, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_without_peft_lora_is_refused_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

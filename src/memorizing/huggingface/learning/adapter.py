@@ -67,6 +67,13 @@ def save_adapter(model: Any, folder: Path | str) -> None:
     """
     inner = unwrap(model)
     get_attachment(inner).check_layers()
+    # What is learned in the place of a prompt is kept by the `PeftModel`, not by the model inside.
+    for config in (getattr(model, "peft_config", None) or {}).values():
+        if getattr(config, "is_prompt_learning", False):
+            raise ConfigError(
+                f"the model has {config.peft_type.value} of peft; one LoRA can be saved with a "
+                "memory: save the base model inside of it"
+            )
     find_lora(inner)
     write_folder(Path(folder), lambda partial: write_adapter(inner, partial), ours=_FILES)
 
