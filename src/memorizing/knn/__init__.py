@@ -48,6 +48,7 @@ def make_index(settings: IndexSettings) -> KeyIndex:
         IndexUnavailableError: the package it needs is not installed; the message has the command.
     """
     if isinstance(settings, SealedSettings):
-        library = ScannLibrary if isinstance(settings, ScannSettings) else FaissLibrary
-        return SealedIndex(settings, library(settings))
+        is_scann = isinstance(settings, ScannSettings)
+        library = ScannLibrary(settings) if is_scann else FaissLibrary(settings)
+        return SealedIndex(settings, library)
     return _MADE_BY[type(settings)](settings)

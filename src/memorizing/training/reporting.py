@@ -255,16 +255,17 @@ class _EventFile:
             ImportError: tensorboard is not installed.
             OSError: the file cannot be written.
         """
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._make_event = Event
+        protocol: Any = event_pb2  # its classes are made when it is imported
+        self._make_event = protocol.Event
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self.file = (folder / name).open("xb", buffering=0)
         self._records = RecordWriter(self.file)
         self._add(file_version="brain.Event:2")
-        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self._add(step=step + 1, session_log={"status": protocol.SessionLog.START})
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add numbers by name.

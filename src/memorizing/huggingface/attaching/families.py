@@ -82,8 +82,9 @@ def find_decoder(model: Any) -> Decoder:
             "attn_implementation='sdpa'"
         )
     try:
-        attentions = tuple(getattr(layer, family.attention, None) for layer in layers)
-        if not all(isinstance(attention, nn.Module) for attention in attentions):
+        found = [getattr(layer, family.attention, None) for layer in layers]
+        attentions = tuple(one for one in found if isinstance(one, nn.Module))
+        if len(attentions) < len(layers):
             raise _UnlikeError("not all of its layers have attention")
         if not getattr(base, "_supports_attention_backend", False):
             raise _UnlikeError("its layers do not call attention through AttentionInterface")
@@ -94,7 +95,7 @@ def find_decoder(model: Any) -> Decoder:
         own_windows, num_cached = _find_own_windows(base.config, len(layers))
         decoder = Decoder(base, family, attentions, own_windows, num_cached)
         seen, cache = _call_on_trial(model, decoder, name)
-        found = [
+        examined = [
             _examine(decoder, number, seen.get(attention, []), cache)
             for number, attention in enumerate(attentions)
         ]
@@ -102,7 +103,7 @@ def find_decoder(model: Any) -> Decoder:
         raise _refuse(model, str(error)) from None
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise _refuse(model, f"a trial call failed: {error}") from error
-    rotated, shapes = zip(*found, strict=True)
+    rotated, shapes = zip(*examined, strict=True)
     return dataclasses.replace(decoder, rotated=rotated, shapes=shapes)
 
 
@@ -180,7 +181,7 @@ def _examine(
         or not _is_close(output, _attend(calls[0]))
     ):
         raise _UnlikeError(f"attention of layer {number} is no softmax over all of its keys")
-    held = cache.layers[number] if number < decoder.num_cached else None
+    held: Any = cache.layers[number] if number < decoder.num_cached else None
     if held is not None and not (_is_close(held.keys, key) and _is_close(held.values, value)):
         raise _UnlikeError(f"the cache of layer {number} holds something else than its keys")
     # A first token sees nothing but itself: only its position differs from row to row.

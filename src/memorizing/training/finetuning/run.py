@@ -157,11 +157,11 @@ def finetune(
 
 
 def _compare(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    tables = [
+    before, now = (
         {name: json.loads(json.dumps(values[name])) for name in ("finetune", "memory")}
         for values in (saved, wanted)
-    ]
-    return compare_settings(*tables, FINETUNING.must_stay)
+    )
+    return compare_settings(before, now, FINETUNING.must_stay)
 
 
 def _check_memory(tuner: Finetuner, num_weights: int) -> None:
