@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from memorizing.memory.disk import MemoryFolder
+from tests.memory.disk.examples import make_folder
 
 MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32")
 NAMES = ["alpha.txt", "beta.txt", "delta.txt", "epsilon.txt", "gamma.txt"]
@@ -228,3 +230,15 @@ def test_a_mistyped_verb_is_one_line(run):
     outcome = run("memory", "lost", "x")
     assert outcome.status == 2
     assert len(outcome.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("settings", ["x", [1], 7])
+def test_settings_that_nobody_writes_are_one_line_of_a_merge(run, settings, tmp_path):
+    # With a checksum that is right, as its author can make it.
+    folder = make_folder(tmp_path / "one", ["a"])
+    description = replace(folder.description, settings={"memory": settings})
+    other = MemoryFolder.create(tmp_path / "other", description)
+    outcome = run("memory", "merge", folder.path, other.path, "--out", tmp_path / "both")
+    assert outcome.status == 2
+    assert "none that memorizing writes" in outcome.err
+    assert not (tmp_path / "both").exists()

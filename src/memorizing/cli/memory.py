@@ -218,6 +218,10 @@ def choose_settings(paths: Sequence[Path], settings_of: Path | None) -> dict[str
     settings = {"tokenizer": None, **folders[chosen].description.settings}
     for path, folder in folders.items():
         other = folder.description.settings
+        if not isinstance(other.get("memory") or {}, dict):
+            raise MemoryFolderError(
+                f"the settings of {path} are none that memorizing writes; read its texts again"
+            )
         tokenizer = other.get("tokenizer")
         settings["tokenizer"] = settings["tokenizer"] or tokenizer
         if tokenizer not in (None, settings["tokenizer"]):
