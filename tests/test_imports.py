@@ -184,6 +184,36 @@ def test_the_table_has_no_circle():
         order += free
 
 
+def find_circle(imports: dict[str, set[str]]) -> set[str]:
+    """The modules that are in a circle or above one: what is left when free ones are taken out."""
+    left = dict(imports)
+    while free := [module for module, below in left.items() if not below & left.keys()]:
+        for module in free:
+            del left[module]
+    return set(left)
+
+
+def test_no_modules_import_each_other_be_it_for_types_or_inside_a_function():
+    # A package's __init__ only passes names on.
+    paths = {module: path for module, path in MODULES if path.name != "__init__.py"}
+    imports = {
+        module: {
+            target
+            for imported, *_ in find_imports_of(module, path)
+            for target in (imported, imported.rpartition(".")[0])
+            if target in paths and target != module
+        }
+        for module, path in paths.items()
+    }
+    assert sum(map(len, imports.values())) > len(paths)
+    assert not find_circle(imports)
+
+
+def test_a_circle_of_any_length_is_found():
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()}) == {"a", "b", "c"}
+    assert not find_circle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
 @pytest.mark.parametrize(
     ("place", "imported", "typing_only", "expected"),
     [
