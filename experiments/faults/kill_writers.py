@@ -301,9 +301,11 @@ def check_replacing(killed: Path, before: Path, after: Path) -> str:
     if all(found.get(name) == value for name, value in old.items()):
         return "old run"
     # Put away for the moment of the exchange; whoever opens the folder next puts it back.
-    away = {name.replace(".replaced/", ""): value for name, value in found.items()}
-    if away != found and all(
-        value in (away.get(name), found.get(name)) for name, value in old.items()
+    inside = {name: name.removeprefix("checkpoints/") for name in old}
+    if all(
+        value in (found.get(name), found.get(f".replaced/{name}"))
+        or value == found.get(f"checkpoints/.replaced/{inside[name]}")
+        for name, value in old.items()
     ):
         return "old run, put away"
     descriptions = [name for name in ("config.toml", "finetune.json") if name in found]
