@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,12 @@ from memorizing.errors import CheckpointError, ResourceError
 from memorizing.model import MemorizingTransformer
 from memorizing.storage.folders import write_folder
 from memorizing.training import Trainer, find_checkpoint, list_checkpoints, load_model, save_model
-from memorizing.training.checkpoint import load_training_state, load_weights
+from memorizing.training.checkpoint import (
+    load_training_state,
+    load_weights,
+    locate_checkpoint,
+    prune_checkpoints,
+)
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -184,3 +190,23 @@ def test_a_folder_larger_than_the_free_space_is_refused_before_it_is_written(
     with pytest.raises(ResourceError, match="MiB are free"):
         write_folder(tmp_path / "large", lambda folder: None, num_bytes=1 << 60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_whose_deletion_is_stopped_is_none_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        folder = locate_checkpoint(tmp_path, step)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prune_checkpoints(tmp_path, 1, None)
+    monkeypatch.undo()
+    assert list_checkpoints(tmp_path) == [locate_checkpoint(tmp_path, 2)]
+    prune_checkpoints(tmp_path, 1, None)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]

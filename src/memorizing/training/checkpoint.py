@@ -16,8 +16,8 @@ imported, and what it saves can be loaded here.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +31,7 @@ from memorizing.data import Tokenizer, load_tokenizer
 from memorizing.errors import CheckpointError, ConfigError, MemorizingError, TokenizerError
 from memorizing.model import MemorizingTransformer
 from memorizing.settings import build_dataclass
-from memorizing.storage.files import read_json, remove_leftovers, write_json
+from memorizing.storage.files import name_temporary, read_json, remove_leftovers, write_json
 from memorizing.storage.folders import MANIFEST, verify_folder, write_folder
 from memorizing.storage.tensors import check_shapes, read_header, read_tensors, write_tensors
 
@@ -357,7 +357,9 @@ def prune_checkpoints(run_dir: Path, num_kept: int, best_step: int | None) -> No
     remove_leftovers(run_dir / CHECKPOINT_FOLDER, is_locked=True)
     for path in list_checkpoints(run_dir)[:-num_kept]:
         if read_step(path) != best_step:
-            shutil.rmtree(path)
+            # Under another name first: a kill must not leave a part of it under its own.
+            with name_temporary(path.parent) as deleted:
+                os.rename(path, deleted)
 
 
 def advise(checkpoint: Path) -> str:
