@@ -115,9 +115,10 @@ def name_temporary(folder: Path, ending: str = "part") -> Iterator[Path]:
     try:
         yield path
     finally:
+        # Whatever stops the removal: another writer of this process may go on with it.
+        _in_use.discard(path.name)
         with contextlib.suppress(OSError):
             remove(path)
-        _in_use.discard(path.name)
 
 
 def is_leftover(name: str, *, is_locked: bool = False) -> bool:
