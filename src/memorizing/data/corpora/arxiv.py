@@ -75,7 +75,7 @@ def open_arxiv(where: str, config: DataConfig) -> Corpus:
 
     Raises:
         CorpusError: the path or its metadata is missing; the hub cannot be reached; while reading:
-            a bulk archive has members that leave their folder, or links. A single paper that
+            a bulk archive has members that leave their folder, or devices. A single paper that
             has such is left out, and named.
     """
     found, path = ReadLog(), locate(where)
