@@ -29,9 +29,9 @@ def recall_at_k(
     """The share of the k nearest entries that a search found, over all queries, heads and rows.
 
     An entry counts when its true score (fp32 inner product of the stored key and the query rounded
-    to the dtype of the keys) is at least the true k-th score. So exact search of bf16 keys, which
-    selects by rounded scores, has a recall of 0.98 to 1. An entry that is returned twice counts
-    once; one that is hidden, overwritten or not valid does not. Where fewer than k entries can be
+    to the dtype of the keys) is at least the true k-th score: exact search,
+    which selects by such products, has a recall of 1. An entry that is returned twice counts once;
+    one that is hidden, overwritten or not valid does not. Where fewer than k entries can be
     seen, that many are the nearest.
 
     Args:
