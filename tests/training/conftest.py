@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,28 @@ import torch
 from memorizing.config import ModelConfig, TrainingConfig
 from memorizing.data import SegmentLoader, TokenizedDocument
 from memorizing.model import MemorizingTransformer
-from memorizing.training import Trainer
+from memorizing.training import StepMetrics, Trainer
 
 LENGTHS = (67, 17, 29, 73, 5, 41, 53, 61, 3)
 SEGMENT_LEN = 11
+TIMES = {"seconds", "tokens_per_s"}
+
+
+def raise_after(step: int, number: int) -> Callable[[StepMetrics], None]:
+    """What sends the process a signal after a step."""
+
+    def on_step(metrics: StepMetrics) -> None:
+        if metrics.step == step:
+            signal.raise_signal(number)
+
+    return on_step
+
+
+def drop_times(value: Any) -> Any:
+    """Values of JSON without what another run cannot repeat."""
+    if isinstance(value, dict):
+        return {key: drop_times(part) for key, part in value.items() if key not in TIMES}
+    return [drop_times(part) for part in value] if isinstance(value, list) else value
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,10 @@ from memorizing.config import Config, ModelConfig, TrainingConfig
 from memorizing.data import SegmentBatch
 from memorizing.errors import ConfigError
 from memorizing.model import Exposed
-from memorizing.training import StepMetrics, Trainer
+from memorizing.training import Trainer
 from memorizing.training.trainer import Rows
 
-from .conftest import LENGTHS, SEGMENT_LEN
+from .conftest import LENGTHS, SEGMENT_LEN, raise_after
 
 MakeTrainer = Callable[..., Trainer]
 CROSSBATCH = {"crossbatch_segments": 2, "crossbatch_rows": 3, "crossbatch_share": 0.5}
@@ -95,14 +95,12 @@ def test_gradients_flow_between_all_segments_of_a_step(make_trainer: MakeTrainer
 def test_a_run_with_crossbatch_resumes_bit_for_bit(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
-    def stop(metrics: StepMetrics) -> None:
-        if metrics.step == 2:
-            signal.raise_signal(signal.SIGINT)
-
     settings = {**CROSSBATCH, "rows": 4, "crossbatch_rows": 1, "accumulation": 2, "steps": 5}
     whole = make_trainer(run_dir=tmp_path / "whole", **settings)
     whole.run()
-    make_trainer(run_dir=tmp_path / "parts", on_step=stop, **settings).run()
+    make_trainer(
+        run_dir=tmp_path / "parts", on_step=raise_after(2, signal.SIGINT), **settings
+    ).run()
     second = make_trainer(run_dir=tmp_path / "parts", **settings)
     second.load(tmp_path / "parts" / "checkpoints" / "step-000002")
     second.run()

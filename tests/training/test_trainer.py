@@ -15,6 +15,8 @@ from memorizing.errors import CheckpointError, NonFiniteLossError
 from memorizing.training import StepMetrics, Trainer, load_model, read_metrics
 from memorizing.training.checkpoint import locate_checkpoint
 
+from .conftest import drop_times, raise_after
+
 MakeTrainer = Callable[..., Trainer]
 
 EVERYTHING = {
@@ -26,21 +28,6 @@ EVERYTHING = {
     "log_every": 3,
     "checkpoint_every": 0,
 }
-TIMES = {"seconds", "tokens_per_s"}
-
-
-def kill_after(step: int, number: int) -> Callable[[StepMetrics], None]:
-    def on_step(metrics: StepMetrics) -> None:
-        if metrics.step == step:
-            signal.raise_signal(number)
-
-    return on_step
-
-
-def drop_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: drop_times(part) for key, part in value.items() if key not in TIMES}
-    return [drop_times(part) for part in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize(
@@ -69,7 +56,7 @@ def test_a_resumed_run_is_bit_for_bit_the_run_that_never_stopped(
     whole = make_trainer(run_dir=tmp_path / "whole", **settings).run()
     assert not whole.interrupted
     stopped = make_trainer(
-        run_dir=tmp_path / "parts", on_step=kill_after(stop, signal.SIGINT), **settings
+        run_dir=tmp_path / "parts", on_step=raise_after(stop, signal.SIGINT), **settings
     ).run()
     assert (stopped.interrupted, stopped.steps) == (True, stop)
     torch.manual_seed(97)  # whatever the second process did before
