@@ -23,17 +23,16 @@ from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.loop import TrainingLoop
 
 from ..finetuning.tools import SEGMENT_LEN, START, make_documents, make_model
+from .conftest import drop_times, raise_after
 
 DOCUMENTS = make_documents(3 * SEGMENT_LEN, 47, 5 * SEGMENT_LEN + 1, 2)
-OTHER_TEXT = make_documents(3 * SEGMENT_LEN, 47, 5 * SEGMENT_LEN + 1, 2, seed=1)
-TIMES = {"seconds", "tokens_per_s"}
 MakeLoop = Callable[..., TrainingLoop]
 
 
 def make_finetuner(
     *,
     documents: list[TokenizedDocument] = DOCUMENTS,
-    validation: bool = False,
+    validation: bool | list[TokenizedDocument] = False,
     run_dir: Path | None = None,
     on_step: Any = None,
     on_begin: Any = None,
@@ -52,7 +51,7 @@ def make_finetuner(
         run_dir=run_dir,
         on_step=on_step,
         on_begin=on_begin,
-        validation=make_documents(61, 29, 17, seed=5) if validation else (),
+        validation=make_documents(61, 29, 17, seed=5) if validation is True else validation or (),
     )
 
 
@@ -65,9 +64,10 @@ def make_loop(
     if request.param == "finetune":
         return make_finetuner
 
-    def make(*, validation: bool = False, **settings: Any) -> Trainer:
+    def make(*, validation: bool | list[TokenizedDocument] = False, **settings: Any) -> Trainer:
         settings = {"log_every": 3, "model": {"dropout": 0.2}, **settings}
-        return make_trainer(validation=documents[:3] if validation else (), **settings)
+        held_out = documents[:3] if validation is True else validation or ()
+        return make_trainer(validation=held_out, **settings)
 
     return make
 
@@ -88,20 +88,6 @@ def list_weights(loop: TrainingLoop) -> list[torch.Tensor]:
 def are_equal(first: TrainingLoop, second: TrainingLoop) -> bool:
     pairs = zip(list_weights(first), list_weights(second), strict=True)
     return all(torch.equal(ours, theirs) for ours, theirs in pairs)
-
-
-def raise_after(step: int, number: int) -> Callable[[StepMetrics], None]:
-    def on_step(metrics: StepMetrics) -> None:
-        if metrics.step == step:
-            signal.raise_signal(number)
-
-    return on_step
-
-
-def drop_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: drop_times(part) for key, part in value.items() if key not in TIMES}
-    return [drop_times(part) for part in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("stop", [3, 4])
@@ -274,6 +260,77 @@ def test_other_text_of_the_same_names_and_lengths_is_not_resumed_with(
     loop.loader.documents = documents
     with pytest.raises(CorpusError, match="other text"):
         loop.load(locate_checkpoint(tmp_path, 1))
+
+
+def change_one_token(document: TokenizedDocument) -> TokenizedDocument:
+    tokens = document.tokens.copy()
+    tokens[1] ^= 1
+    return TokenizedDocument(document.name, tokens, document.num_bytes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda documents: [change_one_token(documents[0]), *documents[1:]],
+        # Beyond what is read of them: a run that reads more later would compare.
+        lambda documents: [*documents[:-1], change_one_token(documents[-1])],
+        lambda documents: documents[::-1],
+        lambda documents: documents[:-1],
+    ],
+)
+def test_the_best_result_is_not_compared_with_one_on_other_documents(
+    make_loop: MakeLoop, tmp_path: Path, change: Callable[[Any], Any]
+) -> None:
+    settings: dict[str, Any] = {"evaluate_every": 2, "evaluate_tokens": 37}
+    held_out = make_documents(61, 29, 17, 5, seed=5)
+    held_out = [TokenizedDocument(d.name, d.tokens % 29 + 1, d.num_bytes) for d in held_out]
+    make_loop(run_dir=tmp_path, validation=held_out, **settings).run(until=2)
+    checkpoint = locate_checkpoint(tmp_path, 2)
+    with pytest.raises(CorpusError, match="validated on other documents"):
+        make_loop(validation=change(held_out), **settings).load(checkpoint)
+    make_loop(validation=held_out, **settings).load(checkpoint)
+    # Without validation a run may go on, and then with it again.
+    loop = make_loop(run_dir=tmp_path, **settings)
+    loop.load(checkpoint)
+    loop.run(until=3)
+    again = make_loop(validation=held_out, **settings)
+    again.load(locate_checkpoint(tmp_path, 3))
+    assert again._held_out.best_step == 2
+    with pytest.raises(CorpusError, match="validated on other documents"):
+        make_loop(validation=change(held_out), **settings).load(locate_checkpoint(tmp_path, 3))
+
+
+def test_a_result_on_more_tokens_is_not_compared_with_the_best_before(
+    make_loop: MakeLoop, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"evaluate_every": 2, "validation": True}
+    first = make_loop(run_dir=tmp_path, evaluate_tokens=17, **settings)
+    first.run(until=2)
+    first._held_out.best_nats = 0.0  # nothing is better
+    first._saved_step = -1
+    first.save()
+    same = make_loop(evaluate_tokens=17, **settings)
+    same.load(locate_checkpoint(tmp_path, 2))
+    same.run(until=4)
+    assert same._held_out.best_step == 2
+    other = make_loop(evaluate_tokens=10**5, **settings)
+    other.load(locate_checkpoint(tmp_path, 2))
+    assert other._held_out.best_step == 2
+    other.run(until=4)
+    assert other._held_out.best_step == 4
+
+
+def test_a_run_from_before_validation_documents_were_compared_is_resumed(
+    make_loop: MakeLoop, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"evaluate_every": 2, "evaluate_tokens": 61, "validation": True}
+    make_loop(run_dir=tmp_path, **settings).run(until=2)
+    loop = make_loop(**settings)
+    values = json.loads((locate_checkpoint(tmp_path, 2) / "trainer.json").read_text())
+    for name in ("documents", "read"):
+        del values["validation"][name]
+    loop._held_out.load_dict(values["validation"])
+    assert loop._held_out.best_nats == values["validation"]["best_nats"] is not None
 
 
 @pytest.mark.parametrize(

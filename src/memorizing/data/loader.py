@@ -240,10 +240,14 @@ class SegmentLoader(Iterator[SegmentBatch]):
 
     @functools.cached_property
     def _fingerprints(self) -> tuple[str, str]:
-        """SHA-256 of all names and lengths, and of all tokens."""
-        names, content = hashlib.sha256(), hashlib.sha256()
-        for document in self.documents:
-            line = f"{document.name}\0{len(document.tokens)}\0"
-            names.update(line.encode("utf-8", errors="surrogatepass"))
-            content.update(np.ascontiguousarray(document.tokens, dtype="<i4").data)
-        return names.hexdigest(), content.hexdigest()
+        return hash_documents(self.documents)
+
+
+def hash_documents(documents: Sequence[TokenizedDocument]) -> tuple[str, str]:
+    """SHA-256 of all names and lengths, and of all tokens."""
+    names, content = hashlib.sha256(), hashlib.sha256()
+    for document in documents:
+        line = f"{document.name}\0{len(document.tokens)}\0"
+        names.update(line.encode("utf-8", errors="surrogatepass"))
+        content.update(np.ascontiguousarray(document.tokens, dtype="<i4").data)
+    return names.hexdigest(), content.hexdigest()

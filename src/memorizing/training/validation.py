@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from memorizing.data import SegmentLoader, TokenizedDocument
+from memorizing.data.loader import hash_documents
+from memorizing.errors import CorpusError
 from memorizing.evaluation import EvaluationResult
 
 _MIN_SEGMENTS = 4
@@ -37,6 +39,8 @@ class HeldOut:
             if left > 0:
                 self.documents.append(document)
                 left -= min(len(document.tokens), self.max_tokens)
+        self._read = [len(self.documents), self.max_tokens]
+        self._identity = list(hash_documents(documents)) if documents else None
         self.best_step: int | None = None
         self.best_nats: float | None = None
         self.last_nats: float | None = None
@@ -55,9 +59,27 @@ class HeldOut:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {name: getattr(self, name) for name in ("best_step", "best_nats", "last_nats")}
+        kept = {name: getattr(self, name) for name in ("best_step", "best_nats", "last_nats")}
+        return {"documents": self._identity, "read": self._read, **kept}
 
     def load_dict(self, values: dict[str, Any]) -> None:
-        """Put back what `to_dict` gave."""
-        self.best_step, self.best_nats = values["best_step"], values["best_nats"]
-        self.last_nats = values["last_nats"]
+        """Put back what `to_dict` gave.
+
+        Where other amounts of the same documents are read now, the next result counts as the best:
+        it cannot be compared with those before. A run may go on without validation. What was saved
+        before documents were compared is taken as it is.
+
+        Raises:
+            CorpusError: results so far are on other documents, or the same with other text.
+        """
+        saved, read = values.get("documents"), values.get("read", self._read)
+        if self._identity is None:
+            self._identity, self._read = saved, read
+        elif saved not in (None, self._identity):
+            raise CorpusError(
+                "the run was validated on other documents, or on the same with other text, and its "
+                "best result cannot be compared with theirs; resume with the same ones, without "
+                "validation, or start a new run"
+            )
+        self.best_step, self.last_nats = values["best_step"], values["last_nats"]
+        self.best_nats = values["best_nats"] if read == self._read else None
