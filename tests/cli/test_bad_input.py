@@ -260,8 +260,51 @@ def test_a_word_that_cannot_be_right_is_refused(words, expected, refuse, tmp_pat
 def test_a_place_for_json_that_cannot_be_written_is_said_before_the_work(refuse, trained, tmp_path):
     (tmp_path / "file").write_text("")
     line = refuse("evaluate", trained, "--json", tmp_path / "file" / "result.json")
-    assert "cannot make the folder" in line
+    assert "result.json': Not a directory" in line
     assert "is a folder" in refuse("evaluate", trained, "--json", tmp_path)
+
+
+ROUND = "Too many levels of symbolic links"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info", "recipes"),
+        ("memory", "list", "M"),
+        ("memory", "info", "M"),
+        ("memory", "verify", "M"),
+        ("memory", "forget", "M", "alpha.txt"),
+        ("memory", "merge", "M", "--out", "merged.memory"),
+        ("corpus", "files:C"),
+        ("train", "tiny", "--run", "run"),
+        ("finetune", "L", "--corpus", "files:C", "--out", "run"),
+        ("read", "L", "C", "--memory", "new.memory"),
+        ("generate", "L", "--prompt", "x"),
+        ("benchmark", "search"),
+        ("benchmark", "step"),
+        ("benchmark", "decode"),
+        ("benchmark", "read"),
+        ("demo", "--run", "demo"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_every_verb_refuses_a_place_for_json_before_it_prints_or_changes_anything(
+    run, words, memory, llama, notes, tmp_path, monkeypatch
+):
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "link").symlink_to(tmp_path / "loop" / "result.json")
+    places = {"M": memory, "L": llama, "C": notes, "files:C": f"files:{notes}"}
+    before = (memory / "manifest.json").read_bytes()
+    for place in ("loop", "link", "loop/result.json"):
+        outcome = run(*(places.get(word, word) for word in words), "--json", tmp_path / place)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert ROUND in outcome.err
+        assert len(outcome.err.splitlines()) == 1
+    assert (memory / "manifest.json").read_bytes() == before
+    assert not list((tmp_path / "away").iterdir())
 
 
 def test_a_plot_without_matplotlib_is_refused_before_the_work(

@@ -47,6 +47,24 @@ class Interrupt:
         monkeypatch.setattr(LlamaModel, "forward", count)
 
 
+def test_the_layer_that_is_taken_by_default_is_not_said_to_be_chosen_by_the_model(
+    run, llama, notes, tmp_path
+):
+    for verb in ("read", "finetune"):
+        text = " ".join(run(verb, "--help").out.split())
+        assert "Default: one, at 3/5 of the depth." in text
+        assert "chosen" not in text
+    memory = tmp_path / "default.memory"
+    said = [run("read", llama, notes, "--memory", memory, "--window", "17", *FP32)]
+    said.append(run("memory", "info", memory))
+    words = ("--memory", memory, "--prompt", "alpha", "--max-new-tokens", "1", "--sources", *FP32)
+    said.append(run("generate", llama, *words))
+    assert [outcome.status for outcome in said] == [0, 0, 0]
+    # 3/5 of three layers, counted from 0.
+    assert f"memory: {memory} of layers 1; " in said[0].err
+    assert not any("chosen" in outcome.out + outcome.err for outcome in said)
+
+
 def test_a_folder_is_read_by_path_and_what_is_no_text_is_counted(run, llama, tree, tmp_path):
     memory, path = tmp_path / "tree.memory", tmp_path / "read.json"
     words = ("--exclude", "node_modules", "--max-file-mib", "0.0003", "--json", path)

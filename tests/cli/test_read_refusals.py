@@ -40,6 +40,25 @@ def test_a_model_that_is_not_there_is_one_line(run, tmp_path, tree, monkeypatch)
     assert not (tmp_path / "m").exists()
 
 
+def test_a_model_in_a_folder_that_is_no_utf8_is_one_line_that_says_what_helps(
+    run, llama, notes, tmp_path
+):
+    # Python gives such bytes of a command line as lone surrogates.
+    folder = shutil.copytree(llama, tmp_path / "caf\udce9" / "llama")
+    for words in (
+        ("generate", folder, "--prompt", "x"),
+        ("read", folder, notes, "--memory", tmp_path / "m"),
+        ("finetune", folder, "--corpus", f"files:{notes}", "--out", tmp_path / "run"),
+    ):
+        outcome = run(*words, *FP32)
+        assert (outcome.status, outcome.out) == (2, "")
+        *_, line = outcome.err.splitlines()
+        assert "is not UTF-8, and a model cannot be loaded from there; rename the folder" in line
+        assert "another copy" not in outcome.err
+    assert not (tmp_path / "m").exists()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_in_the_cache_of_the_hub_needs_no_network(run, llama, tmp_path, monkeypatch):
     cache = tmp_path / "hub" / "models--someone--tiny"
     (cache / "refs").mkdir(parents=True)

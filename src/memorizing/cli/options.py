@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from memorizing.errors import ConfigError, IndexUnavailableError, ResourceError
-from memorizing.storage.files import encode_json, write_output
+from memorizing.errors import ConfigError, IndexUnavailableError
+from memorizing.storage.files import check_output, encode_json, write_output
 from memorizing.terminal import say
 
 INTERRUPTED_STATUS = 130
@@ -96,22 +96,11 @@ def prepare_files(*paths: Path | None, plot: Path | None = None) -> None:
         plot: where a picture will be.
 
     Raises:
-        ResourceError: a folder cannot be made, or a path is a folder.
+        ResourceError: a path is a folder, or cannot be written.
         IndexUnavailableError: matplotlib is not installed.
     """
-    for path in (*paths, plot):
-        if path is None:
-            continue
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            is_folder = path.is_dir()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ResourceError(
-                f"cannot make the folder of {str(path)!r}: {reason}; choose another place"
-            ) from error
-        if is_folder:
-            raise ResourceError(f"{str(path)!r} is a folder; give the name of a file in it")
+    for path in filter(None, (*paths, plot)):
+        check_output(path)
     if plot is not None:
         try:
             import matplotlib  # noqa: F401

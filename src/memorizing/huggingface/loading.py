@@ -66,10 +66,19 @@ def check_place(name: str) -> str:
     """The folder or hub name that is meant.
 
     Raises:
-        ConfigError: a folder without a model, or what is neither a folder nor a name.
+        ConfigError: a folder without a model or whose path is not UTF-8, or what is neither a
+            folder nor a name.
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            # The libraries that open its files take text.
+            raise ConfigError(
+                f"the path {name!r} is not UTF-8, and a model cannot be loaded from there; rename "
+                "the folder"
+            ) from error
         if not (path / "config.json").is_file():
             inside = sorted(found.parent.name for found in path.glob("*/config.json"))
             hint = f"there is one in {inside[-1]!r}" if inside else "name one that has it"

@@ -200,30 +200,50 @@ def write_bytes(path: Path, content: bytes | Iterable[bytes | memoryview]) -> st
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write what a user wants to have at a path, whole or not at all.
+    """Write what a user wants to have at a path, whole or not at all; see `check_output`.
+
+    Raises:
+        ResourceError: the path is a folder, or cannot be written.
+    """
+    target = check_output(path)
+    if target is not None:
+        write_bytes(target, content)
+        return
+    with explain_failures(repr(str(path))), open(path, "ab", buffering=0) as file:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+def check_output(path: Path) -> Path | None:
+    """Find out whether something can be written to a path. Makes its folder where missing.
 
     Links are followed. What is no plain file (a device, a pipe, a descriptor of this process) is
     written to, and stays what it is.
 
+    Returns:
+        The plain file that is made or replaced; None where the path itself is written to.
+
     Raises:
-        ResourceError: the path is a folder, or cannot be written.
+        ResourceError: the path is a folder, or nothing can be written there.
     """
     with explain_failures(repr(str(path))):
         try:
             mode = os.stat(path).st_mode
         except FileNotFoundError:
             mode = stat.S_IFREG
+        except ValueError as error:
+            raise ResourceError(f"{str(path)!r} is no path ({error}); give another name") from error
         if stat.S_ISDIR(mode):
             raise ResourceError(f"{str(path)!r} is a folder; give the name of a file in it")
         # /dev/stdout may be a plain file, which holds what was printed so far.
-        is_descriptor = str(path.absolute()).startswith(("/dev/", "/proc/"))
-        if stat.S_ISREG(mode) and not is_descriptor:
-            write_bytes(Path(os.path.realpath(path)), content)
-            return
-        with open(path, "ab", buffering=0) as file:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[file.write(rest) :]
+        if not stat.S_ISREG(mode) or str(path.absolute()).startswith(("/dev/", "/proc/")):
+            return None
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(target.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "its folder cannot be written", str(path))
+        return target
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
