@@ -55,6 +55,23 @@ def test_the_verb_trains_evaluates_and_saves_an_adapter(
     assert gates
 
 
+def test_a_model_all_weights_of_which_were_trained_is_used_by_its_folder(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main([*words, "--train", "all", "--set", "finetune.learning_rate=0.1"]) == 0
+    folder, prompt = str(tmp_path / "run" / "adapter"), ["--prompt", "a memory", "--max-new-tokens"]
+    assert main(["generate", words[1], "--adapter", folder, *prompt, "3"]) == 2
+    error = capsys.readouterr().err
+    assert f"`memorizing generate {folder} --adapter {folder}`" in error
+    texts = []
+    for adapter in (["--adapter", folder], []):
+        capsys.readouterr()
+        assert main(["generate", folder, *adapter, *prompt, "7"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert main(["generate", words[1], *prompt, "7"]) == 0
+    assert capsys.readouterr().out not in texts
+
+
 def test_a_finished_run_goes_on_with_more_steps(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ):

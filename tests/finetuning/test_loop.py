@@ -1,9 +1,10 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memorizing.data import SegmentLoader
 from memorizing.errors import (
@@ -15,7 +16,7 @@ from memorizing.errors import (
     RunFolderError,
 )
 from memorizing.huggingface.attaching.attachment import add_memory
-from memorizing.huggingface.learning.adapter import load_adapter
+from memorizing.huggingface.learning.adapter import load_adapter, save_adapter
 from memorizing.huggingface.sessions.session import open_memory
 from memorizing.training import read_metrics
 from memorizing.training.finetuning import FinetuneSettings, finetune
@@ -260,6 +261,47 @@ def test_the_whole_model_is_saved_so_that_it_loads(tmp_path: Path):
     folder = tmp_path / "run" / RESULT_FOLDER
     assert "prefill_chunk_size" not in (folder / "generation_config.json").read_text()
     loaded = load_adapter(AutoModelForCausalLM.from_pretrained(folder), folder)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name)), name
+    half = load_adapter(AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16"), folder)
+    assert half.dtype == torch.bfloat16
+    text = "two (<s>) words"
+    tokens = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+    assert tokens == make_tokenizer()(text)["input_ids"]
+
+
+def test_gates_are_not_loaded_onto_other_weights_than_they_were_trained_with(tmp_path: Path):
+    folder = tmp_path / RESULT_FOLDER
+    settings = make_settings(train="all", steps=1)
+    finetune(make_model(), make_tokenizer(), DOCUMENTS, settings, tmp_path, progress=False)
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(folder, copied)
+    (copied / "manifest.json").unlink()
+    last = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        last.model.norm.weight[-1] += 1e-3
+    checkpoint = tmp_path / "checkpoints" / "step-000001"
+    for make in (make_base, make_model, lambda: make_base().bfloat16(), lambda: last):
+        for place in (folder, copied, checkpoint):
+            model = make()
+            before, had_memory = list_weights(model), "memorizing" in model.__dict__
+            with pytest.raises(CheckpointError, match=r"holds all weights.* load the model from"):
+                load_adapter(model, place)
+            assert ("memorizing" in model.__dict__) == had_memory
+            assert all(torch.equal(model.get_parameter(n), p) for n, p in before.items())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    for one in (model, make_base()):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+            load_adapter(one, folder)
+
+
+def test_an_adapter_beside_its_base_model_is_loaded_onto_it(tmp_path: Path):
+    make_base().save_pretrained(tmp_path)
+    model = make_model()
+    make_tuner(model, train="gates", steps=1).run()
+    save_adapter(model, tmp_path)
+    loaded = load_adapter(AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, loaded.get_parameter(name)), name
 

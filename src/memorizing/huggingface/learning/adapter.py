@@ -17,9 +17,11 @@ import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from memorizing.errors import CheckpointError, ConfigError, IndexUnavailableError
@@ -40,6 +42,8 @@ SETTINGS_FILE = "memory_settings.json"
 HEADS_FILE = "memory_heads.safetensors"
 LORA_CONFIG_FILE = "adapter_config.json"
 LORA_FILE = "adapter_model.safetensors"
+_WEIGHTS = "model*.safetensors"
+"""As `save_pretrained` names the weights of a whole model: where all of them were trained."""
 _FILES = (SETTINGS_FILE, HEADS_FILE, LORA_CONFIG_FILE, LORA_FILE)
 FORMAT_VERSION = 1
 _ADAPTER = "default"
@@ -103,7 +107,8 @@ def load_adapter(
     """Load what `save_adapter` saved onto the base model. In place; returns the model.
 
     A model without memory gets one with the adapter's settings. LoRA is put into the model itself,
-    as `model.add_adapter` does, which makes all else untrainable.
+    as `model.add_adapter` does, which makes all else untrainable. A folder that holds a whole model
+    too goes onto that model, loaded by `from_pretrained`.
 
     Args:
         model: the base model, with or without a memory of the same kind.
@@ -112,7 +117,8 @@ def load_adapter(
         settings: other values of `capacity`, `dtype` or `index` than the adapter was trained with.
 
     Raises:
-        CheckpointError: the folder is no adapter, is damaged, or is of another base model.
+        CheckpointError: the folder is no adapter, is damaged, or is of another base model, or of
+            other weights where it holds all of them.
         ConfigError: the model's memory is of another kind, or it has LoRA already; or other
             settings than those that may differ.
         StateError: a memory is open.
@@ -133,6 +139,7 @@ def load_adapter(
     has_lora = any(name in known or os.path.lexists(folder / name) for name in lora_files)
     names = _FILES if has_lora else (SETTINGS_FILE, HEADS_FILE)
     verify_folder(folder, names, may_lack_manifest=True, remedy=_REMEDY)
+    _check_weights(inner, folder, known)
     heads = read_tensors(folder / HEADS_FILE, CheckpointError, _REMEDY)
     if has_lora:
         require_peft()
@@ -159,6 +166,39 @@ def load_adapter(
     if is_trainable or has_lora:
         train_only(inner, memory=is_trainable, lora=is_trainable)
     return model
+
+
+def _check_weights(inner: Any, folder: Path, known: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights are not those of a folder that holds all of them.
+
+    Raises:
+        CheckpointError: with what to load instead.
+    """
+    names = {path.name for path in folder.glob(_WEIGHTS)}
+    names |= {name for name in known if fnmatch(name, _WEIGHTS)}
+    mine, compared, other = inner.state_dict(), 0, None
+    for file in sorted(names):
+        for name, tensor in read_tensors(folder / file, CheckpointError, _REMEDY).items():
+            own = mine.get(name)
+            if (
+                own is None
+                or own.is_meta
+                or (own.shape, own.is_floating_point())
+                != (
+                    tensor.shape,
+                    tensor.is_floating_point(),
+                )
+            ):
+                continue  # the model has it in another form: quantized, padded, offloaded
+            compared += 1
+            if other is None and not torch.equal(tensor.to(own.device, own.dtype), own):
+                other = name
+    if names and (other or not compared):
+        raise CheckpointError(
+            f"{folder} holds all weights of a model, and this model has others"
+            f"{f', such as {other}' if other else ''}; load the model from that folder: "
+            f"from_pretrained({str(folder)!r}), `memorizing generate {folder} --adapter {folder}`"
+        )
 
 
 def read_adapter_settings(folder: Path, inner: Any = None) -> MemorySettings:

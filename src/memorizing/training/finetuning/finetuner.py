@@ -4,7 +4,8 @@ A checkpoint is an adapter folder with what training needs to go on beside it:
 
     step-000100/
     ├── memory_settings.json, memory_heads.safetensors, adapter_*   as `save_adapter` writes them
-    ├── config.json, model.safetensors, ...    with train = "all": the whole model, in fp32
+    ├── config.json, model.safetensors, tokenizer.json, ...   with train = "all": the whole model,
+    │                                                         in fp32, with its tokenizer
     └── manifest.json, trainer.json, optimizer.safetensors, state.safetensors   as for our own model
 """
 
@@ -177,6 +178,8 @@ class Finetuner(TrainingLoop):
         documents: Sequence[TokenizedDocument],
         start_token: int,
         settings: FinetuneSettings,
+        *,
+        tokenizer: Any = None,
         **options: Unpack[LoopOptions],
     ) -> None:
         """Prepare to train from the beginning; `load` goes on from a checkpoint.
@@ -187,6 +190,7 @@ class Finetuner(TrainingLoop):
             documents: read in an order that follows `settings.seed`, again and again.
             start_token: precedes every document.
             settings: how to train.
+            tokenizer: of the model; saved beside it where all weights are trained.
             options: see `LoopOptions`.
 
         Raises:
@@ -196,6 +200,7 @@ class Finetuner(TrainingLoop):
         self.model = inner = unwrap(model)
         self.attachment = attachment = get_attachment(inner)
         self.settings, config = settings, settings.make_training_config()
+        self._tokenizer = tokenizer
         self._base = hash_model(attachment.decoder, attachment.settings)
         torch.manual_seed(settings.seed)
         prepare_weights(inner, attachment, settings)
@@ -243,6 +248,9 @@ class Finetuner(TrainingLoop):
                 for name, tensor in self._list_weights().items()
             }
             self.model.save_pretrained(folder, state_dict=tensors, max_shard_size="1TB")
+            if self._tokenizer is not None:
+                # Without folders: some tokenizers have several templates of chats.
+                self._tokenizer.save_pretrained(folder, save_jinja_files=False)
         write_adapter(self.model, folder)
 
     def _list_weights(self) -> dict[str, Tensor]:

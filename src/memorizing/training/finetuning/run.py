@@ -64,7 +64,8 @@ def finetune(
 
     The model computes in the dtype it has; what is trained is kept in fp32 beside it. Afterwards
     the model is the finetuned one, and `run_dir/adapter` holds what was learned (`load_adapter`);
-    with train = "all" that folder is also the model itself, for `from_pretrained`.
+    with train = "all" that folder is also the model itself, with its tokenizer, for
+    `from_pretrained`: what `load_adapter` then has to be given.
 
     Args:
         model: with `add_memory`, as it was loaded. Trained in place, on its device.
@@ -132,6 +133,7 @@ def finetune(
             train,
             start_token,
             settings,
+            tokenizer=tokenizer,
             run_dir=run.path,
             validation=held_out,
             display=display,
