@@ -19,6 +19,12 @@ from typing import Any, Literal
 from memorizing.errors import ConfigError
 from memorizing.index_settings import parse_index
 from memorizing.settings import (
+    AboveZero,
+    Count,
+    NotNegative,
+    Positive,
+    Share,
+    ShareBelowOne,
     build_dataclass,
     check_types,
     describe_unknown,
@@ -38,15 +44,15 @@ class ModelConfig:
     `memory_layers` with a `capacity` above 0 makes it a Memorizing Transformer.
     """
 
-    vocab_size: int = 32_000
-    num_layers: int = 12
-    model_dim: int = 1024
-    num_heads: int = 8
-    head_dim: int = 128
-    ffn_dim: int = 4096
-    segment_len: int = 512
+    vocab_size: Positive = 32_000
+    num_layers: Positive = 12
+    model_dim: Positive = 1024
+    num_heads: Positive = 8
+    head_dim: Positive = 128
+    ffn_dim: Positive = 4096
+    segment_len: Positive = 512
     """Tokens of one document per step, and the clock of the memory."""
-    window: int = 512
+    window: Positive = 512
     """Token t sees tokens j with t - window < j <= t."""
     xl_cache: bool = True
     """Whether local attention sees keys and values from before the segment (without gradient)."""
@@ -54,7 +60,7 @@ class ModelConfig:
     """Layers that read the external memory, counted from 0."""
     capacity: int = 0
     """Entries per row and head that a memory holds at most; 0 is no memory."""
-    num_neighbors: int = 32
+    num_neighbors: Positive = 32
     """Entries retrieved per query and head: the paper's k."""
     combine: Literal["gate", "joint"] = "gate"
     """How local and memory attention meet: a learned gate per head, or one softmax over both."""
@@ -65,7 +71,7 @@ class ModelConfig:
     many tokens, with coefficients per channel (Primer, So et al. 2021). 0 is none."""
     normalize_qk: bool = True
     """L2-normalize queries and keys (Henry et al. 2020); otherwise scores / sqrt(head_dim)."""
-    scale_init: float = 0.0
+    scale_init: NotNegative = 0.0
     """Start of the learned scale of normalized scores; 0 means sqrt(head_dim)."""
     gate_bias_init: float = 0.0
     """Start of the gate's logit: 0 mixes memory and local attention half and half."""
@@ -78,7 +84,7 @@ class ModelConfig:
     """T5 relative position bias: distances from here on share the last bucket."""
     memory_layer_bias: bool = True
     """Whether memory layers have a position bias for their local attention, as the others have."""
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     memory_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     index: str = "exact"
     """What searches the memory: the name of an index and its options, as `memorizing info indexes`
@@ -87,8 +93,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_types(self, "model")
-        sizes = ("vocab_size", "num_layers", "model_dim", "num_heads", "head_dim", "ffn_dim")
-        _require_at_least(self, "model", 1, *sizes, "segment_len", "window", "num_neighbors")
         check_capacity(self.capacity, self.num_neighbors, "model.capacity")
         layers = list(self.memory_layers)
         require(
@@ -118,15 +122,13 @@ class ModelConfig:
             "false, or true with model.smear_keys = true or model.conv_len: an induction head "
             "looks for a token by the key of the one after it",
         )
-        _require_at_least(self, "model", 2, "num_buckets")
+        require(self.num_buckets >= 2, "model.num_buckets", self.num_buckets, "2 or more")
         require(
             self.max_distance > self.num_buckets // 2,
             "model.max_distance",
             self.max_distance,
             f"more than num_buckets / 2 = {self.num_buckets // 2}",
         )
-        _require_share(self, "model", "dropout", below_one=True)
-        _require_at_least(self, "model", 0, "scale_init")
         parse_index(self.index)
 
     @property
@@ -169,21 +171,6 @@ def check_capacity(capacity: int, num_neighbors: int, name: str = "capacity") ->
     )
 
 
-def _require_at_least(table: Any, name: str, least: int, *keys: str) -> None:
-    for key in keys:
-        value = getattr(table, key)
-        require(value >= least, f"{name}.{key}", value, f"{least} or more")
-
-
-def _require_share(table: Any, name: str, *keys: str, below_one: bool = False) -> None:
-    for key in keys:
-        value = getattr(table, key)
-        allowed = "from 0 up to, not including, 1" if below_one else "from 0 to 1"
-        require(
-            0.0 <= value < 1.0 or (value == 1.0 and not below_one), f"{name}.{key}", value, allowed
-        )
-
-
 @dataclass(frozen=True)
 class TokenizerConfig:
     """The tokenizer: trained on the training documents, or an existing one."""
@@ -193,7 +180,7 @@ class TokenizerConfig:
     vocab_size: int = 32_000
     path: str = ""
     """For `pretrained`: a tokenizer.json, a folder that holds one, or a hub name."""
-    sample_mib: int = 64
+    sample_mib: Positive = 64
     """The tokenizer is trained on at most this much text, taken evenly from the documents."""
 
     def __post_init__(self) -> None:
@@ -207,7 +194,6 @@ class TokenizerConfig:
             self.path,
             "a name or path with kind = 'pretrained', empty otherwise",
         )
-        _require_at_least(self, "tokenizer", 1, "sample_mib")
 
 
 @dataclass(frozen=True)
@@ -218,14 +204,14 @@ class DataConfig:
     """A corpus, as in `memorizing info corpora`: `python:stdlib,torch`,
     `subpackages:transformers.models`, `files:PATH`, `repositories:PATH`, `jsonl:PATH`,
     `parquet:PATH`, and the paper's: `pg19`, `c4`, `arxiv`, `github:PATH`, `isabelle:PATH`."""
-    max_documents: int = 0
+    max_documents: Count = 0
     """Reading stops after this many documents of the corpus; 0 reads them all."""
-    folders_per_document: int = 1
+    folders_per_document: Positive = 1
     """`subpackages:`, `repositories:`, `github:`: how many folders are joined into one document."""
     text_column: str = "text"
-    max_document_tokens: int = 0
+    max_document_tokens: Count = 0
     """Longer documents are cut into documents of at most this many tokens; 0 leaves them whole."""
-    min_document_tokens: int = 0
+    min_document_tokens: Count = 0
     """Shorter documents are left out."""
     validation: tuple[str, ...] = ()
     """Names (shell patterns) of held-out documents for every choice made while developing."""
@@ -234,10 +220,10 @@ class DataConfig:
     exclude: tuple[str, ...] = ()
     """Names (shell patterns) of documents that are not read at all, such as those that repeat text
     that is held out."""
-    held_out_share: float = 0.0
+    held_out_share: ShareBelowOne = 0.0
     """Where no names are given: this share of documents, by a stable hash of the name, is held out,
     half for validation and half for test."""
-    seed: int = 0
+    seed: Count = 0
     """Order of files in repositories; documents in training follow `training.seed`."""
 
     def __post_init__(self) -> None:
@@ -245,10 +231,6 @@ class DataConfig:
         check_types(self, "data")
         allowed = "a corpus such as 'python:stdlib' or 'files:PATH'"
         require(bool(self.corpus), "data.corpus", self.corpus, allowed)
-        _require_at_least(self, "data", 1, "folders_per_document")
-        lengths = ("max_document_tokens", "min_document_tokens")
-        _require_at_least(self, "data", 0, *lengths, "max_documents", "seed")
-        _require_share(self, "data", "held_out_share", below_one=True)
 
 
 @dataclass(frozen=True)
@@ -258,71 +240,64 @@ class TrainingConfig:
     start_from: str = ""
     """A run, checkpoint or model folder: training begins with its weights and tokenizer, such as to
     finetune to a larger memory, or to give a memory to a model trained without."""
-    steps: int = 1000
-    rows: int = 8
+    steps: Positive = 1000
+    rows: Positive = 8
     """Documents read side by side: the batch. A step reads rows x segment_len tokens."""
-    accumulation: int = 1
+    accumulation: Positive = 1
     """A step's rows go through the model in this many parts, one after another, to save memory."""
     optimizer: Literal["adafactor", "adamw", "muon"] = "adamw"
     """`muon` is Muon for the matrices of the blocks and AdamW for the rest."""
-    learning_rate: float = 1e-3
-    embedding_learning_rate: float = 0.0
+    learning_rate: AboveZero = 1e-3
+    embedding_learning_rate: NotNegative = 0.0
     """AdamW and Muon: rate of the embedding; 0 means learning_rate."""
-    vector_learning_rate: float = 0.0
+    vector_learning_rate: NotNegative = 0.0
     """AdamW and Muon: rate of norms, position bias and smears; 0 means learning_rate."""
-    gate_learning_rate: float = 1e-2
+    gate_learning_rate: NotNegative = 1e-2
     """Rate of gates and scales: a group of their own, by AdamW, without weight decay."""
     schedule: Literal["inverse_sqrt", "cosine", "linear", "constant"] = "cosine"
     """After warm-up. `inverse_sqrt` is the paper's: lr * min(n / w, 1) / sqrt(max(n, w))."""
-    warmup_steps: int = 100
-    final_share: float = 0.1
+    warmup_steps: Count = 100
+    final_share: Share = 0.1
     """`cosine` and `linear` end at this share of the rate."""
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    weight_decay: NotNegative = 0.0
+    clip_norm: NotNegative = 1.0
     """Gradient norm is clipped to this; 0 turns clipping off."""
-    memory_start_step: int = 0
+    memory_start_step: Count = 0
     """Before this step the memory is closed: a cache-only phase."""
-    memory_closed_share: float = 0.0
+    memory_closed_share: Share = 0.0
     """Share of segments, drawn per row, whose memory is closed."""
-    crossbatch_segments: int = 0
+    crossbatch_segments: Count = 0
     """Crossbatch (FoT): a step reads this many segments more, and the memory layer sees the keys
     and values of those before with gradient. 0 is the paper's objective."""
     crossbatch_rows: int = 2
     """Crossbatch: rows whose earlier segments a row sees: its own, and the others as negatives.
     With accumulation only its own."""
-    crossbatch_share: float = 0.9
+    crossbatch_share: Share = 0.9
     """Share of the steps, from the first, with crossbatch; those after have the paper's
     objective."""
-    seed: int = 0
+    seed: Count = 0
     """Initialization, order of documents, dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` asks a short probe of this machine."""
     gradient_checkpointing: bool = False
-    log_every: int = 10
-    evaluate_every: int = 0
+    log_every: Positive = 10
+    evaluate_every: Count = 0
     """Steps between evaluations on the validation documents; 0 is never."""
-    evaluate_tokens: int = 65_536
-    checkpoint_every: int = 500
+    evaluate_tokens: Positive = 65_536
+    checkpoint_every: Count = 500
     """Steps between checkpoints; the last step always has one. 0 is only the last."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Positive = 2
     """How many of the latest checkpoints are kept; the best by validation is kept besides."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_types(self, "training")
-        positive = ("steps", "rows", "accumulation", "log_every", "keep_checkpoints")
-        _require_at_least(self, "training", 1, *positive, "evaluate_tokens")
-        counts = ("warmup_steps", "memory_start_step", "evaluate_every", "checkpoint_every", "seed")
-        rates = ("embedding_learning_rate", "vector_learning_rate", "gate_learning_rate")
-        _require_at_least(self, "training", 0, *counts, *rates, "weight_decay", "clip_norm")
-        require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "above 0")
         require(
             self.rows % self.accumulation == 0,
             "training.accumulation",
             self.accumulation,
             f"a divisor of training.rows = {self.rows}",
         )
-        _require_at_least(self, "training", 0, "crossbatch_segments")
         part = self.rows // self.accumulation
         # Rows that are read one after the other cannot see one another: it would be other training.
         require(
@@ -332,8 +307,6 @@ class TrainingConfig:
             self.crossbatch_rows,
             f"from 1 to the rows that are read at once, {part}; 1 with training.accumulation > 1",
         )
-        shares = ("memory_closed_share", "final_share", "crossbatch_share")
-        _require_share(self, "training", *shares)
 
 
 @dataclass(frozen=True)
@@ -341,9 +314,9 @@ class EvaluationConfig:
     """What `memorizing evaluate` measures."""
 
     capacities: tuple[int, ...] = (0, 512, 2048, 8192, 65_536)
-    rows: int = 8
+    rows: Positive = 8
     """Documents evaluated side by side. A document's loss does not depend on it."""
-    max_tokens_per_document: int = 0
+    max_tokens_per_document: Count = 0
     """Only the first tokens of every document are read; 0 reads them whole."""
     controls: tuple[Control, ...] = ()
     """Diagnostics at the largest capacity."""
@@ -351,8 +324,6 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_types(self, "evaluation")
-        _require_at_least(self, "evaluation", 1, "rows")
-        _require_at_least(self, "evaluation", 0, "max_tokens_per_document")
         for capacity in self.capacities:
             require(capacity >= 0, "evaluation.capacities", capacity, "0 or more")
 

@@ -1,7 +1,8 @@
 """From plain values, as TOML and the command line hold them, to frozen dataclasses.
 
 Nothing here knows a setting by its name: the dataclasses of `config.py` describe themselves by
-type hints: `bool`, `int`, `float`, `str`, `Literal`, `tuple[item, ...]` and nested dataclasses.
+type hints: `bool`, `int`, `float`, `str`, `Literal`, `tuple[item, ...]` and nested dataclasses, and
+numbers within bounds, such as `Count`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,29 @@ import json
 import math
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from memorizing.errors import ConfigError
 
 _NAMES_SHOWN = 12
+
+
+class Bounds(NamedTuple):
+    """What the numbers of a type are within; a part of the type that `check_types` checks."""
+
+    allowed: str
+    hold: Callable[[float], bool]
+
+
+Count = Annotated[int, Bounds("0 or more", lambda value: value >= 0)]
+Positive = Annotated[int, Bounds("1 or more", lambda value: value >= 1)]
+NotNegative = Annotated[float, Bounds("0 or more", lambda value: value >= 0)]
+AboveZero = Annotated[float, Bounds("above 0", lambda value: value > 0)]
+Share = Annotated[float, Bounds("from 0 to 1", lambda value: 0 <= value <= 1)]
+ShareBelowOne = Annotated[
+    float, Bounds("from 0 up to, not including, 1", lambda value: 0 <= value < 1)
+]
 
 
 def require(condition: bool, name: str, seen: object, allowed: str) -> None:
@@ -28,7 +46,7 @@ def require(condition: bool, name: str, seen: object, allowed: str) -> None:
 
 
 def check_types(table: Any, name: str) -> None:
-    """Refuse fields of a dataclass that do not have their declared type, or are not finite.
+    """Refuse fields of a dataclass that are not of their type or its bounds, or not finite.
 
     Args:
         table: a dataclass instance.
@@ -41,13 +59,21 @@ def check_types(table: Any, name: str) -> None:
         value = getattr(table, key)
         if not _is_of_type(hint, value):
             raise ConfigError(f"{name}.{key} is {value!r}; allowed: {_describe_type(hint)}")
+        for bounds in _read_bounds(type(table))[key]:
+            require(bounds.hold(value), f"{name}.{key}", value, bounds.allowed)
 
 
 @functools.cache
 def read_hints(cls: type) -> dict[str, Any]:
-    """Field name -> type, for a dataclass."""
+    """Field name -> type without bounds, for a dataclass."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _read_bounds(cls: type) -> dict[str, tuple[Bounds, ...]]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
 
 
 def _is_of_type(hint: Any, value: Any) -> bool:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from memorizing.config import TrainingConfig
-from memorizing.settings import check_types, require
+from memorizing.settings import (
+    AboveZero,
+    Count,
+    NotNegative,
+    Positive,
+    Share,
+    ShareBelowOne,
+    check_types,
+)
 
 _RATES = {"gates": 1e-2, "lora": 3e-4, "all": 3e-5}
 
@@ -18,53 +26,46 @@ class FinetuneSettings:
 
     train: Literal["gates", "lora", "all"] = "lora"
     """Gates and scales only; these and LoRA on attention and MLP; or these and all weights."""
-    steps: int = 500
-    rows: int = 2
+    steps: Positive = 500
+    rows: Positive = 2
     """Documents read side by side: a step reads a segment of each, and learns from all of them."""
-    learning_rate: float = 0.0
+    learning_rate: NotNegative = 0.0
     """Of LoRA (0 means 3e-4) or of all weights (0 means 3e-5)."""
-    gate_learning_rate: float = 1e-2
+    gate_learning_rate: NotNegative = 1e-2
     """Of gates and scales: a group of their own, without weight decay."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """After warm-up."""
-    warmup_steps: int = 20
-    final_share: float = 0.1
+    warmup_steps: Count = 20
+    final_share: Share = 0.1
     """`cosine` and `linear` end at this share of the rate."""
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
+    weight_decay: NotNegative = 0.0
+    clip_norm: NotNegative = 1.0
     """Gradient norm is clipped to this; 0 turns clipping off."""
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
+    lora_rank: Positive = 16
+    lora_alpha: AboveZero = 32.0
     """Updates are multiplied by lora_alpha / lora_rank."""
-    lora_dropout: float = 0.0
+    lora_dropout: ShareBelowOne = 0.0
     lora_layers: Literal["all", "from_memory"] = "all"
     """Which layers have LoRA: all, or those from the first memory layer on."""
-    seed: int = 0
+    seed: Count = 0
     """Initialization of LoRA, order of documents, dropout."""
-    min_document_tokens: int = 0
+    min_document_tokens: Count = 0
     """Shorter documents are left out."""
-    max_document_tokens: int = 0
+    max_document_tokens: Count = 0
     """Longer documents are cut into several; 0 leaves them whole."""
-    log_every: int = 10
-    evaluate_every: int = 100
+    log_every: Positive = 10
+    evaluate_every: Count = 100
     """Steps between evaluations on held-out documents, with memory and without; 0 is never."""
-    evaluate_tokens: int = 32_768
+    evaluate_tokens: Positive = 32_768
     """Read in an evaluation, from the beginnings of held-out documents."""
-    checkpoint_every: int = 100
+    checkpoint_every: Count = 100
     """Steps between checkpoints; the last step always has one. 0 is only the last."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Positive = 2
     """How many of the latest checkpoints are kept; the best by evaluation is kept besides."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_types(self, "finetune")
-        for name in ("lora_rank", "steps", "rows"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("min_document_tokens", "max_document_tokens", "learning_rate"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        require(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "above 0")
-        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "from 0 to below 1")
-        self.make_training_config()
 
     def make_training_config(self) -> TrainingConfig:
         """What the optimizer and its schedule need to know.
