@@ -1,9 +1,8 @@
 """What a memory is worth and where: tables, a plot, retrievals, and the tokens it helped most."""
 
-from memorizing.analysis.corpus_plot import plot_lengths
 from memorizing.analysis.examples import Example, Place, explain_helped_tokens
 from memorizing.analysis.helped import HelpedToken, find_helped_tokens
-from memorizing.analysis.plots import plot_capacities
+from memorizing.analysis.plots import plot_capacities, plot_lengths
 from memorizing.analysis.rendering import render_examples
 from memorizing.analysis.tables import describe_reach, make_position_table, make_result_table
 from memorizing.analysis.traces import RetrievedEntry, TokenTrace, trace_document

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from memorizing.analysis.figures import make_figure, save_figure
+from memorizing.analysis.plots import make_figure, save_figure
 from memorizing.errors import ConfigError
 
 _RECALL_OFFSET = 3e-3

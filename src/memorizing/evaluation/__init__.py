@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memorizing.evaluation.capacities import check_capacities, evaluate_capacities
-from memorizing.evaluation.reading import Progress, evaluate_documents
+from memorizing.evaluation.reading import (
+    Progress,
+    check_capacities,
+    evaluate_capacities,
+    evaluate_documents,
+)
 from memorizing.evaluation.results import (
     Control,
     DocumentResult,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -96,14 +96,7 @@ class EvaluationResult:
             "control": self.control,
             **_describe(self.totals),
             "by_position": [
-                {
-                    "start": bucket.start,
-                    "end": bucket.end,
-                    "perplexity": bucket.perplexity,
-                    "nats": bucket.nats,
-                    "tokens": bucket.tokens,
-                }
-                for bucket in self.by_position()
+                {**asdict(bucket), "perplexity": bucket.perplexity} for bucket in self.by_position()
             ],
             "documents": [{"name": d.name, **_describe(d.totals)} for d in self.documents],
         }

@@ -37,8 +37,14 @@ from memorizing.training.checkpoint import (
     write_checkpoint,
 )
 from memorizing.training.optimizer import Optimizer
-from memorizing.training.reporting import Evaluation, Reporter, StepMetrics, TrainingResult, Window
-from memorizing.training.validation import HeldOut
+from memorizing.training.reporting import (
+    Evaluation,
+    HeldOut,
+    Reporter,
+    StepMetrics,
+    TrainingResult,
+    Window,
+)
 
 _RECENT_STEPS = 100
 

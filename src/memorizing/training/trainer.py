@@ -21,8 +21,7 @@ from memorizing.training.checkpoint import load_weights, write_model
 from memorizing.training.loop import Histories, LoopOptions, TrainingLoop
 from memorizing.training.optimizer import Optimizer, group_parameters
 from memorizing.training.precision import Precision, choose_precision
-from memorizing.training.reporting import Evaluation
-from memorizing.training.validation import HeldOut
+from memorizing.training.reporting import Evaluation, HeldOut
 
 
 @final

@@ -46,8 +46,7 @@ from memorizing.training.checkpoint import MODEL_FILE, advise
 from memorizing.training.finetuning.settings import FinetuneSettings
 from memorizing.training.loop import Histories, LoopOptions, TrainingLoop
 from memorizing.training.optimizer import Optimizer, ParameterGroups, group_parameters
-from memorizing.training.reporting import Evaluation
-from memorizing.training.validation import HeldOut
+from memorizing.training.reporting import Evaluation, HeldOut
 
 
 @final
