@@ -46,6 +46,9 @@ Use = Literal["validation", "test", "train", "all"]
 """Which documents of a corpus: those held out for choices, for claims, those trained on, or all."""
 
 
+_PLAIN = ("run", "use", "precision", "index", "evaluate_s", "against")
+
+
 @dataclass(frozen=True)
 class RunReport:
     """What `report_run` measured. `to_dict` is the JSON of `memorizing evaluate`."""
@@ -69,16 +72,11 @@ class RunReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
-            "run": self.run,
+            **{name: getattr(self, name) for name in _PLAIN},
             "corpus": list(self.corpus),
-            "use": self.use,
-            "precision": self.precision,
-            "index": self.index,
-            "evaluate_s": self.evaluate_s,
             "perplexity": {name: result.perplexity for name, result in self.results.items()},
             "bits_per_byte": {name: result.bits_per_byte for name, result in self.results.items()},
             "results": {name: result.to_dict() for name, result in self.results.items()},
-            "against": self.against,
             "baseline": self.baseline.to_dict() if self.baseline else None,
             "differences": {name: found.to_dict() for name, found in self.differences.items()},
         }
@@ -139,13 +137,18 @@ def report_run(
         loaded.model.config = dataclasses.replace(loaded.config, index=index)
     make_index(parse_index(loaded.model.config.index))  # a missing package is said before the work
     config = Config(model=loaded.config) if corpus else read_run_config(run)
-    capacities = _choose_capacities(loaded, config) if capacities is None else capacities
+    if capacities is None:
+        capacities = config.evaluation.capacities if loaded.config.has_memory else (0,)
     for capacity in capacities:
         check_capacity(capacity, loaded.config.num_neighbors)
     other = None
     if against is not None:
         other, other_tokenizer = _load(against, precision, device)
-        _check_same_tokenizer(tokenizer, other_tokenizer, run, against)
+        if tokenizer.fingerprint != other_tokenizer.fingerprint:
+            raise TokenizerError(
+                f"{run} and {against} have different tokenizers, so their tokens cannot be "
+                "compared; evaluate each alone and compare bits per byte"
+            )
     data = config.data if corpus is None else DataConfig(corpus=corpus, text_column=text_column)
     use = use or ("validation" if corpus is None else "all")
     rows = rows or config.evaluation.rows
@@ -179,11 +182,11 @@ def report_run(
         controls=controls,
         **settings,
     )
-    differences = (
-        {name: compare_results(result, baseline, seed=seed) for name, result in results.items()}
+    differences = {
+        name: compare_results(result, baseline, seed=seed)
+        for name, result in results.items()
         if baseline
-        else {}
-    )
+    }
     return RunReport(
         run=str(run),
         corpus=(*description, *left_out),
@@ -210,10 +213,6 @@ def _load(
     return loaded, loaded.tokenizer
 
 
-def _choose_capacities(loaded: LoadedModel, config: Config) -> tuple[int, ...]:
-    return config.evaluation.capacities if loaded.config.has_memory else (0,)
-
-
 def _choose_controls(
     controls: Sequence[Control] | bool | None,
     config: Config,
@@ -221,20 +220,16 @@ def _choose_controls(
     num_documents: int,
 ) -> tuple[Sequence[Control], list[str]]:
     """The controls that are measured, and lines on those of a configuration that cannot be."""
-    if controls is False:
-        return (), []
     if controls is True:
-        return config.evaluation.controls or get_args(Control), []
-    if controls is not None:
-        return controls, []
-    if not any(capacities):
-        return (), []
-    chosen: list[Control] = [
-        name for name in config.evaluation.controls if name != "other_document" or num_documents > 1
-    ]
-    is_whole = len(chosen) == len(config.evaluation.controls)
-    line = "left out: the control other_document, which needs two documents"
-    return chosen, [] if is_whole else [line]
+        controls = config.evaluation.controls or get_args(Control)
+    if controls is None and any(capacities):
+        named = config.evaluation.controls
+        chosen: list[Control] = [
+            name for name in named if name != "other_document" or num_documents > 1
+        ]
+        line = "left out: the control other_document, which needs two documents"
+        return chosen, [line] if len(chosen) < len(named) else []
+    return controls or (), []
 
 
 def _check_memory(
@@ -247,14 +242,6 @@ def _check_memory(
         raise ResourceError(
             f"memories of {capacity:,} entries in {rows:,} rows need {needed / 2**30:,.1f} GiB and "
             f"{available / 2**30:,.1f} GiB are free; lower the rows or the capacity"
-        )
-
-
-def _check_same_tokenizer(mine: Tokenizer, other: Tokenizer, run: Path, against: Path) -> None:
-    if mine.fingerprint != other.fingerprint:
-        raise TokenizerError(
-            f"{run} and {against} have different tokenizers, so their tokens cannot be compared; "
-            "evaluate each alone and compare bits per byte"
         )
 
 

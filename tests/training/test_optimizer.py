@@ -36,12 +36,12 @@ def steady(**settings: object) -> TrainingConfig:
 def test_every_parameter_is_in_the_group_it_belongs_to(model_config: ModelConfig) -> None:
     model = MemorizingTransformer(model_config)
     groups = group(model)
-    names = [name for part in vars(groups).values() for name in part]
+    names = [name for part in groups.values() for name in part]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
-    assert list(groups.embedding) == ["embedding.weight"]
-    assert len(groups.matrices) == 3 * 6
-    assert {name.rpartition(".")[2] for name in groups.memory} == {"scale", "gate_bias"}
-    assert {name.rpartition(".")[2] for name in groups.vectors} == {"gain", "table", "smear"}
+    assert list(groups["embedding"]) == ["embedding.weight"]
+    assert len(groups["matrices"]) == 3 * 6
+    assert {name.rpartition(".")[2] for name in groups["memory"]} == {"scale", "gate_bias"}
+    assert {name.rpartition(".")[2] for name in groups["vectors"]} == {"gain", "table", "smear"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,7 +63,7 @@ def test_gates_and_scales_have_their_own_rate_and_no_decay(
     torch.testing.assert_close(gate.detach(), torch.tensor([1.25, 1.75]))
     assert optimizer.rates()["memory"] == 0.25
     for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True):
-        if name in group(model).matrices or name == "embedding.weight":
+        if name in group(model)["matrices"] or name == "embedding.weight":
             assert new.norm() < old.norm(), name
         elif new is not gate:
             assert torch.equal(new, old), name
@@ -102,7 +102,7 @@ def test_rates_follow_the_schedule(model_config: ModelConfig) -> None:
 
 def test_adafactor_steps_by_the_rate_times_the_size_of_the_parameter() -> None:
     weight = torch.nn.Parameter(torch.full((3, 5), 2.0))
-    optimizer = Optimizer(ParameterGroups(matrices={"w": weight}), steady(optimizer="adafactor"))
+    optimizer = Optimizer({"matrices": {"w": weight}}, steady(optimizer="adafactor"))
     weight.grad = torch.where(torch.arange(15).view(3, 5) % 2 == 0, 0.7, -0.7)
     optimizer.step()
     # Update of RMS 1, times rate 0.01, times RMS of the parameter 2, times 1 - 0.9 of the moment.
@@ -111,7 +111,7 @@ def test_adafactor_steps_by_the_rate_times_the_size_of_the_parameter() -> None:
 
 def test_muon_steps_have_a_fifth_of_the_rate_as_rms_whatever_the_shape() -> None:
     weight = torch.nn.Parameter(torch.zeros(53, 31))
-    optimizer = Optimizer(ParameterGroups(matrices={"w": weight}), steady(optimizer="muon"))
+    optimizer = Optimizer({"matrices": {"w": weight}}, steady(optimizer="muon"))
     weight.grad = torch.randn(53, 31, generator=torch.Generator().manual_seed(0))
     optimizer.step()
     # 31 singular values near 1 (Newton-Schulz leaves them between 0.7 and 1.2) over 53 x 31

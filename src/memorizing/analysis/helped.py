@@ -109,20 +109,18 @@ def find_helped_tokens(
 def _check_documents(
     result: EvaluationResult, baseline: EvaluationResult, documents: Sequence[TokenizedDocument]
 ) -> None:
-    names = [document.name for document in documents]
-    for evaluated in (result.documents, baseline.documents):
-        read = [(d.name, len(d.token_nats)) for d in evaluated]
-        if [name for name, _ in read] != names or any(
-            count > len(document.tokens)
-            for (_, count), document in zip(read, documents, strict=True)
+    read, base = ([(d.name, len(d.token_nats)) for d in r.documents] for r in (result, baseline))
+    longest = [(document.name, len(document.tokens)) for document in documents]
+    for found in (read, base):
+        pairs = zip(found, longest, strict=False)
+        if len(found) != len(longest) or any(
+            name != known or count > most for (name, count), (known, most) in pairs
         ):
             raise ConfigError(
-                f"a result of {len(read)} documents is not of the {len(names)} given; evaluate "
+                f"a result of {len(found)} documents is not of the {len(longest)} given; evaluate "
                 "with memory and without on these documents"
             )
-    if [len(d.token_nats) for d in result.documents] != [
-        len(d.token_nats) for d in baseline.documents
-    ]:
+    if read != base:
         raise ConfigError(
             "the two results hold different numbers of tokens; evaluate both with the same "
             "tokenizer and the same max_tokens"

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypedDict, Unpack, final
+from typing import Any, NamedTuple, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor
@@ -88,9 +88,7 @@ class Counters:
     def from_dict(cls, values: Mapping[str, Any]) -> Counters:
         """The counters that `to_dict` described."""
         recent = deque([(nats, count) for nats, count in values["recent"]], maxlen=_RECENT_STEPS)
-        return cls(
-            values["step"], values["tokens"], values["seconds"], recent, Window(**values["window"])
-        )
+        return cls(**{**values, "recent": recent, "window": Window(**values["window"])})
 
 
 @contextmanager
@@ -163,8 +161,7 @@ class Histories(ABC):
         """
 
 
-@dataclass(frozen=True)
-class _Position:
+class _Position(NamedTuple):
     """What a step uses up: taken before it, so that a step that fails can be tried again."""
 
     loader: dict[str, Any]

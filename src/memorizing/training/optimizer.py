@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,28 +15,19 @@ from memorizing.errors import CheckpointError
 from memorizing.training.muon import Muon
 
 Parameters = dict[str, nn.Parameter]
+GroupName = Literal["matrices", "embedding", "vectors", "memory"]
+ParameterGroups = dict[GroupName, Parameters]
+"""The parameters of a model by how they are updated, every trainable one in one group: weights of
+linear maps in the blocks; the tied embedding; norm gains, position-bias tables, smears; gates and
+scales, which have a rate of their own and no weight decay, or they may never move."""
 
 ADAM_BETAS = (0.9, 0.95)
-_PLANS = {
+_PLANS: dict[str, dict[str, tuple[GroupName, ...]]] = {
     "adafactor": {"adafactor": ("matrices", "embedding", "vectors"), "adamw": ("memory",)},
     "adamw": {"adamw": ("matrices", "embedding", "vectors", "memory")},
     "muon": {"muon": ("matrices",), "adamw": ("embedding", "vectors", "memory")},
 }
 """Which optimizers a setting stands for, and the groups of each."""
-
-
-@dataclass(frozen=True)
-class ParameterGroups:
-    """The parameters of a model by how they are updated: every trainable one in one group."""
-
-    matrices: Parameters = field(default_factory=dict)
-    """Weights of linear maps in the blocks."""
-    embedding: Parameters = field(default_factory=dict)
-    """The tied embedding."""
-    vectors: Parameters = field(default_factory=dict)
-    """Norm gains, position-bias tables, smears."""
-    memory: Parameters = field(default_factory=dict)
-    """Gates and scales: a rate of their own and no weight decay, or they may never move."""
 
 
 def group_parameters(
@@ -48,20 +38,16 @@ def group_parameters(
     Weights of `nn.Linear` are matrices; what is neither that, nor in `embedding`, nor in `memory`
     is a vector (a table of position bias too: its rows are looked up, not multiplied).
     """
-    embedding_ids, memory_ids = {id(p) for p in embedding}, {id(p) for p in memory}
-    matrix_ids = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    groups = ParameterGroups()
+    members: dict[GroupName, Iterable[Tensor]] = {
+        "matrices": [m.weight for m in model.modules() if isinstance(m, nn.Linear)],
+        "embedding": embedding,
+        "memory": memory,
+    }
+    kinds = {id(tensor): kind for kind, tensors in members.items() for tensor in tensors}
+    groups: ParameterGroups = {"matrices": {}, "embedding": {}, "vectors": {}, "memory": {}}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if id(parameter) in memory_ids:
-            groups.memory[name] = parameter
-        elif id(parameter) in embedding_ids:
-            groups.embedding[name] = parameter
-        elif id(parameter) in matrix_ids:
-            groups.matrices[name] = parameter
-        else:
-            groups.vectors[name] = parameter
+        if parameter.requires_grad:
+            groups[kinds.get(id(parameter), "vectors")][name] = parameter
     return groups
 
 
@@ -89,36 +75,34 @@ class Optimizer:
         self._config = config
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
         """Parameters that have a copy in fp32, and their copies."""
-        groups = ParameterGroups(
-            **{
-                group: {name: self._make_exact(p) for name, p in parameters.items()}
-                for group, parameters in vars(groups).items()
-            }
-        )
-        self._names = {id(p): name for group in vars(groups).values() for name, p in group.items()}
+        exact = {
+            group: {name: self._make_exact(p) for name, p in parameters.items()}
+            for group, parameters in groups.items()
+        }
+        self._names = {id(p): name for group in exact.values() for name, p in group.items()}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         for kind, names in _PLANS[config.optimizer].items():
-            made = [self._make_group(name, getattr(groups, name)) for name in names]
-            if made := [group for group in made if group["params"]]:
+            made = [self._make_group(name, exact[name]) for name in names if exact.get(name)]
+            if made:
                 self._optimizers[kind] = _build_optimizer(kind, made)
         self.set_step(1)
 
-    def _make_group(self, name: str, parameters: Parameters) -> dict[str, Any]:
-        config, decays = self._config, name in ("matrices", "embedding")
-        own_rate = {
+    def _make_group(self, name: GroupName, parameters: Parameters) -> dict[str, Any]:
+        config = self._config
+        own_rates = {
             "embedding": config.embedding_learning_rate,
             "vectors": config.vector_learning_rate,
-        }.get(name, 0.0)
-        if config.optimizer == "adafactor" or not own_rate:
-            own_rate = config.learning_rate
-        is_memory = name == "memory"
-        rate = config.gate_learning_rate if is_memory else compute_peak_rate(config, own_rate)
+        }
+        own_rate = 0.0 if config.optimizer == "adafactor" else own_rates.get(name, 0.0)
+        rate = compute_peak_rate(config, own_rate or config.learning_rate)
+        if name == "memory":
+            rate = config.gate_learning_rate
         return {
             "name": name,
             "params": list(parameters.values()),
             "peak_lr": rate,
             "lr": rate,
-            "weight_decay": config.weight_decay if decays else 0.0,
+            "weight_decay": config.weight_decay if name in ("matrices", "embedding") else 0.0,
         }
 
     def _make_exact(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -176,7 +160,7 @@ class Optimizer:
             group["lr"] = group["peak_lr"] * share
 
     def rates(self) -> dict[str, float]:
-        """The present rate of every group that has parameters, by its name in `ParameterGroups`."""
+        """The present rate of every group that has parameters, by its name."""
         return {group["name"]: group["lr"] for group in self._groups}
 
     def step(self) -> None:
@@ -218,28 +202,29 @@ class Optimizer:
         Raises:
             CheckpointError: the state is of another optimizer or of other parameters.
         """
-        parameters = {
-            f"{kind}|{self._names[id(p)]}": p
+        owners = {
+            f"{kind}|{self._names[id(p)]}": (optimizer, p)
             for kind, optimizer in self._optimizers.items()
             for group in optimizer.param_groups
             for p in group["params"]
         }
-        states: dict[str, dict[Tensor, dict[str, Any]]] = {kind: {} for kind in self._optimizers}
-        for name, value in {**tensors, **numbers}.items():
-            owner, _, key = name.rpartition("|")
-            if owner not in parameters:
+        values = {**tensors, **numbers}
+        for name in values:
+            owner = name.rpartition("|")[0]
+            if owner not in owners:
                 kind, _, parameter_name = owner.partition("|")
                 raise CheckpointError(
                     f"the checkpoint holds state of {kind} for {parameter_name!r}, which this run "
                     "does not have; resume with the same model and training.optimizer"
                 )
-            parameter = parameters[owner]
+        for optimizer in self._optimizers.values():
+            optimizer.state.clear()
+        for name, value in values.items():
+            owner, _, key = name.rpartition("|")
+            optimizer, parameter = owners[owner]
             if isinstance(value, Tensor):
                 value = value.to(parameter.device, copy=True)
-            states[owner.partition("|")[0]].setdefault(parameter, {})[key] = value
-        for kind, optimizer in self._optimizers.items():
-            optimizer.state.clear()
-            optimizer.state.update(states[kind])
+            optimizer.state[parameter][key] = value
 
 
 def _build_optimizer(kind: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

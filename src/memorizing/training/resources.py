@@ -132,12 +132,8 @@ def measure_available(device: torch.device | str = "cpu") -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = psutil.virtual_memory().available
-    limits = [
-        limit
-        for folder in _find_control_groups()
-        if (limit := _read_control_group(folder)) is not None
-    ]
-    return min([available, *limits])
+    limits = map(_read_control_group, _find_control_groups())
+    return min([available, *(limit for limit in limits if limit is not None)])
 
 
 def _find_control_groups() -> list[Path]:
@@ -147,13 +143,9 @@ def _find_control_groups() -> list[Path]:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    names = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
-    return [
-        folder
-        for name in names
-        for folder in (root / name, *(root / name).parents)
-        if folder.is_relative_to(root)
-    ]
+    own = [root / line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    above = [folder for name in own for folder in (name, *name.parents)]
+    return [folder for folder in above if folder.is_relative_to(root)]
 
 
 def _read_control_group(folder: Path) -> int | None:
