@@ -20,6 +20,7 @@ import random
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -529,6 +530,7 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(prefix="kill_writers_"))
     os.environ |= {"MEMORIZING_CACHE": str(root / "cache"), "OMP_NUM_THREADS": "1"}
     import torch
+    import tqdm
     import transformers  # noqa: F401
     from transformers.models.llama import modeling_llama  # noqa: F401
 
@@ -537,6 +539,9 @@ def main() -> None:
     import memorizing.training.finetuning  # noqa: F401
 
     torch.set_num_threads(1)
+    # Its lock is shared with forked children, and one that is killed while it holds it keeps it.
+    tqdm.tqdm.monitor_interval = 0
+    tqdm.tqdm.set_lock(threading.RLock())
     for verb in VERBS:
         if arguments.verbs and verb.name not in arguments.verbs:
             continue
