@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,4 +84,21 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path):
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "code.Tok"]})
     with pytest.raises(ConfigError, match="code of its own"):
         load_pretrained(str(folder))
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["else", "PreTrainedTokenizerFast", None])
+@pytest.mark.parametrize("has_file", [True, False])
+def test_code_that_comes_with_a_tokenizer_is_not_run(
+    folder: Path, kind: str | None, has_file: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder)
+    (folder / "code.py").write_text("open('ran', 'w')\nclass Tok: pass")
+    auto_map = {"AutoTokenizer": ["code.Tok", "code.Tok"]}
+    change(folder / "tokenizer_config.json", auto_map=auto_map, tokenizer_class=kind)
+    if not has_file:
+        (folder / "tokenizer.json").unlink()
+    with suppress(TokenizerError):
+        _, tokenizer = load_pretrained(str(folder))
+        assert type(tokenizer).__module__.startswith("transformers.")
     assert not Path("ran").exists()

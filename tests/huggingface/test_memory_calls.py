@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from memorizing.huggingface import open_memory
@@ -123,21 +124,63 @@ def test_generate_equals_a_loop_of_single_tokens(family: str):
             assert found.sequences[row, tokens.shape[1] :].tolist() == expected.argmax(1).tolist()
 
 
+def go_on(model: Any, input_ids: Tensor, *, generation_config: Any, **kwargs: Any) -> Tensor:
+    """A way of decoding of the user's own: greedy."""
+    cache = kwargs[CACHE]
+    for _ in range(generation_config.max_new_tokens):
+        logits = call(model, input_ids[:, cache.get_seq_length() :], cache).logits
+        input_ids = torch.cat([input_ids, logits[:, -1:].argmax(-1)], 1)
+    return input_ids
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"prefill_chunk_size": 5},
         {"prefill_chunk_size": 70, "cache_implementation": "dynamic"},
+        {"prefill_chunk_size": None},
         {"num_return_sequences": 3, "do_sample": True, "top_k": 1},
+        {"use_cache": False},
+        {"use_cache": False, "num_return_sequences": 3, "do_sample": True, "top_k": 1},
+        {"generation_config": GenerationConfig(max_new_tokens=NUM_NEW, use_cache=False)},
+        {"generation_config": GenerationConfig(max_new_tokens=NUM_NEW, num_beams=1)},
+        {"custom_generate": go_on},
+        {"guidance_scale": 1.0},
     ],
 )
-def test_ways_of_generating_give_the_same_tokens(settings: dict[str, Any]):
+@pytest.mark.parametrize("is_open", [False, True])
+def test_ways_of_generating_give_the_same_tokens(settings: dict[str, Any], is_open: bool):
     model, tokens = find_model(), make_tokens(1, 70)
     give_memory(model)
-    with open_memory(model):
+    with open_memory(model) if is_open else nullcontext():
         expected = generate(model, tokens)
-        found = generate(model, tokens, **settings)
+        if "generation_config" in settings:
+            found = model.generate(tokens, **settings)
+        else:
+            found = generate(model, tokens, **settings)
     assert torch.equal(found, expected.expand_as(found))
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2", "mistral"])
+def test_generating_without_a_cache_gives_the_same_tokens_for_padded_texts(family: str):
+    model = find_model(family)
+    give_memory(model)
+    tokens, mask = pad_left([make_tokens(1, n, seed=n)[0] for n in (70, 7)])
+    with open_memory(model):
+        found = generate(model, tokens, attention_mask=mask, use_cache=False)
+        assert torch.equal(found, generate(model, tokens, attention_mask=mask))
+
+
+def test_guidance_reads_the_other_prompt_with_a_memory_of_its_own():
+    model, tokens = find_model(), make_tokens(1, 70)
+    give_memory(model)
+    other = make_tokens(1, 20, seed=3)
+    with open_memory(model), torch.no_grad():
+        found = generate(model, tokens, guidance_scale=1.5, negative_prompt_ids=other)
+        first = [
+            call(model, t, DynamicCache()).logits[:, -1].log_softmax(-1) for t in (tokens, other)
+        ]
+    assert int(found[0, 70]) == int((1.5 * (first[0] - first[1]) + first[1]).argmax())
 
 
 def test_a_prompt_is_read_in_segments_and_generated_tokens_enter_the_memory_on_its_clock():

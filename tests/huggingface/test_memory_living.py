@@ -6,13 +6,15 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from memorizing.errors import ConfigError, StateError
+from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.huggingface import add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment
 
@@ -184,6 +186,55 @@ def test_a_dynamically_quantized_model_has_a_memory(is_before: bool):
     remove_memory(model)
 
 
+@pytest.mark.filterwarnings("ignore")  # torchao's own
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_model_in_int8_of_torchao_has_a_memory(is_before: bool, tmp_path: Path):
+    quantization = pytest.importorskip("torchao.quantization")
+
+    def quantize(model: Any) -> None:
+        quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+
+    model = make_model()
+    if is_before:
+        quantize(model)
+    add_memory(model, **SETTINGS)
+    if not is_before:
+        quantize(model)
+    with open_memory(model, tmp_path / "memory") as memory:
+        memory.read(TOKENIZER, DOCUMENTS, progress=False)
+        with memory.record() as sources:
+            found = generate(model)
+    assert sum(share for _, share in sources.list()) > 0.1
+    other = make_model()
+    quantize(other)
+    add_memory(other, **SETTINGS)
+    with open_memory(other, tmp_path / "memory"):
+        assert torch.equal(generate(other), found)
+    nn.init.normal_(other.model.norm.weight)
+    other.model.layers[0].mlp.up_proj.weight.qdata[0, 0] += 1
+    with pytest.raises(MemoryFolderError, match="its weights differ"):
+        open_memory(other, tmp_path / "memory")
+    plain = make_model()
+    add_memory(plain, **SETTINGS)
+    with pytest.raises(MemoryFolderError, match="its weights differ"):
+        open_memory(plain, tmp_path / "memory")
+    remove_memory(model)
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's own
+@pytest.mark.parametrize("is_open", [False, True])
+def test_prefix_tuning_is_refused_by_its_name(is_open: bool):
+    peft = pytest.importorskip("peft")
+    model = make_model()
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    wrapped = peft.get_peft_model(model, config)
+    add_memory(wrapped, **SETTINGS)
+    with open_memory(wrapped) if is_open else nullcontext():
+        for call in (wrapped, lambda tokens: generate(wrapped)):
+            with pytest.raises(StateError, match="prefix tuning"):
+                call(PROMPT)
+
+
 @pytest.mark.parametrize("kind", ["meta", "offloaded"])
 def test_a_model_whose_weights_are_elsewhere_is_refused_and_not_changed(kind: str):
     model = make_model()
@@ -204,15 +255,10 @@ def test_embeddings_can_be_given_in_the_place_of_tokens():
         expected = model(PROMPT).logits
         assert torch.equal(model(inputs_embeds=embeddings).logits, expected)
         tokens = generate(model)
+        settings = {"inputs_embeds": embeddings, "max_new_tokens": 5, "pad_token_id": 0}
         with pytest.raises(StateError, match="prefill_chunk_size=None"):
-            model.generate(inputs_embeds=embeddings, max_new_tokens=5)
-        found = model.generate(
-            inputs_embeds=embeddings,
-            max_new_tokens=5,
-            do_sample=False,
-            pad_token_id=0,
-            prefill_chunk_size=None,
-        )
+            model.generate(**settings, prefill_chunk_size=SEGMENT_LEN)
+        found = model.generate(**settings, do_sample=False)
     assert torch.equal(found, tokens[:, PROMPT.shape[1] :])
 
 

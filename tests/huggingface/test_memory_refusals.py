@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from memorizing.errors import ConfigError, NonFiniteQueryError, StateError
-from memorizing.huggingface import add_memory, open_memory
+from memorizing.huggingface import add_memory
 from memorizing.huggingface.attaching.window_cache import find_text
 
 from .all_families import make_config
@@ -32,31 +32,63 @@ TOKENS = make_tokens(2, 21)
 
 
 @pytest.mark.parametrize(
-    ("settings", "mode"),
+    ("settings", "words"),
     [
-        ({"num_beams": 2}, "BEAM_SEARCH"),
-        ({"num_beams": 2, "do_sample": True}, "BEAM_SAMPLE"),
-        ({"prompt_lookup_num_tokens": 3}, "ASSISTED_GENERATION"),
-        ({"assistant_model": "itself"}, "ASSISTED_GENERATION"),
-        ({"dola_layers": "low"}, "DOLA_GENERATION"),
-        ({"penalty_alpha": 0.6, "top_k": 4}, "CONTRASTIVE_SEARCH"),
-        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.1}, "GROUP_BEAM_SEARCH"),
+        ({"num_beams": 2}, "beam search"),
+        ({"num_beams": 2, "do_sample": True}, "beam sample"),
+        ({"prompt_lookup_num_tokens": 3}, "assisted generation"),
+        ({"assistant_early_exit": 1}, "assisted generation"),
+        ({"use_mtp": True}, "assisted generation"),
+        ({"assistant_model": "itself"}, "assisted generation"),
+        ({"assistant_model": "itself", "do_sample": True}, "assisted generation"),
+        ({"dola_layers": "low"}, "dola generation"),
+        ({"dola_layers": [1], "do_sample": True}, "dola generation"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive search"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.1}, "group beam search"),
+        ({"num_beams": 4, "constraints": [[7]]}, "constrained beam search"),
+        ({"num_beams": 4, "force_words_ids": [[7]]}, "constrained beam search"),
+        ({"generation_config": GenerationConfig(num_beams=3)}, "beam search"),
+        ({"cache_implementation": "static"}, "cache_implementation is 'static'"),
+        ({"cache_implementation": "offloaded"}, "cache_implementation is 'offloaded'"),
+        ({"cache_implementation": "quantized"}, "cache_implementation is 'quantized'"),
+        ({"cache_implementation": "paged"}, "cache_implementation is 'paged'"),
+        ({"custom_generate": "owner/name"}, "'owner/name'; code that comes .* not run"),
+        ({"custom_generate": "."}, "code that comes with a way of decoding is not run"),
+        (
+            {"past_key_values": DynamicCache(), "use_cache": False},
+            f"use_cache is false with {CACHE}",
+        ),
     ],
 )
-def test_ways_of_generating_that_take_tokens_back_are_refused_before_anything_is_computed(
-    settings: dict[str, Any], mode: str
+@pytest.mark.parametrize("trust_remote_code", [None, True])
+def test_ways_of_generating_that_cannot_be_right_are_refused_before_anything_is_computed(
+    settings: dict[str, Any], words: str, trust_remote_code: bool | None
 ):
     model, calls = find_model(), []
     give_memory(model)
     hook = model.model.register_forward_hook(lambda *args: calls.append(1))
     if "assistant_model" in settings:
-        settings = {"assistant_model": model}
-    words = mode.lower().replace("_", " ")
-    with open_memory(model), pytest.raises(ConfigError, match=f"{words}.*use num_beams=1"):
+        settings = settings | {"assistant_model": model}
+    with pytest.raises(ConfigError, match=words) as caught:
         # No code is loaded: that is not come to.
-        model.generate(TOKENS[:1], max_new_tokens=3, trust_remote_code=True, **settings)
+        model.generate(
+            TOKENS[:1], max_new_tokens=3, trust_remote_code=trust_remote_code, **settings
+        )
     hook.remove()
+    assert "trust_remote_code" not in str(caught.value)
     assert not calls
+
+
+def test_continuous_batching_is_refused():
+    model = find_model()
+    give_memory(model)
+    for start in (
+        lambda: model.generate_batch([[7, 8, 9]]),
+        model.init_continuous_batching,
+        lambda: model.continuous_batching_context_manager().__enter__(),
+    ):
+        with pytest.raises(ConfigError, match="continuous batching moves sequences"):
+            start()
 
 
 def test_a_model_whose_memory_is_removed_searches_with_beams_again():
@@ -88,8 +120,6 @@ def test_what_exchanges_or_takes_back_rows_of_a_cache_is_refused():
 def test_other_caches_are_refused():
     model = find_model()
     give_memory(model)
-    with pytest.raises(StateError, match=r"is a StaticCache.*cache_implementation"):
-        model.generate(TOKENS, max_new_tokens=3, cache_implementation="static")
     with pytest.raises(StateError, match="StaticCache"):
         call(model, TOKENS, StaticCache(config=model.config, max_cache_len=31))
     with pytest.raises(StateError, match="DynamicSubclass"):

@@ -10,6 +10,7 @@ model's context; here each document is read alone, in order, with a memory of it
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,18 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import ConfigError, IndexUnavailableError
-from memorizing.huggingface.attaching.attachment import add_memory, get_attachment, unwrap
+from memorizing.huggingface.attaching.attachment import (
+    add_memory,
+    find_attachment,
+    get_attachment,
+    unwrap,
+)
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.learning.adapter import load_adapter
-from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.huggingface.sessions.scoring import read_memory, score_texts
 from memorizing.huggingface.sessions.texts import encode_text
 from memorizing.model import evaluation_mode
+from memorizing.settings import read_hints
 
 _UNLIMITED = 1 << 30
 """Tokens: nothing is cut."""
@@ -98,12 +105,11 @@ class MemorizingLM(_HFLM):
         )
         self._is_templated = False
         self._inner = unwrap(self.model)
-        has_memory = "memorizing" in self._inner.__dict__
         if adapter is not None:
             if layers is not None:
                 raise ConfigError("adapter and layers are given; an adapter has its own layers")
             load_adapter(self._inner, Path(adapter), **own)
-        elif not has_memory:
+        elif find_attachment(self._inner) is None:
             add_memory(self._inner, parse_layers(layers), window=window, **own)
         elif layers is not None or own:
             raise ConfigError("the model has a memory already; leave out layers and settings")
@@ -193,30 +199,22 @@ class MemorizingLM(_HFLM):
                         )
         return [answers[index] for index in range(len(requests))]
 
-    def _read_shared(self, contexts: list[list[int]]) -> tuple[int, dict[str, Tensor] | None]:
-        """Read what equal contexts have in whole segments: its length, and what it left."""
+    def _read_shared(self, contexts: list[list[int]]) -> tuple[int, Any]:
+        """Read what equal contexts have in whole segments: its length, and the cache after it."""
+        cache = self._attachment.make_cache()
         segment_len = self._attachment.settings.segment_len
         # The last token of a context predicts the first of a continuation.
         length = (len(contexts[0]) - 1) // segment_len * segment_len
         if length <= 0 or any(context != contexts[0] for context in contexts):
-            return 0, None
-        cache = self._attachment.make_cache()
+            return 0, cache
         for begin in range(0, length, segment_len):
             self._call(contexts[0][begin : begin + segment_len], cache)
-        self._attachment.commit(cache)
-        return length, dump_cache(self._attachment, cache)
+        return length, cache
 
     def _score(
-        self,
-        context: list[int],
-        continuation: list[int],
-        num_read: int,
-        state: dict[str, Tensor] | None,
+        self, context: list[int], continuation: list[int], num_read: int, shared: Any
     ) -> tuple[float, bool]:
-        segment_len = self._attachment.settings.segment_len
-        cache = (
-            self._attachment.make_cache() if state is None else load_cache(self._attachment, state)
-        )
+        segment_len, cache = self._attachment.settings.segment_len, copy.deepcopy(shared)
         inputs = (context + continuation)[:-1]
         logits = torch.cat(
             [
@@ -240,10 +238,7 @@ class MemorizingLM(_HFLM):
             return super()._model_generate(context, *args, **kwargs)
 
 
-_SETTINGS = {
-    "segment_len", "num_sinks", "capacity", "num_neighbors", "combine", "search", "distance",
-    "bias", "temperature", "index",
-}  # fmt: skip
+_SETTINGS = read_hints(MemorySettings).keys() - {"layers", "window", "dtype"}
 
 
 def parse_layers(layers: Any) -> list[int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,14 +26,18 @@ from memorizing.huggingface.attaching.fingerprint import Fingerprint, compute_fi
 from memorizing.huggingface.attaching.interface import name_implementation
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.generating import (
+    check_generation,
+    check_mode,
+    refuse_batching,
+    refuse_code,
+)
+from memorizing.huggingface.releases import take_cache
 from memorizing.settings import require
 from memorizing.storage.tensors import check_shapes
 
 _ATTRIBUTE = "memorizing"
 """Of a model with memory: its `Attachment`."""
-_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-"""One token after another, each row by itself: what beams exchange and assistants take back is in
-memory already."""
 _LARGEST = 3e38
 """What fp32 can hold."""
 
@@ -50,7 +53,9 @@ class Attachment(Calls):
         """
         super().__init__(decoder, settings)
         self._model = model
-        self._changes = ModelChanges(model, decoder, settings.segment_len)
+        self._underneath = str(model.config._attn_implementation)
+        model.set_attn_implementation(name_implementation(self._underneath))
+        self._before: list[tuple[Any, str, bool, object]] = []
         for layer in settings.layers:
             attention = decoder.attentions[layer]
             memory = MemoryLayer(decoder, layer, settings)
@@ -58,8 +63,19 @@ class Attachment(Calls):
             memory.to(_find_device(attention, decoder.base))
             attention.add_module("memory", memory)
             self.layers[layer] = memory
-        self._changes.leave_memory_unsaved()
+        changes = {
+            "_keys_to_ignore_on_save": self._list_unsaved(),
+            "_prepare_generation_config": self._prepare_generation,
+            "_validate_generation_mode": self._validate_generation,
+            "load_custom_generate": refuse_code,
+            "init_continuous_batching": refuse_batching,
+        }
+        for name, value in changes.items():
+            self._change(model, name, value)
         base = decoder.base
+        for layer in getattr(base, decoder.family.layers):
+            # The cache of a call can be written again; see `CallCache`.
+            self._change(layer, "_can_checkpoint_with_cache", True)
         self._handles = [
             base.register_forward_pre_hook(self._enter, with_kwargs=True),  # type: ignore[attr-defined]
             base.register_forward_hook(  # type: ignore[call-overload]
@@ -68,6 +84,44 @@ class Attachment(Calls):
                 always_call=True,
             ),
         ]
+
+    def _change(self, owner: Any, name: str, value: object) -> None:
+        """Set an attribute of a module until `remove`."""
+        own = vars(owner)
+        self._before.append((owner, name, name in own, own.get(name)))
+        own[name] = value
+
+    def _list_unsaved(self) -> set[str]:
+        """Names that `save_pretrained` leaves out: those of before, and what memory layers have."""
+        return set(getattr(self._model, "_keys_to_ignore_on_save", None) or ()) | {
+            f"{name}.{tensor}"
+            for name, module in self._model.named_modules()
+            if isinstance(module, MemoryLayer)
+            for tensor in MemoryLayer.TENSORS
+        }
+
+    def _prepare_generation(
+        self, generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """In the place of the model's `_prepare_generation_config`: prompts are read in pieces.
+
+        Raises:
+            ConfigError: a way of generating that cannot be right with a memory.
+        """
+        settings, inputs = type(self._model)._prepare_generation_config(
+            self._model, generation_config, **kwargs
+        )
+        check_generation(settings, take_cache({**inputs}))
+        is_told = "prefill_chunk_size" in kwargs or settings.prefill_chunk_size is not None
+        # Without a cache every call reads the whole text; embeddings cannot be cut by `generate`.
+        if not is_told and settings.use_cache and inputs.get("inputs_embeds") is None:
+            settings.prefill_chunk_size = self.settings.segment_len
+        return settings, inputs
+
+    def _validate_generation(self, mode: GenerationMode, *args: Any) -> None:
+        """In the place of the model's `_validate_generation_mode`, which knows of an assistant."""
+        check_mode(mode)
+        type(self._model)._validate_generation_mode(self._model, mode, *args)
 
     def remove(self) -> None:
         """Restore the model. In place.
@@ -81,7 +135,12 @@ class Attachment(Calls):
             handle.remove()
         for layer in self.layers:
             del self.decoder.attentions[layer]._modules["memory"]
-        self._changes.revert()
+        for owner, name, was_there, value in reversed(self._before):
+            if was_there:
+                vars(owner)[name] = value
+            else:
+                del vars(owner)[name]
+        self._model.set_attn_implementation(self._underneath)
         del self._model.__dict__[_ATTRIBUTE]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,89 +252,6 @@ def _allow_missing(module: Any, keys: Any) -> None:
     ]
 
 
-class _Modes(list[GenerationMode]):
-    """Ways to decode that work; `generate` asks whether another is among them."""
-
-    def __contains__(self, mode: object) -> bool:
-        """Whether a way works.
-
-        Raises:
-            ConfigError: it does not.
-        """
-        if super().__contains__(mode):
-            return True
-        name = str(getattr(mode, "value", mode)).replace("_", " ")
-        raise ConfigError(
-            f"these settings ask for {name}, which takes tokens back or moves them between rows; "
-            "what a model with memory has read stays read: use num_beams=1 without assistant, "
-            "greedy or with do_sample=True"
-        )
-
-
-class ReadInPieces(GenerationConfig):
-    """How a model with memory generates: prompts are read in pieces. That is not saved with it."""
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """What is saved."""
-        values = super().to_diff_dict()
-        values.pop("prefill_chunk_size", None)
-        return values
-
-
-class ModelChanges:
-    """Attention, generation and saving of a model with memory, and how they were before."""
-
-    def __init__(self, model: Any, decoder: Decoder, segment_len: int) -> None:
-        """Change a model. In place.
-
-        Raises:
-            ConfigError: attention that runs by something that is not known; nothing is changed.
-        """
-        self._model = model
-        self._underneath = str(model.config._attn_implementation)
-        model.set_attn_implementation(name_implementation(self._underneath))
-        self._before: list[tuple[Any, str, bool, object]] = []
-        self._set(model, "_supported_generation_modes", _Modes(_MODES))
-        for layer in getattr(decoder.base, decoder.family.layers):
-            # The cache of a call can be written again; see `CallCache`.
-            self._set(layer, "_can_checkpoint_with_cache", True)
-        self._generation = getattr(model, "generation_config", None)
-        self._pieces = None
-        if self._generation is not None:
-            self._pieces = ReadInPieces()
-            vars(self._pieces).update(copy.deepcopy(vars(self._generation)))
-            self._pieces.prefill_chunk_size = segment_len
-            model.generation_config = self._pieces
-
-    def leave_memory_unsaved(self) -> None:
-        """Let `save_pretrained` leave out what memory layers have. In place."""
-        ignored = set(getattr(self._model, "_keys_to_ignore_on_save", None) or ())
-        for name, module in self._model.named_modules():
-            if isinstance(module, MemoryLayer):
-                ignored |= {f"{name}.{tensor}" for tensor in MemoryLayer.TENSORS}
-        self._set(self._model, "_keys_to_ignore_on_save", ignored)
-
-    def revert(self) -> None:
-        """Make the model what it was; what was set on its `generation_config` since stays."""
-        model = self._model
-        for owner, name, was_there, value in reversed(self._before):
-            if was_there:
-                vars(owner)[name] = value
-            else:
-                del vars(owner)[name]
-        model.set_attn_implementation(self._underneath)
-        if self._generation is not None and model.generation_config is self._pieces:
-            chunk_size = self._generation.prefill_chunk_size
-            vars(self._generation).update(vars(self._pieces))
-            self._generation.prefill_chunk_size = chunk_size
-            model.generation_config = self._generation
-
-    def _set(self, owner: Any, name: str, value: object) -> None:
-        own = vars(owner)
-        self._before.append((owner, name, name in own, own.get(name)))
-        own[name] = value
-
-
 @torch.inference_mode(False)  # what is made here may be trained later
 def add_memory(
     model: Any,
@@ -291,7 +267,8 @@ def add_memory(
 
     Nothing is stored yet, and the logits of texts within the window are exactly those of before:
     see `open_memory`. The model's own weights are not changed, and `remove_memory` restores it.
-    `generate` works greedily and by sampling; beam search and assisted decoding are refused.
+    `generate` works greedily and by sampling, and reads prompts in pieces of `segment_len`; beam
+    search and assisted decoding are refused.
     `save_pretrained` saves the model without its memory.
 
     Which layers and heads can use a memory differs from model to model and decides whether it

@@ -166,21 +166,16 @@ class Calls:
             return self.opened.open_heads
         return {number: layer.plan_open_heads() for number, layer in self.layers.items()}
 
-    def plan_opening(
-        self,
-        base: Mapping[int, FrozenMemory],
-        open_heads: Mapping[int, OpenHeads] | None = None,
-    ) -> OpenMemory:
+    def plan_opening(self, base: Mapping[int, FrozenMemory]) -> OpenMemory:
         """What calls read where this is open, and what they remember of their own texts.
 
         Args:
             base: per layer, what was read before, of the `key_heads` of `open_heads`.
-            open_heads: those that `base` was opened for; None asks for them now.
 
         Raises:
             StateError: `base` has other heads.
         """
-        heads = self.open_heads if open_heads is None else open_heads
+        heads = self.open_heads
         for layer, memory in base.items():
             if memory.num_heads != len(heads[layer].key_heads):
                 raise StateError(
@@ -190,17 +185,13 @@ class Calls:
         number = self.opened.number if self.opened else next(_NUMBERS)
         return OpenMemory(number, base, heads, self.devices)
 
-    def bind(
-        self,
-        base: Mapping[int, FrozenMemory],
-        open_heads: Mapping[int, OpenHeads] | None = None,
-    ) -> None:
+    def bind(self, base: Mapping[int, FrozenMemory]) -> None:
         """From now on, all calls read this; see `plan_opening`. In place.
 
         Raises:
             StateError: `base` has other heads.
         """
-        self._open_for_all = self.plan_opening(base, open_heads)
+        self._open_for_all = self.plan_opening(base)
 
     def unbind(self) -> None:
         """From now on, calls read and remember nothing. In place."""
@@ -221,8 +212,9 @@ class Calls:
         text = find_text(cache)
         if text.history is None or text.opened != self._number:
             raise StateError(
-                "this cache has no memory: it was made by another model, or read while no memory "
-                "was open; make one with memory.new_cache() inside of open_memory(...)"
+                f"the cache holds {int(cache.get_seq_length())} tokens that no memory knows: they "
+                "were read by another model, or while this memory was not open; read the text "
+                "anew, with memory.new_cache() inside of open_memory(...)"
             )
         return text.history
 
@@ -379,12 +371,8 @@ class Calls:
         if given.start == 0 or cache is None:
             text = self.start_text(cache, given.num_rows)
         else:
+            self.find_history(cache)
             text = find_text(cache)
-            if text.history is None or text.opened != self._number:
-                raise StateError(
-                    f"the cache holds {given.start} tokens that no memory knows: they were read "
-                    "while it was not open; read the text anew"
-                )
         text.check(given.num_rows)
         first_seen = torch.full((given.num_rows,), self._positions.find_first_seen(given.start))
         if given.first_valid is not None:
@@ -427,7 +415,8 @@ class Calls:
             if int(cache.get_seq_length()):
                 raise StateError(
                     f"the cache holds {int(cache.get_seq_length())} tokens that were read without "
-                    "add_memory; read the text anew"
+                    "add_memory, or that prefix tuning of peft put there, which a memory cannot "
+                    "be used with; read the text anew, without prefix tuning"
                 )
             # A cache that was made without the model's config holds what the model would not see.
             held = cache.layers[: self.decoder.num_cached]

@@ -355,8 +355,8 @@ class Positions:
             most = self._overlap + (zone + 1) * self._zone_len - start
             raise StateError(
                 f"a call reads {num_tokens} tokens at once, and here the model has positions for "
-                f"{most} more; read in pieces of segment_len (generate() does, with the "
-                "prefill_chunk_size that add_memory sets)"
+                f"{most} more; read in pieces of segment_len with a cache (generate() does, with "
+                "input_ids and use_cache=True)"
             )
 
     def enter(

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.generation.configuration_utils import GenerationMode
 
 from memorizing.errors import ConfigError, StateError
 from memorizing.huggingface.own_model.cache import MemorizingCache
@@ -123,40 +122,6 @@ def compute_loss(
     if num_items is None:
         return nats / counted.sum().clamp(min=1)
     return nats / (num_items.to(nats.device) if isinstance(num_items, Tensor) else num_items)
-
-
-_ONE_TOKEN_AFTER_ANOTHER = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-_CACHES = (None, "dynamic")
-
-
-def check_settings(
-    settings: GenerationConfig, assistant_model: object, custom_generate: object
-) -> None:
-    """Refuse ways of decoding that take tokens back or move them between rows.
-
-    Raises:
-        ConfigError: with the setting and what works.
-    """
-    mode = settings.get_generation_mode(assistant_model)  # type: ignore[arg-type]
-    if mode not in _ONE_TOKEN_AFTER_ANOTHER:
-        raise ConfigError(
-            f"these settings ask for {mode.value.replace('_', ' ')}, which takes tokens back or "
-            "moves them between rows; what a model with memory has read stays read: use "
-            "num_beams=1 without assistant, greedy or with do_sample=True"
-        )
-    if isinstance(custom_generate, str):
-        raise ConfigError(
-            f"custom_generate is {custom_generate!r}; a way of decoding from the hub is not known "
-            "to be right with a memory: give a function of your own, or leave it out"
-        )
-    if settings.cache_implementation not in _CACHES:
-        raise ConfigError(
-            f"cache_implementation is {settings.cache_implementation!r}; the history of this model "
-            "is a MemorizingCache: leave the setting out"
-        )
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(settings, name):
-            raise ConfigError(f"{name} is true, and this model does not return them; leave it out")
 
 
 def check_inputs(

@@ -24,6 +24,12 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memorizing.errors import CheckpointError, ConfigError, StateError
+from memorizing.huggingface.generating import (
+    check_generation,
+    check_mode,
+    refuse_batching,
+    refuse_code,
+)
 from memorizing.huggingface.own_model.cache import MemorizingCache
 from memorizing.huggingface.own_model.config import (
     MemorizingTokenizer,
@@ -31,7 +37,6 @@ from memorizing.huggingface.own_model.config import (
 )
 from memorizing.huggingface.own_model.inputs import (
     check_inputs,
-    check_settings,
     choose_cache,
     choose_columns,
     compute_loss,
@@ -287,11 +292,12 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         settings, inputs_by_name = self._prepare_generation_config(  # type: ignore[attr-defined]
             generation_config, **kwargs
         )
-        check_settings(settings, kwargs.get("assistant_model"), kwargs.get("custom_generate"))
+        check_generation(settings, cache)
+        check_mode(settings.get_generation_mode(kwargs.get("assistant_model")))
+        flags = ("output_attentions", "output_hidden_states")
+        refuse_unknown({name: getattr(settings, name) for name in flags})
         refuse_unknown({"inputs_embeds": kwargs.get("inputs_embeds")})
         tokens = inputs_by_name.get("input_ids") if inputs is None else inputs
-        if cache is not None and not settings.use_cache:
-            raise ConfigError(f"use_cache is false with {CACHE_NAME}; leave one of them out")
         if tokens is not None:
             check_inputs(tokens, inputs_by_name.get("attention_mask"), cache, settings)
         if cache is None and settings.use_cache:
@@ -306,16 +312,8 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         # The padding token is the start token, where no other is set: only a mask tells them apart.
         return torch.ones_like(inputs_tensor)
 
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused, and with it `generate_batch`.
-
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            "continuous batching moves sequences between rows, each of which has a memory of its "
-            "own; call generate with a batch"
-        )
+    load_custom_generate = staticmethod(refuse_code)  # type: ignore[assignment]
+    init_continuous_batching = staticmethod(refuse_batching)
 
     def _choose_compute_dtype(self) -> None:
         device_type = self.model.embedding.weight.device.type

@@ -111,7 +111,7 @@ class MemorySession:
     def _bind(self) -> None:
         attachment = self._attachment
         heads = attachment.open_heads
-        attachment.bind(self._store.open_layers(attachment.devices, heads), heads)
+        attachment.bind(self._store.open_layers(attachment.devices, heads))
 
     @property
     def documents(self) -> tuple[StoredDocument, ...]:
