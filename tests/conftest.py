@@ -2,5 +2,8 @@
 
 import os
 
-# As the command line does, before torch is imported: threads that spin starve one another.
+# Before torch is imported. Calls as small as those of the tests are slower in several threads, and
+# two processes run tests; where threads matter, a test sets their number.
+os.environ["OMP_NUM_THREADS"] = "1"
+# As the command line does: threads that spin while they wait starve one another.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

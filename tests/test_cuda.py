@@ -36,13 +36,12 @@ from memorizing.training import Trainer, list_checkpoints, load_model
 from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.finetuning.settings import FinetuneSettings
 from memorizing.training.questions import build_gathering_model
-
-from .finetuning import tools as finetuning
-from .huggingface import tools as huggingface
-from .huggingface.own_model.tools import make_own
-from .knn.ring import Ring, draw_keys
-from .model.tools import SMALL, make_model, make_tokens
-from .test_answers import CONFIG as ANSWERING
+from tests.evaluation.test_answers import CONFIG as ANSWERING
+from tests.huggingface import tools as huggingface
+from tests.huggingface.own_model.tools import make_own
+from tests.knn.ring import Ring, draw_keys
+from tests.model.tools import SMALL, make_model, make_tokens
+from tests.training.finetuning import tools as finetuning
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import memorizing
+from experiments.faults.tiny import save_llama
 from memorizing.cli import app
 from memorizing.memory import MemoryFolder
-from tests.cli.conftest import save_tiny_llama
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -111,7 +111,7 @@ def test_the_readmes_memory_for_an_existing_model_runs_as_printed(tmp_path, monk
     example = find_blocks("python")[1]
     monkeypatch.chdir(tmp_path)
     given = {
-        "path": save_tiny_llama(tmp_path / "llama", 0, max_positions=1031),
+        "path": save_llama(tmp_path / "llama", max_positions=1031),
         "documents": [("alpha.py", "def alpha(): return 7\n" * 5), ("beta.py", "beta = 3\n" * 7)],
         "prompt": "def alpha(",
     }

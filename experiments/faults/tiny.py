@@ -35,7 +35,7 @@ def find_llama(folder: Path) -> str:
     return str(next(above / "llama" for above in folder.parents if (above / "llama").is_dir()))
 
 
-def save_llama(folder: Path) -> None:
+def save_llama(folder: Path, seed: int = 0, max_positions: int = 128) -> Path:
     """A random Llama of three layers with a token for every byte, as on the hub."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -46,7 +46,7 @@ def save_llama(folder: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=20,
@@ -55,9 +55,12 @@ def save_llama(folder: Path) -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=10,
-        max_position_embeddings=128,
+        max_position_embeddings=max_positions,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        # Loud enough that what is retrieved is heard.
+        initializer_range=0.5,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder

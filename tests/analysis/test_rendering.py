@@ -1,27 +1,11 @@
 """What is printed fits 80 columns and says what it is about."""
 
-import io
-import re
-
-from rich.console import Console
-
 from memorizing.analysis import (
     Example,
     Place,
-    describe_reach,
-    make_position_table,
-    make_result_table,
     render_examples,
 )
-from memorizing.evaluation import compare_results
-
-
-def _print(renderable: object) -> str:
-    console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(renderable)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(len(line) <= 80 for line in text.splitlines())
-    return text
+from tests.analysis.conftest import print_plainly
 
 
 def test_an_example_shows_token_probabilities_and_places():
@@ -31,7 +15,7 @@ def test_an_example_shows_token_probabilities_and_places():
         "transformers.models.t5", 7000, "self.", "forward", "(x)\n", 0.91, 0.0234, (place, start)
     )
     lonely = Example("b", 3, "", "ant", "", 0.5, 0.0001, ())
-    text = _print(render_examples([example, lonely], baseline_name="cache only"))
+    text = print_plainly(render_examples([example, lonely], baseline_name="cache only"))
     assert "1. transformers.models.t5, token 7,000" in text
     assert "probability of «forward»: 2.3% cache only, 91% with memory" in text
     assert "self.«forward»(x) ⏎" in text
@@ -41,52 +25,3 @@ def test_an_example_shows_token_probabilities_and_places():
     assert "«start of document»import os" in text
     assert "under 0.1% cache only" in text
     assert "nothing retrieved" in text
-
-
-def test_the_table_has_baseline_capacities_and_controls(make_result):
-    nats = [2.0, 2.0, 2.0], [2.0, 2.0]
-    baseline = make_result(*nats, capacity=0)
-    results = {
-        "512": make_result([1.0, 2.0, 2.0], [1.0, 2.0], capacity=512),
-        "65536": make_result([1.0, 1.0, 2.0], [1.0, 1.0], capacity=65_536),
-        "off": make_result(*nats, capacity=0, control="off"),
-        "other_document": make_result(*nats, capacity=65_536, control="other_document"),
-        "shuffled": make_result(*nats, capacity=65_536, control="shuffled", num_bytes=None),
-    }
-    differences = {name: compare_results(r, baseline) for name, r in results.items()}
-    text = _print(
-        make_result_table(results, baseline=baseline, differences=differences, title="Python")
-    )
-    lines = [re.split(r" {2,}", line.strip()) for line in text.splitlines()]
-    rows = {cells[0]: cells[1:] for cells in lines}
-    assert rows["cache only"] == ["7.389", "1.0305"]
-    # Two blocks, one per document: the resamples' extremes are one document twice.
-    assert rows["512 entries"] == ["4.953", "0.8244", "-33.0%", "-39.3% to -28.3%"]
-    assert rows["65,536 entries"] == ["3.320", "0.6183", "-55.1%", "-63.2% to -48.7%"]
-    assert rows["memory off"] == ["7.389", "1.0305", "+0.0%", "+0.0% to +0.0%"]
-    assert rows["another document's"] == ["7.389", "1.0305", "+0.0%", "+0.0% to +0.0%"]
-    assert rows["values shuffled"] == ["7.389", "+0.0%", "+0.0% to +0.0%"]
-    assert "diagnostics" in text
-    assert "Python" in text
-
-
-def test_positions_are_a_line_each(make_result):
-    results = {
-        "off": make_result([1.0] * 600, [2.0] * 3),
-        "8,192": make_result([0.5] * 600, [2.0] * 3),
-    }
-    text = _print(make_position_table(results))
-    assert "0 to 511" in text
-    assert "515" in text
-    assert "512 to 2,047" in text
-    assert "1.649" in text
-    assert "2,048" not in text
-
-
-def test_a_capacity_beyond_the_documents_is_said(make_result):
-    within, beyond = make_result([1.0] * 600), make_result([1.0] * 600, capacity=8192)
-    assert describe_reach({"512": within}) is None
-    said = describe_reach({"512": within, "8192": beyond})
-    assert said is not None
-    assert "600 tokens" in said
-    assert "8,192" in said

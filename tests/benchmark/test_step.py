@@ -73,29 +73,6 @@ def test_the_limit_is_the_flops_of_a_step_at_the_speed_of_the_large_product() ->
     assert limit["share_of_limit"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("capacity", [0, 3, 19])
-def test_timed_steps_find_the_cache_and_the_memory_full(capacity: int) -> None:
-    model = MemorizingTransformer(TINY)
-    tokens = torch.randint(29, (1, 7))
-    state = fill_state(model, tokens, capacity)
-    for _ in range(2):
-        assert [cache.keys.shape[2] for cache in state.xl_caches] == [11, 11]
-        assert [m.size.tolist() for m in state.memories.values()] == [[capacity]] * bool(capacity)
-        assert state.position % 7 == 0
-        state = model(tokens, state).state.commit()
-
-
-@pytest.mark.parametrize("num_entries", [12, 13, 14, 31])
-def test_given_keys_are_stored_in_their_order_and_repeated_over_heads(num_entries: int) -> None:
-    memory = Memory(1, 3, 13, 5, torch.float32)
-    keys = torch.randn(2, 13, 5)
-    fill_memory(memory, num_entries, keys)
-    for entry in range(max(0, num_entries - 13), num_entries):
-        stored = memory.keys[0, :, entry % 13]
-        assert torch.equal(stored, keys[[0, 1, 0], entry % 13])
-    assert memory.num_appended.tolist() == [num_entries]
-
-
 def test_no_speed_is_reported_for_a_search_that_misses_entries() -> None:
     torch.manual_seed(0)
     state = fill_state(MemorizingTransformer(TINY), torch.randint(29, (1, 7)), 64)
@@ -110,18 +87,6 @@ def test_recall_of_exact_search_among_fp32_keys_is_1() -> None:
     memory = Memory(1, 3, 43, 5, torch.float32)
     fill_memory(memory, 43)
     assert check_memory(memory, normalize(torch.randn(3, 11, 5)), 7) == 1
-
-
-def test_peak_memory_is_that_of_other_processes_less_their_entries() -> None:
-    result = benchmark_step(TINY, (65_537,), num_pairs=1, num_peaks=1, large_dim=31)
-    without, full = result["rows"]
-    assert (without["entries_mib"], without["beyond_entries_mib"]) == (0, 0)
-    # Keys and values of 2 heads and 5 dimensions in bf16.
-    assert full["entries_mib"] == 2 * 65_537 * 2 * 5 * 2 / 2**20
-    expected = full["peak_mib"] - without["peak_mib"] - full["entries_mib"]
-    assert full["beyond_entries_mib"] == pytest.approx(expected)
-    assert full["peak_mib"] > without["peak_mib"] > full["entries_mib"]
-    assert full["peak_method"] in ("VmHWM", "ru_maxrss")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
+from experiments.faults.tiny import save_llama
 from memorizing.cli import main
 
 
@@ -72,50 +73,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, settings: list[str]) -> Pa
     return folder
 
 
-def save_tiny_llama(folder: Path, seed: int, max_positions: int = 128) -> Path:
-    """A Llama of three layers with a token for every byte, drawn at random, as on the hub."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate(alphabet)}
-    bytes_alone = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_alone.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bytes_alone, bos_token="<s>", eos_token="</s>"
-    )
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=20,
-        intermediate_size=31,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=10,
-        max_position_embeddings=max_positions,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        # Loud enough that what is retrieved is heard.
-        initializer_range=0.5,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-trained model that is not to be changed."""
-    return save_tiny_llama(tmp_path_factory.mktemp("models") / "llama", 0)
+    return save_llama(tmp_path_factory.mktemp("models") / "llama")
 
 
 @pytest.fixture(scope="session")
 def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another one of the same shape."""
-    return save_tiny_llama(tmp_path_factory.mktemp("models") / "other", 1)
+    return save_llama(tmp_path_factory.mktemp("models") / "other", seed=1)
 
 
 MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32")

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from memorizing.analysis import plot_lengths
 from memorizing.config import DataConfig, TokenizerConfig
 from memorizing.data import (
     DocumentSize,
@@ -86,8 +85,3 @@ def test_a_tokenizer_is_trained_on_the_first_documents_only(tmp_path):
     again, name = choose_tokenizer(corpus, kept)
     assert again.fingerprint == tokenizer.fingerprint
     assert name.startswith(str(tmp_path / "kept"))
-
-
-def test_the_lengths_are_drawn(corpus, tokenizer, tmp_path):
-    path = plot_lengths(measure_corpus(corpus, tokenizer), tmp_path / "deep" / "lengths.png")
-    assert path.read_bytes().startswith(b"\x89PNG")

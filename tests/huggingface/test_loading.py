@@ -12,8 +12,7 @@ import pytest
 
 from memorizing.errors import ConfigError, TokenizerError
 from memorizing.huggingface.loading import load_pretrained
-
-from ..finetuning.tools import make_base, make_tokenizer
+from tests.training.finetuning.tools import make_base, make_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from transformers import (
@@ -125,15 +124,6 @@ def find_model(family: str = "llama", implementation: str = "") -> Any:
         attachment.unbind()
         remove_memory(model)
     return model
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Calls this small are slower in several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def give_memory(model: Any, **settings: Any) -> Attachment:

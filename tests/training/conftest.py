@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,6 @@ def drop_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: drop_times(part) for key, part in value.items() if key not in TIMES}
     return [drop_times(part) for part in value] if isinstance(value, list) else value
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

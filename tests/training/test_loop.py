@@ -21,9 +21,8 @@ from memorizing.training.checkpoint import find_checkpoint, list_checkpoints, lo
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.loop import TrainingLoop
-
-from ..finetuning.tools import SEGMENT_LEN, START, make_documents, make_model
-from .conftest import drop_times, raise_after
+from tests.training.conftest import drop_times, raise_after
+from tests.training.finetuning.tools import SEGMENT_LEN, START, make_documents, make_model
 
 DOCUMENTS = make_documents(3 * SEGMENT_LEN, 47, 5 * SEGMENT_LEN + 1, 2)
 MakeLoop = Callable[..., TrainingLoop]

@@ -28,8 +28,8 @@ from memorizing.huggingface.learning.adapter import (
     train_only,
 )
 from memorizing.huggingface.sessions.session import open_memory
-
-from ...finetuning.tools import (
+from tests.memory.disk.killing import fork, kill_before
+from tests.training.finetuning.tools import (
     MEMORY,
     SEGMENT_LEN,
     WINDOW,
@@ -37,12 +37,9 @@ from ...finetuning.tools import (
     make_documents,
     make_gpt2,
     make_model,
-    one_thread,
     read_alone,
 )
-from ...memory.disk.killing import fork, kill_before
 
-__all__ = ["one_thread"]
 TOKENS = make_documents(5 * SEGMENT_LEN + 2)[0].tokens
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 LORA = peft.LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj", "v_proj"])

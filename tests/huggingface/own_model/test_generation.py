@@ -22,7 +22,7 @@ from memorizing.huggingface.own_model.config import MemorizingTokenizer
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 
 from ...model.tools import make_tokens
-from .tools import decode_greedily, get_history, make_own, one_thread, pad_left  # noqa: F401
+from .tools import decode_greedily, get_history, make_own, pad_left
 
 NUM_NEW = 13
 

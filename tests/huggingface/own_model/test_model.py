@@ -17,7 +17,7 @@ from memorizing.huggingface.own_model.config import MemorizingTransformerConfig
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 
 from ...model.tools import SMALL, make_tokens, read
-from .tools import VOCAB_SIZE, get_history, make_own, one_thread, pad_left  # noqa: F401
+from .tools import VOCAB_SIZE, get_history, make_own, pad_left
 
 
 @pytest.fixture(autouse=True)

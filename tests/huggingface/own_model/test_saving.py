@@ -20,7 +20,7 @@ from memorizing.huggingface.own_model.model import MemorizingTransformerForCausa
 from memorizing.training import load_model, save_model
 
 from ...model.tools import make_tokens
-from .tools import make_own, one_thread  # noqa: F401
+from .tools import make_own
 
 TEXT = "one two one two three  four\n\tfive <|document|> six"
 

@@ -15,7 +15,7 @@ from memorizing.loss import sum_nats
 from memorizing.training import load_model
 
 from ...model.tools import make_tokens
-from .tools import SEGMENT_LEN, make_own, one_thread  # noqa: F401
+from .tools import SEGMENT_LEN, make_own
 
 
 def compute_gradients_segment_by_segment(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -21,15 +19,6 @@ from ...model.tools import SMALL
 
 VOCAB_SIZE = SMALL.vocab_size
 SEGMENT_LEN = SMALL.segment_len
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Calls this small are slower in several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_own(

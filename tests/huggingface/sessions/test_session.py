@@ -33,7 +33,6 @@ from ..tools import (
     make_model,
     make_tokens,
     memory_open,
-    one_thread,  # noqa: F401
     read,
 )
 

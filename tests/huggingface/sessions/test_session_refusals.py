@@ -30,7 +30,6 @@ from ..tools import (
     find_model,
     give_memory,
     make_model,
-    one_thread,  # noqa: F401
 )
 
 

@@ -11,8 +11,7 @@ from transformers import DynamicCache
 
 from memorizing.errors import StateError
 from memorizing.huggingface import remove_memory
-
-from .tools import (
+from tests.huggingface.tools import (
     CACHE,
     FAMILY_AND_IMPLEMENTATION,
     NUM_SINKS,
@@ -27,7 +26,6 @@ from .tools import (
     make_model,
     make_tokens,
     naive_attention,
-    one_thread,  # noqa: F401
     pad_left,
     read,
     run_densely,

@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM
 from memorizing.errors import StateError
 from memorizing.huggingface import open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment, parse_heads
-
-from .tools import (
+from tests.huggingface.tools import (
     LAYER,
     SEGMENT_LEN,
     find_model,
@@ -24,7 +23,6 @@ from .tools import (
     make_model,
     make_tokens,
     memory_open,
-    one_thread,  # noqa: F401
 )
 
 TOKENS = make_tokens(2, 74)

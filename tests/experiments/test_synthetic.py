@@ -8,15 +8,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
-EXPERIMENTS = str(Path(__file__).parent.parent / "experiments")
+EXPERIMENTS = str(Path(__file__).parents[2] / "experiments")
 
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     sys.path.insert(0, EXPERIMENTS)
     try:
         yield importlib.import_module("synthetic")
@@ -24,7 +21,6 @@ def script() -> Iterator[ModuleType]:
         sys.path.remove(EXPERIMENTS)
         for name in ("synthetic", "synthetic_tasks", "small_models", "device_option"):
             sys.modules.pop(name, None)
-        torch.set_num_threads(threads)
 
 
 def shrink(task):

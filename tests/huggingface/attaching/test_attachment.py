@@ -13,9 +13,8 @@ from transformers import DynamicCache
 from memorizing.errors import ConfigError, StateError
 from memorizing.huggingface import add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import find_attachment
-
-from .all_families import COMMON
-from .tools import (
+from tests.huggingface.attaching.all_families import COMMON
+from tests.huggingface.tools import (
     FAMILY_AND_IMPLEMENTATION,
     LAYER,
     SEGMENT_LEN,
@@ -24,7 +23,6 @@ from .tools import (
     give_memory,
     make_model,
     make_tokens,
-    one_thread,  # noqa: F401
     pad_left,
     read,
     shake_weights,

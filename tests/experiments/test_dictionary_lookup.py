@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 
-EXPERIMENT = Path(__file__).parent.parent / "experiments" / "dictionary_lookup.py"
+EXPERIMENT = Path(__file__).parents[2] / "experiments" / "dictionary_lookup.py"
 NUM_STEPS = 50
 """A quarter of a second each on one core; seeds 0 and 1 then answer 99.5% and 100% of first
 questions."""
@@ -23,8 +23,6 @@ questions."""
 @pytest.fixture(scope="module")
 def experiment() -> Iterator[ModuleType]:
     sys.path.insert(0, str(EXPERIMENT.parent))  # it imports modules beside it, as a script does
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("dictionary_lookup", EXPERIMENT)
     assert spec is not None
     assert spec.loader is not None
@@ -36,7 +34,6 @@ def experiment() -> Iterator[ModuleType]:
     finally:
         sys.path.remove(str(EXPERIMENT.parent))
         del sys.modules[spec.name]
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("has_memory", [True, False], ids=["with memory", "without"])

@@ -23,9 +23,8 @@ from memorizing.training.finetuning import FinetuneSettings, finetune
 from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.finetuning.run import RESULT_FOLDER
 from memorizing.training.optimizer import compute_schedule
-
-from ..huggingface.tools import CACHE
-from .tools import (
+from tests.huggingface.tools import CACHE
+from tests.training.finetuning.tools import (
     MEMORY,
     SEGMENT_LEN,
     START,
@@ -35,10 +34,8 @@ from .tools import (
     make_gpt2,
     make_model,
     make_tokenizer,
-    one_thread,
 )
 
-__all__ = ["one_thread"]
 DOCUMENTS = make_documents(3 * SEGMENT_LEN, 47, 5 * SEGMENT_LEN + 1, 2)
 
 

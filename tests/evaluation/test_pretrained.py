@@ -10,8 +10,7 @@ from memorizing.evaluation.pretrained import evaluate_model
 from memorizing.huggingface.sessions.scoring import find_start_token
 from memorizing.huggingface.sessions.session import open_memory
 from memorizing.loss import compute_token_nats
-
-from .tools import (
+from tests.training.finetuning.tools import (
     SEGMENT_LEN,
     START,
     VOCAB_SIZE,
@@ -21,11 +20,9 @@ from .tools import (
     make_model,
     make_texts,
     make_tokenizer,
-    one_thread,
     read_alone,
 )
 
-__all__ = ["one_thread"]
 DOCUMENTS = make_documents(37, 5, 59)
 
 

@@ -16,13 +16,11 @@ from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.attaching.fingerprint import hash_model
 from memorizing.memory import MemoryFolder
-
-from .sessions.test_session import DOCUMENTS, TOKENIZER
-from .tools import (
+from tests.huggingface.sessions.test_session import DOCUMENTS, TOKENIZER
+from tests.huggingface.tools import (
     VOCAB_SIZE,
     give_memory,
     make_model,
-    one_thread,  # noqa: F401
 )
 
 PEFT_WARNS = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -10,8 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.families import FAMILIES
-
-from .all_families import (
+from tests.huggingface.attaching.all_families import (
     ALL_CONFIGS,
     MAX_POSITIONS,
     NUM_SINKS,
@@ -19,12 +18,11 @@ from .all_families import (
     WINDOW,
     make_config,
 )
-from .tools import (
+from tests.huggingface.tools import (
     give_memory,
     make_tokens,
     memory_open,
     naive_attention,
-    one_thread,  # noqa: F401
     read,
     shake_weights,
 )

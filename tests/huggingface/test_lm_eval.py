@@ -18,8 +18,7 @@ from memorizing.evaluation.pretrained import evaluate_model
 from memorizing.huggingface.attaching.attachment import add_memory
 from memorizing.huggingface.learning.adapter import save_adapter
 from memorizing.huggingface.lm_eval import MemorizingLM, parse_layers
-
-from .tools import (
+from tests.training.finetuning.tools import (
     MEMORY,
     START,
     WINDOW,
@@ -27,10 +26,8 @@ from .tools import (
     make_model,
     make_texts,
     make_tokenizer,
-    one_thread,
 )
 
-__all__ = ["one_thread"]
 TEXT = make_texts(3, 97)[1].text
 SETTINGS = {name: value for name, value in MEMORY.items() if name != "dtype"}
 

@@ -12,10 +12,7 @@ from memorizing.errors import ConfigError
 from memorizing.huggingface import Calibration
 from memorizing.huggingface.learning import calibration
 from memorizing.huggingface.learning.adapter import load_adapter
-
-from .tools import make_base, make_texts, make_tokenizer, one_thread
-
-__all__ = ["one_thread"]
+from tests.training.finetuning.tools import make_base, make_texts, make_tokenizer
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 from memorizing.errors import ConfigError, NonFiniteQueryError, StateError
 from memorizing.huggingface import add_memory
 from memorizing.huggingface.attaching.window_cache import find_text
-
-from .all_families import make_config
-from .tools import (
+from tests.huggingface.attaching.all_families import make_config
+from tests.huggingface.tools import (
     CACHE,
     LAYER,
     SEGMENT_LEN,
@@ -24,7 +23,6 @@ from .tools import (
     make_model,
     make_tokens,
     memory_open,
-    one_thread,  # noqa: F401
     read,
 )
 

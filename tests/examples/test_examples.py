@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .finetuning.tools import make_base, make_texts, make_tokenizer
+from tests.training.finetuning.tools import make_base, make_texts, make_tokenizer
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_a_training_loop_of_ones_own_lowers_the_loss(tmp_path: Path) -> None:

@@ -9,10 +9,8 @@ from memorizing.data import SegmentLoader
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import Finetuner
+from tests.training.finetuning.tools import SEGMENT_LEN, START, make_documents, make_model
 
-from .tools import SEGMENT_LEN, START, make_documents, make_model, one_thread
-
-__all__ = ["one_thread"]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "inside_trainer.py"
 DOCUMENTS = make_documents(3 * SEGMENT_LEN, 47, 5 * SEGMENT_LEN + 1, 2)
 

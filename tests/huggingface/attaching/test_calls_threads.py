@@ -16,15 +16,13 @@ from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.sessions.reading import read_tokens
 from memorizing.huggingface.sessions.scoring import score_texts
-
-from .tools import (
+from tests.huggingface.tools import (
     LAYER,
     SEGMENT_LEN,
     find_model,
     give_memory,
     make_model,
     make_tokens,
-    one_thread,  # noqa: F401
     read,
 )
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from memorizing.huggingface import remove_memory
 from memorizing.huggingface.attaching.families import collect_entries
 from memorizing.huggingface.attaching.memory_layer import CLOSED, Gates, sum_local_scores
-
-from .tools import (
+from tests.huggingface.tools import (
     CAPACITY,
     CONFIGS,
     LAYER,
@@ -26,7 +25,6 @@ from .tools import (
     make_tokens,
     memory_open,
     naive_attention,
-    one_thread,  # noqa: F401
     read,
 )
 

@@ -18,9 +18,8 @@ from memorizing.memory import FrozenMemory, MemoryFolder
 from memorizing.memory.frozen import select_heads
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import prepare_weights
-
-from .sessions.test_session import DOCUMENTS, QUESTION, TOKENIZER
-from .tools import (
+from tests.huggingface.sessions.test_session import DOCUMENTS, QUESTION, TOKENIZER
+from tests.huggingface.tools import (
     LAYER,
     SEGMENT_LEN,
     call,
@@ -30,7 +29,6 @@ from .tools import (
     make_tokens,
     memory_open,
     naive_attention,
-    one_thread,  # noqa: F401
     read,
 )
 

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.huggingface import add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment
-
-from .sessions.test_session import DOCUMENTS, TOKENIZER
-from .tools import (
+from tests.huggingface.sessions.test_session import DOCUMENTS, TOKENIZER
+from tests.huggingface.tools import (
     CAPACITY,
     LAYER,
     NUM_NEIGHBORS,
@@ -30,7 +29,6 @@ from .tools import (
     give_memory,
     make_model,
     make_tokens,
-    one_thread,  # noqa: F401
 )
 
 PROMPT = make_tokens(2, 41, seed=11)

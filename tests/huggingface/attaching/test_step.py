@@ -12,8 +12,7 @@ from memorizing.errors import StateError
 from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.window_cache import list_layers
-
-from .tools import (
+from tests.huggingface.tools import (
     CACHE,
     LAYER,
     SEGMENT_LEN,
@@ -24,7 +23,6 @@ from .tools import (
     make_model,
     make_tokens,
     memory_open,
-    one_thread,  # noqa: F401
     read,
 )
 

@@ -13,8 +13,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria, Stopp
 from transformers.generation.streamers import BaseStreamer
 
 from memorizing.huggingface import open_memory
-
-from .tools import (
+from tests.huggingface.tools import (
     CACHE,
     CONFIGS,
     LAYER,
@@ -26,7 +25,6 @@ from .tools import (
     make_model,
     make_tokens,
     memory_open,
-    one_thread,  # noqa: F401
     pad_left,
     read,
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
@@ -20,8 +19,7 @@ from transformers import (
 
 from memorizing.data import Document, TokenizedDocument
 from memorizing.huggingface.attaching.attachment import add_memory
-
-from ..huggingface.tools import CACHE
+from tests.huggingface.tools import CACHE
 
 VOCAB_SIZE = 263
 START = 257
@@ -37,15 +35,6 @@ MEMORY = {
     "num_neighbors": 5,
     "dtype": "float32",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Calls this small are slower in several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_base(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
