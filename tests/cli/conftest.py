@@ -36,6 +36,21 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run_main
 
 
+@pytest.fixture
+def refuse(run):
+    """Run a command that must fail, and return its one line."""
+
+    def run_refused(*words):
+        outcome = run(*words)
+        assert outcome.status == 2
+        *before, line = outcome.err.splitlines()
+        assert line.startswith("error: ")
+        assert not any(text.startswith(("error", "Traceback")) for text in before)
+        return line
+
+    return run_refused
+
+
 @pytest.fixture(scope="session")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of five documents; each repeats words of its own."""

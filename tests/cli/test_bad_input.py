@@ -1,31 +1,12 @@
 """Bad input gives one clear line, status 2, no traceback, and nothing half-written."""
 
-import errno
 import json
 import shutil
-import sys
 
 import pytest
 
-from memorizing.cli import main
-from memorizing.cli.main import explain_failure
-from memorizing.errors import ConfigError, CorpusError
+from memorizing.errors import ConfigError
 from memorizing.run_report import report_run
-
-
-@pytest.fixture
-def refuse(run):
-    """Run a command that must fail, and return its one line."""
-
-    def run_refused(*words):
-        outcome = run(*words)
-        assert outcome.status == 2
-        *before, line = outcome.err.splitlines()
-        assert line.startswith("error: ")
-        assert not any(text.startswith(("error", "Traceback")) for text in before)
-        return line
-
-    return run_refused
 
 
 @pytest.fixture
@@ -246,74 +227,11 @@ def test_runs_with_different_tokenizers_are_not_compared(refuse, run, trained, s
         (("benchmark", "record", "missing"), "Missing option '--out'"),
         (("benchmark",), "Missing command"),
         (("train", "tiny", "--rnu", "x"), "--run"),
-        (("demo", "--seed", "-1"), "--seed"),
-        (("demo", "--steps-factor", "0"), "--steps-factor is 0.0; allowed: above 0"),
-        (("demo", "--steps-factor", "nan"), "--steps-factor is nan"),
-        (("demo", "--steps-factor", "many"), "--steps-factor"),
     ],
 )
 def test_a_word_that_cannot_be_right_is_refused(words, expected, refuse, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert expected in refuse(*words)
-
-
-def test_a_place_for_json_that_cannot_be_written_is_said_before_the_work(refuse, trained, tmp_path):
-    (tmp_path / "file").write_text("")
-    line = refuse("evaluate", trained, "--json", tmp_path / "file" / "result.json")
-    assert "result.json': Not a directory" in line
-    assert "is a folder" in refuse("evaluate", trained, "--json", tmp_path)
-
-
-ROUND = "Too many levels of symbolic links"
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("info", "recipes"),
-        ("memory", "list", "M"),
-        ("memory", "info", "M"),
-        ("memory", "verify", "M"),
-        ("memory", "forget", "M", "alpha.txt"),
-        ("memory", "merge", "M", "--out", "merged.memory"),
-        ("corpus", "files:C"),
-        ("train", "tiny", "--run", "run"),
-        ("finetune", "L", "--corpus", "files:C", "--out", "run"),
-        ("read", "L", "C", "--memory", "new.memory"),
-        ("generate", "L", "--prompt", "x"),
-        ("benchmark", "search"),
-        ("benchmark", "step"),
-        ("benchmark", "decode"),
-        ("benchmark", "read"),
-        ("demo", "--run", "demo"),
-    ],
-    ids=lambda words: " ".join(words[:2]),
-)
-def test_every_verb_refuses_a_place_for_json_before_it_prints_or_changes_anything(
-    run, words, memory, llama, notes, tmp_path, monkeypatch
-):
-    (tmp_path / "away").mkdir()
-    monkeypatch.chdir(tmp_path / "away")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    (tmp_path / "link").symlink_to(tmp_path / "loop" / "result.json")
-    places = {"M": memory, "L": llama, "C": notes, "files:C": f"files:{notes}"}
-    before = (memory / "manifest.json").read_bytes()
-    for place in ("loop", "link", "loop/result.json"):
-        outcome = run(*(places.get(word, word) for word in words), "--json", tmp_path / place)
-        assert (outcome.status, outcome.out) == (2, "")
-        assert ROUND in outcome.err
-        assert len(outcome.err.splitlines()) == 1
-    assert (memory / "manifest.json").read_bytes() == before
-    assert not list((tmp_path / "away").iterdir())
-
-
-def test_a_plot_without_matplotlib_is_refused_before_the_work(
-    refuse, trained, tmp_path, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    line = refuse("evaluate", trained, "--plot", tmp_path / "a.png", "--json", tmp_path / "a.json")
-    assert 'pip install "memorizing[plots]"' in line
-    assert not (tmp_path / "a.json").exists()
 
 
 def test_recording_refuses_what_the_model_does_not_have(refuse, trained, tmp_path):
@@ -322,42 +240,3 @@ def test_recording_refuses_what_the_model_does_not_have(refuse, trained, tmp_pat
     assert "at least num_neighbors = 8" in refuse(*words, "--entries", "7")
     assert "record fewer entries" in refuse(*words, "--entries", "100000")
     assert not (tmp_path / "a.recorded").exists()
-
-
-def test_a_message_of_several_lines_becomes_one():
-    assert explain_failure(CorpusError("first\n  second")) == "first second"
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_one_line_with_the_place(number):
-    line = explain_failure(OSError(number, "No space left on device", "runs/log.txt"))
-    assert (
-        line == "no space left on the disk for 'runs/log.txt'; free some, or choose another folder"
-    )
-
-
-def test_a_file_that_may_not_be_written_is_one_line_with_the_place():
-    line = explain_failure(PermissionError(errno.EACCES, "Permission denied", "runs/log.txt"))
-    assert line == "Permission denied: 'runs/log.txt'; check the path and its permissions"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 8 bytes")],
-)
-def test_memory_that_runs_out_is_one_line(error):
-    assert str(explain_failure(error)).startswith("not enough memory; lower ")
-
-
-def test_a_bug_of_ours_is_not_made_to_look_like_bad_input():
-    assert explain_failure(KeyError("x")) is None
-    assert explain_failure(RuntimeError("shape mismatch")) is None
-
-
-def test_ctrl_c_ends_with_the_status_that_shells_expect(monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("memorizing.config.load_config", interrupt)
-    assert main(["info", "tiny"]) == 130
-    assert "Traceback" not in capsys.readouterr().err

@@ -7,8 +7,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from memorizing.cli import main
-from memorizing.cli.options import parse_settings
-from memorizing.errors import ConfigError
 from memorizing.huggingface import Calibration
 from memorizing.huggingface.learning import calibration
 from memorizing.huggingface.learning.adapter import load_adapter
@@ -137,15 +135,3 @@ def test_what_cannot_work_is_said_on_one_line(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert said in error
-
-
-def test_settings_are_those_of_one_of_the_tables():
-    tables = ("memory", "finetune", "data")
-    settings = ["memory.combine=gate", "finetune.clip_norm=0", "data.seed=3"]
-    assert parse_settings(settings, "TABLE.KEY=VALUE", tables) == {
-        "memory.combine": "gate",
-        "finetune.clip_norm": 0,
-        "data.seed": 3,
-    }
-    with pytest.raises(ConfigError, match=r"'model\.layers=3'; write TABLE\.KEY=VALUE"):
-        parse_settings(["model.layers=3"], "TABLE.KEY=VALUE", tables)

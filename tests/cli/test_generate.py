@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from memorizing.memory.disk import MemoryFolder
-from tests.cli.test_read import FP32, MEMORY_WORDS, Interrupt, give_stdin, list_names
+from tests.cli.test_read import FP32, MEMORY_WORDS, Interrupt, list_names
+from tests.cli.test_reading_plan import give_stdin
 
 PROMPT = "alpha 3 ahpla; a prompt that is a good deal longer than the window of 17"
 

@@ -224,24 +224,3 @@ def test_a_recipe_that_is_nested_too_deeply_is_one_line(run, tmp_path):
     outcome = run("info", path)
     assert outcome.status == 2
     assert len(outcome.err.splitlines()) == 1
-
-
-def test_evaluating_measures_the_controls_that_the_recipe_names(run, trained, settings, tmp_path):
-    path = tmp_path / "result.json"
-    words = ("--capacity", "8,131", "--json", path)
-
-    def list_results(folder, *more) -> list[str]:
-        outcome = run("evaluate", folder, *words, *more)
-        assert outcome.status == 0, outcome.err
-        return list(json.loads(path.read_text())["perplexity"])
-
-    assert list_results(trained) == ["8", "131"]
-    assert list_results(trained, "--controls") == ["8", "131", "off", "other_document", "shuffled"]
-    folder = tmp_path / "run"
-    named = ("--set", "evaluation.controls=other_document,shuffled", "--set", "training.steps=1")
-    assert run("train", "tiny", "--run", folder, *settings, *named).status == 0
-    assert list_results(folder) == ["8", "131", "other_document", "shuffled"]
-    assert list_results(folder, "--controls") == ["8", "131", "other_document", "shuffled"]
-    assert list_results(folder, "--no-controls") == ["8", "131"]
-    assert list_results(folder, "--documents", "1") == ["8", "131", "shuffled"]
-    assert list_results(folder, "--capacity", "0") == ["0"]

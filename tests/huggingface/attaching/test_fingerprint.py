@@ -16,7 +16,7 @@ from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.attaching.fingerprint import hash_model
 from memorizing.memory import MemoryFolder
-from tests.huggingface.sessions.test_session import DOCUMENTS, TOKENIZER
+from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER
 from tests.huggingface.tools import (
     VOCAB_SIZE,
     give_memory,

@@ -9,16 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from memorizing.errors import CheckpointError, ConfigError, StateError
+from memorizing.errors import ConfigError, StateError
 from memorizing.huggingface import load_adapter, open_memory, remove_memory, save_adapter
 from memorizing.huggingface.attaching.memory_layer import CLOSED, plan_open_heads
-from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.index_settings import parse_index
 from memorizing.memory import FrozenMemory, MemoryFolder
 from memorizing.memory.frozen import select_heads
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import prepare_weights
-from tests.huggingface.sessions.test_session import DOCUMENTS, QUESTION, TOKENIZER
+from tests.huggingface.sessions.tools import DOCUMENTS, QUESTION, TOKENIZER
 from tests.huggingface.tools import (
     LAYER,
     SEGMENT_LEN,
@@ -193,23 +192,6 @@ def test_what_was_read_for_other_heads_is_refused():
     assert not attachment.is_bound
     attachment.bind({LAYER: FrozenMemory.from_tensors(entries, entries, heads=[1])})
     attachment.unbind()
-
-
-def test_a_saved_cache_goes_on_with_the_same_heads_alone():
-    model, tokens = find_model(), make_tokens(1, 3 * SEGMENT_LEN)
-    attachment = give_memory(model, heads={LAYER: (2,)})
-    with torch.no_grad(), memory_open(attachment):
-        cache = attachment.make_cache()
-        call(model, tokens, cache)
-        attachment.commit(cache)
-        saved = dump_cache(attachment, cache)
-        assert saved is not None
-        saved = {name: tensor.clone() for name, tensor in saved.items()}
-        expected = call(model, tokens, cache).logits
-        assert torch.equal(call(model, tokens, load_cache(attachment, saved)).logits, expected)
-    attachment.layers[LAYER].bias.data.copy_(torch.tensor([0.0, CLOSED, CLOSED, CLOSED]))
-    with memory_open(attachment), pytest.raises(CheckpointError, match=r"keys \[1\].*\[0\]"):
-        load_cache(attachment, saved)
 
 
 def test_closed_gates_alone_are_not_finetuned():

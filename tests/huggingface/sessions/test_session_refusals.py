@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from memorizing.data import Document
-from memorizing.errors import ConfigError, CorpusError, MemoryFolderError, StateError
+from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.huggingface import open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import get_attachment
-from tests.huggingface.sessions.test_session import (
+from tests.huggingface.sessions.tools import (
     DOCUMENTS,
-    NUM_ENTRIES,
     QUESTION,
     ask,
-    fetch_entries,
     make_tokenizer,
     read_all,
 )
-
-from ..tools import (
+from tests.huggingface.tools import (
     CACHE,
     LAYER,
-    NUM_SINKS,
     call,
     find_model,
     give_memory,
@@ -54,43 +48,6 @@ def test_another_tokenizer_is_refused(path: Path | None):
         read_all(memory)
         with pytest.raises(MemoryFolderError, match="another tokenizer"):
             memory.read(make_tokenizer(first=4), DOCUMENTS, progress=False)
-
-
-@pytest.mark.parametrize("text", ["", "w5", "w5 w6 w7"])
-def test_documents_with_few_tokens_are_read(path: Path | None, text: str):
-    model = find_model()
-    give_memory(model)
-    with open_memory(model, path) as memory:
-        report = read_all(memory, {"short": text})
-        assert report.num_documents == 1
-        assert report.num_entries == max(0, report.num_tokens - NUM_SINKS)
-        ask(model)
-        assert read_all(memory).skipped == []
-        assert memory.num_entries == report.num_entries + sum(NUM_ENTRIES.values())
-
-
-def test_documents_may_be_given_in_several_ways():
-    model = find_model()
-    give_memory(model)
-    found = []
-    for given in (
-        DOCUMENTS,
-        list(DOCUMENTS.items()),
-        [Document(name, text) for name, text in DOCUMENTS.items()],
-        (Document(name, text) for name, text in DOCUMENTS.items()),
-    ):
-        with open_memory(model) as memory:
-            read_all(memory, given)
-            found.append(fetch_entries(model)[0])
-    assert all(torch.equal(one, found[0]) for one in found)
-
-
-@pytest.mark.parametrize("given", ["a text", ["a text"], [("", "text")], [("name", 3)], [4]])
-def test_what_is_no_document_is_refused(given: Any):
-    model = find_model()
-    give_memory(model)
-    with open_memory(model) as memory, pytest.raises(CorpusError):
-        read_all(memory, given)
 
 
 def test_another_model_or_another_memory_is_refused(tmp_path: Path):
