@@ -43,7 +43,5 @@ def test_a_cache_is_saved_at_the_end_of_a_segment_and_not_before_its_first_token
         cache = attachment.make_cache()
         assert dump_cache(attachment, cache) is None
         call(model, make_tokens(1, SEGMENT_LEN + 2), cache)
-        with pytest.raises(
-            StateError, match=f"in the middle of a segment, at position .{SEGMENT_LEN + 2}"
-        ):
+        with pytest.raises(StateError, match="in the middle of a segment"):
             dump_cache(attachment, cache)

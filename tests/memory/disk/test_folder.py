@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from memorizing.errors import MemoryFolderError
-from memorizing.knn.int8 import encode_int8
 from memorizing.memory import (
     FolderDescription,
     MemoryFolder,
@@ -22,20 +20,17 @@ from memorizing.memory import (
 )
 from memorizing.memory.disk import state
 from memorizing.memory.disk.manifest import Manifest, SegmentRecord, format_manifest
-from memorizing.memory.disk.segment import decode_int8, plan_segment
+from memorizing.memory.disk.segment import plan_segment
 from tests.memory.disk.examples import (
     DIM,
     HEADS,
     LAYERS,
     append,
     check_holds,
-    count_entries,
     describe,
     draw_entries,
     list_files,
-    make_document,
     make_folder,
-    read_entries,
     write_text,
 )
 
@@ -50,42 +45,6 @@ def test_entries_come_back_as_they_were_rounded_once(dtype: str, tmp_path: Path)
     assert opened.description == describe(dtype)
     check_holds(opened, ["a", "b", "c"])
     assert opened.verify() == ("manifest.json", opened.contents.segments[0].path.name)
-
-
-def test_a_segment_is_a_safetensors_file(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, ["a"], dtype="int8")
-    with safe_open(folder.contents.segments[0].path, "pt") as file:
-        codes = file.get_tensor("layers.7.values")
-        factors = file.get_tensor("layers.7.value_factors")
-    expected = encode_int8(draw_entries("a")[7][1])
-    assert torch.equal(codes, expected[0])
-    assert torch.equal(factors, expected[1].squeeze(-1))
-
-
-@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e30])
-def test_int8_is_off_by_at_most_half_a_step_of_its_vector(scale: float) -> None:
-    torch.manual_seed(0)
-    vectors = torch.randn(HEADS, 31, DIM) * scale
-    vectors[0, 5] = 0
-    codes, factors = encode_int8(vectors)
-    decoded = decode_int8(codes, factors.squeeze(-1), torch.float32)
-    most = vectors.abs().amax(-1, keepdim=True) / 254
-    assert bool(((decoded - vectors).abs() <= most * 1.001).all())
-    assert not decoded[0, 5].any()
-
-
-def test_int8_takes_half_of_the_bytes(tmp_path: Path) -> None:
-    # With many entries of a usual length, so that headers do not count.
-    sizes = {}
-    torch.manual_seed(0)
-    entries = {0: (torch.randn(3, 997, 64), torch.randn(3, 997, 64))}
-    for dtype in ("bfloat16", "int8"):
-        description = FolderDescription("of a model", (0,), 3, 64, dtype)
-        folder = MemoryFolder.create(tmp_path / dtype, description)
-        folder.append([NewDocument("a", 997, 997, hash_text("a"))], entries)
-        sizes[dtype] = folder.contents.segments[0].path.stat().st_size
-        assert abs(sizes[dtype] - 997 * (description.bytes_per_entry + 4)) < 1024
-    assert sizes["int8"] < 0.54 * sizes["bfloat16"]
 
 
 def test_small_additions_are_joined_and_int8_is_not_rounded_again(tmp_path: Path) -> None:
@@ -109,57 +68,6 @@ def test_many_additions_make_few_segments(tmp_path: Path, monkeypatch: pytest.Mo
         assert len(sizes) <= 2 + 3 + folder.num_entries // 100
         assert max(sizes) <= 211
     check_holds(folder, names)
-
-
-def test_texts_and_the_places_of_tokens_in_them_are_kept_if_given(tmp_path: Path) -> None:
-    folder = MemoryFolder.create(tmp_path, describe())
-    append(folder, ["a", "b"], keep_text=True)
-    append(folder, ["c"])
-    append(folder, ["d"], keep_text=True)
-    check_holds(folder, ["a", "b", "c", "d"])
-    contents = MemoryFolder.open(tmp_path).contents
-    assert contents.read_text("d") == write_text("d")
-    first, text = count_entries("a"), write_text("b")
-    around = contents.read_around(first + 1, 3)
-    assert (around.before, around.token, around.after) == (text[:2], text[2:4], text[4:7])
-    for name, message in (("c", "did not keep the text"), ("e", "holds no document")):
-        with pytest.raises(MemoryFolderError, match=message):
-            contents.read_text(name)
-    with pytest.raises(MemoryFolderError, match="did not keep the text"):
-        contents.read_around(first + count_entries("b"), 3)
-
-
-def test_a_text_may_be_kept_without_the_places_of_its_tokens(tmp_path: Path) -> None:
-    folder = MemoryFolder.create(tmp_path, describe())
-    text = "a lone surrogate: \udc80"
-    documents = [
-        NewDocument("empty", 0, 0, hash_text(""), ""),
-        NewDocument("text", 5, 0, hash_text(text), text),
-    ]
-    nothing = torch.empty(HEADS, 0, DIM)
-    folder.append(documents, dict.fromkeys(LAYERS, (nothing, nothing)))
-    append(folder, ["a"], keep_text=True)
-    assert folder.contents.read_text("text") == text
-    assert folder.contents.read_text("empty") == ""
-    assert folder.contents.document_of(torch.tensor([0])).tolist() == [2]
-    assert MemoryFolder.open(tmp_path).documents == folder.documents
-
-
-def test_entries_know_their_documents_and_tokens(tmp_path: Path) -> None:
-    folder = MemoryFolder.create(tmp_path, describe())
-    numbers = torch.arange(11.0).view(1, 11, 1).expand(HEADS, 11, DIM)
-    documents = [
-        NewDocument("a", 7, 3, hash_text("a"), entry_tokens=[1, 4, 6]),
-        NewDocument("nothing", 5, 0, hash_text("")),
-        NewDocument("b", 13, 8, hash_text("b")),
-    ]
-    folder.append(documents, dict.fromkeys(LAYERS, (numbers, numbers)))
-    entries = torch.tensor([[2, 3], [10, 0]])
-    assert folder.contents.document_of(entries).tolist() == [[0, 2], [2, 0]]
-    assert folder.contents.token_of(entries).tolist() == [[6, 0], [7, 1]]
-    for wrong in (-1, 11):
-        with pytest.raises(MemoryFolderError, match="those from 0 to 10"):
-            folder.contents.document_of(torch.tensor([wrong]))
 
 
 def test_a_forgotten_document_is_gone_from_the_disk(
@@ -244,42 +152,6 @@ def test_a_folder_where_a_memory_may_be_made_holds_none(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(MemoryFolderError, match="holds no memory"):
         MemoryFolder.find(tmp_path / "mine")
-
-
-def test_a_search_finds_what_the_folder_holds(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, ["a", "b", "c"], dtype="float32")
-    memory = folder.open_layer(7)
-    keys, values = read_entries(folder, 7)
-    keys = torch.nn.functional.normalize(keys, dim=-1)
-    (found,) = memory.retrieve(keys.unsqueeze(0) * 97, 1)
-    stored = read_entries(folder, 7)[0]
-    expected = (keys @ stored.transpose(1, 2)).argmax(-1)
-    assert torch.equal(found.neighbors.slots[0, ..., 0], expected)
-    gathered = torch.stack([values[head, expected[head]] for head in range(HEADS)])
-    assert torch.equal(found.fetch_values()[0, :, :, 0], gathered)
-
-
-def test_a_layer_is_searched_in_one_go_where_it_is_decoded_anyway(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
-    names = [["a", "b", "c", "d"], ["e", "f"], ["g"]]
-    coded = make_folder(tmp_path / "int8", *names, dtype="int8")
-    assert len(coded.contents.segments) == 3
-    (block,) = coded.open_layer(3).blocks
-    assert block.load().keys.dtype == torch.bfloat16
-    check_holds(coded, "abcdefg")
-    mapped = make_folder(tmp_path / "bfloat16", *names).open_layer(3)
-    counts = [sum(map(count_entries, group)) for group in names]
-    assert mapped.first_entries == (0, counts[0], counts[0] + counts[1])
-
-
-def test_documents_are_found_by_name(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path, ["a", "b"])
-    found = folder.contents.find_document("b")
-    assert found is not None
-    assert found.sha256 == make_document("b").sha256
-    assert folder.contents.find_document("c") is None
 
 
 def test_a_memory_without_documents_can_be_opened_and_searched(tmp_path: Path) -> None:

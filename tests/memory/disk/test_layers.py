@@ -10,9 +10,21 @@ import torch
 from memorizing.errors import MemoryFolderError
 from memorizing.index_settings import parse_index
 from memorizing.knn.faiss_blocks import FaissLibrary
-from memorizing.memory import MemoryFolder, Retrieved
+from memorizing.memory import (
+    MemoryFolder,
+    Retrieved,
+)
 from memorizing.memory.disk import state
-from tests.memory.disk.examples import DIM, HEADS, append, count_entries, list_files, make_folder
+from tests.memory.disk.examples import (
+    DIM,
+    HEADS,
+    append,
+    check_holds,
+    count_entries,
+    list_files,
+    make_folder,
+    read_entries,
+)
 
 HNSW = parse_index("faiss_hnsw:block_len=11")
 QUERIES = torch.randn(2, 3 * HEADS, 5, DIM, generator=torch.Generator().manual_seed(0))
@@ -124,3 +136,31 @@ def test_an_index_that_was_saved_by_half_is_left_out_and_removed(folder: MemoryF
     with folder.lock():
         pass
     assert list(saved.iterdir()) == [mine]
+
+
+def test_a_search_finds_what_the_folder_holds(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a", "b", "c"], dtype="float32")
+    memory = folder.open_layer(7)
+    keys, values = read_entries(folder, 7)
+    keys = torch.nn.functional.normalize(keys, dim=-1)
+    (found,) = memory.retrieve(keys.unsqueeze(0) * 97, 1)
+    stored = read_entries(folder, 7)[0]
+    expected = (keys @ stored.transpose(1, 2)).argmax(-1)
+    assert torch.equal(found.neighbors.slots[0, ..., 0], expected)
+    gathered = torch.stack([values[head, expected[head]] for head in range(HEADS)])
+    assert torch.equal(found.fetch_values()[0, :, :, 0], gathered)
+
+
+def test_a_layer_is_searched_in_one_go_where_it_is_decoded_anyway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
+    names = [["a", "b", "c", "d"], ["e", "f"], ["g"]]
+    coded = make_folder(tmp_path / "int8", *names, dtype="int8")
+    assert len(coded.contents.segments) == 3
+    (block,) = coded.open_layer(3).blocks
+    assert block.load().keys.dtype == torch.bfloat16
+    check_holds(coded, "abcdefg")
+    mapped = make_folder(tmp_path / "bfloat16", *names).open_layer(3)
+    counts = [sum(map(count_entries, group)) for group in names]
+    assert mapped.first_entries == (0, counts[0], counts[0] + counts[1])
