@@ -10,34 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memorizing.config import TokenizerConfig
-from memorizing.data import Document, Tokenizer, load_tokenizer, train_tokenizer
+from memorizing.data import Tokenizer, load_tokenizer, train_tokenizer
 from memorizing.data.tokenizer import PIECES
-from memorizing.data.tokenizer_training import sample_text
-from memorizing.errors import CorpusError, TokenizerError
+from memorizing.errors import TokenizerError
 from memorizing.huggingface import MemorizingTokenizer
+from tests.data.conftest import CODE
 
-CODE = "".join(
-    f"class Layer{i}(Module):\n    def forward(self, hidden):\n        return self.norm(hidden) "
-    f"+ {i}\n\n"
-    for i in range(97)
-)
-DOCUMENTS = [
-    Document("code", CODE),
-    Document("prose", "The gate opens, and the memory answers.\n" * 31),
-]
 TRICKY = (
     "<|document|> <unk> <0x0A>\u2581x \u2581\u2581 caf\u00e9 \u6c49 \U0001f600\r\n\n\t  \x00 end  "
 )
-
-
-@pytest.fixture(scope="module")
-def bpe():
-    return train_tokenizer(DOCUMENTS, TokenizerConfig(kind="bpe", vocab_size=431))
-
-
-@pytest.fixture(scope="module")
-def unigram():
-    return train_tokenizer(DOCUMENTS, TokenizerConfig(kind="unigram", vocab_size=431))
 
 
 @settings(deadline=None, max_examples=150)
@@ -60,29 +41,10 @@ def test_unigram_gives_any_text_back(unigram, text):
     assert unigram.start_token not in ids
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_ids_fit_the_vocabulary_and_the_start_token_is_one_of_them(kind, request):
-    tokenizer = request.getfixturevalue(kind)
-    ids = tokenizer.encode(CODE)
-    assert ids.dtype == np.int32
-    assert ids.max() < tokenizer.vocab_size <= 431
-    assert 0 <= tokenizer.start_token < tokenizer.vocab_size
-    assert tokenizer.decode([tokenizer.start_token]) == "<|document|>"
-    assert len(CODE) / len(ids) > 2
-
-
 def test_digits_stand_alone_and_line_ends_take_the_indent(bpe):
     pieces = [bpe.decode([i]) for i in bpe.encode("\n        return 1234")]
     assert pieces[0] == "\n        "
     assert pieces[-4:] == list("1234")
-
-
-def test_training_twice_gives_the_same_tokenizer(bpe):
-    again = train_tokenizer(DOCUMENTS, TokenizerConfig(kind="bpe", vocab_size=431))
-    assert again.fingerprint == bpe.fingerprint
-    smaller = train_tokenizer(DOCUMENTS, TokenizerConfig(kind="bpe", vocab_size=307))
-    assert smaller.fingerprint != bpe.fingerprint
-    assert smaller.vocab_size == 307
 
 
 def test_a_saved_tokenizer_is_the_same_by_file_and_by_folder(bpe, unigram, tmp_path):
@@ -191,23 +153,3 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
     for source in (tmp_path, tmp_path / "tokenizer.json"):
         with pytest.raises(TokenizerError, match="is no file"):
             load_tokenizer(source)
-
-
-def test_no_text_trains_no_tokenizer():
-    with pytest.raises(CorpusError, match="no text"):
-        train_tokenizer([Document("empty", "")], TokenizerConfig())
-
-
-def test_unigram_learns_words_that_repeat_only_as_a_whole(unigram):
-    pieces = [unigram.decode([i]) for i in unigram.encode("        return self.norm(hidden)")]
-    assert max(map(len, pieces)) >= 6
-    assert "".join(pieces) == "        return self.norm(hidden)"
-
-
-def test_a_sample_is_spread_evenly_over_documents():
-    documents = [Document(f"d{i}", f"{i % 10}" * 163_840) for i in range(7)]
-    sample = "".join(sample_text(documents, 573_440))
-    assert 0.9 < len(sample) / 573_440 < 1.1
-    counts = [sample.count(str(i)) for i in range(7)]
-    assert max(counts) <= 2 * min(counts)
-    assert "".join(sample_text(documents, 10**9)) == "".join(d.text for d in documents)

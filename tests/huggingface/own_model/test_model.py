@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache
 
-from memorizing.config import ModelConfig
 from memorizing.errors import ConfigError, StateError
 from memorizing.huggingface.own_model.cache import MemorizingCache
 from memorizing.huggingface.own_model.config import MemorizingTransformerConfig
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 
 from ...model.tools import SMALL, make_tokens, read
-from .tools import VOCAB_SIZE, get_history, make_own, pad_left
+from .tools import get_history, make_own
 
 
 @pytest.fixture(autouse=True)
@@ -58,39 +54,6 @@ def test_token_by_token_gives_the_same_logits() -> None:
     cache = model.init_cache(2)
     steps = [model(tokens[:, [i]], past_key_values=cache).logits for i in range(31)]
     torch.testing.assert_close(torch.cat(steps, 1), model(tokens).logits, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("later", [False, True])
-def test_what_the_mask_leaves_out_is_neither_seen_nor_counted_nor_remembered(later: bool) -> None:
-    model = make_own()
-    tokens, mask = make_tokens(3, 41), torch.ones(3, 41, dtype=torch.int64)
-    mask[0, :19] = 0
-    mask[1, 5:12] = 0
-    mask[2, 40:] = 0
-    cache = model.init_cache(3)
-    if later:  # In two calls, the second with a mask over all columns.
-        pieces = [
-            model(tokens[:, :23], attention_mask=mask[:, :23], past_key_values=cache).logits,
-            model(tokens[:, 23:], attention_mask=mask, past_key_values=cache).logits,
-        ]
-        logits = torch.cat(pieces, 1)
-    else:
-        logits = model(tokens, attention_mask=mask, past_key_values=cache).logits
-    for row in range(3):
-        seen = mask[row].bool()
-        alone = model(tokens[row : row + 1, seen]).logits[0]
-        torch.testing.assert_close(logits[row, seen], alone, rtol=1e-5, atol=1e-5)
-        assert not logits[row, ~seen].any()
-    assert cache.state.position.tolist() == mask.sum(1).tolist()
-
-
-def test_a_call_of_padding_alone_reads_nothing() -> None:
-    model = make_own()
-    cache = model.init_cache(2)
-    tokens = make_tokens(2, 5)
-    output = model(tokens, attention_mask=torch.zeros(2, 5), past_key_values=cache)
-    assert output.logits.shape == (2, 5, VOCAB_SIZE)
-    assert cache.state.position.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("combine", ["gate", "joint"])
@@ -172,62 +135,6 @@ def test_a_tuple_is_returned_where_it_is_asked_for() -> None:
     assert isinstance(cache, MemorizingCache)
 
 
-def test_a_copied_history_goes_on_by_itself() -> None:
-    model = make_own()
-    tokens = make_tokens(1, 31)
-    cache = model.init_cache(1)
-    model(tokens[:, :16], past_key_values=cache)
-    copied = copy.deepcopy(cache)
-    first = model(tokens[:, 16:], past_key_values=cache).logits
-    model(make_tokens(1, 9, seed=3), past_key_values=copied)
-    assert copied.get_seq_length() == 25
-    torch.testing.assert_close(model(tokens).logits[:, 16:], first)
-
-
-def test_rows_of_a_history_can_be_chosen_repeated_and_moved() -> None:
-    model = make_own()
-    tokens = make_tokens(3, 31)
-    expected = model(tokens).logits[:, 16:]
-    cache = model.init_cache(3)
-    model(tokens[:, :16], past_key_values=cache)
-    cache.batch_select_indices(torch.tensor([2, 0]))
-    cache.batch_repeat_interleave(2)
-    cache.reorder_cache(torch.tensor([3, 1]))
-    assert cache.batch_size == 2
-    rows = torch.tensor([0, 2])
-    torch.testing.assert_close(
-        model(tokens[rows, 16:], past_key_values=cache).logits, expected[rows]
-    )
-
-
-def test_a_history_that_was_reset_is_empty() -> None:
-    model = make_own()
-    tokens = make_tokens(2, 23)
-    cache = model.init_cache(2)
-    model(make_tokens(2, 19, seed=5), past_key_values=cache)
-    cache.reset()
-    assert cache.get_seq_length() == 0
-    torch.testing.assert_close(model(tokens, past_key_values=cache).logits, model(tokens).logits)
-
-
-def test_a_history_describes_itself() -> None:
-    cache = make_own().init_cache(2)
-    assert repr(cache) == "MemorizingCache(position=[0, 0], columns=0)"
-    assert len(cache) == 3
-    assert cache.get_max_length() == -1
-    assert cache.is_initialized
-    assert not cache.is_compileable
-    assert not cache.is_croppable
-
-
-def test_nothing_is_taken_back_from_a_history_or_put_into_it() -> None:
-    cache = make_own().init_cache(1)
-    with pytest.raises(StateError, match="cannot be taken back"):
-        cache.crop(1)
-    with pytest.raises(StateError, match="takes no keys"):
-        cache.update(torch.zeros(1), torch.zeros(1), 0)
-
-
 def test_bf16_computes_in_bf16_with_fp32_weights() -> None:
     model = make_own()
     tokens = make_tokens(1, 31)
@@ -265,35 +172,6 @@ def test_a_model_that_exists_is_wrapped_with_its_weights() -> None:
     torch.testing.assert_close(wrapped(tokens).logits, read(inner, tokens)[0])
 
 
-@pytest.mark.parametrize(
-    ("inputs", "error", "message"),
-    [
-        ({"input_ids": None}, ConfigError, "input_ids is None"),
-        ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, ConfigError, r"is \(1, 0\)"),
-        ({"input_ids": torch.tensor([[29]])}, ConfigError, "vocabulary has 0 to 28"),
-        ({"attention_mask": torch.ones(1, 2)}, ConfigError, r"must be \(1, 3\)"),
-        ({"attention_mask": torch.ones(1, 1, 3, 3)}, ConfigError, r"must be \(1, 3\)"),
-        ({"labels": torch.zeros(1, 2)}, ConfigError, "as large as input_ids"),
-        ({"inputs_embeds": torch.zeros(1, 3, 22)}, ConfigError, "give input_ids"),
-        ({"position_ids": torch.zeros(1, 3)}, ConfigError, "positions follow"),
-        ({"output_attentions": True}, ConfigError, "does not return attentions"),
-        ({"something": 1}, ConfigError, "something cannot be used here"),
-        ({"past_key_values": DynamicCache()}, StateError, "is a DynamicCache"),
-    ],
-)
-def test_inputs_that_would_have_no_effect_are_refused(
-    inputs: dict, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        make_own()(**{"input_ids": make_tokens(1, 3), **inputs})
-
-
-def test_a_history_of_other_rows_is_refused() -> None:
-    model = make_own()
-    with pytest.raises(StateError, match="3 rows and input_ids 2"):
-        model(make_tokens(2, 3), past_key_values=model.init_cache(3))
-
-
 def test_embeddings_can_be_resized() -> None:
     model = make_own()
     tokens = make_tokens(1, 17)
@@ -303,24 +181,3 @@ def test_embeddings_can_be_resized() -> None:
     after = model(tokens).logits
     torch.testing.assert_close(after[..., :29], before)
     model(torch.tensor([[30]]))
-
-
-def test_settings_are_checked_and_have_the_names_of_transformers_too() -> None:
-    config = MemorizingTransformerConfig.from_model_config(SMALL)
-    assert config.to_model_config() == SMALL
-    assert MemorizingTransformerConfig().to_model_config() == ModelConfig()
-    assert config.hidden_size == config.model_dim == 22
-    assert config.num_hidden_layers == 3
-    assert MemorizingTransformerConfig(hidden_size=17).model_dim == 17
-    with pytest.raises(ConfigError, match="layers from 0 to 11"):
-        MemorizingTransformerConfig(memory_layers=[12])
-
-
-def test_left_padding_changes_nothing() -> None:
-    model = make_own()
-    prompts = [make_tokens(1, n, seed=n)[0] for n in (3, 23, 11)]
-    tokens, mask = pad_left(prompts)
-    logits = model(tokens, attention_mask=mask).logits
-    for row, prompt in enumerate(prompts):
-        alone = model(prompt.unsqueeze(0)).logits[0]
-        torch.testing.assert_close(logits[row, -len(prompt) :], alone, rtol=1e-5, atol=1e-5)

@@ -13,9 +13,8 @@ from memorizing.errors import ConfigError, StateError
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 from memorizing.loss import sum_nats
 from memorizing.training import load_model
-
-from ...model.tools import make_tokens
-from .tools import SEGMENT_LEN, make_own
+from tests.huggingface.own_model.tools import SEGMENT_LEN, make_own
+from tests.model.tools import make_tokens
 
 
 def compute_gradients_segment_by_segment(

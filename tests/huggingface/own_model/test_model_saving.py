@@ -13,14 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from memorizing.config import TokenizerConfig
-from memorizing.data import Document, Tokenizer, load_tokenizer, train_tokenizer
+from memorizing.data import Document, Tokenizer, train_tokenizer
 from memorizing.errors import CheckpointError
-from memorizing.huggingface.own_model.config import MemorizingTokenizer, MemorizingTransformerConfig
+from memorizing.huggingface.own_model.config import MemorizingTokenizer
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
 from memorizing.training import load_model, save_model
-
-from ...model.tools import make_tokens
-from .tools import make_own
+from tests.huggingface.own_model.tools import make_own
+from tests.model.tools import make_tokens
 
 TEXT = "one two one two three  four\n\tfive <|document|> six"
 
@@ -183,31 +182,6 @@ def test_the_frozen_bias_of_a_memory_layer_stays_frozen(tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     tables = [block.attention.position_bias.table.requires_grad for block in loaded.model.blocks]
     assert tables == [True, False, True]
-
-
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_the_tokenizer_puts_the_start_token_before_texts_and_saves_the_same_file(
-    kind: str, tmp_path: Path
-) -> None:
-    own = make_tokenizer(kind)
-    own.save(tmp_path / "a")
-    MemorizingTransformerConfig(vocab_size=own.vocab_size).save_pretrained(tmp_path / "a")
-    loaded = AutoTokenizer.from_pretrained(tmp_path / "a")
-    assert isinstance(loaded, MemorizingTokenizer)
-    expected = [own.start_token, *own.encode(TEXT)]
-    assert loaded(TEXT).input_ids == expected
-    assert loaded(TEXT, add_special_tokens=False).input_ids == expected[1:]
-    assert loaded.decode(expected[1:]) == TEXT
-    assert loaded.decode(expected, skip_special_tokens=True) == TEXT
-    batch = loaded(["one", TEXT], padding=True)
-    assert batch.input_ids[0][-2:] == [own.start_token, *own.encode("one")]
-    assert sum(batch.attention_mask[0]) == 2
-    loaded.save_pretrained(tmp_path / "b")
-    files = [(tmp_path / name / "tokenizer.json").read_bytes() for name in "ab"]
-    assert files[0] == files[1]
-    assert load_tokenizer(tmp_path / "b").fingerprint == own.fingerprint
-    (tmp_path / "b" / "config.json").write_bytes((tmp_path / "a" / "config.json").read_bytes())
-    assert AutoTokenizer.from_pretrained(tmp_path / "b")(TEXT).input_ids == expected
 
 
 def test_a_pipeline_is_made_from_a_folder(trained: Path) -> None:

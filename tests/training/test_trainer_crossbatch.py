@@ -17,8 +17,7 @@ from memorizing.errors import ConfigError
 from memorizing.model import Exposed
 from memorizing.training import Trainer
 from memorizing.training.trainer import Rows
-
-from .conftest import LENGTHS, SEGMENT_LEN, raise_after
+from tests.training.conftest import LENGTHS, SEGMENT_LEN, raise_after
 
 MakeTrainer = Callable[..., Trainer]
 CROSSBATCH = {"crossbatch_segments": 2, "crossbatch_rows": 3, "crossbatch_share": 0.5}

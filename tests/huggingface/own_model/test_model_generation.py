@@ -20,9 +20,8 @@ from memorizing.data import Document, train_tokenizer
 from memorizing.errors import ConfigError, MemorizingError, StateError
 from memorizing.huggingface.own_model.config import MemorizingTokenizer
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
-
-from ...model.tools import make_tokens
-from .tools import decode_greedily, get_history, make_own, pad_left
+from tests.huggingface.own_model.tools import decode_greedily, get_history, make_own, pad_left
+from tests.model.tools import make_tokens
 
 NUM_NEW = 13
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -10,10 +11,15 @@ from memorizing.data.synthetic.batch import (
     VOCAB_SIZE,
 )
 from memorizing.data.synthetic.records import (
+    COLON,
+    COMMA,
     NUM_KEYS,
+    QUOTE,
     compute_document_len,
     count_questions,
     make_look_up_batch,
+    make_pairs_batch,
+    make_strings_batch,
 )
 
 
@@ -106,3 +112,52 @@ def test_segments_put_together_are_the_documents():
 def test_a_document_that_cannot_be_is_refused(seeds: list[int], num_records: int, block_len: int):
     with pytest.raises(ValueError, match=f"num_records {num_records}"):
         make_look_up_batch(seeds, num_records, block_len)
+
+
+def find_records(document: list[int], length: int, marker: int = RECORD) -> list[list[int]]:
+    """What stands from each marker on."""
+    places = [i for i, token in enumerate(document) if token == marker]
+    return [document[place : place + length] for place in places]
+
+
+@pytest.mark.parametrize("num_writes", [1, 2, 3])
+def test_the_answer_about_a_key_is_what_was_written_last(num_writes: int):
+    batch = make_pairs_batch([7], 3, 83, num_writes=num_writes, num_questions=5)
+    (document,) = batch.targets.tolist()
+    written: dict[tuple[int, ...], list[list[int]]] = {}
+    for record in find_records(document, 7):
+        assert record[4] == VALUE
+        written.setdefault(tuple(record[1:4]), []).append(record[5:])
+    # 11 records of 7 tokens fit a block of 83.
+    assert len(written) == 33 // num_writes
+    assert {len(values) for values in written.values()} == {num_writes}
+    for values in written.values():
+        assert len({value[0] for value in values}) == num_writes
+    questions = find_records(document, 7, QUESTION)
+    assert len({tuple(question[1:4]) for question in questions}) == 5
+    for question in questions:
+        assert question[5:] == written[tuple(question[1:4])][-1]
+    assert batch.targets[batch.valid].view(5, 2).tolist() == [q[5:] for q in questions]
+
+
+def test_strings_are_json_and_asked_for_by_the_same_characters():
+    batch = make_strings_batch([17], 2, 71, num_questions=3)
+    (document,) = batch.targets.tolist()
+    spelling = dict(enumerate("0123456789abcdef", 4)) | {QUOTE: '"', COLON: ":", COMMA: ","}
+    text = "".join(spelling.get(token, "") for token in document[:142])
+    pairs = dict(pair.split(":") for pair in text.rstrip(",").split(","))
+    assert len(pairs) == 6  # three pairs of 22 tokens in a block of 71
+    for question in find_records(document, 22, QUESTION):
+        key, value = "".join(spelling[token] for token in question[1:]).split(":")
+        assert pairs[key] == value
+    answers = batch.targets[batch.valid].view(3, 8)
+    assert "".join(spelling[int(token)] for token in answers[0]) in text
+
+
+def test_keys_that_are_alike_differ_in_one_symbol_and_are_all_different():
+    batch = make_look_up_batch([19], num_records=14, block_len=83, num_alike=7)
+    keys = np.array([r[1:5] for r in find_records(batch.targets[0].tolist(), 10)])
+    assert len(np.unique(keys, axis=0)) == 14
+    distances = (keys[:, None] != keys[None]).sum(-1)
+    # Each has the six others of its family at distance 1.
+    assert ((distances == 1).sum(1) >= 6).all()
