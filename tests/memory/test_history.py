@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memorizing.errors import StateError
 
-from .tools import make_model, make_tokens, read
+from tests.model.tools import make_model, make_tokens, read
 
 
 def test_a_state_that_was_committed_is_void() -> None:

@@ -11,7 +11,7 @@ from memorizing.data.synthetic.needles import (
     make_needles_batch,
     make_tracking_batch,
 )
-from tests.data.synthetic.test_batch import find_records
+from tests.data.synthetic.test_records import find_records
 
 
 @pytest.mark.parametrize("num_needles", [1, 18])
