@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import StateError
-
 from tests.model.tools import make_model, make_tokens, read
 
 
