@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memorizing.huggingface import remove_memory
 from memorizing.huggingface.attaching.families import collect_entries
-from memorizing.huggingface.attaching.memory_layer import CLOSED, Gates, sum_local_scores
+from memorizing.huggingface.attaching.memory_layer import CLOSED, sum_local_scores
 from tests.huggingface.tools import (
     CAPACITY,
     CONFIGS,
@@ -257,13 +257,13 @@ def test_sums_of_local_scores_are_finite_where_padding_sees_nothing():
 
 
 def test_a_head_that_finds_nothing_takes_no_gradient_and_gives_none():
-    head = Gates(2, 0.0, 1.0, joint=True)
-    queries = torch.randn(1, 2, 3, 5, requires_grad=True)
-    attended = head.attend(queries, (), 0.5, None)
+    layer = give_memory(find_model(), combine="joint").layers[LAYER]
+    queries = torch.randn(1, 4, 3, 5, requires_grad=True)
+    attended = layer.attend(queries, (), 0.5, None)
     assert not attended.found.any()
-    assert torch.equal(attended.output, torch.zeros(1, 2, 3, 5))
-    local = torch.randn(1, 2, 3, 5)
-    assert torch.equal(head.mix(local, attended, torch.zeros(1, 2, 3)), local)
+    assert torch.equal(attended.output, torch.zeros(1, 4, 3, 5))
+    local = torch.randn(1, 4, 3, 5)
+    assert torch.equal(layer.mix(local, attended, torch.zeros(1, 4, 3)), local)
 
 
 def test_the_first_tokens_are_not_retrieved_and_do_not_take_the_place_of_others():

@@ -216,12 +216,23 @@ class Attachment(Calls):
             )
         mine = self.list_heads()
         check_shapes(where, tensors, mine, error, "load it onto the model that it is of")
-        for name, tensor in tensors.items():
-            if not bool(tensor.isfinite().all()):
-                raise error(f"{where}: {name} is NaN or infinite; save it again")
+        check_finite(tensors, where, error)
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str, error: type[MemorizingError]) -> None:
+    """Refuse what was saved with NaN or infinite numbers.
+
+    Raises:
+        MemorizingError: of the given class.
+    """
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise error(
+                f"{where} has NaN or infinite numbers in {name}; save it again, or copy the whole"
+            )
 
 
 def parse_heads(values: Any) -> dict[str, Tensor]:

@@ -268,9 +268,8 @@ class Calls:
 
     def make_cache(self) -> DynamicCache:
         """An empty cache for a text of its own."""
-        settings = self.settings
         windows = self.decoder.own_windows[: self.decoder.num_cached]
-        return make_windows(DynamicCache(), windows, settings.window, settings.num_sinks)
+        return make_windows(DynamicCache(), windows, self.settings)
 
     def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
         """The arguments by which the model takes a cache, in this release of `transformers`."""
@@ -422,7 +421,7 @@ class Calls:
             held = cache.layers[: self.decoder.num_cached]
             own_windows = [getattr(layer, "sliding_window", None) for layer in held]
             own_windows += [None] * (self.decoder.num_cached - len(own_windows))
-            make_windows(cache, own_windows, self.settings.window, self.settings.num_sinks)
+            make_windows(cache, own_windows, self.settings)
         return cache
 
     def _enter_cache(

@@ -138,21 +138,36 @@ class Attended:
         return self.log_sum > -torch.inf
 
 
-class Gates(nn.Module):
-    """Gate and scale of one memory layer, a number each per head of queries.
+class MemoryLayer(nn.Module):
+    """Gate and scale of one memory layer, a number each per head of queries; only they are learned.
 
     With the gate, V = g V_m + (1 - g) V_c and g = sigmoid(bias) (paper, section 3.1). With the
     joint softmax, g is the share of the retrieved scores in one softmax over both, their scores
     raised by `bias`: g = sigmoid(logsumexp_m + bias - logsumexp_c). Retrieved scores are multiplied
     by exp(log_scale) besides what the layer multiplies scores by.
+
+    With `search="normalized"` the buffer `key_norm` (H_kv,) is set, which unit keys are multiplied
+    by.
     """
 
-    def __init__(self, num_heads: int, bias: float, temperature: float, *, joint: bool) -> None:
+    TENSORS = ("bias", "log_scale", "key_norm")
+    """Names of all parameters and buffers."""
+
+    def __init__(self, decoder: Decoder, layer: int, settings: MemorySettings) -> None:
         """Start all heads alike."""
         super().__init__()
-        self.joint = joint
-        self.bias = nn.Parameter(torch.full((num_heads,), float(bias)))
-        self.log_scale = nn.Parameter(torch.full((num_heads,), -math.log(temperature)))
+        num_heads = decoder.shapes[layer][0]
+        self.bias = nn.Parameter(torch.full((num_heads,), float(settings.bias)))
+        self.log_scale = nn.Parameter(torch.full((num_heads,), -math.log(settings.temperature)))
+        self.key_norm: Tensor | None
+        self.register_buffer("key_norm", None)
+        self.joint = settings.combine == "joint"
+        self.layer = layer
+        self.settings = settings
+        self._decoder = decoder
+        # Tokens that local attention sees.
+        own_window = decoder.own_windows[layer]
+        self.window = min(settings.window, own_window or settings.window)
 
     def attend(
         self,
@@ -235,34 +250,6 @@ class Gates(nn.Module):
         closed[list(heads)] = False
         with torch.no_grad():
             self.bias.masked_fill_(closed, CLOSED)
-
-
-class MemoryLayer(Gates):
-    """Gates of one layer, and how its queries and keys become free of positions.
-
-    Only the gates are parameters. With `search="normalized"` the buffer `key_norm` (H_kv,) is set,
-    which unit keys are multiplied by.
-    """
-
-    TENSORS = ("bias", "log_scale", "key_norm")
-    """Names of all parameters and buffers."""
-
-    def __init__(self, decoder: Decoder, layer: int, settings: MemorySettings) -> None:
-        """Make the gates of a layer."""
-        super().__init__(
-            decoder.shapes[layer][0],
-            settings.bias,
-            settings.temperature,
-            joint=settings.combine == "joint",
-        )
-        self.layer = layer
-        self.settings = settings
-        self._decoder = decoder
-        # Tokens that local attention sees.
-        own_window = decoder.own_windows[layer]
-        self.window = min(settings.window, own_window or settings.window)
-        self.key_norm: Tensor | None
-        self.register_buffer("key_norm", None)
 
     def set_key_norm(self, norm: Tensor) -> None:
         """From now on, make keys so long: a number per head (H_kv,). In place."""

@@ -256,18 +256,17 @@ class CallCache(DynamicCache):
 
 
 def make_windows(
-    cache: DynamicCache, own_windows: Iterable[int | None], window: int, num_sinks: int
+    cache: DynamicCache, own_windows: Iterable[int | None], settings: MemorySettings
 ) -> DynamicCache:
     """Let an empty cache keep a window. In place; returns it.
 
     Args:
         cache: what layers it has are dropped.
         own_windows: per layer, the tokens that it sees by itself, or None. Layers that see fewer
-            than `window` stay as they are.
-        window: tokens that are seen.
-        num_sinks: first tokens that stay.
+            than the window stay as they are.
+        settings: the window, and the first tokens that stay.
     """
-    text = TextState()
+    text, window, num_sinks = TextState(), settings.window, settings.num_sinks
     layers: list[Any] = [
         WindowLayer(own, 0, text, is_sliding=True)
         if own is not None and own <= window

@@ -28,6 +28,7 @@ from memorizing.errors import CheckpointError, ConfigError, IndexUnavailableErro
 from memorizing.huggingface.attaching.attachment import (
     Attachment,
     add_memory,
+    check_finite,
     find_attachment,
     get_attachment,
     unwrap,
@@ -351,14 +352,8 @@ def load_lora_weights(inner: Any, tensors: Mapping[str, Tensor], where: str) -> 
     check_shapes(
         where, named, list_lora(inner, lora), CheckpointError, "load it onto the model it is of"
     )
-    _check_finite(named, where)
+    check_finite(named, where, CheckpointError)
     peft.set_peft_model_state_dict(inner, named, adapter_name=lora)
-
-
-def _check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{where} has NaN or infinite numbers in {name}; {_REMEDY}")
 
 
 def require_peft() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -95,12 +94,7 @@ class MemorySession:
             self._is_entered = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Unbind it. What was read into a folder is there; what was not is gone with the object."""
         with self._lock:
             # Another memory may be open since.
@@ -110,8 +104,7 @@ class MemorySession:
 
     def _bind(self) -> None:
         attachment = self._attachment
-        heads = attachment.open_heads
-        attachment.bind(self._store.open_layers(attachment.devices, heads))
+        attachment.bind(self._store.open_layers(attachment.devices, attachment.open_heads))
 
     @property
     def documents(self) -> tuple[StoredDocument, ...]:
