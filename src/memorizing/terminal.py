@@ -99,6 +99,7 @@ class Display:
         """Show only, until there is a log."""
         self._log_path: Path | None = None
         self._unlogged: list[str] = []
+        Display.start(self, 0, 0)
 
     @final
     def open_log(self, path: Path) -> None:
@@ -125,9 +126,6 @@ class Display:
         ):
             file.writelines(lines)
 
-    def _show(self, message: str) -> None:
-        pass
-
     def start(self, step: int, total: int | None, unit: str = "step") -> None:
         """Begin to show progress from one step to another, whatever a step is.
 
@@ -136,12 +134,32 @@ class Display:
             total: where it ends; None is not known (yet).
             unit: what a step is called.
         """
+        self._first, self._total, self._unit = step, total, unit
+        self._start_s = time.monotonic()
 
+    @final
     def update(self, step: int, facts: Mapping[str, str], total: int | None = None) -> None:
         """Show where it is, the newest facts by name, and where it ends if that has changed."""
+        self._total = self._total if total is None else total
+        self._draw(step, [f"{name} {value}" for name, value in facts.items()])
 
     def stop(self) -> None:
         """Stop showing progress."""
+
+    def _show(self, message: str) -> None:
+        pass
+
+    def _draw(self, step: int, facts: list[str]) -> None:
+        pass
+
+    def _tell_left(self, step: int) -> list[str]:
+        """What is left if steps take as long as in this session; nothing without a known end."""
+        if self._total is None:
+            return []
+        if step <= self._first:
+            return ["? left"]
+        step_s = (time.monotonic() - self._start_s) / (step - self._first)
+        return [f"{timedelta(seconds=round(step_s * (self._total - step)))} left"]
 
 
 @final
@@ -164,25 +182,21 @@ class LineDisplay(Display):
         self._interval_s, self._is_patient = interval_s, is_patient
         self.start(0, 0)
 
+    def start(self, step: int, total: int | None, unit: str = "step") -> None:
+        """Begin."""
+        super().start(step, total, unit)
+        self._shown_s = self._start_s if self._is_patient else -float("inf")
+
     def _show(self, message: str) -> None:
         say(message)
 
-    def start(self, step: int, total: int | None, unit: str = "step") -> None:
-        """Begin."""
-        self._unit = unit
-        self._shown_s = time.monotonic() if self._is_patient else -float("inf")
-        self._clock = _Clock(step, total)
-
-    def update(self, step: int, facts: Mapping[str, str], total: int | None = None) -> None:
-        """Print a line when it is time."""
-        self._clock.total = total = self._clock.total if total is None else total
-        now = time.monotonic()
+    def _draw(self, step: int, facts: list[str]) -> None:
+        now, total = time.monotonic(), self._total
         is_last = step == total and not self._is_patient
-        if now - self._shown_s < self._interval_s and not is_last:
-            return
-        self._shown_s = now
-        place = f"{self._unit} {step:,}" if total is None else f"{self._unit} {step}/{total}"
-        self._show(", ".join([place, *_list_facts(facts), *self._clock.tell_left(step)]))
+        if now - self._shown_s >= self._interval_s or is_last:
+            self._shown_s = now
+            place = f"{self._unit} {step:,}" if total is None else f"{self._unit} {step}/{total}"
+            say(", ".join([place, *facts, *self._tell_left(step)]))
 
 
 @final
@@ -209,45 +223,27 @@ class BarDisplay(Display):
             transient=is_transient,
         )
         self._task = self._progress.add_task("starting", total=None, visible=False)
-        self._clock = _Clock(0, 0)
-
-    def _show(self, message: str) -> None:
-        # Names of files and documents may hold brackets: no markup.
-        self._progress.console.print(message, markup=False, highlight=False)
 
     def start(self, step: int, total: int | None, unit: str = "step") -> None:
         """Draw the bar."""
-        self._unit, self._clock = unit, _Clock(step, total)
+        super().start(step, total, unit)
         self._progress.update(self._task, total=total, completed=step, visible=True)
         self._progress.start()
-
-    def update(self, step: int, facts: Mapping[str, str], total: int | None = None) -> None:
-        """Move the bar."""
-        self._clock.total = total = self._clock.total if total is None else total
-        first = ", ".join([self._unit, *self._clock.tell_left(step)])
-        description = "\n".join(filter(None, [first, ", ".join(_list_facts(facts))]))
-        self._progress.update(self._task, completed=step, total=total, description=description)
 
     def stop(self) -> None:
         """Leave the bar as it is and give the terminal back."""
         self._progress.stop()
 
+    def _show(self, message: str) -> None:
+        # Names of files and documents may hold brackets: no markup.
+        self._progress.console.print(message, markup=False, highlight=False)
 
-class _Clock:
-    """Seconds a step took in this session, everything between steps included."""
-
-    def __init__(self, step: int, total: int | None) -> None:
-        self._first, self.total = step, total
-        self._start_s = time.monotonic()
-
-    def tell_left(self, step: int) -> list[str]:
-        """What is left, or nothing where the end is not known."""
-        if self.total is None:
-            return []
-        if step <= self._first:
-            return ["? left"]
-        left_s = (time.monotonic() - self._start_s) / (step - self._first) * (self.total - step)
-        return [f"{timedelta(seconds=round(left_s))} left"]
+    def _draw(self, step: int, facts: list[str]) -> None:
+        first = ", ".join([self._unit, *self._tell_left(step)])
+        description = "\n".join(filter(None, [first, ", ".join(facts)]))
+        self._progress.update(
+            self._task, completed=step, total=self._total, description=description
+        )
 
 
 def make_display(
@@ -276,7 +272,3 @@ def show_progress(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: display.update(done, {}, total)
     finally:
         display.stop()
-
-
-def _list_facts(facts: Mapping[str, str]) -> list[str]:
-    return [f"{name} {value}" for name, value in facts.items()]
