@@ -54,49 +54,27 @@ if TYPE_CHECKING:
     from memorizing.training import FinetuneSettings, finetune, load_model, train
 
 _MODULE_OF_NAME = {
-    "Calibration": "huggingface",
-    "CheckpointError": "errors",
-    "Config": "config",
-    "ConfigError": "errors",
-    "Corpus": "data",
-    "CorpusError": "errors",
-    "DataConfig": "config",
-    "Document": "data",
-    "EvaluationConfig": "config",
-    "EvaluationResult": "evaluation",
-    "FinetuneSettings": "training",
-    "IndexUnavailableError": "errors",
-    "MemorizingError": "errors",
-    "MemorizingTransformer": "model",
-    "MemorizingTransformerForCausalLM": "huggingface",
-    "MemoryFolderError": "errors",
-    "MemorySession": "huggingface",
-    "MemorySettings": "huggingface",
-    "ModelConfig": "config",
-    "ModelOutput": "model",
-    "ModelState": "model",
-    "NonFiniteLossError": "errors",
-    "NonFiniteQueryError": "errors",
-    "ResourceError": "errors",
-    "RunFolderError": "errors",
-    "StateError": "errors",
-    "TokenizerConfig": "config",
-    "TokenizerError": "errors",
-    "TrainingConfig": "config",
-    "add_memory": "huggingface",
-    "calibrate": "huggingface",
-    "evaluate_documents": "evaluation",
-    "evaluate_model": "evaluation",
-    "finetune": "training",
-    "list_recipes": "config",
-    "load_adapter": "huggingface",
-    "load_config": "config",
-    "load_corpus": "data",
-    "load_model": "training",
-    "open_memory": "huggingface",
-    "remove_memory": "huggingface",
-    "save_adapter": "huggingface",
-    "train": "training",
+    name: module
+    for module, names in {
+        "config": (
+            "Config DataConfig EvaluationConfig ModelConfig TokenizerConfig TrainingConfig "
+            "list_recipes load_config"
+        ),
+        "data": "Corpus Document load_corpus",
+        "errors": (
+            "CheckpointError ConfigError CorpusError IndexUnavailableError MemorizingError "
+            "MemoryFolderError NonFiniteLossError NonFiniteQueryError ResourceError "
+            "RunFolderError StateError TokenizerError"
+        ),
+        "evaluation": "EvaluationResult evaluate_documents evaluate_model",
+        "huggingface": (
+            "Calibration MemorizingTransformerForCausalLM MemorySession MemorySettings "
+            "add_memory calibrate load_adapter open_memory remove_memory save_adapter"
+        ),
+        "model": "MemorizingTransformer ModelOutput ModelState",
+        "training": "FinetuneSettings finetune load_model train",
+    }.items()
+    for name in names.split()
 }
 
 __all__ = [

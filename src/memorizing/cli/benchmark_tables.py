@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -10,28 +10,36 @@ from rich.table import Table
 from memorizing.benchmark.preparing import summarize_machine
 from memorizing.terminal import make_console
 
+_LABELS = {"no_memory": "no memory", "memory": "with memory", "search": "searches alone"}
+_NUMBERS = {
+    "entries": ("entries", 1, ","),
+    "step s": ("seconds", 1, ".3f"),
+    "segment s": ("seconds", 1, ".3f"),
+    "ms a token": ("seconds", 1000, ".2f"),
+    "tokens/s": ("tokens_per_s", 1, ",.0f"),
+    "ratio": ("ratio", 1, ".3f"),
+    "added s": ("added_s", 1, "+.3f"),
+    "added ms": ("added_s", 1000, "+.2f"),
+    "product s": ("product_s", 1, ".3f"),
+    "append ms": ("append_s", 1000, ".2f"),
+    "recall": ("recall", 1, ".3f"),
+    "build s": ("build_s", 1, ",.1f"),
+    "peak MiB": ("beyond_entries_mib", 1, "+,.0f"),
+}
+"""Column -> field of a row, factor and format."""
+
 
 def print_steps(result: dict[str, Any]) -> None:
     """Print training steps as a table, and the limit and the machine below it."""
-    has_peaks = any("beyond_entries_mib" in row for row in result["rows"])
-    rows = []
-    for row in result["rows"]:
-        cells = ["no memory", f"{row['seconds']:.3f}", f"{row['ratio']:.3f}"]
-        if row["entries"]:
-            cells[0] = f"{row['entries']:,}"
-            cells += [f"{row['added_s']:+.3f}", f"{row['product_s']:.3f}"]
-            cells += [f"{1000 * row['append_s']:.2f}", f"{row['recall']:.3f}"]
-            cells += [f"{row['beyond_entries_mib']:+,.0f}"] if has_peaks else []
-        rows.append(cells)
+    peak = ["peak MiB"] if any("beyond_entries_mib" in row for row in result["rows"]) else []
     limit = result["limit"]
-    columns = ["entries", "step s", "ratio", "added s", "product s", "append ms", "recall"]
     _print_table(
         f"a training step of one row, memory searched by {result['index']}",
-        [*columns, *(["peak MiB"] if has_peaks else [])],
-        rows,
+        ["entries", "step s", "ratio", "added s", "product s", "append ms", "recall", *peak],
+        result["rows"],
         "ratio and added: to the step without memory; product: the bare bf16 products of queries "
         "and keys; append: committing a segment; recall: of random queries"
-        + ("; peak: beyond the step without memory and the entries" if has_peaks else ""),
+        + ("; peak: beyond the step without memory and the entries" if peak else ""),
         f"{limit['step_flops'] / 1e9:,.1f} GFLOP a step without memory at "
         f"{limit['product_tflops_per_s']:.3f} TFLOP/s, the speed of large {result['precision']} "
         f"products: limit {limit['limit_s']:.3f} s, of which the step reaches "
@@ -44,22 +52,10 @@ def print_steps(result: dict[str, Any]) -> None:
 
 def print_segments(result: dict[str, Any]) -> None:
     """Print the speeds of reading as a table."""
-    rows = [
-        [
-            row["name"].replace("_", " "),
-            f"{row['entries']:,}" if row["entries"] else "-",
-            f"{row['tokens_per_s']:,.0f}",
-            f"{row['seconds']:.3f}",
-            f"{row['ratio']:.3f}",
-            f"{row['added_s']:+.3f}" if row["entries"] else "-",
-            f"{row['recall']:.3f}" if "recall" in row else "-",
-        ]
-        for row in result["rows"]
-    ]
     _print_table(
         f"reading a text into memory, searched by {result['index']}",
         ["memory", "entries", "tokens/s", "segment s", "ratio", "added s", "recall"],
-        rows,
+        result["rows"],
         f"{result['parameters']:,} weights, segments of {result['segment_len']:,} tokens, "
         f"{result['precision']}; ratio of seconds to no memory; medians of {result['num_pairs']} "
         "pairs; recall of random queries",
@@ -69,15 +65,6 @@ def print_segments(result: dict[str, Any]) -> None:
 
 def print_tokens(result: dict[str, Any]) -> None:
     """Print the times of a token as a table, with the recall they are worth."""
-    labels = {"no_memory": "no memory", "memory": "with memory", "search": "searches alone"}
-    rows = []
-    for row in result["rows"]:
-        cells = [labels[row["name"]], f"{row['entries']:,}" if row["entries"] else "-"]
-        cells += [f"{1000 * row['seconds']:.2f}", f"{row['ratio']:.3f}"]
-        if row["name"] == "memory":
-            cells += [f"{1000 * row['added_s']:+.2f}", f"{row['recall']:.3f}"]
-            cells += [f"{row['build_s']:,.1f}"]
-        rows.append(cells)
     recorded = result["recorded"]
     keys = "random"
     if recorded is not None:
@@ -88,7 +75,7 @@ def print_tokens(result: dict[str, Any]) -> None:
     _print_table(
         f"decoding one token, memory searched by {result['index']}",
         ["", "entries", "ms a token", "ratio", "added ms", "recall", "build s"],
-        rows,
+        result["rows"],
         f"keys and queries are {keys}; the index took {result['rows'][1]['index_mib']:,.0f} MiB "
         "beside the entries",
         f"{result['parameters']:,} weights, {result['precision']}; ratio to no memory; medians of "
@@ -98,19 +85,30 @@ def print_tokens(result: dict[str, Any]) -> None:
 
 
 def _print_table(
-    title: str, columns: Sequence[str], rows: Sequence[list[str]], *notes: str
+    title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *notes: str
 ) -> None:
-    """Print numbers below their names, dashes where a row has none, and sentences below."""
+    """Print rows below their columns, dashes where one has no number, and sentences below."""
     table = Table(title=title)
-    for number, name in enumerate(columns):
-        is_label = not number and name != "entries"
-        table.add_column(name, justify="left" if is_label else "right", no_wrap=not number)
-    for cells in rows:
-        table.add_row(*cells, *["-"] * (len(columns) - len(cells)))
+    for number, column in enumerate(columns):
+        is_number = column in _NUMBERS
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=not number)
+    for row in rows:
+        label = _LABELS.get(row["name"], row["name"])
+        cells = [_format(row, column) if column in _NUMBERS else label for column in columns]
+        # Where there are labels, they say so.
+        table.add_row(label if cells[0] == "-" else cells[0], *cells[1:])
     console = make_console()
     console.print(table)
     for note in notes:
         console.print(note, highlight=False)
+
+
+def _format(row: Mapping[str, Any], column: str) -> str:
+    key, factor, form = _NUMBERS[column]
+    is_base = row["name"] in ("no_memory", "search")
+    if key not in row or (key == "entries" and not row[key]) or (key == "added_s" and is_base):
+        return "-"
+    return format(factor * row[key], form)
 
 
 def print_searches(result: dict[str, Any]) -> None:
@@ -144,19 +142,19 @@ def print_searches(result: dict[str, Any]) -> None:
                     f"formula for random buckets, {row['recall']:.4f} measured"
                 )
         console.print(table)
-        for note in notes:
-            console.print(note, highlight=False)
-        console.print()
+        console.print("\n".join([*notes, ""]), highlight=False)
     for name, reason in result["unavailable"].items():
         console.print(f"not compared with {name}: {reason}", markup=False, highlight=False)
     shape, versions = result["shape"], result["versions"]
-    packages = [name for name in ("torch", "faiss-cpu", "scann") if name in versions]
+    packages = [
+        f"{name} {versions[name]}" for name in ("torch", "faiss-cpu", "scann") if name in versions
+    ]
     console.print(
         f"{shape['num_heads']} heads x {shape['num_queries']:,} queries x {shape['head_dim']} "
         f"dimensions, k = {shape['num_neighbors']}, bf16; medians of interleaved pairs; recall "
         "of the neighbors by fp32 products (exact search selects by bf16 scores); "
         f"{result['processor']}, threads: {result['threads']}, cores: {result['cores']}; "
-        + ", ".join(f"{name} {versions[name]}" for name in packages),
+        + ", ".join(packages),
         markup=False,
         highlight=False,
     )

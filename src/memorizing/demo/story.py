@@ -25,15 +25,11 @@ def introduce(config: Config) -> RenderableType:
         Rule("memorizing: what is a memory worth to a language model?", align="left"),
         Text(
             "A transformer reads a long document segment by segment, and what lies further back "
-            "than "
-            "its context is gone. A Memorizing Transformer also writes what it computed for every "
-            "token "
-            "into a memory, and looks there, for every token it predicts, for the entries nearest "
-            "to "
-            "what it is looking for. Its weights do not change while it reads.\n\n"
-            "This demo trains two small models on real source code: the same weights at the start, "
-            "the "
-            "same tokens in the same order."
+            "than its context is gone. A Memorizing Transformer also writes what it computed for "
+            "every token into a memory, and looks there, for every token it predicts, for the "
+            "entries nearest to what it is looking for. Its weights do not change while it reads."
+            "\n\nThis demo trains two small models on real source code: the same weights at the "
+            "start, the same tokens in the same order."
         ),
         Padding(
             Text.assemble(
@@ -42,8 +38,7 @@ def introduce(config: Config) -> RenderableType:
                 ("memory", "bold"),
                 f"       sees them too, and in one of its {model.num_layers} layers the "
                 f"{model.num_neighbors} nearest\n             of the last {model.capacity:,} "
-                "entries "
-                "of the document",
+                "entries of the document",
             ),
             (1, 0, 1, 2),
         ),
@@ -69,13 +64,10 @@ def announce(
         ),
         Padding(
             Text.assemble(
-                ("On this machine that will take about ", ""),
-                (f"{_say_minutes(minutes)}", "bold"),
-                (f" ({_say_minutes(estimate.train_s / 60)} of it training).", ""),
-                (
-                    " It is slower than the two-core machine the demo is made for." if slow else "",
-                    "",
-                ),
+                "On this machine that will take about ",
+                (_say_minutes(minutes), "bold"),
+                f" ({_say_minutes(estimate.train_s / 60)} of it training).",
+                " It is slower than the two-core machine the demo is made for." if slow else "",
             ),
             (1, 0, 0, 0),
         ),
@@ -96,10 +88,8 @@ def title_evaluation(test: Sequence[TokenizedDocument]) -> RenderableType:
         Rule("3/3  source code that neither model saw", align="left"),
         Text(
             f"{len(test)} documents of {lengths[0]:,} to {lengths[-1]:,} tokens, read from the "
-            "first "
-            "token to the last. Perplexity is the number of equally likely tokens that would be as "
-            "hard "
-            "to guess as the real one is for the model: lower is better."
+            "first token to the last. Perplexity is the number of equally likely tokens that would "
+            "be as hard to guess as the real one is for the model: lower is better."
         ),
     )
 
@@ -148,8 +138,7 @@ def title_examples() -> RenderableType:
         Rule("Where memory helped most", align="left"),
         Text(
             "Five tokens, each with the text before it and what the memory returned for it: the "
-            "entry "
-            "in «», with the text around the place where it was read. ⏎ is a line break.\n"
+            "entry in «», with the text around the place where it was read. ⏎ is a line break.\n"
         ),
     )
 
