@@ -141,6 +141,9 @@ Control = Literal["off", "other_document", "shuffled"]
 """Diagnostics of a model with memory: none at all; that of another document; values of random other
 entries with the right keys."""
 
+Use = Literal["validation", "test", "train", "all"]
+"""Which documents of a corpus: those held out for choices, for claims, those trained on, or all."""
+
 
 def check_control(control: Control | None, capacity: int, num_documents: int) -> None:
     """Refuse a control that has nothing to take otherwise.

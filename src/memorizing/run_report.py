@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from memorizing.config import Config, DataConfig, ModelConfig, check_capacity
+from memorizing.config import Config, DataConfig, ModelConfig, Use, check_capacity
 from memorizing.data import (
     Document,
     TokenizedDocument,
@@ -41,9 +41,6 @@ from memorizing.training import (
     measure_available,
     read_run_config,
 )
-
-Use = Literal["validation", "test", "train", "all"]
-"""Which documents of a corpus: those held out for choices, for claims, those trained on, or all."""
 
 
 _PLAIN = ("run", "use", "precision", "index", "evaluate_s", "against")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from memorizing.benchmark.indexes import RecordingIndex
-from memorizing.config import DataConfig, ModelConfig, check_capacity
+from memorizing.config import DataConfig, ModelConfig, Use, check_capacity
 from memorizing.data import Document, Tokenizer, load_splits
 from memorizing.devices import find_device
 from memorizing.errors import (
@@ -35,8 +35,6 @@ from memorizing.storage.tensors import read_header, read_tensors
 from memorizing.training import choose_precision, load_model, measure_available, read_run_config
 
 FORMAT = "memorizing recording 1"
-
-Use = Literal["validation", "test", "train", "all"]
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from memorizing.cli.options import (
     CorpusOption,
     JsonOption,
-    Precision,
     ProbedPrecisionOption,
     RunArgument,
     TextColumnOption,
-    Use,
     flag,
     option,
     parse_numbers,
     prepare_files,
     write_result,
 )
+from memorizing.config import Use, load_config
 from memorizing.terminal import show, show_progress
 
 RecipeOption = Annotated[str, option("RECIPE", "Name of a recipe, or a TOML file.")]
@@ -149,26 +148,15 @@ def step(
     stand beside the bare products of the search (product) and the time of committing a segment
     (append). The step without memory is compared with its arithmetic limit.
     """
-    from memorizing.config import load_config
-
-    numbers = parse_numbers(entries, "--entries")
-    config = load_config(recipe)
-    prepare_files(json_file)
-
-    from memorizing.benchmark import benchmark_step
-    from memorizing.cli.benchmark_tables import print_steps
-
-    with show_progress("timing steps") as progress:
-        result = benchmark_step(
-            config.model,
-            entries=numbers,
-            num_pairs=pairs,
-            index=index,
-            num_peaks=_NUM_PEAKS if peak_memory else 0,
-            on_progress=progress,
-        )
-    print_steps(result)
-    write_result(json_file, result)
+    _time_model(
+        "step",
+        recipe,
+        json_file,
+        entries=parse_numbers(entries, "--entries"),
+        num_pairs=pairs,
+        index=index,
+        num_peaks=_NUM_PEAKS if peak_memory else 0,
+    )
 
 
 @app.command(
@@ -195,26 +183,11 @@ def decode(
     Weights are bf16, the batch is one row, and no gradient is kept. The index is built and sealed
     first. Graphs and lists are quicker or slower with the queries, so give recorded ones.
     """
-    from memorizing.config import load_config
-
-    config = load_config(recipe)
-    prepare_files(json_file)
-
-    from memorizing.benchmark import benchmark_decode, load_recording
-    from memorizing.cli.benchmark_tables import print_tokens
+    from memorizing.benchmark import load_recording
 
     recording = None if recorded is None else load_recording(recorded)
-    with show_progress("timing tokens") as progress:
-        result = benchmark_decode(
-            config.model,
-            entries=entries,
-            num_pairs=pairs,
-            index=index,
-            recording=recording,
-            on_progress=progress,
-        )
-    print_tokens(result)
-    write_result(json_file, result)
+    settings = {"num_pairs": pairs, "index": index, "recording": recording}
+    _time_model("token", recipe, json_file, entries=entries, **settings)
 
 
 @app.command(
@@ -237,20 +210,33 @@ def read(
 
     Reading is forward without gradient and commit, segment by segment, weights in bf16, one row.
     """
-    from memorizing.config import load_config
-
     numbers = parse_numbers(entries, "--entries")
+    _time_model("segment", recipe, json_file, entries=numbers, num_pairs=pairs, index=index)
+
+
+def _time_model(unit: str, recipe: str, json_file: Path | None, **settings: Any) -> None:
+    """Time what a model of a recipe does, print a table, and write the result.
+
+    Args:
+        unit: what is timed.
+        recipe: its name or file.
+        json_file: of `--json`.
+        settings: of the function that times it.
+    """
     config = load_config(recipe)
     prepare_files(json_file)
 
-    from memorizing.benchmark import benchmark_read
-    from memorizing.cli.benchmark_tables import print_segments
+    from memorizing import benchmark
+    from memorizing.cli import benchmark_tables
 
-    with show_progress("timing segments") as progress:
-        result = benchmark_read(
-            config.model, entries=numbers, num_pairs=pairs, index=index, on_progress=progress
-        )
-    print_segments(result)
+    measure, print_table = {
+        "step": (benchmark.benchmark_step, benchmark_tables.print_steps),
+        "token": (benchmark.benchmark_decode, benchmark_tables.print_tokens),
+        "segment": (benchmark.benchmark_read, benchmark_tables.print_segments),
+    }[unit]
+    with show_progress(f"timing {unit}s") as progress:
+        result = measure(config.model, on_progress=progress, **settings)
+    print_table(result)
     write_result(json_file, result)
 
 
@@ -277,7 +263,7 @@ def record(
         Use | None,
         flag("Documents of the run's corpus; default: validation. Of another corpus: all."),
     ] = None,
-    precision: ProbedPrecisionOption = Precision.AUTO,
+    precision: ProbedPrecisionOption = "auto",
 ) -> None:
     """Record what a trained model's memory holds and is searched for, for `benchmark search`.
 
@@ -296,8 +282,8 @@ def record(
             layer=layer,
             corpus=corpus,
             text_column=text_column,
-            use=use.value if use else None,
-            precision=precision.value,
+            use=use,
+            precision=precision,
             on_progress=progress,
         )
     recording.save(out)

@@ -8,17 +8,16 @@ from typing import Annotated
 from memorizing.cli.options import (
     CorpusOption,
     JsonOption,
-    Precision,
     ProbedPrecisionOption,
     RunArgument,
     TextColumnOption,
-    Use,
     flag,
     option,
     parse_numbers,
     prepare_files,
     write_result,
 )
+from memorizing.config import Use
 from memorizing.errors import ConfigError
 from memorizing.terminal import make_console, show_progress
 
@@ -65,7 +64,7 @@ def run(
         option("N", "Only the first N tokens of each; 0 is all. Default: as in the recipe.", min=0),
     ] = None,
     rows: Annotated[int | None, option("N", "Documents read side by side.", min=1)] = None,
-    precision: ProbedPrecisionOption = Precision.FP32,
+    precision: ProbedPrecisionOption = "fp32",
     index: Annotated[
         str | None,
         option(
@@ -100,14 +99,14 @@ def run(
             run_dir,
             corpus=corpus,
             text_column=text_column,
-            use=use.value if use else None,
+            use=use,
             capacities=numbers,
             controls=controls,
             against=against,
             num_documents=documents,
             max_tokens=max_tokens,
             rows=rows,
-            precision=precision.value,
+            precision=precision,
             index=index,
             progress=progress,
         )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from memorizing.cli.options import (
     DeviceOption,
@@ -14,7 +13,6 @@ from memorizing.cli.options import (
     ModelArgument,
     ModelPrecisionOption,
     OverwriteOption,
-    Precision,
     ResumeOption,
     flag,
     option,
@@ -38,21 +36,14 @@ examples:
 """
 
 
-class Train(StrEnum):
-    """What is trained."""
-
-    GATES = "gates"
-    LORA = "lora"
-    ALL = "all"
-
-
 def run(
     model: ModelArgument,
     corpus: Annotated[str, option("KIND:WHERE", "What is read (`memorizing info corpora`).")],
     out: Annotated[Path, option("RUN", "Folder of the run: all it writes is there.", "--out")],
     train: Annotated[
-        Train, flag("Gates and scales only; these and LoRA (needs peft); or these and all weights.")
-    ] = Train.LORA,
+        Literal["gates", "lora", "all"],
+        flag("Gates and scales only; these and LoRA (needs peft); or these and all weights."),
+    ] = "lora",
     layers: LayersOption = None,
     calibrate: Annotated[
         bool,
@@ -87,7 +78,7 @@ def run(
             min=0,
         ),
     ] = None,
-    precision: ModelPrecisionOption = Precision.AUTO,
+    precision: ModelPrecisionOption = "auto",
     device: DeviceOption = "auto",
     seed: Annotated[int, option("N", "Order of documents, LoRA.", min=0)] = 0,
     settings: Annotated[
@@ -122,7 +113,7 @@ def run(
     if evaluate_every is None:
         evaluate_every = 100 if wants_evaluation else 0
     values = {
-        "train": train.value,
+        "train": train,
         "steps": steps,
         "rows": rows,
         "learning_rate": rate,

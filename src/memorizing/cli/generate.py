@@ -18,7 +18,6 @@ from memorizing.cli.options import (
     JsonOption,
     ModelArgument,
     ModelPrecisionOption,
-    Precision,
     flag,
     option,
     prepare_files,
@@ -75,7 +74,7 @@ def run(
         int | None, option("N", "Without --memory: tokens of local attention. Default: 512.", min=1)
     ] = None,
     adapter: AdapterOption = None,
-    precision: ModelPrecisionOption = Precision.AUTO,
+    precision: ModelPrecisionOption = "auto",
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
 ) -> None:

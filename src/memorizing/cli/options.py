@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,21 +16,8 @@ INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 
-class Use(StrEnum):
-    """Which documents of the corpus are read."""
-
-    VALIDATION = "validation"
-    TEST = "test"
-    TRAIN = "train"
-    ALL = "all"
-
-
-class Precision(StrEnum):
-    """Dtype of products and activations."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
+Precision = Literal["auto", "fp32", "bf16"]
+"""Dtype of products and activations."""
 
 
 def option(metavar: str, help_text: str, *names: str, **limits: Any) -> Any:

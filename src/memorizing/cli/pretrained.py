@@ -26,8 +26,8 @@ def load_model(name: str, precision: Precision, device: str) -> tuple[Any, Any]:
 
     place = choose_device(device)
     dtype: Any = "auto"
-    if precision != Precision.AUTO or place.type == "cpu":
-        dtype = choose_precision(precision.value, _PROBE_DIM, 4 * _PROBE_DIM, place).dtype
+    if precision != "auto" or place.type == "cpu":
+        dtype = choose_precision(precision, _PROBE_DIM, 4 * _PROBE_DIM, place).dtype
     model, tokenizer = load_pretrained(name, dtype=dtype, device=place)
     num_weights = sum(weight.numel() for weight in model.parameters())
     kind = str(model.dtype).removeprefix("torch.")

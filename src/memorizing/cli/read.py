@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +17,6 @@ from memorizing.cli.options import (
     LayersOption,
     ModelArgument,
     ModelPrecisionOption,
-    Precision,
     flag,
     option,
     parse_numbers,
@@ -52,13 +50,8 @@ _BYTES_PER_TOKEN = 3.5
 """Of the first document; it is not known before."""
 
 
-class EntryType(StrEnum):
-    """How entries are stored."""
-
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-    FLOAT32 = "float32"
-    INT8 = "int8"
+EntryType = Literal["bfloat16", "float16", "float32", "int8"]
+"""How entries are stored."""
 
 
 def run(
@@ -97,7 +90,7 @@ def run(
     prefix: Annotated[str, option("TEXT", "Put before all names, as other_repository/.")] = "",
     name: Annotated[str | None, option("NAME", "Name of what is read from standard input.")] = None,
     adapter: AdapterOption = None,
-    precision: ModelPrecisionOption = Precision.AUTO,
+    precision: ModelPrecisionOption = "auto",
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
 ) -> None:
@@ -128,8 +121,8 @@ def run(
     from memorizing.huggingface.attaching.attachment import get_attachment
     from memorizing.huggingface.learning.adapter import load_adapter
 
-    if folder is None and dtype and dtype != EntryType.INT8:
-        wanted["dtype"] = dtype.value
+    if folder is None and dtype and dtype != "int8":
+        wanted["dtype"] = dtype
     if adapter is not None:
         load_adapter(loaded, adapter, **({} if folder else wanted))
     elif folder is None and calibrate:
@@ -137,9 +130,7 @@ def run(
         calibrate_memory(loaded, tokenizer, texts, "files", wanted)
     elif folder is None:
         add_memory(loaded, **wanted)
-    session = open_memory(
-        loaded, memory, keep_text=keep_text, dtype=dtype.value if dtype and not folder else None
-    )
+    session = open_memory(loaded, memory, keep_text=keep_text, dtype=None if folder else dtype)
     say(describe_plan(plan, memory, get_attachment(loaded).settings.layers))
     progress = ReadingProgress(plan)
     before = {(document.name, document.sha256) for document in session.documents}
@@ -206,7 +197,7 @@ def check_settings(
     stored = dict(folder.description.settings.get("memory", {}))
     stored["dtype"] = folder.description.dtype
     if dtype is not None:
-        wanted = {**wanted, "dtype": dtype.value}
+        wanted = {**wanted, "dtype": dtype}
     for key, value in wanted.items():
         if stored.get(key) != value:
             raise ConfigError(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from memorizing.analysis import (
-    Example,
     describe_reach,
     explain_helped_tokens,
     find_helped_tokens,
@@ -20,43 +18,25 @@ from memorizing.analysis import (
     plot_capacities,
     render_examples,
 )
-from memorizing.config import Config, load_config
-from memorizing.data import TokenizedDocument, Tokenizer, tokenize_documents
+from memorizing.config import load_config
+from memorizing.data import tokenize_documents
 from memorizing.demo import story
 from memorizing.demo.probe import estimate_duration
 from memorizing.devices import find_device
 from memorizing.errors import RunFolderError
-from memorizing.evaluation import (
-    EvaluationResult,
-    compare_results,
-    evaluate_capacities,
-    evaluate_documents,
-)
-from memorizing.metrics import Difference
-from memorizing.model import MemorizingTransformer
+from memorizing.run_report import report_run
 from memorizing.storage.files import write_bytes, write_json
+from memorizing.terminal import make_display, show_progress
 from memorizing.training import (
-    Display,
     TrainingResult,
     choose_precision,
     load_model,
-    make_display,
     prepare_corpus,
     train,
 )
 
 _MARK = "demo.json"
 """A folder that holds this file is a demo's, and may be replaced by the next."""
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    cache_only: EvaluationResult
-    memory: dict[str, EvaluationResult]
-    """By capacity as text, rising, then by control."""
-    differences: dict[str, Difference]
-    examples: list[Example]
-    evaluate_s: float
 
 
 def run_demo(
@@ -98,8 +78,7 @@ def run_demo(
     _clear_folder(run_dir)
     console.print(story.introduce(config))
 
-    display = make_display(True)
-    corpus = prepare_corpus(config, display)
+    corpus = prepare_corpus(config, make_display())
     tokenizer = corpus.tokenizer
     test = tokenize_documents(corpus.test, tokenizer)
     device = find_device()
@@ -122,30 +101,72 @@ def run_demo(
             return {}
 
     console.print(story.title_evaluation(test))
-    run_dirs = {name: run_dir / name for name in arms}
-    found = _evaluate(config, run_dirs, device, precision.dtype, test, tokenizer, display)
-    console.print(
-        make_result_table(
-            found.memory,
-            baseline=found.cache_only,
-            baseline_name="cache only",
-            differences=found.differences,
+    start_s = time.monotonic()
+    with show_progress("evaluating") as progress:
+        report = report_run(
+            run_dir / "memory",
+            use="test",
+            against=run_dir / "cache_only",
+            precision=precision.name,
+            device=device,
+            progress=progress,
         )
+    results, cache_only, differences = report.results, report.baseline, report.differences
+    assert cache_only is not None
+    model = load_model(run_dir / "memory", device=device).model
+    model.compute_dtype = precision.dtype
+    capacity = max(config.evaluation.capacities)
+    helped = find_helped_tokens(
+        results[str(capacity)],
+        cache_only,
+        test,
+        tokenizer,
+        min_position=config.model.segment_len,
     )
-    reach = describe_reach(found.memory)
+    examples = explain_helped_tokens(
+        model, test, tokenizer.start_token, tokenizer, helped, capacity=capacity
+    )
+    evaluate_s = time.monotonic() - start_s
+    baseline: dict[str, Any] = {"baseline": cache_only, "baseline_name": "cache only"}
+    console.print(make_result_table(results, differences=differences, **baseline))
+    reach = describe_reach(results)
     if reach:
         console.print(reach, highlight=False)
-    console.print(story.conclude(found.cache_only, found.memory, found.differences))
+    console.print(story.conclude(cache_only, results, differences))
     console.print(story.title_examples())
-    console.print(render_examples(found.examples, baseline_name="cache only"))
+    console.print(render_examples(examples, baseline_name="cache only"))
 
-    result = _collect(config, seed, trained, found)
+    intervals = {name: list(d.perplexity_interval) for name, d in differences.items()}
+    train_s = sum(arm.seconds for arm in trained.values())
+    measured = {"cache_only": cache_only, **results}
+    result = {
+        "perplexity": {name: one.perplexity for name, one in measured.items()},
+        "bits_per_byte": {name: one.bits_per_byte for name, one in measured.items()},
+        "change": {name: d.perplexity_change for name, d in differences.items()},
+        "interval": intervals[str(capacity)],
+        "intervals": intervals,
+        "train_s": train_s,
+        "evaluate_s": evaluate_s,
+        "tokens_per_s": sum(arm.tokens for arm in trained.values()) / train_s,
+        "by_model": {
+            name: {
+                "train_s": arm.seconds,
+                "tokens": arm.tokens,
+                "tokens_per_s": arm.tokens / arm.seconds,
+            }
+            for name, arm in trained.items()
+        },
+        "seed": seed,
+        "test_documents": [document.name for document in cache_only.documents],
+        "test_tokens": cache_only.tokens,
+        "examples": [example.to_dict() for example in examples],
+        "config": config.to_dict(),
+    }
     plot_capacities(
-        found.memory,
+        results,
         run_dir / "perplexity.png",
-        baseline=found.cache_only,
-        baseline_name="cache only",
         title="Unseen source code: perplexity against the size of the memory",
+        **baseline,
     )
     write_json(run_dir / "result.json", result)
     console.print(story.point_to(run_dir))
@@ -163,92 +184,3 @@ def _clear_folder(run_dir: Path) -> None:
         shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_bytes(run_dir / _MARK, b'{"made_by": "memorizing demo"}\n')
-
-
-def _evaluate(
-    config: Config,
-    run_dirs: dict[str, Path],
-    device: torch.device,
-    dtype: torch.dtype,
-    test: list[TokenizedDocument],
-    tokenizer: Tokenizer,
-    display: Display,
-) -> _Evaluation:
-    start_s = time.monotonic()
-    models: dict[str, MemorizingTransformer] = {}
-    for name, path in run_dirs.items():
-        models[name] = load_model(path, device=device).model
-        models[name].compute_dtype = dtype
-    settings = config.evaluation
-    reader: dict[str, Any] = {"rows": settings.rows, "max_tokens": settings.max_tokens_per_document}
-    num_runs = 1 + len(settings.capacities) + len(settings.controls)
-
-    def report(done_runs: int, runs: int, done: int, total: int) -> None:
-        facts = {"reading": "cache only" if done_runs == 0 else "with memory, and the controls"}
-        share = (done_runs + runs * done / max(1, total)) / num_runs
-        display.update(int(100 * share), facts)
-
-    display.start(0, 100, unit="percent")
-    cache_only = evaluate_documents(
-        models["cache_only"],
-        test,
-        tokenizer.start_token,
-        capacity=0,
-        progress=lambda done, total: report(0, 1, done, total),
-        **reader,
-    )
-    memory = evaluate_capacities(
-        models["memory"],
-        test,
-        tokenizer.start_token,
-        capacities=settings.capacities,
-        controls=settings.controls,  # type: ignore[arg-type]
-        progress=lambda done, total: report(1, num_runs - 1, done, total),
-        **reader,
-    )
-    display.stop()
-    differences = {name: compare_results(result, cache_only) for name, result in memory.items()}
-    capacity = max(settings.capacities)
-    helped = find_helped_tokens(
-        memory[str(capacity)],
-        cache_only,
-        test,
-        tokenizer,
-        min_position=config.model.segment_len,
-    )
-    examples = explain_helped_tokens(
-        models["memory"], test, tokenizer.start_token, tokenizer, helped, capacity=capacity
-    )
-    seconds = time.monotonic() - start_s
-    return _Evaluation(cache_only, memory, differences, examples, seconds)
-
-
-def _collect(
-    config: Config, seed: int, trained: dict[str, TrainingResult], found: _Evaluation
-) -> dict[str, Any]:
-    results = {"cache_only": found.cache_only, **found.memory}
-    intervals = {name: list(d.perplexity_interval) for name, d in found.differences.items()}
-    train_s = sum(result.seconds for result in trained.values())
-    return {
-        "perplexity": {name: result.perplexity for name, result in results.items()},
-        "bits_per_byte": {name: result.bits_per_byte for name, result in results.items()},
-        "change": {name: d.perplexity_change for name, d in found.differences.items()},
-        "interval": intervals[str(max(config.evaluation.capacities))],
-        "intervals": intervals,
-        "train_s": train_s,
-        "evaluate_s": found.evaluate_s,
-        "tokens_per_s": sum(result.tokens for result in trained.values()) / train_s,
-        "by_model": {
-            name: {
-                "train_s": result.seconds,
-                "tokens": result.tokens,
-                "tokens_per_s": result.tokens / result.seconds,
-            }
-            for name, result in trained.items()
-        },
-        "seed": seed,
-        "test_documents": [document.name for document in found.cache_only.documents],
-        "test_tokens": found.cache_only.tokens,
-        "examples": [example.to_dict() for example in found.examples],
-        "config": config.to_dict(),
-    }
