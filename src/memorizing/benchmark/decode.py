@@ -20,7 +20,7 @@ from memorizing.benchmark.preparing import (
     DEFAULT_PRECISION,
     DTYPES,
     check_arguments,
-    describe_machine,
+    describe_benchmark,
     fill_state,
 )
 from memorizing.benchmark.recording import Recording
@@ -122,13 +122,8 @@ def benchmark_decode(
         "index_mib": sum(index.resident_bytes for index in built) / 2**20,
     }
     return {
-        "benchmark": "decode",
-        "precision": precision,
-        "index": index,
-        "num_pairs": num_pairs,
+        **describe_benchmark("decode", model, precision, index, num_pairs),
         "recorded": None if recording is None else _describe(recording),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **describe_machine(),
         "rows": rows,
     }
 

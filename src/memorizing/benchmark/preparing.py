@@ -74,6 +74,21 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def describe_benchmark(
+    name: str, model: MemorizingTransformer, precision: str, index: str, num_pairs: int
+) -> dict[str, Any]:
+    """What every benchmark of a model says of itself and of the machine, as plain values."""
+    return {
+        "benchmark": name,
+        "precision": precision,
+        "index": index,
+        "num_pairs": num_pairs,
+        "segment_len": model.config.segment_len,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        **describe_machine(),
+    }
+
+
 def summarize_machine(result: dict[str, Any]) -> str:
     """One sentence of what `describe_machine` put into a result, for the line below a table."""
     versions = result["versions"]

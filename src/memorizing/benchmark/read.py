@@ -13,7 +13,7 @@ from memorizing.benchmark.preparing import (
     DEFAULT_PRECISION,
     DTYPES,
     check_arguments,
-    describe_machine,
+    describe_benchmark,
     fill_state,
 )
 from memorizing.benchmark.timing import time_interleaved
@@ -92,12 +92,6 @@ def benchmark_read(
         row["tokens_per_s"] = config.segment_len / row["seconds"]
         rows.append(row | ({"recall": recalls[size]} if name == "searched" else {}))
     return {
-        "benchmark": "read",
-        "precision": precision,
-        "index": index,
-        "num_pairs": num_pairs,
-        "segment_len": config.segment_len,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **describe_machine(),
+        **describe_benchmark("read", model, precision, index, num_pairs),
         "rows": rows,
     }

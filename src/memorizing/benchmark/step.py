@@ -21,7 +21,7 @@ from memorizing.benchmark.preparing import (
     DEFAULT_PRECISION,
     DTYPES,
     check_arguments,
-    describe_machine,
+    describe_benchmark,
     fill_state,
     run_step,
 )
@@ -124,13 +124,7 @@ def benchmark_step(
             "append_ratio": append["ratio"],
         }
     return {
-        "benchmark": "step",
-        "precision": precision,
-        "index": index,
-        "num_pairs": num_pairs,
-        "segment_len": config.segment_len,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **describe_machine(),
+        **describe_benchmark("step", model, precision, index, num_pairs),
         "limit": _describe_limit(timings, count_step_flops(config), large_flops),
         "rows": rows,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 import time
@@ -296,12 +297,7 @@ def list_sources(found: Sources) -> dict[str, Any]:
                 "name": name,
                 "share": share,
                 "places": [
-                    {
-                        "share": place.share,
-                        "before": place.text.before,
-                        "token": place.text.token,
-                        "after": place.text.after,
-                    }
+                    {"share": place.share, **dataclasses.asdict(place.text)}
                     for place in snippets.get(name, [])
                 ],
             }

@@ -144,7 +144,7 @@ def run(
         progress.stop()
     read = [one for one in session.documents if (one.name, one.sha256) not in before]
     result = summarize(memory, model, session, read, plan, left_out, progress)
-    print_result(result)
+    print_result(result, left_out.describe())
     short = [one.name for one in read if not one.num_entries]
     if short:
         say(
@@ -218,15 +218,11 @@ class ReadingProgress:
         self._display.start(0, 100, "percent")
         self._start_s = time.perf_counter()
 
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self._start_s
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Since the start."""
-        return self.num_tokens / max(self.seconds, 1e-9)
+    def measure(self) -> dict[str, float]:
+        """Seconds since the start, and tokens per second."""
+        seconds = time.perf_counter() - self._start_s
+        speed = self.num_tokens / max(seconds, 1e-9)
+        return {"seconds": round(seconds, 3), "tokens_per_s": round(speed, 1)}
 
     def follow(self) -> Iterator[tuple[str, str]]:
         """Name and text of what is read, each loaded when it is its turn."""
@@ -248,7 +244,7 @@ class ReadingProgress:
         facts = {
             "documents": f"{self._num_begun:,} of {len(self._plan.sources):,}",
             "tokens": f"{self.num_tokens:,}",
-            "tokens/s": f"{self.tokens_per_s:,.0f}",
+            "tokens/s": f"{self.measure()['tokens_per_s']:,.0f}",
             "reading": name[-40:],
         }
         share = (self._bytes_done + read) / max(self._plan.num_bytes, 1)
@@ -290,11 +286,7 @@ def summarize(
     return {
         "memory": str(memory),
         "model": model,
-        "read": {
-            **count(read),
-            "seconds": round(progress.seconds, 3),
-            "tokens_per_s": round(progress.tokens_per_s, 1),
-        },
+        "read": {**count(read), **progress.measure()},
         "already_there": plan.num_known,
         "left_out": [{"name": name, "reason": reason} for name, reason in left_out.items],
         "total": {
@@ -304,14 +296,10 @@ def summarize(
     }
 
 
-def print_result(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, Any], reasons: str) -> None:
     """Print what was left out and why, what was read, and what the memory holds now."""
     left_out = result["left_out"]
     if left_out:
-        counts: dict[str, int] = {}
-        for item in left_out:
-            counts[item["reason"]] = counts.get(item["reason"], 0) + 1
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         say(f"left out: {reasons}")
         for item in left_out[:_LEFT_OUT_SHOWN]:
             say(f"  {item['name']}: {item['reason']}")
