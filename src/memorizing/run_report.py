@@ -42,7 +42,6 @@ from memorizing.training import (
     read_run_config,
 )
 
-
 _PLAIN = ("run", "use", "precision", "index", "evaluate_s", "against")
 
 
