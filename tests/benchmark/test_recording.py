@@ -13,9 +13,9 @@ from memorizing.benchmark import Recording, load_recording, record_search
 from memorizing.config import ModelConfig, TokenizerConfig
 from memorizing.data import Document, Tokenizer, train_tokenizer
 from memorizing.errors import ConfigError, CorpusError, RunFolderError
-from memorizing.knn import search_exact
 from memorizing.model import MemorizingTransformer
 from memorizing.training import load_model, save_model
+from tests.knn.ring import search_exact
 
 SEGMENT_LEN, K, LAYER = 11, 5, 1
 TEXTS = {
@@ -97,7 +97,7 @@ def test_keys_and_queries_are_those_of_the_memory_that_the_model_reads(
     # The searches of the first segment after the keys find what the model retrieved.
     stored = state.memories[LAYER].stored_keys
     first = recording.queries[:, :SEGMENT_LEN].unsqueeze(0)
-    found = search_exact(first, stored.keys, stored.sizes, K, newest_slots=stored.newest_slots)
+    found = search_exact(first, stored.keys, stored.num_appended, K)
     assert output.retrievals is not None
     assert torch.equal(found.slots, output.retrievals[LAYER].slots)
     assert recording.queries.shape == (2, 17, 7)

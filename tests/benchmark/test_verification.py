@@ -14,7 +14,8 @@ from memorizing.benchmark.verification import (
     measure_rounding,
 )
 from memorizing.errors import MemorizingError
-from memorizing.knn import Neighbors, search_exact
+from memorizing.knn import Neighbors
+from tests.knn.ring import search_exact
 
 NUM_HEADS, NUM_QUERIES, NUM_ENTRIES, HEAD_DIM, K = 2, 67, 101, 13, 5
 

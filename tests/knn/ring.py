@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memorizing.index_settings import parse_index
+from memorizing.index_settings import ExactSettings, parse_index
 from memorizing.knn import KeyIndex, Neighbors, StoredKeys, make_index, recall_at_k
 
 
@@ -23,6 +23,18 @@ def draw_keys(*shape: int, seed: int = 0, clusters: int = 0) -> Tensor:
         heads = torch.arange(shape[1]).view(1, -1, 1)
         keys = centers[heads, chosen] + 0.3 * keys
     return torch.nn.functional.normalize(keys, dim=-1)
+
+
+def search_exact(
+    queries: Tensor,
+    keys: Tensor,
+    num_appended: Sequence[int],
+    k: int,
+    num_hidden: Tensor | None = None,
+) -> Neighbors:
+    """Exact search of keys (B, H, N, D) of which so many were appended to each row."""
+    stored = StoredKeys(keys, tuple(num_appended))
+    return make_index(ExactSettings()).search(queries, stored, k, num_hidden=num_hidden)
 
 
 class Ring:

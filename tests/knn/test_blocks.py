@@ -53,7 +53,7 @@ def test_nothing_is_printed(index: str, tmp_path: Path, capfd: pytest.CaptureFix
     for num_keys in (2, 47):
         ring.index.seal(ring.stored)
         ring.append(draw_keys(ROWS, HEADS, num_keys, DIM, seed=2))
-    ring.index.save(tmp_path)
+    ring.index.save(tmp_path, ring.stored)
     ring.index.load(tmp_path, ring.stored)
     ring.search(draw_queries(), K)
     sys.stdout.flush()

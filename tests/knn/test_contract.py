@@ -207,7 +207,7 @@ def test_what_was_saved_searches_alike(index: str, dtype: torch.dtype, tmp_path:
     ring = fill(index, 401, dtype)
     queries = draw_queries()
     before = ring.search(queries, K)
-    ring.index.save(tmp_path / "index")
+    ring.index.save(tmp_path / "index", ring.stored)
     ring.index = make_index(parse_index(index))
     ring.index.load(tmp_path / "index", ring.stored)
     assert_same(ring.search(queries, K), before)

@@ -100,7 +100,7 @@ def test_files_of_an_older_release_are_not_read(tmp_path: Path):
     (tmp_path / "0-0-0-0123456789abcdef-index.faiss").write_bytes(b"IHMp" + b"\xff" * 99)
     with pytest.raises(StateError, match="of an older release, in files that may run code"):
         ring.index.load(tmp_path, ring.stored)
-    ring.index.save(tmp_path)
+    ring.index.save(tmp_path, ring.stored)
     assert {path.name for path in tmp_path.iterdir()} == {
         "manifest.json",
         "index.json",

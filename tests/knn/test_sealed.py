@@ -168,7 +168,7 @@ def test_a_block_that_is_overwritten_in_part_is_not_saved(ring: Ring, library, t
     ring.append(draw_keys(ROWS, HEADS, CAPACITY, DIM))
     ring.index.seal(ring.stored)
     ring.append(draw_keys(ROWS, HEADS, 1, DIM, seed=1))
-    ring.index.save(tmp_path)
+    ring.index.save(tmp_path, ring.stored)
     before = ring.search(draw_queries(), K)
     library.num_read = 0
     ring.index.load(tmp_path, ring.stored)
@@ -211,7 +211,7 @@ def test_a_saved_block_is_read_and_not_built(ring: Ring, library, tmp_path: Path
     ring.append(draw_keys(ROWS, HEADS, 3 * CAPACITY, DIM))
     before = ring.search(draw_queries(), K)
     num_built = len(library.built)
-    ring.index.save(tmp_path)
+    ring.index.save(tmp_path, ring.stored)
     ring.index = SealedIndex(FaissIvfSettings(block_len=BLOCK), library)
     ring.index.load(tmp_path, ring.stored)
     assert torch.equal(ring.search(draw_queries(), K).slots, before.slots)
@@ -222,10 +222,10 @@ def test_a_saved_block_is_read_and_not_built(ring: Ring, library, tmp_path: Path
 def test_saving_again_leaves_only_what_is_named(ring: Ring, tmp_path: Path):
     ring.append(draw_keys(ROWS, HEADS, CAPACITY, DIM))
     (tmp_path / "notes.txt").write_text("mine")
-    ring.index.save(tmp_path)
+    ring.index.save(tmp_path, ring.stored)
     first = {path.name for path in tmp_path.iterdir()}
     ring.append(draw_keys(ROWS, HEADS, CAPACITY, DIM, seed=2))
-    ring.index.save(tmp_path)
+    ring.index.save(tmp_path, ring.stored)
     second = {path.name for path in tmp_path.iterdir()}
     assert first & second == {"notes.txt", "manifest.json", "index.json"}
     blocks = json.loads((tmp_path / "index.json").read_text(encoding="utf-8"))["blocks"]

@@ -117,7 +117,7 @@ HARMLESS = {
 def test_a_damaged_folder_is_refused_and_changes_nothing(index: str, damage: str, tmp_path: Path):
     ring = make_ring(index, 2 * BLOCK)
     before = ring.search(draw_queries(), K)
-    ring.index.save(tmp_path)
+    ring.index.save(tmp_path, ring.stored)
     DAMAGES[damage](tmp_path)
     if (index.partition(":")[0], damage) in HARMLESS:
         ring.index.load(tmp_path, ring.stored)
@@ -132,7 +132,7 @@ def test_a_damaged_folder_is_refused_and_changes_nothing(index: str, damage: str
 
 def test_other_keys_settings_or_dtypes_are_refused(tmp_path: Path):
     ring = make_ring("faiss_hnsw:block_len=53", 2 * BLOCK)
-    ring.index.save(tmp_path)
+    ring.index.save(tmp_path, ring.stored)
     stored = ring.stored
     other = stored.keys.clone()
     other[1, 2, 3, 5] += 0.5

@@ -11,7 +11,7 @@ from torch import Tensor
 from memorizing.errors import IndexUnavailableError, NonFiniteQueryError, StateError
 from memorizing.index_settings import parse_index
 from memorizing.memory import FrozenMemory, Memory, Retrieved, keep_best
-from memorizing.memory.frozen import FrozenBlock, index_block
+from memorizing.memory.frozen import FrozenBlock, make_block
 from memorizing.model.attention import attend_to_retrieved
 
 ROWS, HEADS, GROUPS, DIM = 2, 3, 5, 11
@@ -21,7 +21,7 @@ def make_blocks(keys: Tensor, values: Tensor, sizes: list[int], index: str) -> F
     blocks = []
     parts = [tensor.split(sizes, dim=1) for tensor in (keys, values)]
     for part_keys, part_values in zip(*parts, strict=True):
-        loaded = index_block(
+        loaded = make_block(
             part_keys.contiguous().unsqueeze(0),
             part_values.contiguous().unsqueeze(0),
             parse_index(index),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from memorizing.index_settings import FaissIvfSettings, IndexSettings
 from memorizing.knn import KeyIndex, Neighbors, StoredKeys, make_index
 
 
-class DelegatingIndex(KeyIndex):
+class DelegatingIndex(KeyIndex, ABC):
     """Passes everything on to another index; for which queries it searches, a subclass says."""
 
     def __init__(self, index: KeyIndex) -> None:
@@ -46,9 +46,9 @@ class DelegatingIndex(KeyIndex):
         """As `KeyIndex.seal`."""
         self.index.seal(stored)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, stored: StoredKeys) -> None:
         """As `KeyIndex.save`."""
-        self.index.save(folder)
+        self.index.save(folder, stored)
 
     def load(self, folder: Path, stored: StoredKeys) -> None:
         """As `KeyIndex.load`."""

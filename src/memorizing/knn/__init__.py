@@ -16,7 +16,6 @@ from memorizing.knn.index import (
     Neighbors,
     StoredKeys,
     check_queries,
-    search_exact,
 )
 from memorizing.knn.int8 import Int8Index
 from memorizing.knn.packed import is_emulated, multiplies_bf16
@@ -34,7 +33,6 @@ __all__ = [
     "make_index",
     "multiplies_bf16",
     "recall_at_k",
-    "search_exact",
 ]
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memorizing.index_settings import BucketSettings
-from memorizing.knn.index import KeysOnlyIndex, StoredKeys, search_heads
+from memorizing.knn.index import KeyIndex, StoredKeys, search_heads
 from memorizing.knn.packed import is_emulated
 from memorizing.knn.plain import iterate_tiles, score_tile
 
@@ -45,7 +45,7 @@ def _count_buckets(k: int, num_buckets: int, per_bucket: int) -> int:
     return max(num_buckets, -(-k // per_bucket))
 
 
-class BucketIndex(KeysOnlyIndex):
+class BucketIndex(KeyIndex):
     """Scores every key, and keeps the best `per_bucket` of each of `num_buckets` buckets.
 
     Slot s is in bucket s mod L. There are more buckets than asked for where they could not yield k

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from memorizing.errors import ConfigError, StateError
+from memorizing.errors import StateError
 from memorizing.index_settings import (
     FaissFlatSettings,
     FaissFp16Settings,
@@ -38,6 +38,12 @@ _FEWEST_KEYS_A_LIST = 39
 _MOST_SAMPLES_A_LIST = 64
 """k-means learns from a sample: with four times as many, recall was the same to 0.002."""
 _FP16_MAX = 65504.0
+_KINDS: dict[type[SealedSettings], str] = {
+    FaissFlatSettings: "Flat",
+    FaissFp16Settings: "SQfp16",
+    FaissInt8Settings: "SQ8",
+}
+"""As `faiss.index_factory` calls them."""
 _IVF_ARRAYS = ("probes", "cells")
 _GRAPH_ARRAYS = ("levels", "offsets", "neighbors", "entry")
 
@@ -170,19 +176,12 @@ class FaissLibrary(BlockLibrary):
         return keys.clip(-_FP16_MAX, _FP16_MAX)
 
     def _make_empty(self, dim: int) -> Any:
-        faiss, settings = self._faiss, self._settings
-        metric, kinds = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer
-        if isinstance(settings, FaissFlatSettings):
-            return faiss.IndexFlatIP(dim)
-        if isinstance(settings, FaissFp16Settings):
-            return faiss.IndexScalarQuantizer(dim, kinds.QT_fp16, metric)
-        if isinstance(settings, FaissInt8Settings):
-            return faiss.IndexScalarQuantizer(dim, kinds.QT_8bit, metric)
-        if isinstance(settings, FaissHnswSettings):
-            index = faiss.IndexHNSWSQ(dim, kinds.QT_fp16, settings.num_links, metric)
-            index.hnsw.efConstruction = settings.ef_construction
-            return index
-        raise ConfigError(f"Faiss has no index for {settings}")
+        settings, metric = self._settings, self._faiss.METRIC_INNER_PRODUCT
+        if not isinstance(settings, FaissHnswSettings):
+            return self._faiss.index_factory(dim, _KINDS[type(settings)], metric)
+        index = self._faiss.index_factory(dim, f"HNSW{settings.num_links}_SQfp16", metric)
+        index.hnsw.efConstruction = settings.ef_construction
+        return index
 
     @contextlib.contextmanager
     def _use_one_thread(self) -> Iterator[None]:

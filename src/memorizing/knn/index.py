@@ -6,8 +6,7 @@ Shapes: B rows, H heads, T queries, N slots, D head_dim, C candidates, k neighbo
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +62,11 @@ class StoredKeys:
         return [min(count, self.capacity) for count in self.num_appended]
 
     @property
+    def living(self) -> list[range]:
+        """Per row, the entries that are there now."""
+        return [range(max(0, count - self.capacity), count) for count in self.num_appended]
+
+    @property
     def newest_slots(self) -> list[int]:
         """Per row, the slot written last; the ring continues backwards from there."""
         return [(count - 1) % self.capacity for count in self.num_appended]
@@ -87,19 +91,19 @@ def check_queries(queries: Tensor) -> None:
     )
 
 
-class KeyIndex(ABC):
+class KeyIndex:
     """Finds the stored keys with the largest inner products with a query.
 
     The memory owns keys and slots; an index keeps at most what makes its search faster (a graph,
     codes) and is told of every change: `append` after entries were written, `reset` when rows were
-    emptied. Every score it returns is the true inner product of the query and the stored key.
+    emptied. One that needs nothing but the keys ignores all that. Every score it returns is the
+    true inner product of the query and the stored key.
     """
 
     def __init__(self, settings: IndexSettings) -> None:
         """Keep the settings."""
         self.settings = settings
 
-    @abstractmethod
     def search(
         self,
         queries: Tensor,
@@ -109,7 +113,7 @@ class KeyIndex(ABC):
         num_hidden: Tensor | None = None,
         key_rows: Sequence[int | None] | None = None,
     ) -> Neighbors:
-        """Find the nearest entries, per row and head. Changes nothing.
+        """Find the nearest entries, per row and head (paper, section 3.1). Changes nothing.
 
         Args:
             queries: (B, H, T, D), finite. No gradient flows through the search.
@@ -126,27 +130,53 @@ class KeyIndex(ABC):
         Raises:
             NonFiniteQueryError: a query is NaN or infinite.
         """
+        num_rows, num_heads, num_queries, _ = queries.shape
+        shape = (num_rows, num_heads, num_queries, num_neighbors)
+        keys = stored.keys
+        slots = torch.zeros(shape, dtype=torch.int64, device=keys.device)
+        scores = torch.full(shape, -math.inf, dtype=keys.dtype, device=keys.device)
+        queries = queries.detach().to(keys.dtype)
+        check_queries(queries)
+        # A search asks for the largest of them, which would be a wait for a GPU in every row.
+        num_hidden = None if num_hidden is None else num_hidden.cpu()
+        with torch.no_grad():
+            for row in range(num_rows):
+                source = row if key_rows is None else key_rows[row]
+                k = 0 if source is None else min(num_neighbors, stored.sizes[source])
+                if source is None or k == 0 or num_queries == 0:
+                    continue
+                hidden = None if num_hidden is None else num_hidden[row]
+                found = self._search_row(queries[row], stored, source, k, hidden)
+                scores[row, ..., :k], slots[row, ..., :k] = found
+        valid = scores > -math.inf
+        # A key that is NaN may take the place of a neighbor; it is not returned.
+        slots, scores = slots.masked_fill_(~valid, 0), scores.masked_fill_(~valid, -math.inf)
+        return Neighbors(slots, scores, valid)
 
-    @abstractmethod
+    def _search_row(
+        self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and slots (H, T, k) of queries (H, T, D) among the keys of a row, best first.
+
+        `num_hidden` is (T,) on the CPU; k is 1 to the size of the row.
+        """
+        raise NotImplementedError
+
     def append(self, stored: StoredKeys) -> None:
         """Take in what was written since the last call, in any row. Changes the index in place."""
 
-    @abstractmethod
     def reset(self, rows: Sequence[int]) -> None:
         """Forget what these rows held. Changes the index in place."""
 
-    @abstractmethod
     def seal(self, stored: StoredKeys) -> None:
         """Prepare for a memory that is only read from now on: leave nothing to search slowly.
 
         May take minutes; appending afterwards is allowed. Changes the index in place.
         """
 
-    @abstractmethod
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, stored: StoredKeys) -> None:
         """Write what cannot be made again quickly from the keys into a folder, which may be new."""
 
-    @abstractmethod
     def load(self, folder: Path, stored: StoredKeys) -> None:
         """Take over what `save` wrote for the same keys. Changes the index in place.
 
@@ -156,125 +186,20 @@ class KeyIndex(ABC):
         """
 
 
-SearchRow = Callable[[Tensor, StoredKeys, int, int, Tensor | None], tuple[Tensor, Tensor]]
-"""Queries (H, T, D), keys, a row of them, k, hidden (T,) -> scores and slots (H, T, k)."""
-
-
-def search_rows(
-    search: SearchRow,
-    queries: Tensor,
-    stored: StoredKeys,
-    num_neighbors: int,
-    num_hidden: Tensor | None,
-    key_rows: Sequence[int | None] | None,
-) -> Neighbors:
-    """Search row by row, as every index that scores all keys does; see `KeyIndex.search`."""
-    num_rows, num_heads, num_queries, _ = queries.shape
-    shape = (num_rows, num_heads, num_queries, num_neighbors)
-    keys = stored.keys
-    slots = torch.zeros(shape, dtype=torch.int64, device=keys.device)
-    scores = torch.full(shape, -math.inf, dtype=keys.dtype, device=keys.device)
-    queries = queries.detach().to(keys.dtype)
-    check_queries(queries)
-    # A search asks for the largest of them, which would be a wait for a GPU in every row.
-    num_hidden = None if num_hidden is None else num_hidden.cpu()
-    with torch.no_grad():
-        for row in range(num_rows):
-            source = row if key_rows is None else key_rows[row]
-            k = 0 if source is None else min(num_neighbors, stored.sizes[source])
-            if source is None or k == 0 or num_queries == 0:
-                continue
-            hidden = None if num_hidden is None else num_hidden[row]
-            scores[row, ..., :k], slots[row, ..., :k] = search(
-                queries[row], stored, source, k, hidden
-            )
-    valid = scores > -math.inf
-    # A key that is NaN may take the place of a neighbor; it is not returned.
-    return Neighbors(slots.masked_fill_(~valid, 0), scores.masked_fill_(~valid, -math.inf), valid)
-
-
-class RowIndex(KeyIndex):
-    """An index that says how one row is searched."""
-
-    def search(
-        self,
-        queries: Tensor,
-        stored: StoredKeys,
-        num_neighbors: int,
-        *,
-        num_hidden: Tensor | None = None,
-        key_rows: Sequence[int | None] | None = None,
-    ) -> Neighbors:
-        """As `KeyIndex.search`."""
-        return search_rows(self._search_row, queries, stored, num_neighbors, num_hidden, key_rows)
-
-    @abstractmethod
-    def _search_row(
-        self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """As `SearchRow`."""
-
-
-class KeysOnlyIndex(RowIndex):
-    """An index that needs nothing but the keys, so that no change has to be told."""
-
-    def append(self, stored: StoredKeys) -> None:
-        """Nothing: the keys are all it needs."""
-
-    def reset(self, rows: Sequence[int]) -> None:
-        """Nothing."""
-
-    def seal(self, stored: StoredKeys) -> None:
-        """Nothing."""
-
-    def save(self, folder: Path) -> None:
-        """Nothing."""
-
-    def load(self, folder: Path, stored: StoredKeys) -> None:
-        """Nothing."""
-
-
-def search_exact(
-    queries: Tensor,
-    keys: Tensor,
-    sizes: Sequence[int],
-    num_neighbors: int,
-    *,
-    newest_slots: Sequence[int] | None = None,
-    num_hidden: Tensor | None = None,
-    key_rows: Sequence[int | None] | None = None,
-) -> Neighbors:
-    """Find the entries with the largest inner products, per row and head (paper, section 3.1).
+class ExactIndex(KeyIndex):
+    """Exact search: every key is scored.
 
     Entries are chosen by products, in fp32, of the stored keys and of queries rounded to the dtype
     of the keys. With fp32 keys, equal scores are ordered newest first; where entries tie with the
     k-th, that takes a full sort. With bf16 or fp16 keys it is left open which of those that equal
     the k-th are returned.
-
-    Args:
-        queries: (B, H, T, D). No gradient flows through the search.
-        keys: (B, H, N, D). In row b, slots 0 to sizes[b] - 1 hold entries.
-        sizes: entries per row of `keys`, 0 to N.
-        num_neighbors: k.
-        newest_slots: per row the slot written last (the ring continues backwards from there); by
-            default the entries were written in the order of their slots.
-        num_hidden: (B, T) int: how many of the newest entries each query must not see; by default
-            none.
-        key_rows: per row of queries, the row of `keys` that it searches, or None for a row that
-            finds nothing; by default its own.
-
-    Returns:
-        Neighbors, best first.
     """
-    stored = StoredKeys(keys, tuple(sizes))
-    newest = [size - 1 for size in sizes] if newest_slots is None else newest_slots
 
-    def search(
-        queries: Tensor, stored: StoredKeys, row: int, k: int, hidden: Tensor | None
+    def _search_row(
+        self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        return search_heads(queries, stored.keys[row, :, : sizes[row]], k, newest[row], hidden)
-
-    return search_rows(search, queries, stored, num_neighbors, num_hidden, key_rows)
+        keys = stored.keys[row, :, : stored.sizes[row]]
+        return search_heads(queries, keys, k, stored.newest_slots[row], num_hidden)
 
 
 def search_heads(
@@ -283,16 +208,6 @@ def search_heads(
     """Scores and slots (H, T, k) of queries (H, T, D) among keys (H, N, D), exactly; k <= N."""
     search = search_packed if can_pack(k, keys) else search_plainly
     return search(queries, keys, k, newest, num_hidden)
-
-
-class ExactIndex(KeysOnlyIndex):
-    """Exact search over the stored keys themselves."""
-
-    def _search_row(
-        self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        keys = stored.keys[row, :, : stored.sizes[row]]
-        return search_heads(queries, keys, k, stored.newest_slots[row], num_hidden)
 
 
 def merge_candidates(

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from memorizing.errors import ConfigError
 from memorizing.index_settings import Int8Settings
-from memorizing.knn.index import RowIndex, StoredKeys, merge_candidates
+from memorizing.knn.index import KeyIndex, StoredKeys, merge_candidates
 from memorizing.knn.packed import MOST_NEIGHBORS, ScoreTile, select_packed
 
 
-class Int8Index(RowIndex):
+class Int8Index(KeyIndex):
     """Codes round(key / scale) with scale = max |key| / 127 of each key; queries alike.
 
     The products of codes, times the scale of the key, rank the candidates; `oversample` times k of
@@ -100,12 +100,6 @@ class Int8Index(RowIndex):
         candidates = slots.masked_fill(scores == -math.inf, -1)
         best, exact_scores = merge_candidates(queries, stored, row, candidates, k)
         return exact_scores.to(stored.keys.dtype), best
-
-    def seal(self, stored: StoredKeys) -> None:
-        """Nothing: all entries have codes."""
-
-    def save(self, folder: Path) -> None:
-        """Nothing: codes are made from the keys as quickly as they are read."""
 
     def load(self, folder: Path, stored: StoredKeys) -> None:
         """Make the codes anew. Changes the index in place."""

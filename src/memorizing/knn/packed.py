@@ -389,7 +389,9 @@ def _borrow_buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Ten
     if held is None or held.numel() < num_bytes:
         # A buffer made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
-            held = torch.empty(num_bytes, dtype=torch.uint8)
+            # A memory that grows asks for a little more each time: fresh pages cost as much as the
+            # selection.
+            held = torch.empty(1 << (num_bytes - 1).bit_length(), dtype=torch.uint8)
         setattr(_local, name, held)
     return held[:num_bytes].view(dtype).view(shape)
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from memorizing.errors import StateError
 from memorizing.index_settings import SealedSettings
 from memorizing.knn.blocks import BlockLibrary, KeyBlock, QuerySample
-from memorizing.knn.index import RowIndex, StoredKeys, check_queries, merge_candidates, search_heads
+from memorizing.knn.index import KeyIndex, StoredKeys, check_queries, merge_candidates, search_heads
 from memorizing.knn.sealed_files import (
     SavedBlock,
     copy_keys,
@@ -60,7 +60,7 @@ class SealedBlock:
         return living.start - self.entries.start <= num_allowed
 
 
-class SealedIndex(RowIndex):
+class SealedIndex(KeyIndex):
     """Blocks of one library, and exact search of the rest.
 
     Queries are rounded to the dtype of the keys, as in exact search. The candidates of all blocks
@@ -72,14 +72,14 @@ class SealedIndex(RowIndex):
     the call that builds takes as long as the library needs for them.
     """
 
+    settings: SealedSettings
+
     def __init__(self, settings: SealedSettings, library: BlockLibrary) -> None:
         """Make an empty index of blocks that `library` builds."""
         super().__init__(settings)
-        self._options = settings
         self._library = library
         self._blocks: dict[int, list[SealedBlock]] = {}
         self._sealed_until: dict[int, int] = {}
-        self._oldest: dict[int, int] = {}
         self._queries = QuerySample()
 
     def append(self, stored: StoredKeys) -> None:
@@ -88,22 +88,20 @@ class SealedIndex(RowIndex):
         Raises:
             StateError: a key that is NaN or infinite is due to be put into a block.
         """
-        all_living = list_living(stored)
         # All rows first: the build of a block may be refused.
-        for row, living in enumerate(all_living):
-            self._oldest[row] = living.start
+        for row, living in enumerate(stored.living):
             self._blocks[row] = [
                 block
                 for block in self._blocks.get(row, [])
-                if block.is_kept(living, self._options.block_len)
+                if block.is_kept(living, self.settings.block_len)
             ]
-        for row, living in enumerate(all_living):
+        for row, living in enumerate(stored.living):
             blocks = self._blocks[row]
             plan = plan_blocks(
                 living,
                 [block.entries for block in blocks],
                 self._sealed_until.get(row, 0),
-                self._options.block_len,
+                self.settings.block_len,
             )
             for entries in plan:
                 blocks.append(self._make_block(stored, row, entries))
@@ -115,7 +113,6 @@ class SealedIndex(RowIndex):
         for row in rows:
             self._blocks.pop(row, None)
             self._sealed_until.pop(row, None)
-            self._oldest.pop(row, None)
 
     def seal(self, stored: StoredKeys) -> None:
         """Make one block of all living entries of each row, in the place of the smaller ones.
@@ -127,11 +124,10 @@ class SealedIndex(RowIndex):
         Raises:
             StateError: a key is NaN or infinite.
         """
-        for row, living in enumerate(list_living(stored)):
+        for row, living in enumerate(stored.living):
             blocks = self._blocks.get(row, [])
             if not living or [block.entries for block in blocks] == [living]:
                 continue
-            self._oldest[row] = living.start
             self._blocks[row] = [self._make_block(stored, row, living)]
             self._sealed_until[row] = living.stop
 
@@ -157,7 +153,7 @@ class SealedIndex(RowIndex):
         check_queries(queries)
         self._queries.add(queries)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, stored: StoredKeys) -> None:
         """As `KeyIndex.save`: what takes longer to build than to read, as plain arrays.
 
         Blocks that are overwritten in part are left out: their keys are gone. The folder is whole
@@ -170,7 +166,7 @@ class SealedIndex(RowIndex):
             SavedBlock(row, block.entries, block.keys_hash, [head.dump() for head in block.heads])
             for row, blocks in self._blocks.items()
             for block in blocks
-            if block.entries.start >= self._oldest[row]
+            if block.entries.start >= stored.living[row].start
         ]
         write_blocks(folder, str(self.settings), blocks)
 
@@ -181,11 +177,10 @@ class SealedIndex(RowIndex):
         """
         blocks: dict[int, list[SealedBlock]] = {}
         for saved in read_blocks(folder, str(self.settings), stored):
-            arrays = saved.heads if self._options.is_saved else None
+            arrays = saved.heads if self.settings.is_saved else None
             block = self._make_block(stored, saved.row, saved.entries, arrays)
             blocks.setdefault(saved.row, []).append(block)
         self._blocks = blocks
-        self._oldest = {row: living.start for row, living in enumerate(list_living(stored))}
         self._sealed_until = {row: done[-1].entries.stop for row, done in blocks.items()}
 
     def _make_block(
@@ -220,7 +215,7 @@ class SealedIndex(RowIndex):
     def _search_row(
         self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        blocks, living = self._blocks.get(row, []), list_living(stored)[row]
+        blocks, living = self._blocks.get(row, []), stored.living[row]
         if not blocks:
             keys = stored.keys[row, :, : len(living)]
             return search_heads(queries, keys, k, stored.newest_slots[row], num_hidden)
@@ -250,7 +245,7 @@ class SealedIndex(RowIndex):
         visible_until: Tensor,
     ) -> Tensor:
         """Candidate entries (H, T, C) of all blocks on the CPU, -1 where there is none."""
-        num_wanted = self._options.oversample * k
+        num_wanted = self.settings.oversample * k
         asked = queries.float().cpu().contiguous().numpy()
         # Libraries share the queries of a head among threads; with few, heads go side by side.
         run = _get_threads().map if queries.shape[1] < torch.get_num_threads() else map
@@ -307,14 +302,6 @@ def _search_stretches(
         # A key that is NaN is none.
         parts.append((slots + entries.start).masked_fill(~(scores > -torch.inf), -1))
     return merge_candidates(queries, stored, row, torch.cat(parts, -1), k)
-
-
-def list_living(stored: StoredKeys) -> list[range]:
-    """Per row, the entries that are there."""
-    return [
-        range(count - size, count)
-        for count, size in zip(stored.num_appended, stored.sizes, strict=True)
-    ]
 
 
 def plan_blocks(

@@ -8,32 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from memorizing.errors import StateError
 from memorizing.index_settings import ExactSettings, IndexSettings, SealedSettings
-from memorizing.knn import KeyIndex, Neighbors, StoredKeys, make_index
+from memorizing.knn import Neighbors, make_index
 from memorizing.knn.index import check_queries
 from memorizing.memory.retrieved import Retrieved, keep_best
-
-
-@dataclass(frozen=True)
-class LoadedBlock:
-    """Entries that are ready to be searched."""
-
-    keys: Tensor
-    """(1, H, n, D), contiguous."""
-    values: Tensor
-    """(1, H, n, D), contiguous."""
-    index: KeyIndex
-
-    @property
-    def stored_keys(self) -> StoredKeys:
-        """The keys as an index sees them."""
-        return StoredKeys(self.keys, (self.keys.shape[2],))
+from memorizing.memory.store import Memory, count_groups
 
 
 class FrozenBlock:
@@ -42,17 +27,17 @@ class FrozenBlock:
     def __init__(
         self,
         num_entries: int,
-        load: Callable[[], LoadedBlock],
+        load: Callable[[], Memory],
         check: Callable[[], object] | None = None,
     ) -> None:
         """Take what loads them, which is called once, and what checks them before each search."""
         self.num_entries = num_entries
         self._load = load
         self._check = check
-        self._loaded: LoadedBlock | None = None
+        self._loaded: Memory | None = None
         self._lock = threading.Lock()
 
-    def load(self) -> LoadedBlock:
+    def load(self) -> Memory:
         """The entries; those that were loaded by the first call."""
         if self._check is not None:
             self._check()
@@ -63,30 +48,30 @@ class FrozenBlock:
             return self._loaded
 
 
-def index_block(
+def make_block(
     keys: Tensor,
     values: Tensor,
     settings: IndexSettings,
-    restore: Callable[[KeyIndex, StoredKeys], bool] | None = None,
-) -> LoadedBlock:
-    """Entries (1, H, n, D) with their index, which is restored or built. May take minutes.
+    restore: Callable[[Memory], bool] | None = None,
+) -> Memory:
+    """A memory of one row with entries (1, H, n, D), and their index. May take minutes.
 
     With an index of another library, fewer entries than one of its blocks are searched exactly, as
     those that wait for a block in a memory that grows.
 
     Args:
-        keys: what is searched.
-        values: what is found.
+        keys: what is searched, contiguous.
+        values: what is found, contiguous.
         settings: of the index.
-        restore: takes an index over from where it was saved, or says that there is none.
+        restore: takes the index over from where it was saved, or says that there is none.
     """
-    block = LoadedBlock(keys, values, make_index(settings))
-    if restore is not None and restore(block.index, block.stored_keys):
+    block = Memory.from_tensors(keys, values, torch.tensor([keys.shape[2]]), settings)
+    if restore is not None and restore(block):
         return block
     if not isinstance(settings, SealedSettings):
         block.index.append(block.stored_keys)
     elif keys.shape[2] >= settings.block_len:
-        block.index.seal(block.stored_keys)
+        block.seal()
     return block
 
 
@@ -102,7 +87,6 @@ class FrozenMemory:
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.blocks = tuple(block for block in blocks if block.num_entries)
-        self._num_changes = torch.zeros((), dtype=torch.int64)
 
     @classmethod
     def from_tensors(
@@ -132,7 +116,7 @@ class FrozenMemory:
         make_index(settings)
         block = FrozenBlock(
             keys.shape[1],
-            lambda: index_block(
+            lambda: make_block(
                 select_heads(keys.detach(), heads).contiguous().unsqueeze(0),
                 select_heads(values.detach(), heads).contiguous().unsqueeze(0),
                 settings,
@@ -178,55 +162,39 @@ class FrozenMemory:
             StateError: queries of other heads, NaN or infinite.
             MemoryFolderError: the memory comes from a folder, and a file of it is damaged.
         """
-        self._check_shape(queries)
+        count_groups(queries, self.num_heads, self.head_dim, None)
         rows = slice(None) if is_open is None or bool(is_open.all()) else is_open.cpu()
         parts = [self._search(block.load(), queries, num_neighbors, rows) for block in self.blocks]
         return keep_best(parts, num_neighbors) if len(parts) > 1 else tuple(parts)
 
-    def _check_shape(self, queries: Tensor) -> None:
-        if (
-            queries.dim() != 4
-            or not queries.shape[1]
-            or queries.shape[1] % self.num_heads
-            or queries.shape[3] != self.head_dim
-        ):
-            raise StateError(
-                f"queries are {tuple(queries.shape)}; this memory has {self.num_heads} heads and "
-                f"keys of {self.head_dim}, so they must be (rows, {self.num_heads} or a multiple, "
-                f"queries, {self.head_dim})"
-            )
-
     def _search(
-        self, block: LoadedBlock, queries: Tensor, num_neighbors: int, rows: Tensor | slice
+        self, block: Memory, queries: Tensor, num_neighbors: int, rows: Tensor | slice
     ) -> Retrieved:
-        keys = block.keys
-        asked = queries.detach().to(keys.device, keys.dtype)
+        asked = queries.detach().to(block.keys.device, block.keys.dtype)
         check_queries(asked)
-        k = min(num_neighbors, keys.shape[2])
-        found = _new_neighbors((*queries.shape[:3], k), keys)
+        k = min(num_neighbors, block.capacity)
+        shape = (*asked.shape[:3], k)
         asked = asked[rows]
-        if asked.numel():
-            # All rows' queries, and those of all heads that share entries, are one head's queries.
-            by_head = asked.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
-            result = block.index.search(by_head.flatten(1, 3).unsqueeze(0), block.stored_keys, k)
-            for mine, theirs in (
-                (found.slots, result.slots),
-                (found.scores, result.scores),
-                (found.valid, result.valid),
-            ):
-                by_row = theirs.view(*by_head.shape[:4], k).transpose(0, 1)
-                mine[rows] = by_row.flatten(1, 2)
-        heads = torch.arange(self.num_heads, device=keys.device) * keys.shape[2]
-        first = heads.repeat_interleave(queries.shape[1] // self.num_heads).view(1, -1, 1, 1)
-        lines = found.slots + first
-        return Retrieved(
+        # The queries of all rows are those of the one row of the block.
+        found = block.retrieve(asked.transpose(0, 1).flatten(1, 2).unsqueeze(0), k)
+
+        def place(part: Tensor, nothing: float) -> Tensor:
+            by_row = part.view(shape[1], len(asked), *shape[2:]).transpose(0, 1)
+            whole = part.new_full(shape, nothing)
+            whole[rows] = by_row
+            return whole
+
+        neighbors = found.neighbors
+        lines = place(found.key_lines, 0)
+        return replace(
             found,
-            keys.view(-1, self.head_dim),
-            block.values.view(-1, self.head_dim),
-            lines,
-            lines,
-            self._num_changes,
-            self._num_changes,
+            neighbors=Neighbors(
+                place(neighbors.slots, 0),
+                place(neighbors.scores, -torch.inf),
+                place(neighbors.valid, False),
+            ),
+            key_lines=lines,
+            value_lines=lines,
         )
 
 
@@ -238,12 +206,3 @@ def select_heads(entries: Tensor, heads: Sequence[int] | None) -> Tensor:
     if last - first + 1 == len(heads):
         return entries[first : last + 1]
     return entries[list(heads)]
-
-
-def _new_neighbors(shape: tuple[int, ...], keys: Tensor) -> Neighbors:
-    """Neighbors of queries that found nothing."""
-    return Neighbors(
-        torch.zeros(shape, dtype=torch.int64, device=keys.device),
-        torch.full(shape, -torch.inf, dtype=keys.dtype, device=keys.device),
-        torch.zeros(shape, dtype=torch.bool, device=keys.device),
-    )

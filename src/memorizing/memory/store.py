@@ -69,6 +69,25 @@ class Memory:
             self.num_changes = torch.zeros(num_rows, dtype=torch.int64)
         self.index = make_index(ExactSettings() if index is None else index)
 
+    @classmethod
+    def from_tensors(
+        cls, keys: Tensor, values: Tensor, num_appended: Tensor, index: IndexSettings
+    ) -> Memory:
+        """A memory of what its rows hold, (B, H, capacity, D), by reference.
+
+        Args:
+            keys: contiguous.
+            values: contiguous.
+            num_appended: (B,) int64: entries appended to each row so far.
+            index: which is empty: the caller tells it of the entries.
+        """
+        memory = cls.__new__(cls)
+        with torch.inference_mode(False):
+            memory.keys, memory.values, memory.num_appended = keys, values, num_appended
+            memory.num_changes = torch.zeros_like(num_appended)
+        memory.index = make_index(index)
+        return memory
+
     @property
     def capacity(self) -> int:
         """Entries that a row holds at most."""
@@ -192,7 +211,8 @@ class Memory:
         Raises:
             StateError: queries of other rows or heads, NaN or infinite.
         """
-        num_groups = self._count_groups(queries)
+        num_rows, num_heads, _, head_dim = self.keys.shape
+        num_groups = count_groups(queries, num_heads, head_dim, num_rows)
         rows = torch.arange(self.num_rows) if donor_rows is None else donor_rows.cpu()
         is_open = torch.ones_like(rows, dtype=torch.bool) if is_open is None else is_open.cpu()
         if num_hidden is not None:
@@ -224,23 +244,6 @@ class Memory:
             self.num_changes.clone(),
         )
 
-    def _count_groups(self, queries: Tensor) -> int:
-        """G, the heads of queries per head of the memory."""
-        num_rows, num_heads = self.keys.shape[:2]
-        if (
-            queries.dim() != 4
-            or queries.shape[0] != num_rows
-            or not queries.shape[1]
-            or queries.shape[1] % num_heads
-            or queries.shape[3] != self.keys.shape[3]
-        ):
-            raise StateError(
-                f"queries are {tuple(queries.shape)}; this memory has {num_rows} rows, {num_heads} "
-                f"heads and keys of {self.keys.shape[3]}, so they must be ({num_rows}, {num_heads} "
-                f"or a multiple, queries, {self.keys.shape[3]})"
-            )
-        return queries.shape[1] // num_heads
-
     def _find_lines(self, slots: Tensor, rows: Tensor) -> Tensor:
         """Lines of the entries in slots (B, H, T, k), if all rows and heads stood below another."""
         num_heads, capacity = self.keys.shape[1:3]
@@ -256,12 +259,10 @@ class Memory:
 
     def select_rows(self, rows: Tensor) -> Memory:
         """A memory of these rows only, as a copy. `rows` is an index tensor."""
-        chosen = Memory.__new__(Memory)
         with torch.inference_mode(False):
-            chosen.keys, chosen.values = self.keys[rows], self.values[rows]
-            chosen.num_appended = self.num_appended[rows.cpu()]
-            chosen.num_changes = torch.zeros_like(chosen.num_appended)
-        chosen.index = make_index(self.index.settings)
+            keys, values = self.keys[rows], self.values[rows]
+            num_appended = self.num_appended[rows.cpu()]
+        chosen = Memory.from_tensors(keys, values, num_appended, self.index.settings)
         chosen.index.append(chosen.stored_keys)
         return chosen
 
@@ -305,3 +306,25 @@ class Memory:
                     f"expected {tuple(mine.shape)} "
                     f"{mine.dtype}; use the capacity, rows and model it was saved with"
                 )
+
+
+def count_groups(queries: Tensor, num_heads: int, head_dim: int, num_rows: int | None) -> int:
+    """G, the heads of queries (B, H * G, T, D) per head of a memory; of any B where that is None.
+
+    Raises:
+        StateError: queries of another shape.
+    """
+    rows = queries.shape[0] if num_rows is None and queries.dim() == 4 else num_rows
+    if (
+        queries.dim() != 4
+        or queries.shape[0] != rows
+        or not queries.shape[1]
+        or queries.shape[1] % num_heads
+        or queries.shape[3] != head_dim
+    ):
+        raise StateError(
+            f"queries are {tuple(queries.shape)}; this memory has {num_heads} heads and keys of "
+            f"{head_dim}, so they must be ({'rows' if rows is None else rows}, {num_heads} or a "
+            f"multiple, queries, {head_dim})"
+        )
+    return queries.shape[1] // num_heads

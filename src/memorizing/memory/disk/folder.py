@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from memorizing.errors import MemoryFolderError, ResourceError
-from memorizing.index_settings import IndexSettings
+from memorizing.index_settings import ExactSettings, IndexSettings
 from memorizing.memory.disk import state
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.documents import LayerEntries, NewDocument, check_new, make_part
-from memorizing.memory.disk.layers import open_layer, save_indexes
+from memorizing.memory.disk.layers import StoredLayer
 from memorizing.memory.disk.manifest import (
     MANIFEST,
     FolderDescription,
@@ -316,7 +316,10 @@ class MemoryFolder:
             ResourceError: the folder cannot be written.
         """
         with self.lock(), self._explain_failures():
-            save_indexes(self.contents, index)
+            for layer in self.description.layers:
+                every = range(self.description.num_heads)
+                cpu = torch.device("cpu")
+                StoredLayer(self.contents, layer, index, cpu, every).save_indexes()
 
     def open_layer(
         self,
@@ -344,7 +347,14 @@ class MemoryFolder:
             ConfigError: heads that are not there, or some of them and an index of all.
             IndexUnavailableError: the index needs a package that is not installed.
         """
-        return open_layer(self.contents, layer, device, index, heads)
+        every = range(self.description.num_heads)
+        return StoredLayer(
+            self.contents,
+            layer,
+            index or ExactSettings(),
+            torch.device(device),
+            every if heads is None else heads,
+        ).open()
 
     def _change(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import ConfigError, MemoryFolderError, StateError
-from memorizing.index_settings import ExactSettings, IndexSettings, SealedSettings
-from memorizing.knn import KeyIndex, StoredKeys, make_index
+from memorizing.index_settings import IndexSettings, SealedSettings
+from memorizing.knn import make_index
 from memorizing.knn.sealed_files import DESCRIPTION
 from memorizing.memory.disk.contents import Contents
 from memorizing.memory.disk.segment import SegmentFile, decode_int8
@@ -21,141 +22,128 @@ from memorizing.memory.disk.state import INDEXES
 from memorizing.memory.frozen import (
     FrozenBlock,
     FrozenMemory,
-    LoadedBlock,
-    index_block,
+    make_block,
     select_heads,
 )
+from memorizing.memory.store import Memory
 
 
-def open_layer(
-    contents: Contents,
-    layer: int,
-    device: torch.device | str = "cpu",
-    index: IndexSettings | None = None,
-    heads: Sequence[int] | None = None,
-) -> FrozenMemory:
-    """The entries of one layer; see `MemoryFolder.open_layer`."""
-    description = contents.manifest.description
-    if layer not in description.layers:
-        raise MemoryFolderError(
-            f"{contents.folder} has no entries of layer {layer}; it has those of "
-            f"{list(description.layers)}"
-        )
-    settings = ExactSettings() if index is None else index
-    every = range(description.num_heads)
-    heads = every if heads is None else heads
-    if not heads or list(heads) != sorted(set(heads) & set(every)):
-        raise ConfigError(
-            f"heads are {list(heads)}; give one or more of {list(every)}, in ascending order"
-        )
-    if len(heads) < len(every) and isinstance(settings, SealedSettings):
-        raise ConfigError(
-            f"index {settings.name!r} is saved with all {description.num_heads} heads, and heads "
-            f"{list(heads)} are asked for; leave heads out"
-        )
-    # A package that is missing is missed now, and not at the first search.
-    make_index(settings)
-    device = torch.device(device)
-    filled = [one for one in contents.segments if one.record.num_entries]
-    is_copied = description.dtype == "int8" or device.type != "cpu"
-    # What is copied anyway is searched in one go; indexes that take long to build are saved per
-    # segment.
-    if is_copied and filled and not isinstance(settings, SealedSettings):
-        groups = [filled]
-    else:
+@dataclass(frozen=True)
+class StoredLayer:
+    """The entries of some heads of a layer of a folder, and what searches them where.
+
+    Raises:
+        MemoryFolderError: there is no such layer.
+        ConfigError: heads that are not there, or some of them and an index of all.
+    """
+
+    contents: Contents
+    layer: int
+    settings: IndexSettings
+    device: torch.device
+    heads: Sequence[int]
+
+    def __post_init__(self) -> None:
+        """Refuse what is not there."""
+        description, heads = self.contents.manifest.description, list(self.heads)
+        if self.layer not in description.layers:
+            raise MemoryFolderError(
+                f"{self.contents.folder} has no entries of layer {self.layer}; it has those of "
+                f"{list(description.layers)}"
+            )
+        every = range(description.num_heads)
+        if not heads or heads != sorted(set(heads) & set(every)):
+            raise ConfigError(
+                f"heads are {heads}; give one or more of {list(every)}, in ascending order"
+            )
+        if len(heads) < len(every) and isinstance(self.settings, SealedSettings):
+            raise ConfigError(
+                f"index {self.settings.name!r} is saved with all {description.num_heads} heads, "
+                f"and heads {heads} are asked for; leave heads out"
+            )
+
+    def open(self) -> FrozenMemory:
+        """As `MemoryFolder.open_layer`."""
+        # A package that is missing is missed now, and not at the first search.
+        make_index(self.settings)
+        description = self.contents.manifest.description
+        filled = [one for one in self.contents.segments if one.record.num_entries]
+        is_copied = description.dtype == "int8" or self.device.type != "cpu"
         groups = [[segment] for segment in filled]
-    blocks = [
-        FrozenBlock(
-            sum(segment.record.num_entries for segment in group),
-            partial(_load, contents, group, layer, device, settings, heads),
-            None if is_copied else group[0].check_size,
-        )
-        for group in groups
-    ]
-    return FrozenMemory(len(heads), description.head_dim, blocks)
+        # What is copied anyway is searched in one go; indexes that take long to build are saved per
+        # segment.
+        if is_copied and filled and not isinstance(self.settings, SealedSettings):
+            groups = [filled]
+        blocks = [
+            FrozenBlock(
+                sum(segment.record.num_entries for segment in group),
+                partial(self._load, group),
+                None if is_copied else group[0].check_size,
+            )
+            for group in groups
+        ]
+        return FrozenMemory(len(self.heads), description.head_dim, blocks)
 
+    def save_indexes(self) -> None:
+        """Build and save what is not saved yet; see `MemoryFolder.save_indexes`."""
+        settings = self.settings
+        if not (isinstance(settings, SealedSettings) and settings.is_saved):
+            return
+        for segment in self.contents.segments:
+            saved = self._name_index_folder(segment)
+            if segment.record.num_entries >= settings.block_len and not (
+                (saved / DESCRIPTION).is_file()
+            ):
+                block = self._load([segment])
+                block.index.save(saved, block.stored_keys)
 
-def save_indexes(contents: Contents, index: IndexSettings) -> None:
-    """Build and save what is not saved yet; see `MemoryFolder.save_indexes`."""
-    if not (isinstance(index, SealedSettings) and index.is_saved):
-        return
-    description = contents.manifest.description
-    for segment in contents.segments:
-        for layer in description.layers:
-            saved = _name_index_folder(segment, layer, index)
-            if segment.record.num_entries < index.block_len or (saved / DESCRIPTION).is_file():
-                continue
-            heads = range(description.num_heads)
-            block = _load(contents, [segment], layer, torch.device("cpu"), index, heads)
-            block.index.save(saved)
+    def _name_index_folder(self, segment: SegmentFile) -> Path:
+        """Where the index of a segment is saved."""
+        slug = hashlib.sha256(str(self.settings).encode()).hexdigest()[:12]
+        folder = segment.path.parent / INDEXES / segment.path.stem
+        return folder / f"{self.layer}-{self.settings.name}-{slug}"
 
+    def _load(self, segments: Sequence[SegmentFile]) -> Memory:
+        keys, values = (self._gather(segments, kind).unsqueeze(0) for kind in ("key", "value"))
+        saved = self._name_index_folder(segments[0]) if len(segments) == 1 else None
+        return make_block(keys, values, self.settings, saved and partial(self._restore, saved))
 
-def _name_index_folder(segment: SegmentFile, layer: int, settings: IndexSettings) -> Path:
-    """Where the index of a layer of a segment is saved."""
-    slug = hashlib.sha256(str(settings).encode()).hexdigest()[:12]
-    folder = segment.path.parent / INDEXES / segment.path.stem
-    return folder / f"{layer}-{settings.name}-{slug}"
+    def _gather(self, segments: Sequence[SegmentFile], kind: str) -> Tensor:
+        """Keys or values (H, n, D) of the segments, by reference if possible."""
+        description, name = self.contents.manifest.description, f"layers.{self.layer}.{kind}"
+        is_coded = description.dtype == "int8"
 
+        def get(segment: SegmentFile, part: str) -> Tensor:
+            return select_heads(segment.get_tensor(f"{name}{part}"), self.heads).to(self.device)
 
-def _load(
-    contents: Contents,
-    segments: Sequence[SegmentFile],
-    layer: int,
-    device: torch.device,
-    settings: IndexSettings,
-    heads: Sequence[int],
-) -> LoadedBlock:
-    keys, values = (
-        _gather(contents, segments, f"layers.{layer}.{kind}", device, heads).unsqueeze(0)
-        for kind in ("key", "value")
-    )
-    restore = None
-    if len(segments) == 1:
-        saved = _name_index_folder(segments[0], layer, settings)
-        restore = partial(_restore, contents.folder, saved)
-    return index_block(keys, values, settings, restore)
+        if len(segments) == 1 and not is_coded:
+            return get(segments[0], "s")
+        num_entries = sum(segment.record.num_entries for segment in segments)
+        shape = (len(self.heads), num_entries, description.head_dim)
+        gathered = torch.empty(shape, dtype=description.searched_dtype, device=self.device)
+        start = 0
+        for segment in segments:
+            stop = start + segment.record.num_entries
+            stored = get(segment, "s")
+            if is_coded:
+                stored = decode_int8(stored, get(segment, "_factors"), gathered.dtype)
+            gathered[:, start:stop] = stored
+            start = stop
+        return gathered
 
-
-def _gather(
-    contents: Contents,
-    segments: Sequence[SegmentFile],
-    name: str,
-    device: torch.device,
-    heads: Sequence[int],
-) -> Tensor:
-    """Keys or values (H, n, D) of the segments, by reference if possible; `heads` of them."""
-    description = contents.manifest.description
-    is_coded = description.dtype == "int8"
-    if len(segments) == 1 and not is_coded:
-        return select_heads(segments[0].get_tensor(f"{name}s"), heads).to(device)
-    num_entries = sum(segment.record.num_entries for segment in segments)
-    shape = (len(heads), num_entries, description.head_dim)
-    gathered = torch.empty(shape, dtype=description.searched_dtype, device=device)
-    start = 0
-    for segment in segments:
-        stop = start + segment.record.num_entries
-        stored = select_heads(segment.get_tensor(f"{name}s"), heads).to(device)
-        if is_coded:
-            factors = select_heads(segment.get_tensor(f"{name}_factors"), heads).to(device)
-            stored = decode_int8(stored, factors, gathered.dtype)
-        gathered[:, start:stop] = stored
-        start = stop
-    return gathered
-
-
-def _restore(folder: Path, saved: Path, index: KeyIndex, stored: StoredKeys) -> bool:
-    """Take over an index that was saved for these keys, if there is one."""
-    if not saved.is_dir():
-        return False
-    if folder.resolve() not in saved.resolve().parents:
-        raise MemoryFolderError(f"{saved} is a link out of the memory; remove it")
-    try:
-        index.load(saved, stored)
-    except StateError as error:
-        warnings.warn(
-            f"the index in {saved} is not used, and built anew from the entries ({error}); remove "
-            "that folder, and MemoryFolder.save_indexes saves it again",
-            stacklevel=2,
-        )
-        return False
-    return True
+    def _restore(self, saved: Path, block: Memory) -> bool:
+        """Take over an index that was saved for these keys, if there is one."""
+        if not saved.is_dir():
+            return False
+        if self.contents.folder.resolve() not in saved.resolve().parents:
+            raise MemoryFolderError(f"{saved} is a link out of the memory; remove it")
+        try:
+            block.index.load(saved, block.stored_keys)
+        except StateError as error:
+            warnings.warn(
+                f"the index in {saved} is not used, and built anew from the entries ({error}); "
+                "remove that folder, and MemoryFolder.save_indexes saves it again",
+                stacklevel=2,
+            )
+            return False
+        return True
