@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,27 @@ def test_a_layer_is_searched_in_one_go_where_it_is_decoded_anyway(
     mapped = make_folder(tmp_path / "bfloat16", *names).open_layer(3)
     counts = [sum(map(count_entries, group)) for group in names]
     assert mapped.first_entries == (0, counts[0], counts[0] + counts[1])
+
+
+def test_a_folder_is_searched_with_scann_after_a_fork(path: Path) -> None:
+    pytest.importorskip("scann")
+    scann = parse_index("scann:block_len=11,oversample=13")
+    memory = MemoryFolder.open(path).open_layer(7, index=scann)
+    expected = memory.retrieve(QUERIES, 5)
+
+    def search() -> None:
+        # Threads of OpenMP, which are torch's and not ours, do not survive a fork.
+        torch.set_num_threads(1)
+        check_alike(memory.retrieve(QUERIES, 5), expected)
+        check_alike(
+            MemoryFolder.open(path).open_layer(7, index=scann).retrieve(QUERIES, 5), expected
+        )
+
+    process = multiprocessing.get_context("fork").Process(target=search)
+    process.start()
+    process.join(60)
+    is_hanging = process.is_alive()
+    if is_hanging:
+        process.kill()
+    assert not is_hanging
+    assert process.exitcode == 0
