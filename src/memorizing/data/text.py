@@ -99,9 +99,15 @@ def encode_text(text: str) -> bytes:
         return text.encode("utf-8", errors="surrogatepass")
 
 
-def is_binary(raw: bytes) -> bool:
-    """Whether bytes are not text, told as git does: by a zero byte near the beginning."""
-    return b"\0" in raw[:_BINARY_PROBE]
+def drop_binary(name: str, raw: bytes, log: ReadLog) -> bytes | None:
+    """The bytes, or None, noted in `log`, where they are no text.
+
+    That is told as git does: by a zero byte near the beginning.
+    """
+    if b"\0" in raw[:_BINARY_PROBE]:
+        log.skip(name, "binary")
+        return None
+    return raw
 
 
 def make_document(name: str, raw: bytes, log: ReadLog) -> Document | None:

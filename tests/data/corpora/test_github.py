@@ -1,11 +1,14 @@
 """Repositories from rows that lie scattered, and from checkouts."""
 
 import gzip
+import http.server
 import json
 import os
+import re
 import subprocess
 import sys
-from pathlib import PurePosixPath
+import threading
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pytest
@@ -147,3 +150,74 @@ def test_a_hub_that_cannot_be_reached_says_what_to_do(tmp_path):
         assert "from the Hugging Face hub" in line
         assert "connect to the network and try again, or use files on this machine" in line
         assert " GB" in line
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers what is asked of the hub about a dataset that is the folder `root`."""
+
+    root: Path
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        file = self.root / path.partition("/resolve/" + "7" * 40 + "/")[2]
+        if path.startswith("/api/datasets/owner/code/tree/" + "7" * 40):
+            found = [p for p in sorted(self.root.rglob("*")) if p.is_file()]
+            self.answer(json.dumps([self.describe(p) for p in found]).encode())
+        elif path.startswith("/api/datasets/owner/code"):
+            self.answer(json.dumps({"id": "owner/code", "sha": "7" * 40}).encode())
+        elif "/resolve/" in path and file.is_file():
+            first, last = re.findall(r"\d+", self.headers["Range"])
+            self.answer(file.read_bytes()[int(first) : int(last) + 1], 206)
+        else:
+            self.answer(b"{}", 404)
+
+    def describe(self, path):
+        name = path.relative_to(self.root).as_posix()
+        return {"type": "file", "path": name, "size": path.stat().st_size, "oid": name}
+
+    def answer(self, content, status=200):
+        self.send_response(status)
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_rows_on_the_hub_are_read_as_those_on_this_machine(tmp_path):
+    folder = write_rows(tmp_path / "rows", make_rows())
+    line = b'{"repo_name": "q", "path": "p", "content": "caf\xe9\xe2\x80\xa8x"}'
+    with pa.output_stream(str(folder / "z.jsonl.zst"), compression="zstd") as stream:
+        stream.write(line + b"\r\n[1]\n")
+    expected, documents = read(folder)
+    # What is hidden or describes a dataset is none of it.
+    for name in (".hidden/a.jsonl", "dataset_infos.json", "README.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(line)
+    handler = type("Handler", (Hub,), {"root": folder})
+    code = (
+        "import sys; from memorizing.config import DataConfig\n"
+        "from memorizing.data import load_corpus\n"
+        "corpus = load_corpus(DataConfig(corpus='github:hub:owner/code'))\n"
+        "found = {d.name: d for d in corpus.documents()}\n"
+        "print(repr((found, corpus.skipped, corpus.num_replaced)))\n"
+        "try: load_corpus(DataConfig(corpus='github:hub:owner/other'))\n"
+        "except Exception as error: print(error)"
+    )
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        server.shutdown()
+    assert done.stdout, done.stderr
+    found, refused = done.stdout.splitlines()
+    assert found == repr((documents, expected.skipped, expected.num_replaced))
+    assert expected.num_replaced == 1
+    assert refused.startswith("the hub has no files ** in the dataset 'owner/other'; give a folder")

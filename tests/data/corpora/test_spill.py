@@ -14,11 +14,11 @@ def test_groups_and_names_come_in_the_order_of_their_first_text():
             store.add(group, name, f"{group}{name}".encode())
         store.add("b", "2", b"again")
         assert list(store.list_groups()) == ["b", "a", "c"]
-        assert store.list_names("b") == ["2", "1"]
-        assert store.list_names("nothing") == []
-        assert store.read("b", "2") == b"b2"
-        with pytest.raises(KeyError):
-            store.read("b", "3")
+        assert list(store.list_texts("b")) == ["2", "1"]
+        assert store.list_texts("nothing") == {}
+        assert store.read(store.list_texts("b")["2"]) == b"b2"
+        assert list(store.list_texts("b", last=True)) == ["2", "1"]
+        assert store.read(store.list_texts("b", last=True)["2"]) == b"again"
 
 
 def test_texts_can_be_read_while_groups_are_listed():
@@ -26,9 +26,9 @@ def test_texts_can_be_read_while_groups_are_listed():
         for number in range(101):
             store.add(f"g{number % 7}", str(number), bytes([number, 0, 255]))
         found = {
-            (group, name): store.read(group, name)
+            (group, name): store.read(place)
             for group in store.list_groups()
-            for name in store.list_names(group)
+            for name, place in store.list_texts(group).items()
         }
     assert found == {(f"g{n % 7}", str(n)): bytes([n, 0, 255]) for n in range(101)}
 
@@ -51,6 +51,6 @@ def test_a_name_that_is_not_utf_8_is_kept_readable():
     with SpillStore() as store:
         store.add("caf\udce9", "\ud800", b"x")
         (group,) = store.list_groups()
-        (name,) = store.list_names(group)
-        assert group == "caf\ufffd"
-        assert store.read(group, name) == b"x"
+        ((name, place),) = store.list_texts(group).items()
+        assert (group, name) == ("caf\ufffd", "\ufffd")
+        assert store.read(place) == b"x"

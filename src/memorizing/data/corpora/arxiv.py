@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import posixpath
 import re
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from memorizing.config import DataConfig
 from memorizing.data.corpora.spill import SpillStore
@@ -27,13 +22,7 @@ from memorizing.data.reading.archives import (
     read_packed,
 )
 from memorizing.data.reading.files import explain_missing, is_plain, locate
-from memorizing.data.reading.tables import (
-    RowFiles,
-    find_rows,
-    find_text,
-    find_value,
-    read_rows,
-)
+from memorizing.data.reading.tables import find_rows, find_text, find_value, read_rows
 from memorizing.data.text import (
     Document,
     ReadLog,
@@ -166,10 +155,10 @@ def _join_paper(name: str, files: dict[str, bytes], log: ReadLog) -> Document | 
     return concatenate_texts(name, ordered, log, header=_TEX_HEADER)
 
 
-def _open_rows(where: str, files: RowFiles, config: DataConfig, found: ReadLog) -> Corpus:
+def _open_rows(where: str, files: Mapping[str, str], config: DataConfig, found: ReadLog) -> Corpus:
     def read(log: ReadLog) -> Iterator[Document | None]:
         with SpillStore() as store:
-            for row in read_rows(files, log):
+            for row in read_rows(files, log, remedy=ARXIV_SOURCE):
                 meta = row.values.get("meta")
                 raw = find_text(row, (config.text_column,))
                 if isinstance(meta, dict) and "file" in meta:
@@ -182,9 +171,16 @@ def _open_rows(where: str, files: RowFiles, config: DataConfig, found: ReadLog) 
                 else:
                     yield make_document(name, raw, log)
             for paper in store.list_groups():
-                yield _join_last_version(paper, store, log)
+                texts = store.list_texts(paper)
+                last = max(name.partition("/")[0] for name in texts)
+                newest = {
+                    name.partition("/")[2]: store.read(place)
+                    for name, place in texts.items()
+                    if name.startswith(f"{last}/")
+                }
+                yield _join_paper(paper, newest, log)
 
-    return Corpus(f"arxiv:{where}, {len(files.addresses)} files of rows", read, found=found)
+    return Corpus(f"arxiv:{where}, {len(files)} files of rows", read, found=found)
 
 
 def _gather(meta: dict[str, object], raw: bytes, store: SpillStore, log: ReadLog) -> None:
@@ -196,17 +192,6 @@ def _gather(meta: dict[str, object], raw: bytes, store: SpillStore, log: ReadLog
     elif raw:
         path = str(PurePosixPath(match["path"]))
         store.add(match["paper"], f"{int(match['version'] or 1):04d}/{path}", raw)
-
-
-def _join_last_version(paper: str, store: SpillStore, log: ReadLog) -> Document | None:
-    names = store.list_names(paper)
-    last = max(name.partition("/")[0] for name in names)
-    files = {
-        name.partition("/")[2]: store.read(paper, name)
-        for name in names
-        if name.startswith(f"{last}/")
-    }
-    return _join_paper(paper, files, log)
 
 
 TEX_SUFFIXES = (".tex", ".ltx", ".latex")
@@ -329,26 +314,27 @@ def read_mathematics(path: Path, log: ReadLog) -> set[str]:
         UnsafeArchiveError: it expands too far, or has a line that is far too long for a paper.
     """
     identifiers: set[str] = set()
-    num_bad = 0
+    num_bad, problem = 0, "not a paper's id and categories"
     try:
-        with ExitStack() as stack:
-            for number, line in enumerate(_open(path, stack), start=1):
+        with open_packed(path) as stream:
+            lines = read_lines(stream, path.stat().st_size, path.name)
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
                 try:
                     paper = json.loads(line)
                     identifier, categories = str(paper["id"]), str(paper["categories"])
                 except (ValueError, KeyError, TypeError, RecursionError):
-                    num_bad += bool(line.strip())
+                    num_bad += 1
                     # A damaged file may have millions: the first are named, the others counted.
-                    if line.strip() and num_bad <= _BAD_LINES_NAMED:
-                        log.skip(f"{path.name}:{number}", "not a paper's id and categories")
-                    elif line.strip():
-                        log.pass_over(
-                            f"more lines of {path.name} that are not a paper's id and categories"
-                        )
+                    if num_bad <= _BAD_LINES_NAMED:
+                        log.skip(f"{path.name}:{number}", problem)
+                    else:
+                        log.pass_over(f"more lines of {path.name} that are {problem}")
                     continue
                 if is_mathematics(categories):
                     identifiers.add(identifier.replace("/", ""))
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
+    except READ_ERRORS as error:
         raise CorpusError(
             f"cannot read {path.name!r} to its end ({summarize_error(error)}); download it again"
         ) from error
@@ -358,24 +344,3 @@ def read_mathematics(path: Path, log: ReadLog) -> set[str]:
             "id and categories"
         )
     return identifiers
-
-
-def _open(path: Path, stack: ExitStack) -> Iterable[bytes]:
-    """The lines of the metadata, closed with `stack`."""
-    stream = stack.enter_context(open_packed(path))
-    if zipfile.is_zipfile(path):
-        stream = stack.enter_context(io.BufferedReader(_open_zip(path, stack)))
-    return read_lines(stream, path.stat().st_size, path.name)
-
-
-def _open_zip(path: Path, stack: ExitStack) -> Any:
-    archive = stack.enter_context(zipfile.ZipFile(path))
-    members = [member for member in archive.infolist() if member.filename.endswith(".json")]
-    if not members:
-        raise zipfile.BadZipFile("it holds no .json file")
-    if members[0].flag_bits & 1:
-        raise zipfile.BadZipFile(f"its {members[0].filename!r} is encrypted")
-    # The others expand a block of their input at once, however large that becomes.
-    if members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise zipfile.BadZipFile(f"its {members[0].filename!r} is not compressed by deflate")
-    return archive.open(members[0])

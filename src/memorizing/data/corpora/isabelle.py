@@ -7,7 +7,6 @@ import logging
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +15,7 @@ from memorizing.data.corpora.spill import SpillStore
 from memorizing.data.corpus import Corpus
 from memorizing.data.reading.archives import READ_ERRORS, read_members
 from memorizing.data.reading.files import explain_missing, find_files, locate, read_bytes
-from memorizing.data.text import Document, ReadLog, concatenate_texts, is_binary, summarize_error
+from memorizing.data.text import Document, ReadLog, concatenate_texts, drop_binary, summarize_error
 from memorizing.errors import CorpusError
 
 ISABELLE_SOURCE = (
@@ -59,24 +58,17 @@ def open_isabelle(where: str, config: DataConfig) -> Corpus:
         raise CorpusError(f"{where!r} is neither a folder nor a tar archive; {ISABELLE_SOURCE}")
 
     def read(log: ReadLog) -> Iterator[Document | None]:
-        with ExitStack() as stack:
-            if path.is_dir():
-                names = [str(name) for name in find_files(path, log, _is_kept)]
-
-                def read_file(name: str) -> bytes | None:
-                    return read_bytes(path / name, name, log)
-            else:
-                store = stack.enter_context(SpillStore())
-                names = _unpack(path, store)
-
-                def read_file(name: str) -> bytes | None:
-                    raw = store.read("", name, last=True)
-                    if not is_binary(raw):
-                        return raw
-                    log.skip(name, "binary")
-                    return None
-
-            yield from _read_documents(names, read_file, log)
+        if path.is_dir():
+            names = [str(name) for name in find_files(path, log, _is_kept)]
+            yield from _read_documents(names, lambda name: read_bytes(path / name, name, log), log)
+            return
+        with SpillStore() as store:
+            _unpack(path, store)
+            # As where it is unpacked: of members of one name the last is there.
+            places = store.list_texts("", last=True)
+            yield from _read_documents(
+                sorted(places), lambda name: drop_binary(name, store.read(places[name]), log), log
+            )
 
     return Corpus(f"isabelle:{where}, a document per session directory", read)
 
@@ -85,7 +77,7 @@ def _is_kept(name: str) -> bool:
     return name == "ROOT" or name.endswith(".thy")
 
 
-def _unpack(path: Path, store: SpillStore) -> list[str]:
+def _unpack(path: Path, store: SpillStore) -> None:
     """Gather theories and ROOT files; nothing is used before the whole archive has been checked."""
     try:
         for name, raw in read_members(path, lambda name: _is_kept(PurePosixPath(name).name)):
@@ -96,7 +88,6 @@ def _unpack(path: Path, store: SpillStore) -> list[str]:
             f"cannot read archive {path.name!r} to its end ({summarize_error(error)}); download it "
             "again"
         ) from error
-    return sorted(store.list_names(""))
 
 
 def _read_documents(

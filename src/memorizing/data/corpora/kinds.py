@@ -6,23 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from memorizing.config import DataConfig
-from memorizing.data.corpora.arxiv import ARXIV_SOURCE, open_arxiv
-from memorizing.data.corpora.folders import (
-    open_distributions,
-    open_files,
-    open_repositories,
-    open_subpackages,
-)
-from memorizing.data.corpora.github import GITHUB_SOURCE, open_github
-from memorizing.data.corpora.isabelle import ISABELLE_SOURCE, open_isabelle
-from memorizing.data.corpora.table_corpora import (
-    C4_SOURCE,
-    PG19_SOURCE,
-    open_c4,
-    open_jsonl,
-    open_parquet,
-    open_pg19,
-)
+from memorizing.data.corpora import arxiv, folders, isabelle, table_corpora
 from memorizing.data.corpus import Corpus
 from memorizing.errors import CorpusError
 from memorizing.settings import find_nearest
@@ -47,66 +31,68 @@ CORPUS_KINDS: dict[str, CorpusKind] = {
     "python": CorpusKind(
         "python:NAME[,NAME...]",
         "installed distributions, a document each; 'stdlib' is the standard library",
-        open_distributions,
+        folders.open_distributions,
     ),
     "subpackages": CorpusKind(
         "subpackages:PACKAGE",
         "direct subfolders of an installed package",
-        open_subpackages,
+        folders.open_subpackages,
         has_folders=True,
     ),
     "files": CorpusKind(
         "files:PATH",
         "text files of a folder, or of a pattern such as books/*.txt, a document each",
-        open_files,
+        folders.open_files,
     ),
     "repositories": CorpusKind(
         "repositories:PATH",
         "subfolders of a folder, the text files of each joined in random order",
-        open_repositories,
+        folders.open_repositories,
         has_folders=True,
     ),
     "jsonl": CorpusKind(
-        "jsonl:PATH", "rows of JSON lines, a document each, text in data.text_column", open_jsonl
+        "jsonl:PATH",
+        "rows of JSON lines, a document each, text in data.text_column",
+        table_corpora.open_jsonl,
     ),
     "parquet": CorpusKind(
         "parquet:PATH",
         "rows of Parquet files, a document each, text in data.text_column",
-        open_parquet,
+        table_corpora.open_parquet,
     ),
     "pg19": CorpusKind(
         "pg19[:PATH]",
         "PG-19, a document per book: from the hub, or as DeepMind publishes it",
-        open_pg19,
+        table_corpora.open_pg19,
         default="hub",
-        source=PG19_SOURCE,
+        source=table_corpora.PG19_SOURCE,
     ),
     "c4": CorpusKind(
         "c4[:PATH]",
         "C4(4K+), web pages of at least 4,096 tokens: from the hub, or files c4-train.*.json.gz",
-        open_c4,
+        table_corpora.open_c4,
         default="hub",
-        source=C4_SOURCE,
+        source=table_corpora.C4_SOURCE,
     ),
     "arxiv": CorpusKind(
         "arxiv[:PATH]",
         "LaTeX of papers on Mathematics: arXiv_src_*.tar with arXiv's metadata, or from the hub",
-        open_arxiv,
+        arxiv.open_arxiv,
         default="hub",
-        source=ARXIV_SOURCE,
+        source=arxiv.ARXIV_SOURCE,
     ),
     "github": CorpusKind(
         "github:PATH",
         "repositories: checkouts, or rows of files (also hub:OWNER/NAME) brought together",
-        open_github,
+        table_corpora.open_github,
         has_folders=True,
-        source=GITHUB_SOURCE,
+        source=table_corpora.GITHUB_SOURCE,
     ),
     "isabelle": CorpusKind(
         "isabelle:PATH",
         "Isabelle theories in import order, a document per session directory: the AFP or src/HOL",
-        open_isabelle,
-        source=ISABELLE_SOURCE,
+        isabelle.open_isabelle,
+        source=isabelle.ISABELLE_SOURCE,
     ),
 }
 

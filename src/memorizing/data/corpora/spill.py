@@ -24,7 +24,6 @@ class SpillStore:
         self._folder = tempfile.TemporaryDirectory(prefix="memorizing-")
         path = Path(self._folder.name) / "texts.sqlite"
         self._database = sqlite3.connect(path, isolation_level=None)
-        self._is_indexed = False
         # Nothing has to survive a crash.
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "temp_store=FILE"):
             self._database.execute(f"PRAGMA {pragma}")
@@ -42,12 +41,13 @@ class SpillStore:
     def add(self, group: str, name: str, raw: bytes) -> None:
         """Keep a text. What is not UTF-8 in the names is replaced by U+FFFD.
 
+        Add all texts before the first is listed: later ones take longer.
+
         Raises:
             ResourceError: the disk is full.
         """
-        assert not self._is_indexed, "all texts are added before the first is read"
         row = (clean_text(group), clean_text(name), raw)
-        self._execute("INSERT INTO texts (collection, name, raw) VALUES (?, ?, ?)", row)
+        self._execute("INSERT INTO texts (collection, name, raw) VALUES (?, ?, ?)", *row)
 
     def list_groups(self) -> Iterator[str]:
         """Every group, in the order in which their first texts came."""
@@ -55,35 +55,30 @@ class SpillStore:
         rows = self._execute("SELECT collection FROM texts GROUP BY collection ORDER BY MIN(place)")
         return (group for (group,) in rows)
 
-    def list_names(self, group: str) -> list[str]:
-        """Names of a group, each once, in the order in which they came."""
-        self._index()
-        query = "SELECT name FROM texts WHERE collection = ? GROUP BY name ORDER BY MIN(place)"
-        return [name for (name,) in self._execute(query, (group,))]
+    def list_texts(self, group: str, *, last: bool = False) -> dict[str, int]:
+        """Names of a group, in the order in which they came, and where their texts are.
 
-    def read(self, group: str, name: str, *, last: bool = False) -> bytes:
-        """A text; the first, or the last, of those that have this group and name.
-
-        Raises:
-            KeyError: there is none.
+        Args:
+            group: whose.
+            last: of texts of one name the last is meant, and not the first.
         """
         self._index()
-        order = "DESC" if last else "ASC"
-        query = (
-            "SELECT raw FROM texts WHERE collection = ? AND name = ? "
-            f"ORDER BY place {order} LIMIT 1"
+        return dict(
+            self._execute(
+                f"SELECT name, {'MAX' if last else 'MIN'}(place) FROM texts WHERE collection = ? "
+                "GROUP BY name ORDER BY MIN(place)",
+                group,
+            )
         )
-        for (raw,) in self._execute(query, (group, name)):
-            return raw
-        raise KeyError(name)
+
+    def read(self, place: int) -> bytes:
+        """The text at a place that `list_texts` gave."""
+        return self._execute("SELECT raw FROM texts WHERE place = ?", place).fetchone()[0]
 
     def _index(self) -> None:
-        if not self._is_indexed:
-            self._execute("COMMIT")
-            self._execute("CREATE INDEX by_name ON texts (collection, name, place)")
-            self._is_indexed = True
+        self._execute("CREATE INDEX IF NOT EXISTS by_name ON texts (collection, name, place)")
 
-    def _execute(self, query: str, values: tuple[str | bytes, ...] = ()) -> sqlite3.Cursor:
+    def _execute(self, query: str, *values: str | bytes | int) -> sqlite3.Cursor:
         try:
             return self._database.execute(query, values)
         except sqlite3.OperationalError as error:

@@ -1,4 +1,4 @@
-"""Files inside tar archives and gzip files, read as streams; nothing is ever extracted to disk.
+"""Files inside tar archives and packed files, read as streams; nothing is ever extracted to disk.
 
 An archive is somebody else's: its members may name places outside their folder or expand without
 end. Such an archive is refused, and says so with the name of the member.
@@ -9,14 +9,17 @@ from __future__ import annotations
 import bz2
 import codecs
 import contextlib
+import functools
 import gzip
 import io
+import itertools
 import lzma
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from memorizing.errors import CorpusError
 from memorizing.storage.files import open_plain
@@ -33,16 +36,11 @@ MAX_EXPANSION = 200
 repeated byte has 1,000."""
 FREE_BYTES = 64 * 2**20
 """An archive may expand to this much whatever its size."""
-READ_ERRORS = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
+READ_ERRORS = (
+    *(tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, zlib.error, lzma.LZMAError),
+    NotImplementedError,  # of zipfile: a version or feature of archives that it does not know
+)
 """What reading a damaged archive raises."""
-
-_MAGIC: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": gzip.open,
-    b"\xfd7zXZ\0": lzma.open,
-    b"BZh": bz2.open,
-    b"\x28\xb5\x2f\xfd": lambda file: _open_zstandard(file),
-}
-"""What begins a packed file. Names lie: browsers unpack a .gz and leave its name."""
 
 
 class UnsafeArchiveError(CorpusError):
@@ -76,6 +74,7 @@ def open_packed(path: Path) -> Iterator[Any]:
     Raises:
         OSError: it cannot be read, or is no plain file.
         CorpusError: it is packed by Zstandard, and pyarrow is not installed.
+        zipfile.BadZipFile: of a zip file, see `open_zipped`.
     """
     with open(open_plain(path), "rb") as file, unpack(file) as stream:
         yield stream
@@ -95,26 +94,39 @@ def _open_zstandard(file: Any) -> Any:
         import pyarrow
     except ImportError as error:
         raise CorpusError(f"a file packed by Zstandard needs pyarrow; {INSTALL}") from error
-    return io.BufferedReader(_Counted(pyarrow.input_stream(file, compression="zstd")))
+    return io.BufferedReader(pyarrow.input_stream(file, compression="zstd"))
 
 
-class _Counted(io.RawIOBase):
-    """A stream that cannot seek, but says where it is."""
+def _open_json_of_zip(file: Any) -> Any:
+    archive = zipfile.ZipFile(file)
+    member = next((one for one in archive.infolist() if one.filename.endswith(".json")), None)
+    if member is None:
+        raise zipfile.BadZipFile("it holds no .json file")
+    return open_zipped(archive, member)
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self._place = stream, 0
 
-    def readable(self) -> bool:
-        return True
+def open_zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> IO[bytes]:
+    """A stream of what a member of a zip file holds.
 
-    def readinto(self, buffer: Any) -> int:
-        content = self._stream.read(len(buffer))
-        buffer[: len(content)] = content
-        self._place += len(content)
-        return len(content)
+    Raises:
+        zipfile.BadZipFile: it is encrypted, or packed by another method than deflate.
+    """
+    if member.flag_bits & 1:
+        raise zipfile.BadZipFile(f"its {member.filename!r} is encrypted")
+    # The others expand a block of their input at once, however large that becomes.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"its {member.filename!r} is not compressed by deflate")
+    return io.BufferedReader(archive.open(member))  # type: ignore[arg-type]
 
-    def tell(self) -> int:
-        return self._place
+
+_MAGIC: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\0": lzma.open,
+    b"BZh": bz2.open,
+    b"\x28\xb5\x2f\xfd": _open_zstandard,
+    b"PK\x03\x04": _open_json_of_zip,
+}
+"""What begins a packed file. Names lie: browsers unpack a .gz and leave its name."""
 
 
 def check_archive(path: Path) -> None:
@@ -141,11 +153,12 @@ def read_packed(
     """
     is_tar = _is_tar(raw[: tarfile.BLOCKSIZE])
     with io.BytesIO(raw) if is_tar else gzip.open(io.BytesIO(raw)) as stream:
-        head = _Bounded(stream, len(raw), name).read(tarfile.BLOCKSIZE)
+        head = stream.read(tarfile.BLOCKSIZE)
         stream.seek(0)
         if is_tar or _is_tar(head):
             return dict(read_tar(stream, len(raw), name, keep))
-        return _Bounded(stream, len(raw), name).read_all()
+        bounded = _Bounded(stream, len(raw), name)
+        return b"".join(iter(functools.partial(bounded.read, tarfile.RECORDSIZE), b""))
 
 
 def read_lines(
@@ -163,16 +176,19 @@ def read_lines(
         UnsafeArchiveError: a line is too long, or the file expands too far.
         OSError, EOFError, zlib.error: the file is damaged.
     """
-    bounded = _Bounded(stream, packed_bytes, name)
-    number = 1
-    while line := bounded.read_line(most):
+    num_bytes = 0
+    for number in itertools.count(1):
+        line = stream.readline(most + 1)
+        num_bytes += len(line)
+        _require_within(num_bytes, packed_bytes, name)
         if len(line) > most:
             raise UnsafeArchiveError(
                 f"line {number} of {name!r} has more than {most:,} bytes: it is damaged, "
                 "a bomb or not a file of lines; download it again"
             )
+        if not line:
+            return
         yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        number += 1
 
 
 def _is_tar(head: bytes) -> bool:
@@ -183,21 +199,22 @@ def _is_tar(head: bytes) -> bool:
     return True
 
 
+def _require_within(num_bytes: int, packed_bytes: int, name: str) -> None:
+    """Refuse to go further than the size of an archive allows."""
+    limit = max(FREE_BYTES, MAX_EXPANSION * packed_bytes)
+    if num_bytes > limit:
+        raise UnsafeArchiveError(
+            f"archive {name!r} expands to more than {limit:,} bytes, {MAX_EXPANSION} times its "
+            "size and over: it may be a bomb; unpack it yourself and give the folder"
+        )
+
+
 class _Bounded:
-    """A stream of expanded bytes that refuses to go further than the archive's size allows."""
+    """A stream of expanded bytes, as far as `_require_within` lets it go."""
 
     def __init__(self, stream: Any, packed_bytes: int, name: str) -> None:
-        self._stream = stream
-        self._limit = max(FREE_BYTES, MAX_EXPANSION * packed_bytes)
-        self._name = name
-
-    def _require(self, end: int) -> None:
-        if end > self._limit:
-            raise UnsafeArchiveError(
-                f"archive {self._name!r} expands to more than {self._limit:,} bytes, "
-                f"{MAX_EXPANSION} times its size and over: it may be a bomb; unpack it yourself "
-                "and give the folder"
-            )
+        self._stream, self._packed_bytes, self._name = stream, packed_bytes, name
+        self.tell = stream.tell
 
     def read(self, size: int) -> bytes:
         # tarfile reads long names and other headers in one call: their size is the archive's word.
@@ -205,27 +222,13 @@ class _Bounded:
             raise UnsafeArchiveError(
                 f"archive {self._name!r} has a header of {size:,} bytes; it is damaged or a bomb"
             )
-        self._require(self._stream.tell() + size - tarfile.RECORDSIZE)
+        end = self.tell() + size - tarfile.RECORDSIZE
+        _require_within(end, self._packed_bytes, self._name)
         return self._stream.read(size)
 
-    def read_all(self) -> bytes:
-        blocks = []
-        while block := self._stream.read(2**20):
-            blocks.append(block)
-            self._require(self._stream.tell())
-        return b"".join(blocks)
-
-    def read_line(self, most: int) -> bytes:
-        line = self._stream.readline(most + 1)
-        self._require(self._stream.tell())
-        return line
-
     def seek(self, position: int) -> int:
-        self._require(position)
+        _require_within(position, self._packed_bytes, self._name)
         return self._stream.seek(position)
-
-    def tell(self) -> int:
-        return self._stream.tell()
 
 
 def read_tar(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from memorizing.data.text import ReadLog, clean_name, is_binary, summarize_error
+from memorizing.data.text import ReadLog, clean_name, drop_binary, summarize_error
 from memorizing.errors import CorpusError, ResourceError
 from memorizing.settings import find_nearest
 from memorizing.storage import files as storage
@@ -205,10 +205,7 @@ def read_bytes(path: Path, name: str, log: ReadLog) -> bytes | None:
     except OSError as error:
         log.skip(name, explain_unreadable(error))
         return None
-    if is_binary(raw):
-        log.skip(name, "binary")
-        return None
-    return raw
+    return drop_binary(name, raw, log)
 
 
 def explain_unreadable(error: OSError) -> str:

@@ -1,19 +1,21 @@
-"""Rows of Parquet and JSON Lines files, on this machine or (by `datasets`) on the Hugging Face hub.
+"""Rows of Parquet and JSON Lines files, on this machine or on the Hugging Face hub.
 
 One file is read after another and one row after another; of a file on the hub only what is read is
-downloaded. Texts of files here come as their bytes: what is not UTF-8 is counted where a document
-is made of them.
+downloaded. Texts come as their bytes: what is not UTF-8 is counted where a document is made of
+them.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memorizing.data.reading.archives import INSTALL, MAX_MEMBER_BYTES, open_packed, read_lines
+from memorizing.data.reading.archives import INSTALL, MAX_MEMBER_BYTES, read_lines, unpack
 from memorizing.data.reading.files import explain_unreadable, list_files
 from memorizing.data.text import ReadLog, encode_text, summarize_error
 from memorizing.errors import CorpusError, MemorizingError
@@ -23,18 +25,10 @@ from memorizing.storage.files import open_plain
 _LINES = (".jsonl", ".ndjson", ".json")
 ROW_SUFFIXES = (".parquet", *_LINES, *(f"{s}.{packed}" for s in _LINES for packed in ("gz", "zst")))
 """Endings of files of rows."""
+_HUB = "hf://"
+_NO_ROWS = re.compile(r"(.*/)?((\.|__).*|config\.json|dataset_(dict|infos?)\.json)", re.DOTALL)
+"""What is hidden in a dataset of the hub, or describes it."""
 _ROWS_AT_ONCE = 16  # a row may be a book
-
-
-@dataclass(frozen=True)
-class RowFiles:
-    """Files of rows by name, in the order in which they are read."""
-
-    addresses: Mapping[str, str]
-    """Name -> path, or address on the hub."""
-    is_remote: bool
-    remedy: str
-    """What to do where they cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +43,7 @@ class Row:
 
 def find_rows(
     where: str, log: ReadLog, remedy: str, dataset: str = "", patterns: Sequence[str] = ("**",)
-) -> RowFiles:
+) -> dict[str, str]:
     """Files of rows: of a folder, a pattern or a file; or of a dataset on the hub, as it is now.
 
     Args:
@@ -58,6 +52,9 @@ def find_rows(
         remedy: the end of every message on what cannot be reached.
         dataset: `OWNER/NAME` that `hub` alone stands for.
         patterns: of its files, in the order in which they are read.
+
+    Returns:
+        Name -> path or address, in the order in which `read_rows` reads them.
 
     Raises:
         CorpusError: there are none; the hub cannot be reached, or has no such dataset or files.
@@ -68,7 +65,7 @@ def find_rows(
             files = list_files(where, log, ROW_SUFFIXES)
         except CorpusError as error:
             raise CorpusError(f"{error}; {remedy}") from error
-        return RowFiles({name: str(path) for name, path in files.items()}, False, remedy)
+        return {name: str(path) for name, path in files.items()}
     if given or not dataset:
         owner, _, rest = given.partition("/")
         name, _, pattern = rest.partition("/")
@@ -79,87 +76,84 @@ def find_rows(
                 f"hub:codeparrot/codeparrot-clean/file-00000000000?.json.gz. Or {remedy}"
             )
         dataset, patterns = f"{owner}/{name}", (pattern or "**",)
-    addresses: dict[str, str] = {}
-    for pattern in patterns:
-        found = {
-            address.partition(f"{dataset}@")[2].partition("/")[2]: address
-            for address in _list_remote(dataset, pattern, remedy)
-        }
-        addresses |= {name: found[name] for name in sorted(found) if name.endswith(ROW_SUFFIXES)}
-    if not addresses:
+    try:
+        found = _list_hub(dataset, patterns)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the network, the hub and their libraries raise
+        raise _explain_hub(dataset, error, remedy) from error
+    if not found:
         raise CorpusError(
             f"the hub has no files {' or '.join(patterns)} in the dataset {dataset!r}; {remedy}"
         )
-    return RowFiles(addresses, True, remedy)
+    return found
 
 
-def _list_remote(dataset: str, pattern: str, remedy: str) -> list[str]:
+def _list_hub(dataset: str, patterns: Sequence[str]) -> dict[str, str]:
+    from huggingface_hub import HfApi, HfFileSystem
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     try:
-        from datasets.data_files import resolve_pattern
-        from datasets.exceptions import DatasetNotFoundError
-    except ImportError as error:
-        raise CorpusError(f"texts of the hub need datasets; {INSTALL}. Or {remedy}") from error
-    try:
-        return list(map(str, resolve_pattern(f"hf://datasets/{dataset}/{pattern}", base_path="")))
-    except MemoryError:
-        raise
-    except (FileNotFoundError, DatasetNotFoundError):
-        return []
-    except Exception as error:  # whatever the network, the hub and their libraries raise
-        raise _explain_hub(dataset, error, remedy) from error
+        # Files are those of one commit, whatever is uploaded while they are read.
+        folder = f"datasets/{dataset}@{HfApi().dataset_info(dataset).sha}/"
+    except RepositoryNotFoundError:
+        return {}
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        listed: dict[str, Any] = HfFileSystem().glob(folder + pattern, detail=True)
+        for address in sorted(listed):
+            name = address.removeprefix(folder)
+            is_asked = not _NO_ROWS.fullmatch(name) or _NO_ROWS.fullmatch(pattern)
+            if listed[address]["type"] == "file" and name.endswith(ROW_SUFFIXES) and is_asked:
+                found[name] = _HUB + address
+    return found
 
 
 def read_rows(
-    files: RowFiles, log: ReadLog, *, columns: Iterable[str] = (), strict: bool = False
+    files: Mapping[str, str],
+    log: ReadLog,
+    *,
+    columns: Iterable[str] = (),
+    strict: bool = False,
+    remedy: str = "",
 ) -> Iterator[Row]:
     """All rows.
 
     Args:
-        files: where they are.
+        files: where they are, as `find_rows` says.
         log: where a file that cannot be read to its end is noted, and a line that is no object.
-        columns: of tables here, only these are read; () is all.
+        columns: of tables, only these are read; () is all.
         strict: refuse such a file or line instead.
+        remedy: what to do where the hub fails.
 
     Raises:
         CorpusError: the hub fails: going on without the file would give another corpus; or a
             package is missing that reads such files; or see `strict`.
     """
-    for file, address in files.addresses.items():
-        if files.is_remote:
-            rows = _stream_remote(address)
-        elif address.endswith(".parquet"):
-            rows = _read_table(Path(address), tuple(columns))
-        else:
-            rows = _read_lines(Path(address))
+    for file, address in files.items():
         number = 0
-        while True:
-            try:
-                values = next(rows, None)
-            except (MemoryError, MemorizingError):
-                raise
-            except Exception as error:  # libraries pass on whatever their readers raise
-                if files.is_remote:
-                    raise _explain_hub(file, error, files.remedy) from error
-                if isinstance(error, OSError):
-                    explain_unreadable(error)
-                reason = f"cannot be read after row {number} ({summarize_error(error)})"
-                if strict:
-                    raise CorpusError(
-                        f"{file!r} {reason}; give a whole file of its kind"
-                    ) from error
-                log.skip(file, reason)
-                break
-            if values is None:
-                break
-            number += 1
-            if isinstance(values, ValueError):
-                if strict:
+        try:
+            for number, values in enumerate(_read_file(address, tuple(columns)), start=1):
+                if not isinstance(values, ValueError):
+                    if values:
+                        yield Row(file, number, values)
+                elif strict:
                     raise CorpusError(
                         f"line {number} of {file!r} {values}; each line must be one JSON object"
                     ) from values
-                log.skip(f"{file}:{number}", "not a JSON object")
-            elif values:
-                yield Row(file, number, values)
+                else:
+                    log.skip(f"{file}:{number}", "not a JSON object")
+        except (MemoryError, MemorizingError):
+            raise
+        except Exception as error:  # libraries pass on whatever their readers raise
+            if address.startswith(_HUB):
+                raise _explain_hub(file, error, remedy) from error
+            if isinstance(error, OSError):
+                explain_unreadable(error)
+            reason = f"cannot be read after row {number} ({summarize_error(error)})"
+            if strict:
+                raise CorpusError(f"{file!r} {reason}; give a whole file of its kind") from error
+            log.skip(file, reason)
 
 
 def find_text(row: Row, columns: Iterable[str]) -> bytes:
@@ -183,15 +177,14 @@ def find_text(row: Row, columns: Iterable[str]) -> bytes:
 
 def find_value(row: Row, columns: Iterable[str]) -> str | None:
     """The first of these columns that has a value, as a text."""
-    for column in columns:
-        value = row.values.get(column)
-        if isinstance(value, str):
-            value = encode_text(value)
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", errors="replace")
-        if value is not None and str(value).strip():
-            return str(value).strip()
-    return None
+    values = (row.values.get(column) for column in columns)
+    return next(filter(None, (show_value(value) for value in values if value is not None)), None)
+
+
+def show_value(value: object) -> str:
+    """A value as a text, without white space around it."""
+    raw = value if isinstance(value, bytes) else encode_text(str(value))
+    return raw.decode("utf-8", errors="replace").strip()
 
 
 def read_column_names(file: str, path: Path) -> list[str]:
@@ -226,23 +219,24 @@ def _import_parquet() -> Any:
     return parquet
 
 
-def _stream_remote(address: str) -> Iterator[Any]:
-    import datasets
+def _read_file(address: str, columns: Sequence[str]) -> Iterator[dict[str, Any] | ValueError]:
+    with _open(address) as file:
+        if address.endswith(".parquet"):
+            yield from _read_table(file, columns)
+            return
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        with unpack(file) as stream:
+            for line in read_lines(stream, size, Path(address).name, MAX_MEMBER_BYTES):
+                yield _parse_line(line)
 
-    options: dict[str, Any] = {"data_files": address, "split": "train", "streaming": True}
-    if address.endswith(".parquet"):
-        yield from datasets.load_dataset("parquet", batch_size=_ROWS_AT_ONCE, **options)
-        return
-    # As lines: the objects of one file may differ in their fields, which a table cannot.
-    options |= {"encoding": "utf-8", "encoding_errors": "surrogateescape"}
-    for row in datasets.load_dataset("text", **options):
-        yield _parse_line(encode_text(row["text"]))
 
+def _open(address: str) -> Any:
+    if not address.startswith(_HUB):
+        return open(open_plain(Path(address)), "rb")
+    from huggingface_hub import HfFileSystem
 
-def _read_lines(path: Path) -> Iterator[Any]:
-    with open_packed(path) as stream:
-        for line in read_lines(stream, path.stat().st_size, path.name, MAX_MEMBER_BYTES):
-            yield _parse_line(line)
+    return io.BufferedReader(HfFileSystem().open(address, "rb"))
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | ValueError:
@@ -260,9 +254,8 @@ def _parse_line(line: bytes) -> dict[str, Any] | ValueError:
     return row if isinstance(row, dict) else ValueError(f"is a {type(row).__name__}")
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    parquet = _import_parquet()
-    with open(open_plain(path), "rb") as opened, parquet.ParquetFile(opened) as table:
+def _read_table(file: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    with _import_parquet().ParquetFile(file) as table:
         kept = [name for name in table.schema_arrow.names if not columns or name in columns]
         for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=kept):
             yield from _to_rows(batch)
