@@ -222,6 +222,17 @@ class Attachment(Calls):
                 tensor.copy_(tensors[name])
 
 
+def describe_base(inner: Any) -> dict[str, Any]:
+    """What a saved adapter says of the model that it is of."""
+    config = inner.config
+    return {
+        "model_type": str(config.model_type),
+        "num_layers": int(config.num_hidden_layers),
+        "hidden_size": int(config.hidden_size),
+        "name": str(getattr(config, "_name_or_path", "") or ""),
+    }
+
+
 def check_finite(tensors: Mapping[str, Tensor], where: str, error: type[MemorizingError]) -> None:
     """Refuse what was saved with NaN or infinite numbers.
 

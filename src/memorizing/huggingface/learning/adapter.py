@@ -29,6 +29,7 @@ from memorizing.huggingface.attaching.attachment import (
     Attachment,
     add_memory,
     check_finite,
+    describe_base,
     find_attachment,
     get_attachment,
     unwrap,
@@ -47,7 +48,6 @@ _WEIGHTS = "model*.safetensors"
 """As `save_pretrained` names the weights of a whole model: where all of them were trained."""
 _FILES = (SETTINGS_FILE, HEADS_FILE, LORA_CONFIG_FILE, LORA_FILE)
 FORMAT_VERSION = 1
-_ADAPTER = "default"
 _PREFIX = "base_model.model."
 """Of peft's names in its files."""
 _MAY_DIFFER = ("capacity", "dtype", "index")
@@ -97,7 +97,7 @@ def write_adapter(inner: Any, folder: Path) -> None:
     values = {
         "format_version": FORMAT_VERSION,
         "memory": attachment.settings.to_dict(),
-        "base": _describe_base(inner),
+        "base": describe_base(inner),
     }
     write_json(folder / SETTINGS_FILE, values)
 
@@ -136,8 +136,7 @@ def load_adapter(
     has_manifest = (folder / MANIFEST).is_file()
     known = read_manifest(folder, CheckpointError, _REMEDY) if has_manifest else {}
     # One that lost a file of its LoRA is not one without LoRA.
-    lora_files = (LORA_CONFIG_FILE, LORA_FILE)
-    has_lora = any(name in known or os.path.lexists(folder / name) for name in lora_files)
+    has_lora = any(name in known or os.path.lexists(folder / name) for name in _FILES[2:])
     names = _FILES if has_lora else (SETTINGS_FILE, HEADS_FILE)
     verify_folder(folder, names, may_lack_manifest=True, remedy=_REMEDY)
     _check_weights(inner, folder, known)
@@ -224,7 +223,7 @@ def read_adapter_settings(folder: Path, inner: Any = None) -> MemorySettings:
             f"version {FORMAT_VERSION}"
         )
     base = values.get("base")
-    for key, mine in {} if inner is None else _describe_base(inner).items():
+    for key, mine in {} if inner is None else describe_base(inner).items():
         if not isinstance(base, dict):
             raise CheckpointError(
                 f"{folder / SETTINGS_FILE} does not name its base; it was altered: {_REMEDY}"
@@ -462,7 +461,7 @@ _IGNORED = (
 
 def _put_in(inner: Any, config: Any) -> None:
     """Add a LoRA, in fp32 whatever the model is in. In place."""
-    inner.add_adapter(config, _ADAPTER)
+    inner.add_adapter(config, "default")
     for name, parameter in inner.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
@@ -498,13 +497,3 @@ def _check_settings(mine: MemorySettings, wanted: MemorySettings) -> None:
             f"the model has a memory of another kind than the adapter: {'; '.join(wrong)}; call "
             "remove_memory(model) first"
         )
-
-
-def _describe_base(inner: Any) -> dict[str, Any]:
-    config = inner.config
-    return {
-        "model_type": str(config.model_type),
-        "num_layers": int(config.num_hidden_layers),
-        "hidden_size": int(config.hidden_size),
-        "name": str(getattr(config, "_name_or_path", "") or ""),
-    }
