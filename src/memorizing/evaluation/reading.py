@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from memorizing.config import Control, check_capacity, check_control
 from memorizing.devices import send
@@ -76,8 +77,9 @@ def evaluate_documents(
     token_nats: dict[int, NDArray[np.float32]] = {}
     with evaluation_mode(model):
         for group in _make_groups([len(part) for part in tokens], rows, control):
-            reader = _GroupReader(model, [tokens[i] for i in group], start_token, control, seed)
-            token_nats |= dict(zip(group, reader.read(capacity, report), strict=True))
+            texts = [tokens[i] for i in group]
+            nats = _read_group(model, texts, start_token, capacity, control, seed, report)
+            token_nats |= dict(zip(group, nats, strict=True))
     results = []
     for index, document in enumerate(documents):
         is_whole = len(tokens[index]) == len(document.tokens)
@@ -202,80 +204,61 @@ def _make_groups(lengths: list[int], rows: int, control: Control | None) -> list
     return [group.tolist() for group in np.array_split(order, num_groups)]
 
 
-class _GroupReader:
-    """Documents that start together. Row r reads document r; its donor is the document after it."""
+def _read_group(
+    model: MemorizingTransformer,
+    documents: Sequence[NDArray[np.integer[Any]]],
+    start_token: int,
+    capacity: int,
+    control: Control | None,
+    seed: int,
+    report: Callable[[int], None],
+) -> list[NDArray[np.float32]]:
+    """Read documents that start together to their ends: the nats of each one's tokens.
 
-    def __init__(
-        self,
-        model: MemorizingTransformer,
-        documents: Sequence[NDArray[np.integer[Any]]],
-        start_token: int,
-        control: Control | None,
-        seed: int,
-    ) -> None:
-        self.model, self.control, self.seed = model, control, seed
-        self.targets = [document.astype(np.int64) for document in documents]
-        self.inputs = [np.concatenate([[start_token], t])[: len(t)] for t in self.targets]
-        self.lengths = [len(document) for document in documents]
-
-    def read(self, capacity: int, report: Callable[[int], None]) -> list[NDArray[np.float32]]:
-        """Read all documents to their ends: the nats of each one's tokens."""
-        model, num_rows = self.model, len(self.lengths)
-        segment_len, device = model.config.segment_len, model.embedding.weight.device
-        nats = [np.zeros(length, dtype=np.float32) for length in self.lengths]
-        capacity = min(capacity, count_reachable(max(self.lengths), model))
-        state = model.init_state(num_rows, capacity, device)
-        rows = list(range(num_rows))
-        for begin in range(0, max(self.lengths), segment_len):
-            needed = self._choose_rows(rows, begin)
-            if needed != rows:
-                state = state.select_rows(torch.tensor([rows.index(row) for row in needed]))
-                rows = needed
-            counts = [min(max(self.lengths[row] - begin, 0), segment_len) for row in rows]
-            tokens, valid = _fill_rows(self.inputs, rows, begin, counts)
-            output = model(
-                send(tokens, device),
-                state,
-                valid=None if valid.all() else valid,
-                control=self._make_control(rows, counts, begin),
-            )
-            state = output.state.commit()
-            targets, _ = _fill_rows(self.targets, rows, begin, counts)
-            found = compute_token_nats(output.logits, send(targets, device)).cpu().numpy()
-            for line, (row, count) in enumerate(zip(rows, counts, strict=True)):
-                nats[row][begin : begin + count] = found[line, :count]
-            report(sum(counts))
-        return nats
-
-    def _choose_rows(self, rows: list[int], begin: int) -> list[int]:
-        """Rows that still read, and finished ones whose memory another row still reads."""
-        reading = {row for row in rows if self.lengths[row] > begin}
-        if self.control == "other_document":
-            reading |= {self._get_donor(row) for row in reading}
-        return [row for row in rows if row in reading]
-
-    def _get_donor(self, row: int) -> int:
-        return (row + 1) % len(self.lengths)
-
-    def _make_control(
-        self, rows: list[int], counts: list[int], begin: int
-    ) -> RetrievalControl | None:
-        if self.control == "shuffled":
-            return RetrievalControl(None, shuffle_values=True, seed=self.seed + begin)
-        if self.control != "other_document":
-            return None
-        # A finished row reads nothing, and its own donor may be gone.
-        donors = [self._get_donor(r) if n else r for r, n in zip(rows, counts, strict=True)]
-        return RetrievalControl(torch.tensor([rows.index(row) for row in donors]))
+    Row r reads document r; the donor of its memory is the document after it.
+    """
+    segment_len, device = model.config.segment_len, model.embedding.weight.device
+    lengths = [len(document) for document in documents]
+    targets = [document.astype(np.int64) for document in documents]
+    inputs = [np.concatenate([[start_token], t])[: len(t)] for t in targets]
+    nats = [np.zeros(length, dtype=np.float32) for length in lengths]
+    capacity = min(capacity, count_reachable(max(lengths), model))
+    rows = list(range(len(lengths)))
+    donors = [*rows[1:], 0]
+    state = model.init_state(len(rows), capacity, device)
+    for begin in range(0, max(lengths), segment_len):
+        # Rows that still read, and finished ones whose memory another row still reads.
+        reading = {row for row in rows if lengths[row] > begin}
+        if control == "other_document":
+            reading |= {donors[row] for row in reading}
+        kept = [line for line, row in enumerate(rows) if row in reading]
+        if len(kept) < len(rows):
+            state, rows = state.select_rows(torch.tensor(kept)), [rows[line] for line in kept]
+        counts = [min(max(lengths[row] - begin, 0), segment_len) for row in rows]
+        tokens = _fill_rows(inputs, rows, begin, segment_len)
+        valid = torch.arange(tokens.shape[1]) < torch.tensor(counts).unsqueeze(1)
+        retrieval = None
+        if control == "shuffled":
+            retrieval = RetrievalControl(None, shuffle_values=True, seed=seed + begin)
+        elif control == "other_document":
+            # A finished row reads nothing, and its own donor may be gone.
+            read = [donors[r] if count else r for r, count in zip(rows, counts, strict=True)]
+            retrieval = RetrievalControl(torch.tensor([rows.index(row) for row in read]))
+        output = model(
+            send(tokens, device), state, valid=None if valid.all() else valid, control=retrieval
+        )
+        state = output.state.commit()
+        wanted = send(_fill_rows(targets, rows, begin, segment_len), device)
+        found = compute_token_nats(output.logits, wanted).cpu().numpy()
+        for line, (row, count) in enumerate(zip(rows, counts, strict=True)):
+            nats[row][begin : begin + count] = found[line, :count]
+        report(sum(counts))
+    return nats
 
 
 def _fill_rows(
-    documents: list[NDArray[np.int64]], rows: list[int], begin: int, counts: list[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next tokens of each row, as wide as the longest, and which of them are valid."""
-    tokens = torch.zeros(len(rows), max(counts), dtype=torch.int64)
-    valid = torch.zeros(len(rows), max(counts), dtype=torch.bool)
-    for line, (row, count) in enumerate(zip(rows, counts, strict=True)):
-        tokens[line, :count] = torch.from_numpy(documents[row][begin : begin + count])
-        valid[line, :count] = True
-    return tokens, valid
+    documents: list[NDArray[np.int64]], rows: list[int], begin: int, segment_len: int
+) -> torch.Tensor:
+    """The next tokens of each row, as wide as the longest."""
+    parts = [torch.from_numpy(documents[row][begin : begin + segment_len]) for row in rows]
+    return pad_sequence(parts, batch_first=True)

@@ -161,28 +161,24 @@ def load_model(
     """
     folder = find_checkpoint(Path(path), which)
     config, tokenizer = _read_description(folder)
-    verify_folder(folder, (MODEL_FILE,), may_lack_manifest=True, remedy=advise(folder))
-    _check_layers(folder, config)
+    remedy = advise(folder)
+    verify_folder(folder, (MODEL_FILE,), may_lack_manifest=True, remedy=remedy)
+    places = read_header(folder / MODEL_FILE, CheckpointError, remedy).places
+    # Before any layer is made.
+    found = {int(match[1]) for name in places if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if len(found) != config.num_layers:
+        raise CheckpointError(
+            f"{folder} is of another model: its {CONFIG_FILE} says {config.num_layers} layers, and "
+            f"its weights have {len(found)}; {remedy}"
+        )
     # Without its random start: the weights are about to be replaced, and the caller's generator
     # stays untouched. Nothing is allocated before the file is known to hold these shapes.
     with torch.device("meta"), explain_damage(folder):
         model = MemorizingTransformer(config)
-    places = read_header(folder / MODEL_FILE, CheckpointError, advise(folder)).places
     check_shapes(str(folder), places, model.state_dict(), CheckpointError, _OTHER_MODEL)
     model.to_empty(device=device or "cpu")
-    _copy_weights(folder, model)
+    model.load_state_dict(read_tensors(folder / MODEL_FILE, CheckpointError, remedy))
     return LoadedModel(model.eval(), config, tokenizer)
-
-
-def _check_layers(folder: Path, config: ModelConfig) -> None:
-    """Refuse a number of layers that is not that of the weights, before any layer is made."""
-    names = read_header(folder / MODEL_FILE, CheckpointError, advise(folder)).places
-    found = {int(match[1]) for name in names if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
-    if len(found) != config.num_layers:
-        raise CheckpointError(
-            f"{folder} is of another model: its {CONFIG_FILE} says {config.num_layers} layers, and "
-            f"its weights have {len(found)}; {advise(folder)}"
-        )
 
 
 def load_weights(
@@ -213,24 +209,14 @@ def load_weights(
             f"{folder} was trained with another tokenizer than this run's; restore the "
             f"{TOKENIZER_FILE} of the run, of which each checkpoint has a copy, or start a new one"
         )
-    _copy_weights(folder, model, may_lack_memory=may_lack_memory)
-
-
-def _copy_weights(
-    folder: Path, model: MemorizingTransformer, *, may_lack_memory: bool = False
-) -> None:
-    """`load_weights` of a folder that is verified."""
-    remedy = advise(folder)
     own = model.state_dict()
-    theirs = dict(read_header(folder / MODEL_FILE, CheckpointError, remedy).places)
-    expected = dict(own)
+    theirs = read_tensors(folder / MODEL_FILE, CheckpointError, remedy)
     if may_lack_memory:
-        for name in own.keys() ^ theirs.keys():
-            if name.endswith(GATE_SUFFIX):
-                (expected if name in own else theirs).pop(name)
-    check_shapes(str(folder), theirs, expected, CheckpointError, _OTHER_MODEL)
-    tensors = read_tensors(folder / MODEL_FILE, CheckpointError, remedy)
-    model.load_state_dict(own | {name: tensors[name] for name in expected})
+        gates = {name for name in own.keys() ^ theirs.keys() if name.endswith(GATE_SUFFIX)}
+        theirs = {name: t for name, t in theirs.items() if name not in gates}
+        theirs |= {name: own[name] for name in gates & own.keys()}
+    check_shapes(str(folder), theirs, own, CheckpointError, _OTHER_MODEL)
+    model.load_state_dict(theirs)
 
 
 def load_training_state(folder: Path) -> TrainingState:

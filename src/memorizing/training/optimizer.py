@@ -43,7 +43,9 @@ def group_parameters(
         "embedding": embedding,
         "memory": memory,
     }
-    kinds = {id(tensor): kind for kind, tensors in members.items() for tensor in tensors}
+    kinds: dict[int, GroupName] = {
+        id(tensor): kind for kind, tensors in members.items() for tensor in tensors
+    }
     groups: ParameterGroups = {"matrices": {}, "embedding": {}, "vectors": {}, "memory": {}}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
