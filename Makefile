@@ -6,7 +6,7 @@ DEMO_VENV := .venv
 TEST_VENV := .venv-test
 DEMO_EXTRAS := plots,tensorboard
 TEST_EXTRAS := dev
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist worksteal
 DEMO_ARGS ?=
 # Of transformers, besides that of constraints.txt: the first that works, and the newest that was tried.
 RELEASES ?= 5.21.0 5.24.0
@@ -24,7 +24,8 @@ help: ## show this list
 demo: $(DEMO_VENV)/.installed ## train with and without memory on installed source code, and compare
 	$(DEMO_VENV)/bin/memorizing demo $(DEMO_ARGS)
 
-# Two processes; threads that spin while they wait would take each other's time.
+# Two processes, each of which takes half of the files: what a file's tests share is made once.
+# Threads that spin while they wait would take each other's time.
 test: $(TEST_VENV)/.installed ## run the tests (PYTEST_ARGS="-k memory" runs some of them)
 	OMP_WAIT_POLICY=PASSIVE $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS)
 

@@ -1,9 +1,16 @@
 """Settings of the process that runs the tests."""
 
 import os
+import shutil
 
 # Before torch is imported. Calls as small as those of the tests are slower in several threads, and
 # two processes run tests; where threads matter, a test sets their number.
 os.environ["OMP_NUM_THREADS"] = "1"
 # As the command line does: threads that spin while they wait starve one another.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Files are synced tens of thousands of times, and a disk takes milliseconds for each. Tests write
+# about 100 MiB.
+_IN_MEMORY, _ROOM = "/dev/shm", 2**31
+if os.access(_IN_MEMORY, os.W_OK) and shutil.disk_usage(_IN_MEMORY).free > _ROOM:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _IN_MEMORY)

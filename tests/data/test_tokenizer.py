@@ -21,7 +21,7 @@ TRICKY = (
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(text=st.text())
 @example(text=TRICKY)
 def test_bpe_gives_any_text_back(bpe, text):
@@ -31,7 +31,7 @@ def test_bpe_gives_any_text_back(bpe, text):
     assert bpe.start_token not in ids
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 @given(text=st.text())
 @example(text=TRICKY)
 def test_unigram_gives_any_text_back(unigram, text):

@@ -2,7 +2,6 @@
 
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +11,6 @@ import pytest
 from tests.training.finetuning.tools import make_base, make_texts, make_tokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def test_a_training_loop_of_ones_own_lowers_the_loss(tmp_path: Path) -> None:
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number in range(3):
-        text = f"a memory that was read {number} times is a memory. " * 61
-        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
-    command = [sys.executable, EXAMPLES / "own_training_loop.py", folder, "21"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    losses = [float(line.split()[2]) for line in done.stdout.splitlines()]
-    assert len(losses) == 3
-    assert losses[-1] < losses[0]
 
 
 @pytest.fixture
@@ -52,6 +38,20 @@ def run_example(
         return capsys.readouterr().out
 
     return run
+
+
+def test_a_training_loop_of_ones_own_lowers_the_loss(
+    run_example: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(3):
+        text = f"a memory that was read {number} times is a memory. " * 61
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    said = run_example("own_training_loop.py", str(folder), "21")
+    losses = [float(line.split()[2]) for line in said.splitlines()]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
 
 
 def test_finetuning_with_lora_saves_an_adapter_that_is_measured(

@@ -75,7 +75,7 @@ class RingAgainstDeque(RuleBasedStateMachine):
 
 
 RingAgainstDeque.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=20, deadline=None
+    max_examples=30, stateful_step_count=20, deadline=None
 )
 test_the_ring_is_first_in_first_out = RingAgainstDeque.TestCase
 

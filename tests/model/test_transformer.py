@@ -131,7 +131,7 @@ def test_starting_a_document_in_one_row_leaves_the_others() -> None:
 @pytest.mark.parametrize("combine", ["gate", "joint"])
 @pytest.mark.parametrize("xl_cache", [True, False])
 @pytest.mark.parametrize("conv_len", [0, 4])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=40))
 def test_any_chunking_gives_the_same_logits(
     combine: str, xl_cache: bool, conv_len: int, lengths: list[int]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -58,18 +57,19 @@ def test_nested_numbers_become_scalars_in_tensorboard(tmp_path: Path) -> None:
         assert (scalar.step, scalar.value) == (11, value)
 
 
-def test_without_tensorboard_the_log_is_written_and_the_lack_is_said(tmp_path: Path) -> None:
-    # In a process of its own, in which the import fails as it does where it is not installed.
-    code = (
-        "import sys; sys.modules['tensorboard'] = None\n"
-        "from pathlib import Path\n"
-        "from memorizing.training.reporting import MetricsLog\n"
-        f"path, folder = Path({str(tmp_path / 'm.jsonl')!r}), Path({str(tmp_path / 'tb')!r})\n"
-        "log = MetricsLog(path, folder, 0, print)\n"
-        "log.write(1, {'train': {'tokens': 3}}); log.close()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == MISSING_TENSORBOARD
+def test_without_tensorboard_the_log_is_written_and_the_lack_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The import fails as it does where it is not installed, whatever was imported before.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    said: list[str] = []
+    log = MetricsLog(tmp_path / "m.jsonl", tmp_path / "tb", 0, said.append)
+    log.write(1, {"train": {"tokens": 3}})
+    log.close()
+    assert said == [MISSING_TENSORBOARD]
+    assert not (tmp_path / "tb").exists()
     assert read_metrics(tmp_path / "m.jsonl") == [{"step": 1, "train": {"tokens": 3}}]
 
 

@@ -119,7 +119,11 @@ def test_a_process_that_gets_sigterm_saves_exits_cleanly_and_resumes(
     config: Config, tmp_path: Path
 ) -> None:
     # Long enough that the signal comes in the middle; the run that never stops is cut to the same.
-    long = replace(config, training=replace(config.training, steps=100_000, schedule="constant"))
+    # Nothing but the signal makes a checkpoint.
+    training = replace(
+        config.training, steps=100_000, schedule="constant", checkpoint_every=0, evaluate_every=0
+    )
+    long = replace(config, training=training)
     (tmp_path / "config.toml").write_text(long.to_toml())
     (tmp_path / "script.py").write_text(SCRIPT)
     run = tmp_path / "run"

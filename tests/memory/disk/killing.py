@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def fork(work: Callable[[], object]) -> int:
     try:
         work()
         status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -201,7 +204,9 @@ def read_beside_a_writer(folder: Path, num_rounds: int) -> None:
         while (path / "running").exists():
             opened = MemoryFolder.open(path)
             check_holds(opened, [document.name for document in opened.documents])
-            changes += opened.documents != before.documents
+            if opened.documents != before.documents:
+                changes += 1
+                (folder / f"saw-{os.getpid()}").touch()
             memory.retrieve(queries, 3)
             before.refresh()
         check_holds(before, [document.name for document in before.documents])
@@ -216,16 +221,19 @@ def read_beside_a_writer(folder: Path, num_rounds: int) -> None:
     names = list(BEFORE)
     with written.lock():
         assert os.waitpid(fork(write_too), 0)[1] == 0
-        for number in range(num_rounds):
+        number, end_s = 0, time.monotonic() + 60
+        while number < num_rounds or len(list(folder.glob("saw-*"))) < 2:
+            assert time.monotonic() < end_s, "a reader saw nothing of a minute of writing"
             append(written, [f"document {number}"])
             names.append(f"document {number}")
             written.forget(names.pop(0))
+            number += 1
             time.sleep(0.01)
     (path / "running").unlink()
     for reader in readers:
         assert os.waitpid(reader, 0)[1] == 0
     check_holds(MemoryFolder.open(path), names)
-    print("two readers beside", num_rounds, "rounds of a writer")
+    print("two readers beside", number, "rounds of a writer")
 
 
 def main(folder: Path) -> None:
@@ -236,8 +244,8 @@ def main(folder: Path) -> None:
     for task in (kill_merges, kill_creations):
         (folder / task.__name__).mkdir()
         task(folder / task.__name__)
-    kill_at_any_moment(folder, 13)
-    read_beside_a_writer(folder, 23)
+    kill_at_any_moment(folder, 7)
+    read_beside_a_writer(folder, 11)
 
 
 if __name__ == "__main__":
