@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -144,6 +145,14 @@ def test_an_output_follows_links_and_refuses_folders(tmp_path: Path) -> None:
         with pytest.raises(ResourceError, match=name):
             write_output(tmp_path / name, b"x")
     assert list_names(tmp_path) == ["folder", "link", "round", "second", "there"]
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no plain files below /dev here")
+def test_a_plain_file_below_dev_is_replaced_as_any_other() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for content in (b"new", b"newer"):
+            write_output(Path(folder) / "deep" / "file", content)
+            assert (Path(folder) / "deep" / "file").read_bytes() == content
 
 
 def test_json_has_null_for_what_is_not_finite_and_keeps_names_that_are_not_utf8(

@@ -237,7 +237,8 @@ def check_output(path: Path) -> Path | None:
         if stat.S_ISDIR(mode):
             raise ResourceError(f"{str(path)!r} is a folder; give the name of a file in it")
         # /dev/stdout may be a plain file, which holds what was printed so far.
-        if not stat.S_ISREG(mode) or str(path.absolute()).startswith(("/dev/", "/proc/")):
+        is_descriptor = str(path.absolute()).startswith(("/dev/fd/", "/dev/std", "/proc/"))
+        if not stat.S_ISREG(mode) or is_descriptor:
             return None
         target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
