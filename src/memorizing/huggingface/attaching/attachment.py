@@ -14,7 +14,6 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from memorizing.errors import CheckpointError, ConfigError, MemorizingError, StateError
-from memorizing.huggingface.attaching.calls import Calls
 from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.families import (
     check_heads,
@@ -26,6 +25,7 @@ from memorizing.huggingface.attaching.fingerprint import Fingerprint, compute_fi
 from memorizing.huggingface.attaching.interface import name_implementation
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.attaching.reader import Reader
 from memorizing.huggingface.generating import (
     check_generation,
     check_mode,
@@ -42,7 +42,7 @@ _LARGEST = 3e38
 """What fp32 can hold."""
 
 
-class Attachment(Calls):
+class Attachment(Reader):
     """What `add_memory` put on a model: hooks, memory layers, and what it must restore."""
 
     def __init__(self, model: Any, decoder: Decoder, settings: MemorySettings) -> None:

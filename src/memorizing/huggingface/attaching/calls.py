@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,10 +21,12 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from memorizing.errors import StateError
+from memorizing.huggingface.attaching.call_inputs import CallInputs
 from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.interface import NAMES, STEP, WINDOW, CallWindow
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer, OpenHeads
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.attaching.passage_room import Library
 from memorizing.huggingface.attaching.step import (
     CallMode,
     EntriesRead,
@@ -49,30 +51,6 @@ from memorizing.memory.frozen import FrozenMemory
 
 _NUMBERS = itertools.count(1)
 """Of memories that are opened one after another."""
-
-
-@dataclass(frozen=True)
-class CallInputs:
-    """What a call is given."""
-
-    num_rows: int
-    num_tokens: int
-    start: int
-    """Columns that were seen before."""
-    mask: Any
-    first_valid: Tensor | None
-    """(B,): column of the first token of each row; None is 0."""
-
-    @property
-    def num_columns(self) -> int:
-        """Seen after the call."""
-        return self.start + self.num_tokens
-
-    def list_valid(self) -> Tensor:
-        """(B, T) bool on the CPU: tokens that are not padding."""
-        if self.mask is None:
-            return torch.ones(self.num_rows, self.num_tokens, dtype=torch.bool)
-        return self.mask[:, -self.num_tokens :].bool().cpu()
 
 
 class Calls:
@@ -166,11 +144,14 @@ class Calls:
             return self.opened.open_heads
         return {number: layer.plan_open_heads() for number, layer in self.layers.items()}
 
-    def plan_opening(self, base: Mapping[int, FrozenMemory]) -> OpenMemory:
+    def plan_opening(
+        self, base: Mapping[int, FrozenMemory], library: Library | None = None
+    ) -> OpenMemory:
         """What calls read where this is open, and what they remember of their own texts.
 
         Args:
             base: per layer, what was read before, of the `key_heads` of `open_heads`.
+            library: the documents of `base`, where passages are read.
 
         Raises:
             StateError: `base` has other heads.
@@ -183,15 +164,15 @@ class Calls:
                     f"heads {list(heads[layer].key_heads)} are read; open it for these"
                 )
         number = self.opened.number if self.opened else next(_NUMBERS)
-        return OpenMemory(number, base, heads, self.devices)
+        return OpenMemory(number, base, heads, self.devices, library)
 
-    def bind(self, base: Mapping[int, FrozenMemory]) -> None:
+    def bind(self, base: Mapping[int, FrozenMemory], library: Library | None = None) -> None:
         """From now on, all calls read this; see `plan_opening`. In place.
 
         Raises:
             StateError: `base` has other heads.
         """
-        self._open_for_all = self.plan_opening(base)
+        self._open_for_all = self.plan_opening(base, library)
 
     def unbind(self) -> None:
         """From now on, calls read and remember nothing. In place."""
@@ -264,12 +245,23 @@ class Calls:
         text = TextState() if cache is None else find_text(cache)
         text.history, text.open_heads, text.opened = history, heads, self._number
         text.has_ended, text.is_broken = None, False
+        text.room, text.queries, text.queries_valid, text.pieces = None, {}, None, []
         return text
 
     def make_cache(self) -> DynamicCache:
         """An empty cache for a text of its own."""
         windows = self.decoder.own_windows[: self.decoder.num_cached]
-        return make_windows(DynamicCache(), windows, self.settings)
+        return make_windows(DynamicCache(), windows, self.window, self.settings.num_sinks)
+
+    @property
+    def window(self) -> int:
+        """Tokens that local attention sees here and now."""
+        return self.settings.window if self.mode.window is None else self.mode.window
+
+    @property
+    def max_window(self) -> int:
+        """The most tokens that it could see."""
+        return self._positions.limit
 
     def pass_cache(self, cache: DynamicCache) -> dict[str, Any]:
         """The arguments by which the model takes a cache, in this release of `transformers`."""
@@ -289,6 +281,8 @@ class Calls:
             )
         kwargs = self._name_arguments(args, kwargs)
         mode, opened = self.mode, self.opened
+        if mode.is_plain:
+            return (), kwargs
         needs_step = opened is not None or mode.collected is not None
         self._check_attention()
         if opened is not None and opened.devices != self.devices:
@@ -312,9 +306,9 @@ class Calls:
                 "generate makes it of inputs_embeds, which it cannot cut into pieces, give it "
                 "prefill_chunk_size=None"
             )
-        if needs_step or given.num_columns > self.settings.window:
-            _check_mask(given)
-            _check_positions(ids, given)
+        if needs_step or given.num_columns > self.window:
+            given.check_mask()
+            given.check_positions(ids)
         if needs_step and kwargs.get("output_attentions"):
             raise StateError(
                 "output_attentions would give the weights of local attention alone; leave it out "
@@ -323,9 +317,16 @@ class Calls:
         self._positions.check(start, given.num_tokens)
         # Of the cache that the caller has: that of the call is a copy.
         step = self._make_step(cache, given, mode, opened) if needs_step else None
+        if step is not None and cache is not None and self._reads_passages:
+            step.ids = kwargs.get("input_ids")
+            self._find_passages(step, cache, given, kwargs)
         if cache is not None:
             self._enter_cache(cache, kwargs, given, inputs.device)
-        WINDOW.set(CallWindow(self.settings.window, self.settings.num_sinks, first_valid))
+        view = CallWindow(self.window, self.settings.num_sinks, first_valid)
+        room = None if cache is None else find_text(cache).room
+        if room is not None:
+            view = replace(view, room_first=room.first, room_len=room.length)
+        WINDOW.set(view)
         if step is not None:
             kwargs[STEP] = step
             step.text.is_broken = True
@@ -341,6 +342,9 @@ class Calls:
         WINDOW.set(None)
         step = kwargs.get(STEP)
         is_cut = step is not None and step.is_cut
+        if step is not None and step.mode.asked is not None:
+            step.text.is_broken = False
+            return output
         if output is None and not is_cut:
             return output
         cache = kwargs.get(CACHE_NAME)
@@ -386,6 +390,18 @@ class Calls:
             torch.is_grad_enabled(),
         )
 
+    @property
+    def _reads_passages(self) -> bool:
+        """Whether calls here and now find passages, and read them."""
+        mode = self.mode
+        is_asked = mode.collected is not None or not mode.is_reading
+        return self.settings.read == "passages" and self.is_bound and not is_asked
+
+    def _find_passages(
+        self, step: Step, cache: DynamicCache, given: CallInputs, kwargs: dict[str, Any]
+    ) -> None:
+        """Put passages in front of the text before a call, where it is time to; see `Reader`."""
+
     def _check_attention(self) -> None:
         found = self.decoder.base.config._attn_implementation
         if found not in NAMES.values():
@@ -400,7 +416,8 @@ class Calls:
         use_cache = kwargs.get("use_cache")
         use_cache = base.config.use_cache if use_cache is None else use_cache
         if cache is None:
-            if not use_cache or (base.training and torch.is_grad_enabled()):
+            is_trained = base.training and torch.is_grad_enabled()
+            if (not use_cache or is_trained) and not self._reads_passages:
                 return None
             return self.make_cache()
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
@@ -421,7 +438,7 @@ class Calls:
             held = cache.layers[: self.decoder.num_cached]
             own_windows = [getattr(layer, "sliding_window", None) for layer in held]
             own_windows += [None] * (self.decoder.num_cached - len(own_windows))
-            make_windows(cache, own_windows, self.settings)
+            make_windows(cache, own_windows, self.window, self.settings.num_sinks)
         return cache
 
     def _enter_cache(
@@ -432,14 +449,21 @@ class Calls:
         device: torch.device,
     ) -> None:
         last_first = 0 if given.first_valid is None else int(given.first_valid.max())
+        text = find_text(cache)
+        rooms = [None] * len(cache.layers) if text.room is None else text.room.layers
         layers: list[WindowLayer] = [
-            layer.enter(given.first_valid, last_first) for layer in list_layers(cache)
+            layer.enter(given.first_valid, last_first, held)
+            for layer, held in zip(list_layers(cache), rooms, strict=True)
         ]
         ids = kwargs.get("position_ids")
         if ids is None:
             ids = (torch.arange(given.num_tokens) + given.start).unsqueeze(0)
-        shift = self._positions.enter(layers, given.start, ids, find_text(cache).shift)
-        kwargs[CACHE_NAME] = CallCache(cache, layers, shift)
+        room_len = text.room_len
+        shift = self._positions.enter(layers, given.start, ids, text.shift, room_len)
+        if text.room is not None and not room_len:
+            room_len = self.settings.room_len
+            shift = self._positions.make_room(layers, shift, room_len)
+        kwargs[CACHE_NAME] = CallCache(cache, layers, shift, room_len)
         if bool(shift.any()):
             moved = ids - shift.to(ids.device)
             moved = moved.clamp(min=0) if self._positions.is_learned else moved
@@ -453,25 +477,3 @@ _MODES: ContextVar[Mapping[Calls, CallMode]] = ContextVar("memorizing_modes", de
 
 def _list_devices(devices: Mapping[int, torch.device]) -> str:
     return ", ".join(sorted({str(device) for device in devices.values()}))
-
-
-def _check_mask(given: CallInputs) -> None:
-    """Refuse a mask that does not say where tokens are."""
-    mask, expected = given.mask, (given.num_rows, given.num_columns)
-    found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-    if mask is not None and found != expected:
-        raise StateError(
-            f"attention_mask is {found}; with a memory open, or past the window, it must be "
-            f"(rows, tokens seen and given) = {expected}: from it the memory knows what is padding"
-        )
-
-
-def _check_positions(position_ids: Tensor | None, given: CallInputs) -> None:
-    """Refuse several texts in one row."""
-    if position_ids is None or given.mask is not None or given.num_tokens < 2:
-        return  # a row with a mask has positions of its own for padding
-    if not bool((position_ids.diff(dim=-1) == 1).all()):
-        raise StateError(
-            "position_ids do not count on from token to token, as where several texts are packed "
-            "into a row; give every text a row of its own"
-        )

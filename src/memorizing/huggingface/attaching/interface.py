@@ -8,9 +8,10 @@ is underneath where no memory is read and the text is no longer than the window.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -58,6 +59,11 @@ class CallWindow:
     num_sinks: int
     first_valid: Tensor | None
     """(B,): column of the first token of each row; None is 0."""
+    room_first: Tensor | None = None
+    """(B,) on the CPU: the first place of each row's room in which something stands; None is no
+    room."""
+    room_len: int = 0
+    """Places of the room, in front of everything."""
 
 
 WINDOW: ContextVar[CallWindow | None] = ContextVar("memorizing_window", default=None)
@@ -123,6 +129,27 @@ def _make_mask(underneath: str) -> Callable[..., Tensor | None]:
     ) -> Tensor | None:
         """The mask underneath; where the text is longer than the window, narrowed to it."""
         view = WINDOW.get()
+        if view is not None and view.room_first is not None:
+            shown = _show_room(view, batch_size, q_length, q_offset, local_size)
+            with _hide_room(view):
+                rest = mask(
+                    batch_size=batch_size,
+                    q_length=q_length,
+                    kv_length=kv_length - view.room_len,
+                    q_offset=q_offset,
+                    kv_offset=kv_offset,
+                    mask_function=mask_function,
+                    local_size=local_size,
+                    **kwargs | {"allow_is_causal_skip": False},
+                )
+            assert rest is not None
+            shown = shown.to(rest.device)
+            if rest.dtype != torch.bool:
+                least = torch.finfo(rest.dtype).min
+                shown = torch.zeros(shown.shape, dtype=rest.dtype, device=rest.device).masked_fill(
+                    ~shown, least
+                )
+            return torch.cat([shown, rest.expand(batch_size, -1, -1, -1)], -1)
         make = partial(
             ALL_MASK_ATTENTION_FUNCTIONS[underneath],
             batch_size=batch_size,
@@ -152,6 +179,33 @@ def _make_mask(underneath: str) -> Callable[..., Tensor | None]:
         return torch.cat([_show_dropped_sinks(view, made, num_seen), made], -1)
 
     return mask
+
+
+@contextmanager
+def _hide_room(view: CallWindow) -> Iterator[None]:
+    token = WINDOW.set(replace(view, room_first=None))
+    try:
+        yield
+    finally:
+        WINDOW.reset(token)
+
+
+def _show_room(
+    view: CallWindow, batch_size: int, q_length: int, q_offset: int, local_size: int | None
+) -> Tensor:
+    """(B, 1, T, R) bool: the places of the room that each token sees.
+
+    A layer with a window of its own sees what lies in it, where the text begins behind the room.
+    """
+    assert view.room_first is not None
+    place = torch.arange(view.room_len)
+    seen = (place >= view.room_first.view(-1, 1))[:, None, None].expand(batch_size, 1, q_length, -1)
+    if local_size is None:
+        return seen
+    token = torch.arange(q_length) + q_offset
+    first = torch.zeros(1) if view.first_valid is None else view.first_valid.cpu()
+    distance = view.room_len + (token - first.view(-1, 1)).unsqueeze(-1) - place
+    return seen & (distance < local_size).unsqueeze(1)
 
 
 def _see_sinks(view: CallWindow) -> Callable[..., Any]:

@@ -186,8 +186,7 @@ class MemoryLayer(nn.Module):
             softcap: bound of the layer's scores, or None.
             heads: that asked; None is all. The result is of those that read.
         """
-        asked = None if heads is None or heads.heads is None else heads.asked
-        scale = torch.exp(_take(self.log_scale, asked).float()) * scaling
+        scale = self._find_scale(scaling, heads)
         scaled = queries * scale.to(queries.dtype).view(-1, 1, 1)
         attended = [
             attend_to_retrieved(scaled, part, scale)
@@ -211,6 +210,14 @@ class MemoryLayer(nn.Module):
             output = output + share.to(queries.dtype) * part_output
             shares.append(weights * share.detach())
         return Attended(output, total, tuple(shares))
+
+    def _find_scale(self, scaling: float, heads: OpenHeads | None) -> Tensor:
+        asked = None if heads is None or heads.heads is None else heads.asked
+        return torch.exp(_take(self.log_scale, asked).float()) * scaling
+
+    def scale(self, queries: Tensor, scaling: float, heads: OpenHeads) -> Tensor:
+        """Queries (B, P, T, D) in fp32, so that their products with keys are scores."""
+        return queries.float() * self._find_scale(scaling, heads).view(-1, 1, 1)
 
     def mix(
         self,

@@ -12,6 +12,14 @@ from memorizing.config import check_capacity
 from memorizing.index_settings import parse_index
 from memorizing.settings import build_dataclass, check_types, require
 
+_ONE_OR_MORE = (
+    "window",
+    "segment_len",
+    "num_neighbors",
+    "num_passages",
+    "passage_len",
+    "search_every",
+)
 _MOST = 2**31
 """Positions and slots are numbered in 32 bits."""
 
@@ -53,12 +61,22 @@ class MemorySettings:
     """Of what is stored while a text is read."""
     index: str = "exact"
     """What searches the memory, as `memorizing info indexes` lists them."""
+    read: Literal["entries", "passages"] = "entries"
+    """What is read of a memory. `entries`: the heads that read it mix single entries into their
+    layer (the paper's way). `passages`: these heads find contiguous passages, which every layer
+    reads in front of the text; see `attaching/passage_room.py`."""
+    num_passages: int = 4
+    """Passages that are read at a time, at most."""
+    passage_len: int = 128
+    """Entries of a passage, at most."""
+    search_every: int = 32
+    """Tokens that are written until passages are looked for again."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_types(self, "memory")
-        for name in ("window", "segment_len", "num_neighbors", "capacity", "distance", "num_sinks"):
-            least = 1 if name in ("window", "segment_len", "num_neighbors") else 0
+        for name in (*_ONE_OR_MORE, "capacity", "distance", "num_sinks"):
+            least = 1 if name in _ONE_OR_MORE else 0
             value = getattr(self, name)
             require(least <= value < _MOST, name, value, f"{least} or more, below {_MOST:,}")
         require(
@@ -73,6 +91,11 @@ class MemorySettings:
         most = torch.finfo(torch.float16).max
         require(abs(self.bias) <= most, "bias", self.bias, f"from {-most:,.0f} to {most:,.0f}")
         parse_index(self.index)
+
+    @property
+    def room_len(self) -> int:
+        """Places in front of a text for passages and their start token; 0 without passages."""
+        return self.num_passages * self.passage_len + 1 if self.read == "passages" else 0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

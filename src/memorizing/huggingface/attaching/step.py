@@ -23,6 +23,8 @@ from memorizing.huggingface.attaching.memory_layer import (
     sum_local_scores,
 )
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.attaching.passage_room import Library
+from memorizing.huggingface.attaching.passages import LAST, Collection, collect_base
 from memorizing.huggingface.attaching.window_cache import TextState
 from memorizing.memory import Entries, History, RetrievalControl, Retrieved
 from memorizing.memory.frozen import FrozenMemory
@@ -35,7 +37,7 @@ entries, or None for the text's own memory."""
 
 
 class EntriesRead(Exception):
-    """A call that only reads has all entries: nothing above the last memory layer is needed."""
+    """A call has all entries, or queries, that it is made for: nothing above is needed."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ class OpenMemory:
     """Per memory layer, the heads that read: those whose gates were open when it was opened."""
     devices: Mapping[int, torch.device]
     """Per memory layer, where it computed then."""
+    library: Library | None = None
+    """The documents of `base`, where passages are read."""
+
+    @cached_property
+    def collection(self) -> Collection:
+        """What passages are found among."""
+        return collect_base(self.base, () if self.library is None else self.library.num_entries)
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,16 @@ class CallMode:
     and end with the last."""
     listeners: tuple[OnRetrieved, ...] = ()
     """Told of what is retrieved."""
+    asked: dict[int, Tensor] | None = None
+    """Given, calls change nothing: they give what every layer with open heads asks for passages,
+    (B, P, T, D), and end with the last."""
+    window: int | None = None
+    """Tokens that local attention sees; None is that of the settings."""
+    is_plain: bool = False
+    """Calls are those of a model without memory or window."""
+    looks_ahead: bool = True
+    """A call of several tokens looks for passages by its own last ones, so that all of them see
+    what these find. Otherwise by those of the calls before."""
 
 
 @dataclass
@@ -93,12 +112,16 @@ class Step:
     mode: CallMode
     needs_graph: bool
     """Whether the call may be followed by a backward pass: memories must not change in it."""
+    ids: Tensor | None = None
+    """(B, T): what was read; None where only embeddings are known."""
     is_cut: bool = False
     """The call has ended with the last memory layer."""
     history: History = field(init=False)
     """From before the call."""
     _after: dict[int, History] = field(init=False, default_factory=dict)
     """Per memory layer that has done its part, what it made of the history."""
+    _queries: dict[int, Tensor] = field(init=False, default_factory=dict)
+    """Per layer that finds passages, its last queries."""
 
     def __post_init__(self) -> None:
         """Keep where the rows stand.
@@ -185,6 +208,11 @@ class Step:
         if not heads.is_any:
             return output
         asked = layer.free(heads.ask(query), kwargs, distance=self.settings.distance)
+        if self.settings.read == "passages":
+            self._queries[number] = layer.scale(asked, scaling, heads).detach()[:, :, -LAST:]
+            if self.mode.asked is not None:
+                self._give_queries()
+                return output
         keys, values = (heads.take_keys(part) for part in entries)
         if self.needs_graph:
             self._check_unchanged()
@@ -234,6 +262,13 @@ class Step:
         # As attention gives it: some families view it otherwise.
         return mixed.transpose(1, 2).contiguous()
 
+    def _give_queries(self) -> None:
+        assert self.mode.asked is not None
+        self.mode.asked.update(self._queries)
+        if len(self._queries) == sum(heads.is_any for heads in self.text.open_heads.values()):
+            self.is_cut = True
+            raise EntriesRead
+
     def _check_unchanged(self) -> None:
         """Refuse to compute again after memories were written."""
         try:
@@ -265,7 +300,7 @@ class Step:
         settings, control = self.settings, self.mode.control
         parts: list[Retrieved] = []
         firsts: list[int | None] = []
-        if not self.mode.is_reading:
+        if not self.mode.is_reading or settings.read == "passages":
             return (), []
         base, memory = self.base.get(layer.layer), history.memories.get(layer.layer)
         if base is not None and base.size and control is None:
@@ -330,4 +365,8 @@ class Step:
         position = self.history.position + self.valid.sum(1)
         self.text.history = replace(self.history, position=position, staged=staged, generation=None)
         self.text.has_ended = ~self.valid[:, -1] & (position > 0)
+        if self._queries:
+            self.text.keep_queries(self._queries, self.valid[:, -LAST:])
+        if self.ids is not None and self.settings.read == "passages":
+            self.text.pieces.append((self.ids.cpu().long(), self.valid))
         self.text.is_broken = False

@@ -19,9 +19,12 @@ from memorizing.errors import StateError
 from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.memory_layer import OpenHeads
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.attaching.passage_room import Room
+from memorizing.huggingface.attaching.passages import LAST
 from memorizing.memory import History
 from memorizing.settings import require
 
+_NOTHING = torch.zeros(0, dtype=torch.int64)
 NEVER = 2**40
 """First column of a row that has only padding so far."""
 
@@ -42,6 +45,36 @@ class TextState:
     """(B,) bool on the CPU: rows whose last column was padding after their tokens; None is none."""
     is_broken: bool = False
     """A call began and did not end."""
+    room: Room | None = None
+    """The passages that are read, where some were found so far."""
+    room_len: int = 0
+    """Places in front of the text that are kept free for them; 0 until some were found."""
+    queries: dict[int, Tensor] = field(default_factory=dict)
+    """Per layer that finds passages, its last queries (B, P, T, D), scaled, free of positions."""
+    queries_valid: Tensor | None = None
+    """(B, T) bool on the CPU: which of them are not of padding."""
+    next_search: int = 0
+    """The column from which on passages are looked for again."""
+    pieces: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Ids (B, T) of what was read, on the CPU, and which of them are not padding: passages of the
+    text itself are read again. Only where passages are read."""
+
+    def keep_queries(self, queries: dict[int, Tensor], valid: Tensor) -> None:
+        """Take in those of a call, (B, T) of which are not of padding; the last ones stay."""
+        for layer, new in queries.items():
+            old = self.queries.get(layer)
+            joined = new if old is None else torch.cat([old, new], 2)
+            self.queries[layer] = joined[:, :, -LAST:]
+        old_valid = self.queries_valid
+        joined = valid if old_valid is None else torch.cat([old_valid, valid], 1)
+        self.queries_valid = joined[:, -LAST:]
+
+    def list_ids(self, row: int) -> Tensor:
+        """(n,) int64: the tokens of a row."""
+        if len(self.pieces) > 1:
+            ids, valid = (torch.cat(parts, 1) for parts in zip(*self.pieces, strict=True))
+            self.pieces[:] = [(ids, valid)]
+        return self.pieces[0][0][row][self.pieces[0][1][row]] if self.pieces else _NOTHING
 
     def check(self, num_rows: int) -> None:
         """Refuse texts that a call of so many rows cannot go on with.
@@ -93,11 +126,19 @@ class WindowLayer(DynamicSlidingWindowLayer):
         """Columns among which the sinks of all rows are."""
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
+        self.room: tuple[Tensor, Tensor] | None = None
+        """Keys and values (B, H, R, D) of passages, in one call."""
         self.next: WindowLayer | None = None
 
-    def enter(self, first_valid: Tensor | None, last_first: int) -> WindowLayer:
+    def enter(
+        self,
+        first_valid: Tensor | None,
+        last_first: int,
+        room: tuple[Tensor, Tensor] | None = None,
+    ) -> WindowLayer:
         """The layer as one call sees it, where rows begin at `first_valid`, the last one there."""
         entered = copy.copy(self)
+        entered.room = room
         entered.first_valid = first_valid
         entered.num_begun = last_first + self.num_sinks
         return entered
@@ -111,29 +152,34 @@ class WindowLayer(DynamicSlidingWindowLayer):
         return self.cumulative_length - self.count_held()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that a call of `query_length` tokens sees, sinks included, and the first column."""
+        """Keys that a call of `query_length` tokens sees, room and sinks too; the first column."""
         held, dropped = self.count_held(), self.count_dropped()
-        return held + query_length + (self.num_sinks if dropped else 0), dropped
+        in_front = self.num_sinks if dropped else 0
+        in_front += 0 if self.room is None else self.room[0].shape[2]
+        return held + query_length + in_front, dropped
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Take in (B, H, T, D) and return what the call sees: sinks, held, new."""
+        """Take in (B, H, T, D) and return what the call sees: room, sinks, held, new."""
         dropped = self.count_dropped()
         after = copy.copy(self)
-        after.next = None
+        after.next = after.room = None
         if not after.is_initialized:
             after.lazy_initialization(key_states, value_states)
         assert after.keys is not None
         assert after.values is not None
         # Also where nothing is held: matrix products round by how their factors lie in memory.
         keys, values = [after.keys, key_states], [after.values, value_states]
-        num_sinks = 0
+        num_in_front = 0
         if dropped and self.sink_keys is not None and self.sink_values is not None:
             keys, values = [self.sink_keys, *keys], [self.sink_values, *values]
-            num_sinks = self.num_sinks
+            num_in_front = self.num_sinks
+        if self.room is not None:
+            keys, values = [self.room[0], *keys], [self.room[1], *values]
+            num_in_front += self.room[0].shape[2]
         seen = torch.cat(keys, -2), torch.cat(values, -2)
-        after.keys, after.values = (part[:, :, num_sinks:] for part in seen)
+        after.keys, after.values = (part[:, :, num_in_front:] for part in seen)
         after.cumulative_length += key_states.shape[-2]
         after.drop(max(0, after.count_held() - self.sliding_window + 1), dropped)
         self.next = after
@@ -228,10 +274,13 @@ class CallCache(DynamicCache):
     it as it was. A layer that a backward pass computes again sees again what it saw.
     """
 
-    def __init__(self, owner: DynamicCache, layers: Sequence[WindowLayer], shift: Tensor) -> None:
-        """Take the cache, its layers as the call sees them, and its shift after the call."""
+    def __init__(
+        self, owner: DynamicCache, layers: Sequence[WindowLayer], shift: Tensor, room_len: int
+    ) -> None:
+        """Take the cache, its layers as the call sees them, its shift and room after the call."""
         super().__init__()
         self.owner, self.entered, self._shift = owner, tuple(layers), shift
+        self._room_len = room_len
         self.layers = [*layers]
         self.layer_class_to_replicate = None
 
@@ -252,21 +301,23 @@ class CallCache(DynamicCache):
             new if new is not None else old for old, new in zip(self.entered, after, strict=True)
         ]
         self.owner.layers = layers
-        find_text(self.owner).shift = self._shift
+        text = find_text(self.owner)
+        text.shift, text.room_len = self._shift, self._room_len
 
 
 def make_windows(
-    cache: DynamicCache, own_windows: Iterable[int | None], settings: MemorySettings
+    cache: DynamicCache, own_windows: Iterable[int | None], window: int, num_sinks: int
 ) -> DynamicCache:
     """Let an empty cache keep a window. In place; returns it.
 
     Args:
         cache: what layers it has are dropped.
         own_windows: per layer, the tokens that it sees by itself, or None. Layers that see fewer
-            than the window stay as they are.
-        settings: the window, and the first tokens that stay.
+            than `window` stay as they are.
+        window: tokens that are seen.
+        num_sinks: first tokens that stay.
     """
-    text, window, num_sinks = TextState(), settings.window, settings.num_sinks
+    text = TextState()
     layers: list[Any] = [
         WindowLayer(own, 0, text, is_sliding=True)
         if own is not None and own <= window
@@ -311,14 +362,17 @@ class Positions:
             ConfigError: a window or segment that leaves no room for them.
         """
         self._decoder = decoder
-        most, segment_len = decoder.max_positions, settings.segment_len
+        # Passages stand in front of a text.
+        most = decoder.max_positions - settings.room_len
+        segment_len = settings.segment_len
         self.limit = most // segment_len * segment_len
         require(
             settings.window <= self.limit,
             "window",
             settings.window,
-            f"at most {self.limit}, the positions this model has ({most}) in whole segments of "
-            f"{segment_len}",
+            f"at most {self.limit}, the positions this model has ({most}"
+            + (f", without {settings.room_len} for passages" if settings.room_len else "")
+            + f") in whole segments of {segment_len}",
         )
         self.is_learned = decoder.family.positions == "learned"
         overlap = 0
@@ -358,8 +412,29 @@ class Positions:
                 "input_ids and use_cache=True)"
             )
 
+    def make_room(self, layers: list[WindowLayer], shift: Tensor, length: int) -> Tensor:
+        """Move a text back by so many places. What its layers hold moves, in place.
+
+        Returns:
+            How far positions are moved back from now on, where it was `shift`.
+        """
+        for number, layer in enumerate(layers):
+            if not self._decoder.rotated[number]:
+                continue
+            for name in ("keys", "sink_keys"):
+                held = getattr(layer, name)
+                if held is not None and held.numel():
+                    turned = self._decoder.rotate_back(number, held, torch.tensor([[-length]]))
+                    setattr(layer, name, turned)
+        return shift - length
+
     def enter(
-        self, layers: list[WindowLayer], start: int, position_ids: Tensor, shift: Tensor
+        self,
+        layers: list[WindowLayer],
+        start: int,
+        position_ids: Tensor,
+        shift: Tensor,
+        room_len: int,
     ) -> Tensor:
         """How far positions are moved back from column `start` on.
 
@@ -368,6 +443,7 @@ class Positions:
             start: columns seen so far.
             position_ids: (B or 1, T) of the call, not moved.
             shift: (B or 1, 1) int64 so far.
+            room_len: places in front of the text that are taken.
         """
         if not start or self.find_zone(start) == self.find_zone(start - 1):
             return shift
@@ -384,4 +460,4 @@ class Positions:
             # The position of padding means nothing: `generate` says 0 or 1.
             is_padding = layers[0].first_valid.to(first.device).unsqueeze(1) > start
             first = torch.where(is_padding & (first <= 1), 0, first)
-        return first.cpu()
+        return first.cpu() - room_len

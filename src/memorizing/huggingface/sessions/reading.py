@@ -65,31 +65,58 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
         attachment: of the model. Not changed.
         tokens: (n,) int64.
     """
-    model = attachment.model()
-    device = model.get_input_embeddings().weight.device
-    settings, dtype = attachment.settings, attachment.stored_dtype
-    cache, num_left_out = attachment.make_cache(), settings.num_sinks
+    model, settings = attachment.model(), attachment.settings
     was_training = model.training
     model.eval()
     try:
-        for piece in tokens.split(settings.segment_len) if len(tokens) else ():
-            with attachment.collect() as collected:
-                attachment.decoder.base(
-                    input_ids=piece.unsqueeze(0).to(device), **attachment.pass_cache(cache)
-                )
-            # Made in inference mode they could not be used with gradients outside of it.
-            with torch.inference_mode(False), torch.no_grad():
-                entries = {
-                    layer: (
-                        keys[0, :, num_left_out:].to("cpu", dtype),
-                        values[0, :, num_left_out:].to("cpu", dtype),
-                    )
-                    for layer, (keys, values) in collected.items()
-                }
-            yield entries
-            num_left_out = max(0, num_left_out - len(piece))
+        if settings.read == "entries":
+            yield from _read_stretch(attachment, tokens, settings.num_sinks)
+            return
+        # Passages are found by what was read in the model's own context, as far as that goes.
+        with attachment.change_mode(window=attachment.max_window):
+            for stretch, num_left_out in _split_stretches(attachment, tokens):
+                yield from _read_stretch(attachment, stretch, num_left_out)
     finally:
         model.train(was_training)
+
+
+def _split_stretches(attachment: Attachment, tokens: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Stretches of a document as long as the model's context, and what of each is left out.
+
+    Each but the first begins with the document's sinks, and with the second half of the one before.
+    """
+    most, num_sinks = attachment.max_window, attachment.settings.num_sinks
+    yield tokens[:most], num_sinks
+    num_read, num_again = most, (most - num_sinks) // 2
+    while num_read < len(tokens):
+        end = min(len(tokens), num_read + most - num_sinks - num_again)
+        stretch = torch.cat([tokens[:num_sinks], tokens[num_read - num_again : end]])
+        yield stretch, num_sinks + num_again
+        num_read = end
+
+
+def _read_stretch(
+    attachment: Attachment, tokens: Tensor, num_left_out: int
+) -> Iterator[LayerEntries]:
+    """The entries of tokens, a segment at a time, but for the first ones."""
+    device = attachment.model().get_input_embeddings().weight.device
+    cache, dtype = attachment.make_cache(), attachment.stored_dtype
+    for piece in tokens.split(attachment.settings.segment_len) if len(tokens) else ():
+        with attachment.collect() as collected:
+            attachment.decoder.base(
+                input_ids=piece.unsqueeze(0).to(device), **attachment.pass_cache(cache)
+            )
+        # Made in inference mode they could not be used with gradients outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            entries = {
+                layer: (
+                    keys[0, :, num_left_out:].to("cpu", dtype),
+                    values[0, :, num_left_out:].to("cpu", dtype),
+                )
+                for layer, (keys, values) in collected.items()
+            }
+        yield entries
+        num_left_out = max(0, num_left_out - len(piece))
 
 
 def join_entries(

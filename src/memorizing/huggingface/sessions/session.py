@@ -30,6 +30,7 @@ from memorizing.huggingface.attaching.fingerprint import (
     shorten,
 )
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.sessions.library import KeptTexts
 from memorizing.huggingface.sessions.reading import (
     OnRead,
     ReadDocument,
@@ -70,9 +71,15 @@ class MemorySession:
     """
 
     def __init__(
-        self, attachment: Attachment, store: RamStore | FolderStore, *, keep_text: bool
+        self,
+        attachment: Attachment,
+        store: RamStore | FolderStore,
+        *,
+        keep_text: bool,
+        tokenizer: Any = None,
     ) -> None:
         """See `open_memory`."""
+        self._tokenizer = tokenizer
         self._attachment = attachment
         self._store = store
         self._keep_text = keep_text
@@ -104,7 +111,11 @@ class MemorySession:
 
     def _bind(self) -> None:
         attachment = self._attachment
-        attachment.bind(self._store.open_layers(attachment.devices, attachment.open_heads))
+        library = None
+        if attachment.settings.read == "passages":
+            library = KeptTexts(self._store, self._tokenizer)
+        layers = self._store.open_layers(attachment.devices, attachment.open_heads)
+        attachment.bind(layers, library)
 
     @property
     def documents(self) -> tuple[StoredDocument, ...]:
@@ -143,6 +154,7 @@ class MemorySession:
                 of the documents that are there, or a folder that cannot be written.
             CorpusError: something that is no document.
         """
+        self._tokenizer = tokenizer
         report = ReadReport()
         waiting: dict[str, ReadDocument] = {}
         show = nullcontext(progress) if callable(progress) else show_progress(progress)
@@ -246,6 +258,7 @@ def open_memory(
     path: Path | str | None = None,
     *,
     keep_text: bool = False,
+    tokenizer: Any = None,
     dtype: str | None = None,
     fingerprint: Fingerprint | None = None,
 ) -> MemorySession:
@@ -260,6 +273,8 @@ def open_memory(
         path: folder that holds a memory, or where one is made at the first `read`; None keeps what
             is read only as long as the session lives, unless `save` is called.
         keep_text: also keep the texts of documents read from now on, for `Sources` and reports.
+            Where passages are read they always are.
+        tokenizer: of the model, where passages are read of what a folder holds; `read` gives one.
         dtype: of a new folder's entries; None is that of the memory.
         fingerprint: of the model as it is now, for whoever opens many memories and knows that no
             weight changed: `get_attachment(model).fingerprint()`. None computes it, which is a pass
@@ -296,7 +311,8 @@ def open_memory(
         if followed is not None:
             remove_memory(model)
         raise
-    return MemorySession(attachment, store, keep_text=keep_text)
+    keep_text = keep_text or attachment.settings.read == "passages"
+    return MemorySession(attachment, store, keep_text=keep_text, tokenizer=tokenizer)
 
 
 def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprint) -> None:

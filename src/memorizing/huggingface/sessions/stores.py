@@ -42,6 +42,20 @@ class RamStore:
         """The document of a name."""
         return self._given.get(name)
 
+    def has_text(self, document: StoredDocument) -> bool:
+        """See `FolderStore`."""
+        return self._given[document.name].text is not None
+
+    def read_text(self, name: str) -> str:
+        """See `FolderStore`."""
+        text = self._given[name].text
+        assert text is not None
+        return text
+
+    def list_places(self, document: StoredDocument) -> Tensor:
+        """See `FolderStore`."""
+        return torch.as_tensor(self._given[document.name].entry_tokens)
+
     def open_layers(
         self, devices: Mapping[int, torch.device], open_heads: Mapping[int, OpenHeads]
     ) -> dict[int, FrozenMemory]:
@@ -148,6 +162,39 @@ class FolderStore:
     def find_document(self, name: str) -> StoredDocument | None:
         """The document of a name."""
         return self._folder.contents.find_document(name) if self._folder else None
+
+    def has_text(self, document: StoredDocument) -> bool:
+        """Whether the text of a document was kept."""
+        return document.text is not None
+
+    def read_text(self, name: str) -> str:
+        """The kept text of a document.
+
+        Raises:
+            MemoryFolderError: it was not kept, or a file of the folder is damaged.
+        """
+        assert self._folder is not None
+        return self._folder.contents.read_text(name)
+
+    def list_places(self, document: StoredDocument) -> Tensor:
+        """(num_entries,) int64: the token of every entry of a document.
+
+        Raises:
+            MemoryFolderError: a file of the folder is damaged.
+        """
+        assert self._folder is not None
+        contents, first = self._folder.contents, 0
+        for other in contents.documents:
+            if other.name == document.name:
+                break
+            first += other.num_entries
+        places = contents.token_of(torch.arange(first, first + document.num_entries))
+        if len(places) and not 0 <= int(places.min()) <= int(places.max()) < document.num_tokens:
+            raise MemoryFolderError(
+                f"{self.path} has entries of tokens that {document.name!r} does not have; "
+                "use another copy of the memory, or read the text again"
+            )
+        return places
 
     def read_around(self, entry: int, num_characters: int) -> TextAround:
         """The kept text around the token of an entry."""

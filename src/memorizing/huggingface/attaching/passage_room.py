@@ -1,0 +1,200 @@
+"""The room in which all layers read passages: between the sinks and the local window.
+
+A text that has room for passages begins so many positions later. In front of its tokens stand, best
+one last, the passages that were found, read again behind a start token: what the model makes of its
+text is what it makes of `start token, passages, text` as one text, as far as its window goes. When
+passages are exchanged, nothing that is cached moves.
+
+Shapes: B rows, H heads of keys, R entries of the room, T tokens of a call, D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from memorizing.huggingface.attaching.passages import (
+    CHUNK_LEN,
+    Collection,
+    choose_spans,
+    weigh_entries,
+)
+from memorizing.memory import Memory
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A stretch of a document that was read, or of the text itself."""
+
+    document: str | None
+    """Its name; None is the text that is being written or read now."""
+    start: int
+    """Its first token, counted from the beginning of the document."""
+    end: int
+    """The one after its last."""
+    score: float
+    """Share of attention of the chunk around which it lies."""
+    chunk: int
+    """The first token of this chunk."""
+    is_at_end: bool
+    """Whether nothing that can be found comes after it."""
+    entries: range | None = field(compare=False)
+    """Numbers, in the open memory, of the entries of the chunk; None for the text itself."""
+    ids: Tensor = field(compare=False, repr=False)
+    """(n,) int64 on the CPU: its tokens, without sinks."""
+
+    def shows(self, other: Passage) -> bool:
+        """Whether this one has the chunk of another, and as much behind it: a quote goes on there.
+
+        Where the document ends earlier, that is enough.
+        """
+        return (
+            self.document == other.document
+            and self.start <= other.chunk
+            and (other.chunk + 2 * CHUNK_LEN <= self.end or self.is_at_end)
+        )
+
+
+class Library(Protocol):
+    """The documents of an open memory."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all documents, in the order of their entries."""
+        ...
+
+    @property
+    def num_entries(self) -> Sequence[int]:
+        """Of every document."""
+        ...
+
+    def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
+        """Of the entries of a document, their places (n,) in it and their ids (n,), both int64.
+
+        Raises:
+            MemoryFolderError: its text was not kept.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is in the room, for all rows."""
+
+    passages: tuple[tuple[Passage, ...], ...]
+    """Per row, best one first."""
+    ids: Tensor
+    """(B, R) int64 on the CPU: a start token and the tokens of the passages, at the end."""
+    first: Tensor
+    """(B,) int64 on the CPU: the first of them that is there; R where a row found nothing."""
+    layers: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Per layer of the cache, keys and values (B, H, R, D), rotated to their places."""
+
+    @property
+    def length(self) -> int:
+        """R: places that any row needs, the last ones of those that are kept free."""
+        return self.ids.shape[1]
+
+
+def plan_room(passages: Sequence[tuple[Passage, ...]], start_token: int | None) -> Room | None:
+    """Passages of all rows with a start token before them, the best ones last; None of none."""
+    start = torch.tensor([] if start_token is None else [start_token], dtype=torch.int64)
+    rows = [
+        torch.cat([start, *(one.ids for one in reversed(found))]) if found else start[:0]
+        for found in passages
+    ]
+    length = max(map(len, rows))
+    if not length:
+        return None
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    for row, tokens in enumerate(rows):
+        ids[row, length - len(tokens) :] = tokens
+    return Room(tuple(passages), ids, torch.tensor([length - len(tokens) for tokens in rows]))
+
+
+def find_start_token(*sources: Any) -> int | None:
+    """The `bos_token_id` or else `eos_token_id` of the first that has one."""
+    for source in sources:
+        for name in ("bos_token_id", "eos_token_id"):
+            token = getattr(source, name, None)
+            token = token[0] if isinstance(token, (list, tuple)) and token else token
+            if isinstance(token, int) and not isinstance(token, bool):
+                return token
+    return None
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """What a row has read itself, as far as it has left the local window."""
+
+    ids: Tensor
+    """(n,) int64: all its tokens."""
+    first: int
+    """The first that has an entry and is found."""
+    collection: Collection
+
+
+def collect_own(
+    memories: Mapping[int, Memory], row: int, ids: Tensor, num_sinks: int, end: int
+) -> OwnText:
+    """The entries of a row's own text before token `end`, as one document."""
+    layers, first = {}, num_sinks
+    for memory in memories.values():
+        written = int(memory.num_appended[row])
+        first = max(first, written - int(memory.size[row]))
+        end = min(end, written, len(ids))
+    for layer, memory in memories.items():
+        slots = torch.arange(first, max(first, end), device=memory.keys.device) % memory.capacity
+        layers[layer] = [(memory.keys[row][:, slots], memory.values[row][:, slots])]
+    num_entries = (end - first,) if layers and end > first else ()
+    return OwnText(ids, first, Collection(num_entries, layers if num_entries else {}))
+
+
+def find_passages(
+    queries: Mapping[int, Tensor],
+    places: Mapping[int, Tensor],
+    base: Collection,
+    library: Library | None,
+    own: OwnText,
+    num_passages: int,
+    passage_len: int,
+) -> tuple[Passage, ...]:
+    """The best passages of one row, best one first; see `weigh_entries` and `choose_spans`.
+
+    Raises:
+        MemoryFolderError: the text of a document that is found was not kept.
+    """
+    collections = [base, own.collection]
+    weights = weigh_entries(queries, places, collections)
+    found = []
+    for span in choose_spans(collections, weights, num_passages, passage_len):
+        part = collections[span.collection]
+        first, last = part.first_entries[span.document : span.document + 2]
+        if span.collection:
+            name, entries = None, None
+            numbers = torch.arange(own.first, own.first + last)
+            ids = own.ids[numbers]
+        else:
+            assert library is not None
+            name = library.names[span.document]
+            entries = range(span.chunk, min(last, span.chunk + CHUNK_LEN))
+            numbers, ids = library.read_tokens(span.document)
+        start, end, chunk = span.start - first, span.end - first, span.chunk - first
+        kept = ~part.is_sink[span.start : span.end]
+        found.append(
+            Passage(
+                document=name,
+                start=int(numbers[start]),
+                end=int(numbers[end - 1]) + 1,
+                score=span.score,
+                chunk=int(numbers[chunk]),
+                is_at_end=span.end == last,
+                entries=entries,
+                ids=ids[start:end][kept],
+            )
+        )
+    return tuple(found)

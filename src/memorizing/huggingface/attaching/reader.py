@@ -1,0 +1,149 @@
+"""Calls of a model that reads passages: when they are looked for, and put in front of a text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from memorizing.huggingface.attaching.call_inputs import CallInputs
+from memorizing.huggingface.attaching.calls import Calls
+from memorizing.huggingface.attaching.passage_room import (
+    Passage,
+    Room,
+    collect_own,
+    find_passages,
+    find_start_token,
+    plan_room,
+)
+from memorizing.huggingface.attaching.passages import CHUNK_LEN, LAST, Collection
+from memorizing.huggingface.attaching.step import CallMode, EntriesRead, Step
+from memorizing.huggingface.releases import CACHE_NAME
+
+
+class Reader(Calls):
+    """Calls that find passages at the start of every call of several tokens, and now and then.
+
+    A call of several tokens is made twice: as far as the layers that find, to know what its last
+    tokens ask for; then whole, with what they found in front of it. What is written after it asks
+    on its way, and passages are exchanged when what it asks for is in sight no more.
+    """
+
+    def _find_passages(
+        self, step: Step, cache: DynamicCache, given: CallInputs, kwargs: dict[str, Any]
+    ) -> None:
+        """Find passages where it is time to, and put them in front of the text. In place."""
+        text, settings, mode = step.text, self.settings, step.mode
+        if mode.asked is not None or (given.num_tokens == 1 and given.start < text.next_search):
+            return
+        if self._positions.is_learned and given.start and not text.room_len:
+            return  # positions that were added cannot be moved
+        text.next_search = given.num_columns - 1 + settings.search_every
+        queries, valid = text.queries, text.queries_valid
+        if mode.looks_ahead and given.num_tokens > 1 and not step.needs_graph:
+            queries, valid = self._ask(cache, given, kwargs), step.valid[:, -LAST:]
+        if not queries or valid is None:
+            return
+        found = self._choose(step, queries, valid)
+        before = [()] * given.num_rows if text.room is None else text.room.passages
+        kept = [
+            old if new and any(one.shows(new[0]) for one in old) else new or old
+            for old, new in zip(before, found, strict=True)
+        ]
+        _tell_passages(mode, kept)
+        if tuple(kept) != tuple(before):
+            text.room = self._read_room(plan_room(kept, find_start_token(self.decoder.base.config)))
+
+    def _ask(
+        self, cache: DynamicCache, given: CallInputs, kwargs: dict[str, Any]
+    ) -> dict[int, Tensor]:
+        """What the last tokens of a call ask for, which is made as far as the layers that find."""
+        asked: dict[int, Tensor] = {}
+        given_cache = cache if given.start else self.make_cache()
+        arguments = {**kwargs, CACHE_NAME: given_cache, "use_cache": True}
+        with self._apart(asked=asked), suppress(EntriesRead):
+            self.decoder.base(**arguments)
+        return asked
+
+    def _choose(
+        self, step: Step, queries: Mapping[int, Tensor], valid: Tensor
+    ) -> list[tuple[Passage, ...]]:
+        """The best passages of every row."""
+        text, settings, control = step.text, self.settings, step.mode.control
+        opened = self.opened
+        assert opened is not None
+        base, library = opened.collection, opened.library
+        if control is not None:
+            base, library = Collection((), {}), None
+        places = {layer: text.open_heads[layer].places for layer in queries}
+        found = []
+        for row in range(len(valid)):
+            donor = row
+            if control is not None and control.donor_rows is not None:
+                donor = int(control.donor_rows[row])
+            end = int(step.history.position[donor]) - settings.window + 1
+            own = collect_own(
+                step.history.memories, donor, text.list_ids(donor), settings.num_sinks, end
+            )
+            mine = valid[row]
+            asked = {
+                layer: tensor[row][:, mine.to(tensor.device)] for layer, tensor in queries.items()
+            }
+            is_any = bool(mine.any()) and len(base.chunks) + len(own.collection.chunks) > 0
+            found.append(
+                find_passages(
+                    asked, places, base, library, own, settings.num_passages, settings.passage_len
+                )
+                if is_any
+                else ()
+            )
+        if control is not None and control.shuffle_values:
+            found = [tuple(_shuffle(one, control.seed) for one in row) for row in found]
+        return found
+
+    def _read_room(self, room: Room | None) -> Room | None:
+        """The room with what all layers make of its tokens."""
+        if room is None:
+            return None
+        base, length = self.decoder.base, room.length
+        device = base.get_input_embeddings().weight.device
+        place = torch.arange(length) + self.settings.room_len - length
+        mask = torch.arange(length) >= room.first.view(-1, 1)
+        cache = DynamicCache()
+        arguments = {
+            "input_ids": room.ids.to(device),
+            "position_ids": place.expand(len(room.ids), -1).to(device),
+            "attention_mask": None if bool(mask.all()) else mask.long().to(device),
+        }
+        with self._apart(is_plain=True):
+            base(**arguments, **self.pass_cache(cache))
+        held: list[Any] = cache.layers
+        return replace(room, layers=tuple((layer.keys, layer.values) for layer in held))
+
+    @contextmanager
+    def _apart(self, **changes: Any) -> Iterator[None]:
+        """Calls inside another one, which keep no graph."""
+        # What is made in inference mode could not be used with gradients outside of it.
+        with torch.inference_mode(False), torch.no_grad(), self.change_mode(**changes):
+            yield
+
+
+def _tell_passages(mode: CallMode, passages: Sequence[tuple[Passage, ...]]) -> None:
+    """Report what is in sight: the share of attention of every passage, on its chunk's entries."""
+    for listener in mode.listeners:
+        for one in itertools.chain.from_iterable(passages):
+            count = CHUNK_LEN if one.entries is None else len(one.entries)
+            shares = torch.full((1, 1, 1, count), one.score / count)
+            entries = None if one.entries is None else torch.tensor(one.entries).view(1, 1, 1, -1)
+            listener(0, [shares], [entries])
+
+
+def _shuffle(passage: Passage, seed: int) -> Passage:
+    order = torch.randperm(len(passage.ids), generator=torch.Generator().manual_seed(seed))
+    return replace(passage, ids=passage.ids[order])

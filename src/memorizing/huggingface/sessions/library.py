@@ -1,0 +1,67 @@
+"""The documents of a memory as tokens, for passages that are read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memorizing.errors import MemoryFolderError
+from memorizing.huggingface.sessions.stores import FolderStore, RamStore
+from memorizing.huggingface.sessions.texts import encode_text
+
+
+class KeptTexts:
+    """Texts that a store keeps, tokenized when a passage of them is read."""
+
+    def __init__(self, store: RamStore | FolderStore, tokenizer: Any) -> None:
+        """Take the documents that are there now.
+
+        Raises:
+            MemoryFolderError: one without its text; or no tokenizer, or another one than theirs.
+        """
+        self._store, self._tokenizer = store, tokenizer
+        self._documents = store.documents
+        self._tokens: dict[int, tuple[Tensor, Tensor]] = {}
+        for document in self._documents:
+            if not store.has_text(document):
+                raise MemoryFolderError(
+                    f"passages are read again, and this memory did not keep the text of "
+                    f"{document.name!r}; forget it and read it again with `memorizing read "
+                    "--keep-text`, or read entries (read='entries')"
+                )
+        if self._documents and tokenizer is None:
+            raise MemoryFolderError(
+                "passages are read again as tokens; call open_memory(..., tokenizer=tokenizer) "
+                "with the tokenizer of the model"
+            )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all documents."""
+        return [document.name for document in self._documents]
+
+    @property
+    def num_entries(self) -> Sequence[int]:
+        """Of every document."""
+        return [document.num_entries for document in self._documents]
+
+    def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
+        """Of the entries of a document, their places (n,) in it and their ids (n,) int64.
+
+        Raises:
+            MemoryFolderError: its text became other tokens than were read.
+        """
+        if document not in self._tokens:
+            found = self._documents[document]
+            text, places = self._store.read_text(found.name), self._store.list_places(found)
+            ids = torch.from_numpy(encode_text(self._tokenizer, text, is_whole=True)).long()
+            if len(ids) != found.num_tokens:
+                raise MemoryFolderError(
+                    f"the text of {found.name!r} is {len(ids):,} tokens and was read as "
+                    f"{found.num_tokens:,}; use the tokenizer of the model that read it"
+                )
+            self._tokens[document] = (places, ids[places])
+        return self._tokens[document]
