@@ -1,0 +1,273 @@
+"""A model that reads passages: it makes of a text what it makes of passages and text as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from memorizing.errors import MemoryFolderError
+from memorizing.huggingface import open_memory
+from memorizing.huggingface.attaching.attachment import Attachment
+from memorizing.huggingface.attaching.window_cache import TextState, find_text
+from memorizing.huggingface.sessions.scoring import score_texts
+from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER, make_tokenizer, read_all
+from tests.huggingface.tools import (
+    CONFIGS,
+    FAMILY_AND_IMPLEMENTATION,
+    NUM_SINKS,
+    SEGMENT_LEN,
+    WINDOW,
+    call,
+    find_model,
+    give_memory,
+    make_tokens,
+    memory_open,
+    pad_left,
+    read,
+)
+
+NUM_PASSAGES, PASSAGE_LEN = 2, 23
+ROOM_LEN = NUM_PASSAGES * PASSAGE_LEN + 1
+
+
+def give_passages(model: Any, **settings: Any) -> Attachment:
+    chosen = {"read": "passages", "num_passages": NUM_PASSAGES, "passage_len": PASSAGE_LEN}
+    return give_memory(model, **chosen | settings)
+
+
+@torch.no_grad()
+def run_pasted(text: TextState, tokens: Tensor, family: str, implementation: str) -> Tensor:
+    """Logits of the last tokens of start token, passages and text as one text, without memory."""
+    assert text.room is not None
+    pasted = torch.cat([text.room.ids[:1, int(text.room.first[0]) :], tokens], 1)
+    logits = find_model(family, implementation)(pasted).logits
+    return logits[:, -tokens.shape[1] :]
+
+
+@pytest.mark.parametrize(("family", "implementation"), FAMILY_AND_IMPLEMENTATION)
+def test_a_text_behind_passages_is_one_text_with_them(family, implementation):
+    model, tokens = find_model(family, implementation), make_tokens(1, 22)
+    attachment = give_passages(model)
+    with open_memory(model) as memory, torch.no_grad():
+        read_all(memory)
+        cache = attachment.make_cache()
+        first = call(model, tokens[:, :11], cache).logits
+        later = [call(model, tokens[:, [place]], cache).logits for place in range(11, 22)]
+        text = find_text(cache)
+    assert text.room is not None
+    assert [one.document for one in text.room.passages[0]]
+    assert text.room.length > 1 + PASSAGE_LEN
+    wanted = run_pasted(text, tokens, family, implementation)
+    assert torch.allclose(torch.cat([first, *later], 1), wanted, atol=1e-4)
+
+
+def test_passages_are_their_documents_tokens_the_best_one_last():
+    model = find_model()
+    attachment = give_passages(model)
+    with open_memory(model) as memory, torch.no_grad():
+        read_all(memory)
+        cache = attachment.make_cache()
+        call(model, make_tokens(1, 11), cache)
+    room = find_text(cache).room
+    assert room is not None
+    tokens = {name: TOKENIZER(text)["input_ids"] for name, text in DOCUMENTS.items()}
+    best, second = room.passages[0]
+    assert best.score > second.score > 0
+    wanted = [1]
+    for one in (second, best):
+        assert one.document is not None
+        assert NUM_SINKS <= one.start < one.end <= len(tokens[one.document])
+        assert one.start <= one.chunk < one.end or one.end - one.start == PASSAGE_LEN
+        wanted += tokens[one.document][one.start : one.end]
+    assert room.ids[0].tolist() == wanted
+
+
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+def test_rows_with_padding_are_what_they_are_alone(family):
+    model = find_model(family)
+    attachment = give_passages(model)
+    texts = [make_tokens(1, length, seed=length)[0] for length in (5, 11, 8)]
+    tokens, mask = pad_left(texts)
+    with open_memory(model) as memory, torch.no_grad():
+        read_all(memory)
+        cache = attachment.make_cache()
+        position = (mask.cumsum(1) - 1).clamp(min=0)
+        together = call(model, tokens, cache, attention_mask=mask, position_ids=position).logits
+        alone = []
+        for text in texts:
+            own = attachment.make_cache()
+            alone.append(call(model, text.unsqueeze(0), own).logits[0])
+    room = find_text(cache).room
+    assert room is not None
+    assert len({one.ids.sum().item() for row in room.passages for one in row[:1]}) > 1
+    for row, text in enumerate(texts):
+        assert torch.allclose(together[row, -len(text) :], alone[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("length", [11, 2 * WINDOW + 5])
+def test_with_nothing_stored_a_text_within_the_window_is_bit_for_bit_that_of_the_model(length):
+    model, tokens = find_model(), make_tokens(1, length)
+    with torch.no_grad():
+        wanted = read(model, tokens, SEGMENT_LEN)[:, :WINDOW]
+    give_passages(model)
+    with open_memory(model), torch.no_grad():
+        found = read(model, tokens, SEGMENT_LEN)[:, :WINDOW]
+    assert torch.equal(found, wanted)
+
+
+def compose(attachment: Attachment, cache: DynamicCache) -> DynamicCache:
+    """A plain cache of what a call sees now: the room, the sinks, the window."""
+    text, composed = find_text(cache), DynamicCache()
+    assert text.room is not None
+    for number, layer in enumerate(cache.layers):
+        held: Any = layer
+        parts = [text.room.layers[number]]
+        if held.sink_keys is not None:
+            parts.append((held.sink_keys, held.sink_values))
+        parts.append((held.keys, held.values))
+        composed.update(*(torch.cat(part, 2) for part in zip(*parts, strict=True)), number)
+    return composed
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen3"])
+def test_what_a_text_has_behind_it_is_found_and_read_like_all_else(family):
+    model, length = find_model(family), 4 * SEGMENT_LEN
+    tokens = make_tokens(1, length + 1)
+    attachment = give_passages(model)
+    with memory_open(attachment), torch.no_grad():
+        cache = attachment.make_cache()
+        read(model, tokens[:, :length], SEGMENT_LEN, cache=cache)
+        text = find_text(cache)
+        composed = compose(attachment, cache)
+        found = call(model, tokens[:, length:], cache).logits
+    assert text.room is not None
+    (one, *_) = text.room.passages[0]
+    assert one.document is None
+    assert NUM_SINKS <= one.start < one.end <= length - WINDOW + 1
+    assert torch.equal(one.ids, tokens[0, one.start : one.end])
+    assert text.shift.tolist() == [[-ROOM_LEN]]
+    model = find_model(family)
+    with torch.no_grad():
+        wanted = call(
+            model,
+            tokens[:, length:],
+            composed,
+            position_ids=torch.tensor([[length + ROOM_LEN]]),
+        ).logits
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_passages_are_exchanged_when_what_is_asked_for_is_in_sight_no_more():
+    model = find_model()
+    attachment = give_passages(model, num_passages=1, passage_len=32, search_every=1)
+    with open_memory(model) as memory, torch.no_grad():
+        read_all(memory)
+        cache = attachment.make_cache()
+        call(model, make_tokens(1, 11), cache)
+        seen = []
+        for token in make_tokens(1, 17, seed=5)[0]:
+            composed = compose(attachment, cache)
+            before = find_text(cache).room
+            found = call(model, token.view(1, 1), cache).logits
+            after = find_text(cache).room
+            assert after is not None
+            seen.append(after.passages[0][0].start)
+            if after is before:
+                position = torch.tensor([[int(cache.get_seq_length()) - 1 + 33]])
+                with attachment.change_mode(is_plain=True):
+                    wanted = call(model, token.view(1, 1), composed, position_ids=position)
+                assert torch.allclose(found, wanted.logits, atol=1e-4)
+    assert len(set(seen)) > 1
+
+
+def test_tokens_that_are_scored_do_not_depend_on_later_ones():
+    model = find_model()
+    give_passages(model)
+    text = make_tokens(1, 5 * SEGMENT_LEN)[0].numpy()
+    other = text.copy()
+    other[3 * SEGMENT_LEN + 4 :] = make_tokens(1, len(text), seed=9)[0, : len(text) - 43].numpy()
+    with open_memory(model) as memory:
+        read_all(memory)
+        first, second = score_texts(model, [text, other], 1)
+        # Another document's memory is another text.
+        donor = score_texts(model, [text, other], 1, control="other_document")[0]
+        off = score_texts(model, [text], 1, control="off")[0]
+    same = 3 * SEGMENT_LEN + 4
+    assert (first[:same] == second[:same]).all()
+    assert abs(first[SEGMENT_LEN + 1 :] - off[SEGMENT_LEN + 1 :]).max() > 1e-3
+    assert abs(donor - first).max() > 1e-3
+
+
+def test_documents_are_read_in_the_models_own_context():
+    model = find_model()
+    attachment = give_passages(model, layers=[2])
+    with open_memory(model) as memory, torch.no_grad():
+        memory.read(TOKENIZER, {"first": DOCUMENTS["first"]}, progress=False)
+        (block,) = attachment.opened.base[2].blocks
+        found = block.load().values[0]
+    ids = torch.tensor([TOKENIZER(DOCUMENTS["first"])["input_ids"]])
+    cache = DynamicCache()
+    with torch.no_grad():
+        call(find_model(), ids, cache)
+    assert torch.allclose(found, cache.layers[2].values[0, :, NUM_SINKS:], atol=1e-5)
+
+
+def test_documents_longer_than_the_context_are_read_in_stretches_that_overlap():
+    model = find_model()
+    attachment = give_passages(model)
+    most = attachment.max_window
+    words = " ".join(f"w{token}" for token in make_tokens(1, 3 * most, seed=2)[0].tolist())
+    with open_memory(model) as memory, torch.no_grad():
+        report = memory.read(TOKENIZER, {"long": words}, progress=False)
+        assert report.num_entries == 3 * most + 1 - NUM_SINKS
+        memory.read(TOKENIZER, {"begin": " ".join(words.split()[: most - 1])}, progress=False)
+        base = attachment.opened.collection
+        keys = torch.cat([key for key, _ in base.layers[1]], 1)
+    count = most - NUM_SINKS
+    first = base.first_entries[1]
+    assert torch.allclose(keys[:, :count], keys[:, first : first + count], atol=1e-5)
+
+
+def test_a_folder_that_is_opened_again_gives_the_same(tmp_path):
+    model, tokens = find_model(), make_tokens(1, 11)
+    give_passages(model)
+    with open_memory(model, tmp_path / "memory") as memory, torch.no_grad():
+        read_all(memory)
+        wanted = call(model, tokens).logits
+        with memory.record() as sources:
+            call(model, tokens)
+    assert {name for name, _ in sources.list()} <= set(DOCUMENTS)
+    assert sum(share for _, share in sources.list()) == pytest.approx(1.0)
+    with open_memory(model, tmp_path / "memory", tokenizer=TOKENIZER), torch.no_grad():
+        assert torch.equal(call(model, tokens).logits, wanted)
+    with pytest.raises(MemoryFolderError, match="tokenizer=tokenizer"):
+        open_memory(model, tmp_path / "memory").__enter__()
+    with pytest.raises(MemoryFolderError, match="another tokenizer"):
+        open_memory(model, tmp_path / "memory", tokenizer=make_tokenizer(5)).__enter__()
+
+
+def test_a_memory_without_its_texts_says_what_to_do(tmp_path):
+    model = find_model()
+    give_memory(model)
+    with open_memory(model, tmp_path / "memory") as memory:
+        read_all(memory)
+    model = find_model()
+    give_passages(model)
+    with pytest.raises(MemoryFolderError, match=r"did not keep the text of 'first'.*--keep-text"):
+        open_memory(model, tmp_path / "memory", tokenizer=TOKENIZER).__enter__()
+
+
+def test_generate_reads_passages_with_and_without_a_cache():
+    model, tokens = find_model(), make_tokens(1, 11)
+    give_passages(model)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    without = model.generate(tokens, **options)
+    with open_memory(model) as memory:
+        read_all(memory)
+        found = model.generate(tokens, **options)
+        assert torch.equal(model.generate(tokens, use_cache=False, **options)[:, :12], found[:, :12])
+    assert not torch.equal(found, without)
