@@ -107,7 +107,7 @@ def run(
     elif memory is None:
         add_memory(loaded, window=window or choose_window(loaded))
     if memory is not None:
-        session = open_memory(loaded, memory)
+        session = open_memory(loaded, memory, tokenizer=tokenizer)
         held = f"{len(session.documents):,} documents, {session.num_entries:,} entries"
         say(f"memory: {memory}, {held}{'' if is_read else '; not read'}")
     result: dict[str, Any] = {

@@ -186,7 +186,8 @@ class MemorizingLM(_HFLM):
         for index, (_, context, _) in enumerate(requests):
             by_context.setdefault(tuple(context), []).append(index)
         answers: dict[int, tuple[float, bool]] = {}
-        with self._read():
+        # An answer must not find passages for its own first tokens.
+        with self._read(), self._attachment.change_mode(looks_ahead=False):
             for indices in by_context.values():
                 # Whole segments that all of them begin with are read once.
                 cut = [_cut(requests[i][1], requests[i][2], self.max_length) for i in indices]

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from memorizing.errors import MemoryFolderError
+from memorizing.errors import ConfigError, MemoryFolderError
 from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.window_cache import TextState, find_text
+from memorizing.huggingface.learning.calibration import calibrate
 from memorizing.huggingface.sessions.scoring import score_texts
+from memorizing.training.finetuning import FinetuneSettings, finetune
 from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER, make_tokenizer, read_all
 from tests.huggingface.tools import (
     CONFIGS,
@@ -31,11 +33,16 @@ from tests.huggingface.tools import (
 )
 
 NUM_PASSAGES, PASSAGE_LEN = 2, 23
+LONG_DOCUMENTS = {
+    name: " ".join(f"w{token}" for token in make_tokens(1, length, seed=length)[0].tolist())
+    for name, length in (("one", 131), ("two", 97))
+}
 ROOM_LEN = NUM_PASSAGES * PASSAGE_LEN + 1
 
 
 def give_passages(model: Any, **settings: Any) -> Attachment:
-    chosen = {"read": "passages", "num_passages": NUM_PASSAGES, "passage_len": PASSAGE_LEN}
+    chosen: dict[str, Any] = {"read": "passages", "temperature": 0.2}
+    chosen |= {"num_passages": NUM_PASSAGES, "passage_len": PASSAGE_LEN}
     return give_memory(model, **chosen | settings)
 
 
@@ -103,7 +110,7 @@ def test_rows_with_padding_are_what_they_are_alone(family):
             alone.append(call(model, text.unsqueeze(0), own).logits[0])
     room = find_text(cache).room
     assert room is not None
-    assert len({one.ids.sum().item() for row in room.passages for one in row[:1]}) > 1
+    assert len(set(room.passages)) == len(texts)
     for row, text in enumerate(texts):
         assert torch.allclose(together[row, -len(text) :], alone[row], atol=1e-4)
 
@@ -165,7 +172,7 @@ def test_passages_are_exchanged_when_what_is_asked_for_is_in_sight_no_more():
     model = find_model()
     attachment = give_passages(model, num_passages=1, passage_len=32, search_every=1)
     with open_memory(model) as memory, torch.no_grad():
-        read_all(memory)
+        read_all(memory, LONG_DOCUMENTS)
         cache = attachment.make_cache()
         call(model, make_tokens(1, 11), cache)
         seen = []
@@ -261,6 +268,28 @@ def test_a_memory_without_its_texts_says_what_to_do(tmp_path):
         open_memory(model, tmp_path / "memory", tokenizer=TOKENIZER).__enter__()
 
 
+def test_settings_of_passages_stand_where_passages_are_read_only():
+    model = find_model()
+    entries = give_memory(model).settings
+    assert "read" not in entries.to_dict()
+    assert "passage_len" not in entries.to_dict()
+    assert type(entries).from_dict(entries.to_dict()) == entries
+    passages = give_passages(find_model()).settings
+    assert passages.to_dict()["passage_len"] == PASSAGE_LEN
+    assert type(passages).from_dict(passages.to_dict()) == passages
+
+
+def test_what_is_not_made_for_passages_says_so(tmp_path):
+    model = find_model()
+    with pytest.raises(ConfigError, match=r"read is 'passages'.*entries"):
+        calibrate(model, make_tokens(1, 5 * WINDOW)[0], window=WINDOW, read="passages")
+    give_passages(model)
+    with pytest.raises(ConfigError, match=r"memory\.read is 'passages'.*entries"):
+        finetune(model, TOKENIZER, [], FinetuneSettings(), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"window .* 47 for passages"):
+        give_passages(find_model(), window=200, segment_len=13)
+
+
 def test_generate_reads_passages_with_and_without_a_cache():
     model, tokens = find_model(), make_tokens(1, 11)
     give_passages(model)
@@ -269,5 +298,7 @@ def test_generate_reads_passages_with_and_without_a_cache():
     with open_memory(model) as memory:
         read_all(memory)
         found = model.generate(tokens, **options)
-        assert torch.equal(model.generate(tokens, use_cache=False, **options)[:, :12], found[:, :12])
+        assert torch.equal(
+            model.generate(tokens, use_cache=False, **options)[:, :12], found[:, :12]
+        )
     assert not torch.equal(found, without)

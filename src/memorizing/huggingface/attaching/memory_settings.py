@@ -98,8 +98,12 @@ class MemorySettings:
         return self.num_passages * self.passage_len + 1 if self.read == "passages" else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return dataclasses.asdict(self) | {"layers": list(self.layers)}
+        """For JSON. Where entries are read, what concerns passages is left out."""
+        values = dataclasses.asdict(self) | {"layers": list(self.layers)}
+        if self.read == "entries":
+            for name in ("read", "num_passages", "passage_len", "search_every"):
+                del values[name]
+        return values
 
     @classmethod
     def from_dict(cls, values: Any) -> MemorySettings:

@@ -116,6 +116,8 @@ def calibrate(
         f"more than {4 * window}: four windows, of which the last two have something to retrieve",
     )
     require(max_layers >= 1, "max_layers", max_layers, "1 or more")
+    way = settings.get("read", "entries")
+    require(way == "entries", "read", way, "entries: what heads gain by passages is not measured")
     require(
         not any(parameter.is_inference() for parameter in model.parameters()),
         "model",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
-from memorizing.huggingface.sessions.stores import FolderStore, RamStore
+from memorizing.huggingface.sessions.stores import FolderStore, RamStore, take_tokenizer
 from memorizing.huggingface.sessions.texts import encode_text
 
 
@@ -37,6 +37,8 @@ class KeptTexts:
                 "passages are read again as tokens; call open_memory(..., tokenizer=tokenizer) "
                 "with the tokenizer of the model"
             )
+        if self._documents:
+            take_tokenizer(store.description, tokenizer)
 
     @property
     def names(self) -> Sequence[str]:

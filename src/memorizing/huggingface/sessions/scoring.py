@@ -114,7 +114,8 @@ def _score_rows(
     cache = attachment.make_cache()
     for begin in range(0, targets.shape[1], segment_len):
         span = slice(begin, begin + segment_len)
-        with attachment.change_mode(control=_make_control(control, len(rows), seed + begin)):
+        wrong = _make_control(control, len(rows), seed + begin)
+        with attachment.change_mode(control=wrong, looks_ahead=False):
             logits = model(
                 input_ids=inputs[:, span].to(device), **attachment.pass_cache(cache)
             ).logits

@@ -74,7 +74,7 @@ class RamStore:
     @contextlib.contextmanager
     def write(self, tokenizer: Any) -> Iterator[None]:
         """See `FolderStore`; nobody else can write."""
-        self.description = _take_tokenizer(self.description, tokenizer)
+        self.description = take_tokenizer(self.description, tokenizer)
         yield
 
     def append(self, documents: Sequence[NewDocument], entries: LayerEntries) -> None:
@@ -222,7 +222,7 @@ class FolderStore:
         Raises:
             MemoryFolderError: documents were read with another tokenizer.
         """
-        described = _take_tokenizer(self.description, tokenizer)
+        described = take_tokenizer(self.description, tokenizer)
         if self._folder is None:
             self._folder = MemoryFolder.create(self.path, described)
         with self._folder.lock():
@@ -269,7 +269,7 @@ def _cut_out(entries: Tensor, span: range) -> Tensor:
     return torch.cat([entries[:, : span.start], entries[:, span.stop :]], 1)
 
 
-def _take_tokenizer(description: FolderDescription, tokenizer: Any) -> FolderDescription:
+def take_tokenizer(description: FolderDescription, tokenizer: Any) -> FolderDescription:
     """The description with the hash of the tokenizer that texts are read with.
 
     Raises:
