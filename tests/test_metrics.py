@@ -8,11 +8,13 @@ import pytest
 from memorizing.errors import ConfigError
 from memorizing.metrics import (
     Difference,
+    PositionBucket,
     Totals,
     bootstrap_ratio,
     bucket_by_position,
     compare_block_nats,
     compare_token_nats,
+    compute_perplexity,
     draw_blocks,
 )
 
@@ -36,6 +38,12 @@ def test_bytes_that_are_not_known_stay_unknown():
 
 def test_no_token_has_no_perplexity():
     assert math.isnan(Totals().perplexity)
+
+
+def test_a_perplexity_that_no_float_holds_is_infinite():
+    assert Totals(nats=1e6, tokens=2).perplexity == math.inf
+    assert PositionBucket(0, None, 1e300, 1).perplexity == math.inf
+    assert compute_perplexity(709.0) == math.exp(709.0)
 
 
 def test_every_token_is_in_one_bucket():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -76,7 +77,8 @@ def mutate_json(values: Any, draw: random.Random) -> Any:
             other, other_key = draw.choice(places)
             holder[key] = json.loads(json.dumps(other[other_key]))
         else:
-            holder[key] = draw.choice(VALUES)
+            # A copy: what is put into it next must not stand in all files.
+            holder[key] = copy.deepcopy(draw.choice(VALUES))
     return values
 
 

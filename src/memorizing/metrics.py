@@ -18,6 +18,14 @@ POSITION_EDGES = (512, 2048, 8192, 32_768, 131_072, 524_288)
 _RESAMPLE_ELEMENTS = 1 << 22
 
 
+def compute_perplexity(nats_per_token: float) -> float:
+    """exp(nats per token), infinite beyond what a float holds."""
+    try:
+        return math.exp(nats_per_token)
+    except OverflowError:
+        return math.inf
+
+
 @dataclass(frozen=True)
 class Totals:
     """Summed nats, tokens and bytes of some text; add them to join texts."""
@@ -38,8 +46,8 @@ class Totals:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats / tokens); NaN without a token."""
-        return math.exp(self.nats / self.tokens) if self.tokens else math.nan
+        """exp(nats / tokens); NaN without a token, infinite beyond what a float holds."""
+        return compute_perplexity(self.nats / self.tokens) if self.tokens else math.nan
 
     @property
     def bits_per_byte(self) -> float:
@@ -60,7 +68,7 @@ class PositionBucket:
     @property
     def perplexity(self) -> float:
         """exp(nats / tokens)."""
-        return math.exp(self.nats / self.tokens)
+        return compute_perplexity(self.nats / self.tokens)
 
 
 def bucket_by_position(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from memorizing.errors import ConfigError, TokenizerError
 from memorizing.huggingface.loading import load_pretrained
@@ -49,6 +50,36 @@ def test_a_config_that_is_hostile_is_refused(folder: Path, values: dict[str, Any
     change(folder / "config.json", **values)
     with pytest.raises(ConfigError, match=words):
         load_pretrained(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("tokenizer_config.json", {"model_max_length": "many"}),
+        ("tokenizer_config.json", {"model_max_length": [7]}),
+        ("generation_config.json", {"max_new_tokens": "7"}),
+        ("generation_config.json", {"eos_token_id": "</s>"}),
+        ("generation_config.json", {"bos_token_id": 2**70}),
+        ("generation_config.json", {"pad_token_id": {"a": 1}}),
+        ("generation_config.json", {"temperature": "hot", "do_sample": True}),
+        ("config.json", {"output_hidden_states": ["all"]}),
+    ],
+)
+def test_what_is_only_looked_at_in_use_is_told_when_it_is_loaded(
+    folder: Path, file: str, values: dict[str, Any]
+):
+    change(folder / file, **values)
+    with pytest.raises((ConfigError, TokenizerError), match=r"cannot be loaded .*another copy"):
+        load_pretrained(str(folder))
+
+
+def test_loading_draws_no_random_numbers_of_the_caller(folder: Path):
+    change(folder / "generation_config.json", do_sample=True, temperature=1.5)
+    torch.manual_seed(3)
+    wanted = torch.rand(5)
+    torch.manual_seed(3)
+    load_pretrained(str(folder))
+    assert torch.equal(torch.rand(5), wanted)
 
 
 @pytest.mark.parametrize(

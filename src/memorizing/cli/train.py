@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,13 +83,15 @@ def report_training(
     Raises:
         typer.Exit: it was stopped.
     """
+    from memorizing.metrics import compute_perplexity
+
     validation = ""
     if result.validation_nats is not None:
-        validation = f", validation perplexity {math.exp(result.validation_nats):.3f}"
+        validation = f", validation perplexity {compute_perplexity(result.validation_nats):.3f}"
     show(
         f"{'stopped' if result.interrupted else done} after {result.steps:,} steps, "
         f"{result.tokens:,} tokens, {result.seconds:,.0f} s; "
-        f"training perplexity {math.exp(result.train_nats):.3f}{validation}"
+        f"training perplexity {compute_perplexity(result.train_nats):.3f}{validation}"
     )
     show(f"run folder: {run_dir}")
     write_result(json_file, {**dataclasses.asdict(result), "run_dir": str(run_dir)})

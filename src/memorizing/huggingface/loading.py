@@ -59,7 +59,29 @@ def load_pretrained(
             f"the tokenizer of {name!r} has ids for {num_tokens:,} tokens, and the model knows "
             f"{num_known:,}; use the tokenizer that the model was trained with"
         )
-    return model.eval().to(device), tokenizer
+    model = model.eval().to(device)
+    with _keep_quiet():
+        _try_out(model, tokenizer, name)
+    return model, tokenizer
+
+
+def _try_out(model: Any, tokenizer: Any, name: str) -> None:
+    """Encode a word and generate a token: much of what config files say is only looked at then.
+
+    Raises:
+        ConfigError, TokenizerError: it fails, whatever for.
+    """
+    try:
+        tokenizer("text")
+    except Exception as error:
+        raise TokenizerError(explain_failure("tokenizer", name, error)) from error
+    token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    try:
+        # Sampling must leave the seed of the caller alone.
+        with torch.random.fork_rng():
+            model.generate(token, attention_mask=torch.ones_like(token), max_new_tokens=1)
+    except Exception as error:
+        raise ConfigError(explain_failure("model", name, error)) from error
 
 
 def check_place(name: str) -> str:
