@@ -100,7 +100,7 @@ def _list_hub(dataset: str, patterns: Sequence[str]) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for pattern in patterns:
-        listed: dict[str, Any] = HfFileSystem().glob(folder + pattern, detail=True)
+        listed: Any = HfFileSystem().glob(folder + pattern, detail=True)
         for address in sorted(listed):
             name = address.removeprefix(folder)
             is_asked = not _NO_ROWS.fullmatch(name) or _NO_ROWS.fullmatch(pattern)
@@ -236,7 +236,8 @@ def _open(address: str) -> Any:
         return open(open_plain(Path(address)), "rb")
     from huggingface_hub import HfFileSystem
 
-    return io.BufferedReader(HfFileSystem().open(address, "rb"))
+    file: Any = HfFileSystem().open(address, "rb")
+    return io.BufferedReader(file)
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | ValueError:
