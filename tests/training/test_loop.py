@@ -237,6 +237,18 @@ def test_the_latest_checkpoints_and_the_best_are_kept(make_loop: MakeLoop, tmp_p
     assert find_checkpoint(tmp_path, "best").name == kept[0]
 
 
+def test_a_checkpoint_that_was_not_deleted_for_a_kill_is_when_its_run_is_resumed(
+    make_loop: MakeLoop, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"run_dir": tmp_path, "steps": 4, "checkpoint_every": 1}
+    make_loop(**settings, keep_checkpoints=3).run()
+    assert len(list_checkpoints(tmp_path)) == 3
+    resumed = make_loop(**settings, keep_checkpoints=2)
+    resumed.load(locate_checkpoint(tmp_path, 4))
+    resumed.run()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000003", "step-000004"]
+
+
 def test_an_evaluation_leaves_training_as_it_was(make_loop: MakeLoop) -> None:
     plain = make_loop()
     assert plain.run().validation_nats is None

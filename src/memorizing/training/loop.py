@@ -411,18 +411,18 @@ class TrainingLoop(ABC):
         """
         if self._run_dir is None:
             return None
-        if self.step == self._saved_step:
-            return locate_checkpoint(self._run_dir, self.step)
-        if not self._has_begun:
-            return None
-        if not self._has_finite_weights():
-            raise NonFiniteLossError(
-                f"training stopped: after step {self.step} weights are NaN or infinite, and "
-                f"nothing was saved; resume with a lower {self.settings_prefix}learning_rate"
-            )
-        path = self._write_checkpoint(self._capture_position())
+        if self.step != self._saved_step:
+            if not self._has_begun:
+                return None
+            if not self._has_finite_weights():
+                raise NonFiniteLossError(
+                    f"training stopped: after step {self.step} weights are NaN or infinite, and "
+                    f"nothing was saved; resume with a lower {self.settings_prefix}learning_rate"
+                )
+            self._write_checkpoint(self._capture_position())
+        # Also where it was saved before: the process may have been killed before it deleted.
         prune_checkpoints(self._run_dir, self.config.keep_checkpoints, self._held_out.best_step)
-        return path
+        return locate_checkpoint(self._run_dir, self.step)
 
     def _capture_position(self) -> _Position:
         generators = {"rng.torch": torch.get_rng_state(), "rng.closing": self._draws.get_state()}
