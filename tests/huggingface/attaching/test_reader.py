@@ -14,6 +14,7 @@ from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.window_cache import TextState, find_text
 from memorizing.huggingface.learning.calibration import calibrate
+from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.huggingface.sessions.scoring import score_texts
 from memorizing.training.finetuning import FinetuneSettings, finetune
 from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER, make_tokenizer, read_all
@@ -166,6 +167,40 @@ def test_what_a_text_has_behind_it_is_found_and_read_like_all_else(family):
             position_ids=torch.tensor([[length + ROOM_LEN]]),
         ).logits
     assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_a_prompt_of_one_token_finds_passages():
+    model = find_model()
+    attachment = give_passages(model)
+    with open_memory(model) as memory, torch.no_grad():
+        read_all(memory)
+        cache = attachment.make_cache()
+        found = call(model, make_tokens(1, 1), cache).logits
+        text = find_text(cache)
+    assert text.room is not None
+    assert torch.allclose(found, run_pasted(text, make_tokens(1, 1), "llama", ""), atol=1e-4)
+
+
+def test_what_was_given_as_embeddings_is_not_read_again_as_tokens():
+    model, length = find_model(), 4 * SEGMENT_LEN
+    tokens = make_tokens(1, length + 1)
+    attachment = give_passages(model)
+    embeddings = model.get_input_embeddings()(tokens)
+    with memory_open(attachment), torch.no_grad():
+        cache = attachment.make_cache()
+        for start in range(0, length, SEGMENT_LEN):
+            piece = slice(start, start + SEGMENT_LEN)
+            if start < SEGMENT_LEN:
+                call(model, tokens[:, piece], cache)
+            else:
+                inputs = {"inputs_embeds": embeddings[:, piece], CACHE_NAME: cache}
+                model(**inputs, use_cache=True)
+        call(model, tokens[:, length:], cache)
+        room = find_text(cache).room
+    assert room is not None
+    assert all(one.end <= SEGMENT_LEN for one in room.passages[0])
+    for one in room.passages[0]:
+        assert torch.equal(one.ids, tokens[0, one.start : one.end])
 
 
 def test_passages_are_exchanged_when_what_is_asked_for_is_in_sight_no_more():

@@ -141,8 +141,13 @@ class OwnText:
 def collect_own(
     memories: Mapping[int, Memory], row: int, ids: Tensor, num_sinks: int, end: int
 ) -> OwnText:
-    """The entries of a row's own text before token `end`, as one document."""
+    """The entries of a row's own text before token `end`, as one document.
+
+    A text is not found from the first token on that is known by its embedding only.
+    """
     layers, first = {}, num_sinks
+    unknown = (ids < 0).nonzero().flatten()
+    ids = ids[: int(unknown[0])] if len(unknown) else ids
     for memory in memories.values():
         written = int(memory.num_appended[row])
         first = max(first, written - int(memory.size[row]))

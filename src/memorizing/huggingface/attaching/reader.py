@@ -46,7 +46,8 @@ class Reader(Calls):
             return  # positions that were added cannot be moved
         text.next_search = given.num_columns - 1 + settings.search_every
         queries, valid = text.queries, text.queries_valid
-        if mode.looks_ahead and given.num_tokens > 1 and not step.needs_graph:
+        is_new = given.num_tokens > 1 or not queries
+        if mode.looks_ahead and is_new and not step.needs_graph:
             queries, valid = self._ask(cache, given, kwargs), step.valid[:, -LAST:]
         if not queries or valid is None:
             return

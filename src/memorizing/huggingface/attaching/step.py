@@ -367,6 +367,7 @@ class Step:
         self.text.has_ended = ~self.valid[:, -1] & (position > 0)
         if self._queries:
             self.text.keep_queries(self._queries, self.valid[:, -LAST:])
-        if self.ids is not None and self.settings.read == "passages":
-            self.text.pieces.append((self.ids.cpu().long(), self.valid))
+        if self.settings.read == "passages":
+            ids = torch.full(self.valid.shape, -1) if self.ids is None else self.ids.cpu().long()
+            self.text.pieces.append((ids, self.valid))
         self.text.is_broken = False

@@ -70,7 +70,7 @@ class TextState:
         self.queries_valid = joined[:, -LAST:]
 
     def list_ids(self, row: int) -> Tensor:
-        """(n,) int64: the tokens of a row."""
+        """(n,) int64: the tokens of a row; -1 where only embeddings were given."""
         if len(self.pieces) > 1:
             ids, valid = (torch.cat(parts, 1) for parts in zip(*self.pieces, strict=True))
             self.pieces[:] = [(ids, valid)]
