@@ -80,6 +80,30 @@ def test_sources_are_documents_with_shares_and_the_text_around(run, memory, llam
         assert f"«{place['token']}»" in outcome.err
 
 
+def test_passages_are_read_where_a_memory_was_made_for_them(run, llama, notes, tmp_path):
+    path, made = tmp_path / "text.json", tmp_path / "passages"
+    settings = ("read=passages", "num_passages=2", "passage_len=11")
+    words = [word for setting in settings for word in ("--set", setting)]
+    layers = ("--layers", "1", "--window", "17", *words)
+    read = run("read", llama, notes, "--memory", made, *layers, *FP32)
+    assert read.status == 0
+    # What the text itself has behind its window may take a passage's place.
+    prompt = "alpha 3 ahpla;"
+    asked = ("--prompt", prompt, "--max-new-tokens", "5", "--sources", "--json", path)
+    outcome = run("generate", llama, "--memory", made, *asked, *FP32)
+    assert outcome.status == 0
+    values = json.loads(path.read_text())
+    shares = [document["share"] for document in values["sources"]["documents"]]
+    assert sum(shares) == pytest.approx(1)
+    for document in values["sources"]["documents"]:
+        text = MemoryFolder.open(made).contents.read_text(document["name"])
+        for place in document["places"]:
+            assert place["before"] + place["token"] + place["after"] in text
+    refused = run("read", llama, notes, "--memory", made, "--set", "read=entries", *FP32)
+    assert refused.status == 2
+    assert "read = passages, and entries is asked for" in refused.err
+
+
 def test_sources_without_kept_texts_are_names_alone(run, llama, notes, tmp_path):
     memory = tmp_path / "bare.memory"
     assert run("read", llama, notes, "--memory", memory, *MEMORY_WORDS).status == 0
