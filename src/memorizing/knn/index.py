@@ -158,7 +158,8 @@ class KeyIndex:
     ) -> tuple[Tensor, Tensor]:
         """Scores and slots (H, T, k) of queries (H, T, D) among the keys of a row, best first.
 
-        `num_hidden` is (T,) on the CPU; k is 1 to the size of the row.
+        Every index has this, or replaces `search`. `num_hidden` is (T,) on the CPU; k is 1 to the
+        size of the row.
         """
         raise NotImplementedError
 

@@ -118,11 +118,15 @@ class Calls:
         What comes after the call in the `with` block is not run. No gradient is kept.
         """
         collected: dict[int, tuple[Tensor, Tensor]] = {}
-        # What is made in inference mode could not be used with gradients outside of it.
-        plain = torch.inference_mode(False)
-        mode = self.change_mode(collected=collected)
-        with plain, torch.no_grad(), mode, suppress(EntriesRead):
+        with self._make_apart(collected=collected), suppress(EntriesRead):
             yield collected
+
+    @contextmanager
+    def _make_apart(self, **changes: Any) -> Iterator[None]:
+        """Make calls inside another one, or in its place, that keep no graph; see `CallMode`."""
+        # What is made in inference mode could not be used with gradients outside of it.
+        with torch.inference_mode(False), torch.no_grad(), self.change_mode(**changes):
+            yield
 
     @property
     def opened(self) -> OpenMemory | None:

@@ -8,10 +8,9 @@ is underneath where no memory is read and the text is no longer than the window.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -116,7 +115,20 @@ def _find_eager(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor | No
 
 
 def _make_mask(underneath: str) -> Callable[..., Tensor | None]:
-    def mask(
+    def mask(*, kv_length: int, **kwargs: Any) -> Tensor | None:
+        """The mask underneath; where the text is longer than the window, narrowed to it."""
+        view = WINDOW.get()
+        if view is None or view.room_first is None:
+            return mask_text(view, kv_length=kv_length, **kwargs)
+        kwargs["allow_is_causal_skip"] = False
+        made = mask_text(view, kv_length=kv_length - view.room_len, **kwargs)
+        assert made is not None
+        made = made.expand(kwargs["batch_size"], -1, -1, -1)
+        shown = _show_room(view, made, kwargs.get("q_offset", 0), kwargs.get("local_size"))
+        return torch.cat([shown, made], -1)
+
+    def mask_text(
+        view: CallWindow | None,
         *,
         batch_size: int,
         q_length: int,
@@ -127,29 +139,7 @@ def _make_mask(underneath: str) -> Callable[..., Tensor | None]:
         local_size: int | None = None,
         **kwargs: Any,
     ) -> Tensor | None:
-        """The mask underneath; where the text is longer than the window, narrowed to it."""
-        view = WINDOW.get()
-        if view is not None and view.room_first is not None:
-            shown = _show_room(view, batch_size, q_length, q_offset, local_size)
-            with _hide_room(view):
-                rest = mask(
-                    batch_size=batch_size,
-                    q_length=q_length,
-                    kv_length=kv_length - view.room_len,
-                    q_offset=q_offset,
-                    kv_offset=kv_offset,
-                    mask_function=mask_function,
-                    local_size=local_size,
-                    **kwargs | {"allow_is_causal_skip": False},
-                )
-            assert rest is not None
-            shown = shown.to(rest.device)
-            if rest.dtype != torch.bool:
-                least = torch.finfo(rest.dtype).min
-                shown = torch.zeros(shown.shape, dtype=rest.dtype, device=rest.device).masked_fill(
-                    ~shown, least
-                )
-            return torch.cat([shown, rest.expand(batch_size, -1, -1, -1)], -1)
+        """The mask of everything but the room."""
         make = partial(
             ALL_MASK_ATTENTION_FUNCTIONS[underneath],
             batch_size=batch_size,
@@ -181,31 +171,20 @@ def _make_mask(underneath: str) -> Callable[..., Tensor | None]:
     return mask
 
 
-@contextmanager
-def _hide_room(view: CallWindow) -> Iterator[None]:
-    token = WINDOW.set(replace(view, room_first=None))
-    try:
-        yield
-    finally:
-        WINDOW.reset(token)
-
-
-def _show_room(
-    view: CallWindow, batch_size: int, q_length: int, q_offset: int, local_size: int | None
-) -> Tensor:
-    """(B, 1, T, R) bool: the places of the room that each token sees.
+def _show_room(view: CallWindow, mask: Tensor, q_offset: int, local_size: int | None) -> Tensor:
+    """(B, 1, T, R) like `mask`: the places of the room that each token sees.
 
     A layer with a window of its own sees what lies in it, where the text begins behind the room.
     """
     assert view.room_first is not None
     place = torch.arange(view.room_len)
-    seen = (place >= view.room_first.view(-1, 1))[:, None, None].expand(batch_size, 1, q_length, -1)
-    if local_size is None:
-        return seen
-    token = torch.arange(q_length) + q_offset
-    first = torch.zeros(1) if view.first_valid is None else view.first_valid.cpu()
-    distance = view.room_len + (token - first.view(-1, 1)).unsqueeze(-1) - place
-    return seen & (distance < local_size).unsqueeze(1)
+    seen = (place >= view.room_first.view(-1, 1))[:, None]
+    if local_size is not None:
+        token = torch.arange(mask.shape[2]) + q_offset
+        first = torch.zeros(1) if view.first_valid is None else view.first_valid.cpu()
+        distance = view.room_len + (token - first.view(-1, 1)).unsqueeze(-1) - place
+        seen = seen & (distance < local_size)
+    return _put_like(mask, seen)
 
 
 def _see_sinks(view: CallWindow) -> Callable[..., Any]:
@@ -227,8 +206,12 @@ def _show_dropped_sinks(view: CallWindow, mask: Tensor, num_dropped: int) -> Ten
     """
     first = torch.zeros(1, dtype=torch.int64) if view.first_valid is None else view.first_valid
     places = first.to(mask.device).unsqueeze(1) + torch.arange(view.num_sinks, device=mask.device)
-    seen = (places < num_dropped)[:, None, None, :]
-    seen = seen.expand(mask.shape[0], 1, mask.shape[2], -1)
+    return _put_like(mask, (places < num_dropped)[:, None])
+
+
+def _put_like(mask: Tensor, seen: Tensor) -> Tensor:
+    """(B, 1, T, n) like `mask`: what is seen, (B or 1, T or 1, n) bool."""
+    seen = seen.unsqueeze(1).expand(mask.shape[0], 1, mask.shape[2], -1).to(mask.device)
     if mask.dtype == torch.bool:
         return seen
     least = torch.finfo(mask.dtype).min

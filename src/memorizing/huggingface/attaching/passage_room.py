@@ -116,7 +116,7 @@ def plan_room(passages: Sequence[tuple[Passage, ...]], start_token: int | None) 
     return Room(tuple(passages), ids, torch.tensor([length - len(tokens) for tokens in rows]))
 
 
-def find_start_token(*sources: Any) -> int | None:
+def look_up_start_token(*sources: Any) -> int | None:
     """The `bos_token_id` or else `eos_token_id` of the first that has one."""
     for source in sources:
         for name in ("bos_token_id", "eos_token_id"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from memorizing.huggingface.attaching.passage_room import (
     Room,
     collect_own,
     find_passages,
-    find_start_token,
+    look_up_start_token,
     plan_room,
 )
 from memorizing.huggingface.attaching.passages import CHUNK_LEN, LAST, Collection
@@ -59,7 +59,8 @@ class Reader(Calls):
         ]
         _tell_passages(mode, kept)
         if tuple(kept) != tuple(before):
-            text.room = self._read_room(plan_room(kept, find_start_token(self.decoder.base.config)))
+            start_token = look_up_start_token(self.decoder.base.config)
+            text.room = self._read_room(plan_room(kept, start_token))
 
     def _ask(
         self, cache: DynamicCache, given: CallInputs, kwargs: dict[str, Any]
@@ -68,7 +69,7 @@ class Reader(Calls):
         asked: dict[int, Tensor] = {}
         given_cache = cache if given.start else self.make_cache()
         arguments = {**kwargs, CACHE_NAME: given_cache, "use_cache": True}
-        with self._apart(asked=asked), suppress(EntriesRead):
+        with self._make_apart(asked=asked), suppress(EntriesRead):
             self.decoder.base(**arguments)
         return asked
 
@@ -122,17 +123,10 @@ class Reader(Calls):
             "position_ids": place.expand(len(room.ids), -1).to(device),
             "attention_mask": None if bool(mask.all()) else mask.long().to(device),
         }
-        with self._apart(is_plain=True):
+        with self._make_apart(is_plain=True):
             base(**arguments, **self.pass_cache(cache))
         held: list[Any] = cache.layers
         return replace(room, layers=tuple((layer.keys, layer.values) for layer in held))
-
-    @contextmanager
-    def _apart(self, **changes: Any) -> Iterator[None]:
-        """Calls inside another one, which keep no graph."""
-        # What is made in inference mode could not be used with gradients outside of it.
-        with torch.inference_mode(False), torch.no_grad(), self.change_mode(**changes):
-            yield
 
 
 def _tell_passages(mode: CallMode, passages: Sequence[tuple[Passage, ...]]) -> None:

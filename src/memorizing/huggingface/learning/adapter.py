@@ -180,15 +180,8 @@ def _check_weights(inner: Any, folder: Path, known: Mapping[str, Any]) -> None:
     for file in sorted(names):
         for name, tensor in read_tensors(folder / file, CheckpointError, _REMEDY).items():
             own = mine.get(name)
-            if (
-                own is None
-                or own.is_meta
-                or (own.shape, own.is_floating_point())
-                != (
-                    tensor.shape,
-                    tensor.is_floating_point(),
-                )
-            ):
+            form = tensor.shape, tensor.is_floating_point()
+            if own is None or own.is_meta or (own.shape, own.is_floating_point()) != form:
                 continue  # the model has it in another form: quantized, padded, offloaded
             compared += 1
             if other is None and not torch.equal(tensor.to(own.device, own.dtype), own):

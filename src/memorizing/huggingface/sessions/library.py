@@ -24,6 +24,8 @@ class KeptTexts:
         """
         self._store, self._tokenizer = store, tokenizer
         self._documents = store.documents
+        self.names: Sequence[str] = [document.name for document in self._documents]
+        self.num_entries: Sequence[int] = [one.num_entries for one in self._documents]
         self._tokens: dict[int, tuple[Tensor, Tensor]] = {}
         for document in self._documents:
             if not store.has_text(document):
@@ -39,16 +41,6 @@ class KeptTexts:
             )
         if self._documents:
             take_tokenizer(store.description, tokenizer)
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Of all documents."""
-        return [document.name for document in self._documents]
-
-    @property
-    def num_entries(self) -> Sequence[int]:
-        """Of every document."""
-        return [document.num_entries for document in self._documents]
 
     def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
         """Of the entries of a document, their places (n,) in it and their ids (n,) int64.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from memorizing.config import Control, check_capacity, check_control
 from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.attachment import Attachment, get_attachment, unwrap
+from memorizing.huggingface.attaching.passage_room import look_up_start_token
 from memorizing.loss import compute_token_nats
 from memorizing.model import RetrievalControl, evaluation_mode
 
@@ -30,17 +31,13 @@ def find_start_token(model: Any, tokenizer: Any = None) -> int:
     Raises:
         ConfigError: there is none.
     """
-    config = unwrap(model).config
-    for source in (tokenizer, config):
-        for name in ("bos_token_id", "eos_token_id"):
-            token = getattr(source, name, None)
-            token = token[0] if isinstance(token, (list, tuple)) and token else token
-            if isinstance(token, int) and not isinstance(token, bool):
-                return token
-    raise ConfigError(
-        "neither the tokenizer nor the model has a bos_token_id or eos_token_id, one of which "
-        "precedes every text; set tokenizer.bos_token"
-    )
+    token = look_up_start_token(tokenizer, unwrap(model).config)
+    if token is None:
+        raise ConfigError(
+            "neither the tokenizer nor the model has a bos_token_id or eos_token_id, one of which "
+            "precedes every text; set tokenizer.bos_token"
+        )
+    return token
 
 
 def score_texts(
