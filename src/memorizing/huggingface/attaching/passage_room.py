@@ -21,7 +21,7 @@ from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
     Collection,
     choose_spans,
-    weigh_entries,
+    weigh_chunks,
 )
 from memorizing.memory import Memory
 
@@ -168,15 +168,15 @@ def find_passages(
     num_passages: int,
     passage_len: int,
 ) -> tuple[Passage, ...]:
-    """The best passages of one row, best one first; see `weigh_entries` and `choose_spans`.
+    """The best passages of one row, best one first; see `weigh_chunks` and `choose_spans`.
 
     Raises:
         MemoryFolderError: the text of a document that is found was not kept.
     """
     collections = [base, own.collection]
-    weights = weigh_entries(queries, places, collections)
+    shares = weigh_chunks(queries, places, collections)
     found = []
-    for span in choose_spans(collections, weights, num_passages, passage_len):
+    for span in choose_spans(collections, shares, num_passages, passage_len):
         part = collections[span.collection]
         first, last = part.first_entries[span.document : span.document + 2]
         if span.collection:

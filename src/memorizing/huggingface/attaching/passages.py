@@ -1,12 +1,14 @@
 """Passages: contiguous stretches of what was read, found by a few heads, for all layers to read.
 
-A chunk's score is the share of attention that the last queries of a text give its entries, if all
-entries that were ever read stood at one distance:
+A chunk is given a share of attention by every one of a text's last queries, if all entries that
+were ever read stood at one distance; and its score is what these queries say together:
 
-    score(c) = mean over layers, heads h, queries t of  sum_{e in c} softmax_e(s_h q_ht . k_he)
+    share(t, c) = mean over layers, heads h of  sum_{e in c} softmax_e(s_h q_ht . k_he)
+    score(c) = mean over queries t of  log(share(t, c) + 0.001)
 
-(Wu et al. 2024, "retrieval heads"; QRRetriever, 2025). The softmax is over all entries of all
-documents, but for sinks. Passages lie around the best chunks.
+(Wu et al. 2024, "retrieval heads"; QRRetriever, 2025, sums the shares: there one query that is sure
+of a wrong place outweighs fifteen that point to the right one.) The softmax is over all entries of
+all documents, but for sinks. Passages lie around the best chunks.
 
 Shapes: B rows, K heads of keys, G heads of queries per head of keys, T queries, n entries, D
 head_dim.
@@ -31,6 +33,8 @@ LAST = 16
 """Queries that find: those of the last tokens."""
 _TILE = 65_536
 """Entries whose scores are computed together."""
+_LEAST_SHARE = 1e-3
+"""What a query says of a chunk that it gives nothing."""
 _SINK = 0.35
 """Values shorter than this share of the median are sinks: first tokens of a text, and those that
 end one. Every query gives them weight, and they say nothing (Xiao et al. 2023)."""
@@ -87,10 +91,10 @@ def collect_base(base: Mapping[int, FrozenMemory], num_entries: Sequence[int]) -
     return Collection(tuple(num_entries), layers)
 
 
-def weigh_entries(
+def weigh_chunks(
     queries: Mapping[int, Tensor], places: Mapping[int, Tensor], collections: Sequence[Collection]
 ) -> list[Tensor]:
-    """Shares of attention (n,) fp32 of the entries of each collection; all together sum to 1.
+    """Shares of attention (T, chunks) fp32 of each collection; a query's all together sum to 1.
 
     Args:
         queries: per layer, (P, T, D) of one row, those of a head of keys side by side, free of
@@ -98,7 +102,8 @@ def weigh_entries(
         places: per layer, which of the P find; the others fill a group up.
         collections: what is attended to, with K heads; one softmax goes over all of them.
     """
-    sums = [torch.zeros(sum(part.num_entries)) for part in collections]
+    num_queries = next((asked.shape[1] for asked in queries.values()), 0)
+    sums = [torch.zeros(num_queries, len(part.first_of_chunk)) for part in collections]
     for layer, asked in queries.items():
         asked = asked.float()
         total = torch.full(asked.shape[:2], -torch.inf, device=asked.device)
@@ -106,8 +111,8 @@ def weigh_entries(
             total = torch.logaddexp(total, scores.logsumexp(-1))
         total = total.masked_fill(total == -torch.inf, 0.0).unsqueeze(-1)
         for number, span, scores in _iterate_scores(layer, asked, collections):
-            shares = (scores - total).exp().index_select(0, places[layer])
-            sums[number][span] += shares.mean((0, 1)).cpu()
+            shares = (scores - total).exp().index_select(0, places[layer]).mean(0)
+            sums[number].index_add_(1, collections[number].chunks[span], shares.cpu())
     return [part / max(1, len(queries)) for part in sums]
 
 
@@ -140,12 +145,12 @@ class Span:
     chunk: int
     """Number of the first entry of the chunk around which it lies."""
     score: float
-    """Share of attention of this chunk."""
+    """Share of attention of this chunk, on average."""
 
 
 def choose_spans(
     collections: Sequence[Collection],
-    weights: Sequence[Tensor],
+    shares: Sequence[Tensor],
     num_passages: int,
     passage_len: int,
 ) -> list[Span]:
@@ -153,20 +158,25 @@ def choose_spans(
 
     Args:
         collections: what they are chosen from.
-        weights: per collection, (n,) shares of attention.
+        shares: per collection, those of its chunks (T, chunks).
         num_passages: at most.
         passage_len: entries of each, at most: half of them before the middle of the chunk.
     """
-    candidates: list[tuple[float, int, int]] = []
-    for number, (part, weight) in enumerate(zip(collections, weights, strict=True)):
-        scores = torch.zeros(len(part.first_of_chunk)).index_add_(0, part.chunks, weight)
+    candidates: list[tuple[float, int, int, float]] = []
+    for number, (part, share) in enumerate(zip(collections, shares, strict=True)):
+        if not share.numel():
+            continue
+        scores = (share + _LEAST_SHARE).log().mean(0)
         # A passage overlaps at most so many chunks besides its own.
         most = num_passages * (2 * (passage_len // CHUNK_LEN) + 3)
         best = scores.topk(min(most, len(scores)))
-        first = part.first_of_chunk[best.indices]
-        candidates += zip(best.values.tolist(), [number] * len(first), first.tolist(), strict=True)
+        first, mean = part.first_of_chunk[best.indices], share.mean(0)[best.indices]
+        numbers = [number] * len(first)
+        candidates += zip(
+            best.values.tolist(), numbers, first.tolist(), mean.tolist(), strict=True
+        )
     chosen: list[Span] = []
-    for score, number, chunk in sorted(candidates, reverse=True):
+    for _, number, chunk, score in sorted(candidates, reverse=True):
         part = collections[number]
         document = part.find_document(chunk)
         first, last = part.first_entries[document], part.first_entries[document + 1]
