@@ -172,9 +172,7 @@ def choose_spans(
         best = scores.topk(min(most, len(scores)))
         first, mean = part.first_of_chunk[best.indices], share.mean(0)[best.indices]
         numbers = [number] * len(first)
-        candidates += zip(
-            best.values.tolist(), numbers, first.tolist(), mean.tolist(), strict=True
-        )
+        candidates += zip(best.values.tolist(), numbers, first.tolist(), mean.tolist(), strict=True)
     chosen: list[Span] = []
     for _, number, chunk, score in sorted(candidates, reverse=True):
         part = collections[number]
