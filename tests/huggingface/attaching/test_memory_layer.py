@@ -273,7 +273,7 @@ def test_the_first_tokens_are_not_retrieved_and_do_not_take_the_place_of_others(
     with (
         torch.no_grad(),
         memory_open(attachment),
-        attachment.listen(lambda layer, shares, entries: found.extend(shares)),
+        attachment.listen(lambda layer, findings, gates: found.extend(f.shares for f in findings)),
     ):
         model(tokens)
     # After the first segment there are 13 - 3 entries for the 5 neighbors of each token.

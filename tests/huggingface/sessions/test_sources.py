@@ -36,10 +36,14 @@ def test_sources_name_the_documents_that_were_retrieved(path: Path | None, combi
     assert sum(sources.mass.values()) + sources.own_mass == pytest.approx(2 * 4 * 41, rel=1e-4)
     expected = dict.fromkeys(NUM_ENTRIES, 0.0)
     ends = torch.tensor(list(NUM_ENTRIES.values())).cumsum(0).tolist()
-    for _, shares, entries in told:
-        for share, entry in zip(shares, entries, strict=True):
-            if entry is not None:
-                for mass, number in zip(share.flatten(), entry.flatten().tolist(), strict=True):
+    for _, findings, gates in told:
+        assert bool(((gates > 0) & (gates < 1)).all())
+        for found in findings:
+            numbers = found.entries.flatten().tolist()
+            if found.is_own:
+                assert all(0 <= number < 41 for number in numbers)
+            else:
+                for mass, number in zip(found.shares.flatten(), numbers, strict=True):
                     name = list(NUM_ENTRIES)[sum(number >= end for end in ends)]
                     expected[name] += float(mass)
     assert sources.mass == pytest.approx(expected, rel=1e-4)

@@ -247,6 +247,15 @@ class MemoryLayer(nn.Module):
         strength = _take(strength, heads).to(local.dtype).view(-1, 1, 1)
         return local + strength * (mixed - local)
 
+    def find_gates(
+        self, memory: Attended, local_sum: Tensor | None, heads: Tensor | None = None
+    ) -> Tensor:
+        """The gates g (B, H, T) of `mix`, without gradient; 0 where nothing was found."""
+        logits = _take(self.bias, heads).detach().view(-1, 1)
+        if local_sum is not None:
+            logits = logits + memory.log_sum.detach() - local_sum.detach()
+        return torch.sigmoid(logits) * memory.found
+
     def list_open(self) -> list[bool]:
         """Of every head, whether it reads the memory."""
         return (self.bias.detach() > _READS).tolist()

@@ -23,7 +23,7 @@ from memorizing.huggingface.attaching.passage_room import (
     plan_room,
 )
 from memorizing.huggingface.attaching.passages import CHUNK_LEN, LAST, Collection
-from memorizing.huggingface.attaching.step import CallMode, EntriesRead, Step
+from memorizing.huggingface.attaching.step import CallMode, EntriesRead, Finding, Step
 from memorizing.huggingface.releases import CACHE_NAME
 
 
@@ -133,10 +133,11 @@ def _tell_passages(mode: CallMode, passages: Sequence[tuple[Passage, ...]]) -> N
     """Report what is in sight: the share of attention of every passage, on its chunk's entries."""
     for listener in mode.listeners:
         for one in itertools.chain.from_iterable(passages):
-            count = CHUNK_LEN if one.entries is None else len(one.entries)
-            shares = torch.full((1, 1, 1, count), one.score / count)
-            entries = None if one.entries is None else torch.tensor(one.entries).view(1, 1, 1, -1)
-            listener(0, [shares], [entries])
+            is_own = one.entries is None
+            entries = torch.tensor(one.entries or range(one.chunk, one.chunk + CHUNK_LEN))
+            shares = torch.full((1, 1, 1, len(entries)), one.score / len(entries))
+            found = Finding(shares, shares, entries.view(1, 1, 1, -1), is_own, one)
+            listener(0, [found], torch.ones(1, 1, 1))
 
 
 def _shuffle(passage: Passage, seed: int) -> Passage:

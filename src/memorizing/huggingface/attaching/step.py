@@ -23,7 +23,7 @@ from memorizing.huggingface.attaching.memory_layer import (
     sum_local_scores,
 )
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.passage_room import Library
+from memorizing.huggingface.attaching.passage_room import Library, Passage
 from memorizing.huggingface.attaching.passages import LAST, Collection, collect_base
 from memorizing.huggingface.attaching.window_cache import TextState
 from memorizing.memory import Entries, History, RetrievalControl, Retrieved
@@ -31,9 +31,27 @@ from memorizing.memory.frozen import FrozenMemory
 from memorizing.memory.history import count_hidden
 from memorizing.memory.retrieved import keep_best
 
-OnRetrieved = Callable[[int, Sequence[Tensor], Sequence[Tensor | None]], None]
-"""Layer; per part, shares of attention (B, H, T, k) of the heads that read; per part, numbers of
-entries, or None for the text's own memory."""
+
+@dataclass(frozen=True)
+class Finding:
+    """What the heads of a layer that read found in one store, for some tokens of a call."""
+
+    shares: Tensor
+    """(B, H, T, k): of the attention to all that was retrieved; 0 of padding, and of no entry."""
+    scores: Tensor
+    """(B, H, T, k): larger is nearer; -inf of no entry."""
+    entries: Tensor
+    """(B, H, T, k) int64: numbers of entries of the open memory, from the first that was read; of
+    the text's own memory, their tokens, counted from its beginning."""
+    is_own: bool
+    """Whether they are of the text's own memory."""
+    passage: Passage | None = None
+    """The one that is in sight for them, where passages are read: the entries are its chunk's."""
+
+
+OnRetrieved = Callable[[int, Sequence[Finding], Tensor], None]
+"""Layer; per store, what was found; the gates (B, H, T): shares of these heads' attention that go
+to what was retrieved."""
 
 
 class EntriesRead(Exception):
@@ -217,7 +235,8 @@ class Step:
         if self.needs_graph:
             self._check_unchanged()
         history = self.history.select_layer(number)
-        attended = []
+        attended: list[Attended] = []
+        findings: list[tuple[slice, tuple[Finding, ...]]] = []
         for span in self._spans:
             if not self.needs_graph:
                 # Entries of segments that ended in this call or before it are retrievable now.
@@ -225,7 +244,9 @@ class Step:
             parts, firsts = self._retrieve(layer, history, asked[:, :, span], span)
             # Used before the memory is written to again.
             part = layer.attend(asked[:, :, span], parts, scaling, softcap, heads)
-            self._tell(number, span, parts, firsts, part.shares)
+            if self.mode.listeners and parts:
+                memory = history.memories.get(number)
+                findings.append((span, self._describe(memory, span, parts, firsts, part, heads)))
             attended.append(part)
             staged = Entries(keys[:, :, span], values[:, :, span])
             history = history.advance(self.valid[:, span], {number: staged})
@@ -252,6 +273,7 @@ class Step:
             )
             local_sum = heads.keep(local_sum)
         local = output.transpose(1, 2)
+        self._tell(number, findings, layer.find_gates(memory, local_sum, heads.heads))
         strength = self.mode.strengths.get(number)
         if heads.heads is None:
             mixed = layer.mix(local, memory, local_sum, strength=strength)
@@ -332,26 +354,43 @@ class Step:
             return keep_best(parts, settings.num_neighbors), firsts
         return tuple(parts), firsts
 
-    def _tell(
+    def _describe(
         self,
-        layer: int,
+        memory: Memory | None,
         span: slice,
         parts: Sequence[Retrieved],
         firsts: Sequence[int | None],
-        shares: Sequence[Tensor],
+        attended: Attended,
+        heads: OpenHeads,
+    ) -> tuple[Finding, ...]:
+        """What was retrieved for some columns, per store, for listeners."""
+        donors = None if self.mode.control is None else self.mode.control.donor_rows
+        is_token = self.valid[:, None, span, None]
+        findings = []
+        for part, first, shares in zip(parts, firsts, attended.shares, strict=True):
+            slots = part.neighbors.slots
+            if first is None:
+                assert memory is not None
+                entries = memory.compute_positions(slots, donors)
+            else:
+                entries = slots + first
+            findings.append(
+                Finding(
+                    shares * is_token.to(shares.device),
+                    heads.keep(part.neighbors.scores),
+                    heads.keep(entries),
+                    first is None,
+                )
+            )
+        return tuple(findings)
+
+    def _tell(
+        self, layer: int, findings: Sequence[tuple[slice, tuple[Finding, ...]]], gates: Tensor
     ) -> None:
-        """Report what was retrieved, with its shares of attention; not of padding."""
-        if not self.mode.listeners or not parts:
-            return
-        keep = self.text.open_heads[layer].keep
-        entries = [
-            None if first is None else keep(part.neighbors.slots) + first
-            for first, part in zip(firsts, parts, strict=True)
-        ]
-        valid = self.valid[:, None, span, None]
-        shares = [share * valid.to(share.device) for share in shares]
-        for listener in self.mode.listeners:
-            listener(layer, shares, entries)
+        """Report what was retrieved, from the first column of the call to the last."""
+        for span, found in findings:
+            for listener in self.mode.listeners:
+                listener(layer, found, gates[:, :, span])
 
     def finish(self) -> None:
         """Take over what the layers of the call staged. Changes the texts' history."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memorizing.huggingface.attaching.step import Finding
 from memorizing.huggingface.sessions.stores import FolderStore, RamStore
 from memorizing.memory.disk import StoredDocument, TextAround
 
@@ -33,22 +34,15 @@ class Sources:
         self._gone: dict[str, float] = {}
         self.own_mass = 0.0
 
-    def add(self, layer: int, weights: Sequence[Tensor], entries: Sequence[Tensor | None]) -> None:
-        """Take what one layer retrieved.
-
-        Args:
-            layer: its number.
-            weights: per store (B, H, T, k), shares of attention.
-            entries: per store, the numbers of its entries (B, H, T, k) from the first that was
-                read; None is the text's own memory.
-        """
+    def add(self, layer: int, findings: Sequence[Finding], gates: Tensor) -> None:
+        """Take what one layer retrieved; see `OnRetrieved`."""
         self._follow()
-        for weight, entry in zip(weights, entries, strict=True):
-            if entry is None:
-                self.own_mass += float(weight.sum())
+        for found in findings:
+            if found.is_own:
+                self.own_mass += float(found.shares.sum())
             else:
-                mass = weight.flatten().double().cpu()
-                self._per_entry.index_add_(0, entry.flatten().cpu(), mass)
+                mass = found.shares.flatten().double().cpu()
+                self._per_entry.index_add_(0, found.entries.flatten().cpu(), mass)
 
     def _follow(self) -> None:
         """Number entries as the store does now; what was forgotten keeps its sum."""
