@@ -26,7 +26,7 @@ from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import Library, Passage
 from memorizing.huggingface.attaching.passages import LAST, Collection, collect_base
 from memorizing.huggingface.attaching.window_cache import TextState
-from memorizing.memory import Entries, History, RetrievalControl, Retrieved
+from memorizing.memory import Entries, History, Memory, RetrievalControl, Retrieved
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.memory.history import count_hidden
 from memorizing.memory.retrieved import keep_best
