@@ -20,7 +20,7 @@ from memorizing.training import StepMetrics, Trainer, read_metrics
 from memorizing.training.checkpoint import find_checkpoint, list_checkpoints, locate_checkpoint
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import Finetuner
-from memorizing.training.loop import TrainingLoop
+from memorizing.training.loop import Counters, TrainingLoop
 from tests.training.conftest import drop_times, raise_after
 from tests.training.finetuning.tools import SEGMENT_LEN, START, make_documents, make_model
 
@@ -377,6 +377,36 @@ def test_damaged_values_of_a_checkpoint_are_an_error_of_ours(
         (CheckpointError, CorpusError), match="damaged|loader state|which this run does not have"
     ):
         make_loop().load(tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("value", [None, [2], "2", {}, -3, 1.5, float("nan")])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("counters", "step"), ("counters", "tokens"), ("window", "num_targets"), ("window", "nats")],
+)
+def test_counts_of_a_checkpoint_are_numbers(part: str, name: str, value: Any) -> None:
+    counters = Counters()
+    counters.add(2.5, 3, 0.1, 0.2)
+    values = json.loads(json.dumps(counters.to_dict()))
+    assert Counters.from_dict(values) == counters
+    table = values if part == "counters" else values[part]
+    table[name] = value
+    if name == "nats" and isinstance(value, (str, float)):
+        assert isinstance(Counters.from_dict(values).window.nats, float)
+        return
+    with pytest.raises((TypeError, ValueError)):
+        Counters.from_dict(values)
+
+
+@pytest.mark.parametrize("value", [[2], "x", {}])
+@pytest.mark.parametrize("name", ["best_step", "best_nats", "last_nats"])
+def test_results_of_a_checkpoint_are_numbers(make_loop: MakeLoop, name: str, value: Any) -> None:
+    held_out = make_loop()._held_out
+    values = held_out.to_dict() | {"best_step": 3, "best_nats": 2.5, "last_nats": 2.75}
+    held_out.load_dict(values)
+    assert (held_out.best_step, held_out.best_nats, held_out.last_nats) == (3, 2.5, 2.75)
+    with pytest.raises((TypeError, ValueError)):
+        held_out.load_dict(values | {name: value})
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "trainer.json", "state.safetensors"])

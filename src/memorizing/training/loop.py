@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TypedDict, Unpack, final
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, final
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ from memorizing.training.reporting import (
 )
 
 _RECENT_STEPS = 100
+_Counts = TypeVar("_Counts")
 
 
 @dataclass
@@ -86,9 +88,28 @@ class Counters:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Counters:
-        """The counters that `to_dict` described."""
-        recent = deque([(nats, count) for nats, count in values["recent"]], maxlen=_RECENT_STEPS)
-        return cls(**{**values, "recent": recent, "window": Window(**values["window"])})
+        """The counters that `to_dict` described.
+
+        Raises:
+            TypeError, ValueError: values that are no numbers, or below 0.
+        """
+        recent = deque(
+            [(float(nats), operator.index(count)) for nats, count in values["recent"]],
+            maxlen=_RECENT_STEPS,
+        )
+        read = {**values, "recent": recent, "window": _read_counts(Window, values["window"])}
+        return _read_counts(cls, read)
+
+
+def _read_counts(cls: type[_Counts], values: Mapping[str, Any]) -> _Counts:
+    read = dict(values)
+    for name, default in vars(cls()).items():
+        if isinstance(default, (int, float)):
+            convert = float if isinstance(default, float) else operator.index
+            read[name] = convert(values[name])
+            if read[name] < 0:
+                raise ValueError(f"{name} is {values[name]}")
+    return cls(**read)
 
 
 @contextmanager

@@ -226,6 +226,8 @@ class Optimizer:
             optimizer, parameter = owners[owner]
             if isinstance(value, Tensor):
                 value = value.to(parameter.device, copy=True)
+            elif not math.isfinite(value):
+                raise CheckpointError(f"the checkpoint holds {value} as {name}; it was altered")
             optimizer.state[parameter][key] = value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import socket
 import time
@@ -121,6 +122,7 @@ class HeldOut:
 
         Raises:
             CorpusError: results so far are on other documents, or the same with other text.
+            TypeError, ValueError: results that are no numbers.
         """
         saved, read = values.get("documents"), values.get("read", self._read)
         if self._identity is None:
@@ -131,8 +133,13 @@ class HeldOut:
                 "best result cannot be compared with theirs; resume with the same ones, without "
                 "validation, or start a new run"
             )
-        self.best_step, self.last_nats = values["best_step"], values["last_nats"]
-        self.best_nats = values["best_nats"] if read == self._read else None
+        for name, convert in (
+            ("best_step", operator.index), ("best_nats", float), ("last_nats", float)
+        ):  # fmt: skip
+            value = values[name]
+            setattr(self, name, None if value is None else convert(value))
+        if read != self._read:
+            self.best_nats = None
 
 
 @dataclass(frozen=True)

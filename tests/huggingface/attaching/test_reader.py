@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -205,25 +206,34 @@ def test_what_was_given_as_embeddings_is_not_read_again_as_tokens():
 
 def test_passages_are_exchanged_when_what_is_asked_for_is_in_sight_no_more():
     model = find_model()
-    attachment = give_passages(model, num_passages=1, passage_len=32, search_every=1)
+    attachment = give_passages(model, passage_len=32, search_every=1)
     with open_memory(model) as memory, torch.no_grad():
         read_all(memory, LONG_DOCUMENTS)
         cache = attachment.make_cache()
         call(model, make_tokens(1, 11), cache)
-        seen = []
+        rooms = [find_text(cache).room]
         for token in make_tokens(1, 17, seed=5)[0]:
             composed = compose(attachment, cache)
-            before = find_text(cache).room
             found = call(model, token.view(1, 1), cache).logits
-            after = find_text(cache).room
-            assert after is not None
-            seen.append(after.passages[0][0].start)
-            if after is before:
-                position = torch.tensor([[int(cache.get_seq_length()) - 1 + 33]])
+            rooms.append(find_text(cache).room)
+            if rooms[-1] is rooms[-2]:
+                position = torch.tensor([[int(cache.get_seq_length()) - 1 + 65]])
                 with attachment.change_mode(is_plain=True):
                     wanted = call(model, token.view(1, 1), composed, position_ids=position)
                 assert torch.allclose(found, wanted.logits, atol=1e-4)
-    assert len(set(seen)) > 1
+        assert len({id(room) for room in rooms}) > 2
+        for before, after in itertools.pairwise(rooms):
+            assert before is not None
+            assert after is not None
+            # Only the best one makes place, and all is as if it had been read at once.
+            assert before.passages[0][1:] == after.passages[0][1:]
+            assert torch.equal(before.ids[:, :33], after.ids[:, :33])
+            plain = DynamicCache()
+            with attachment.change_mode(is_plain=True):
+                call(model, after.ids, plain)
+            for (keys, values), layer in zip(after.layers, plain.layers, strict=True):
+                assert torch.allclose(keys, layer.keys, atol=1e-4)
+                assert torch.allclose(values, layer.values, atol=1e-4)
 
 
 def test_tokens_that_are_scored_do_not_depend_on_later_ones():

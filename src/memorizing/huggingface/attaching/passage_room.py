@@ -99,6 +99,12 @@ class Room:
         """R: places that any row needs, the last ones of those that are kept free."""
         return self.ids.shape[1]
 
+    def count_same(self, other: Room | None) -> int:
+        """Of the first places, how many are the same in another room; not the last one."""
+        if other is None or self.length != other.length or not torch.equal(self.first, other.first):
+            return 0
+        return int((self.ids == other.ids).all(0)[:-1].long().cumprod(0).sum())
+
 
 def plan_room(passages: Sequence[tuple[Passage, ...]], start_token: int | None) -> Room | None:
     """Passages of all rows with a start token before them, the best ones last; None of none."""

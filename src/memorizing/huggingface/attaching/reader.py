@@ -53,14 +53,15 @@ class Reader(Calls):
             return
         found = self._choose(step, queries, valid)
         before = [()] * given.num_rows if text.room is None else text.room.passages
+        is_written = given.num_tokens == 1
         kept = [
-            old if new and any(one.shows(new[0]) for one in old) else new or old
+            _exchange(old, new, only_best=is_written)
             for old, new in zip(before, found, strict=True)
         ]
         _tell_passages(mode, kept)
         if tuple(kept) != tuple(before):
             start_token = look_up_start_token(self.decoder.base.config)
-            text.room = self._read_room(plan_room(kept, start_token))
+            text.room = self._read_room(plan_room(kept, start_token), text.room)
 
     def _ask(
         self, cache: DynamicCache, given: CallInputs, kwargs: dict[str, Any]
@@ -109,24 +110,37 @@ class Reader(Calls):
             found = [tuple(_shuffle(one, control.seed) for one in row) for row in found]
         return found
 
-    def _read_room(self, room: Room | None) -> Room | None:
-        """The room with what all layers make of its tokens."""
+    def _read_room(self, room: Room | None, before: Room | None) -> Room | None:
+        """The room with what all layers make of its tokens; what stood there stays."""
         if room is None:
             return None
         base, length = self.decoder.base, room.length
         device = base.get_input_embeddings().weight.device
         place = torch.arange(length) + self.settings.room_len - length
         mask = torch.arange(length) >= room.first.view(-1, 1)
-        cache = DynamicCache()
+        cache, num_same = DynamicCache(), room.count_same(before)
+        if before is not None and num_same:
+            for number, held in enumerate(before.layers):
+                cache.update(*(part[:, :, :num_same] for part in held), number)
         arguments = {
-            "input_ids": room.ids.to(device),
-            "position_ids": place.expand(len(room.ids), -1).to(device),
+            "input_ids": room.ids[:, num_same:].to(device),
+            "position_ids": place[num_same:].expand(len(room.ids), -1).to(device),
             "attention_mask": None if bool(mask.all()) else mask.long().to(device),
         }
         with self._make_apart(is_plain=True):
             base(**arguments, **self.pass_cache(cache))
-        held: list[Any] = cache.layers
-        return replace(room, layers=tuple((layer.keys, layer.values) for layer in held))
+        layers: list[Any] = cache.layers
+        return replace(room, layers=tuple((layer.keys, layer.values) for layer in layers))
+
+
+def _exchange(
+    old: tuple[Passage, ...], new: tuple[Passage, ...], *, only_best: bool
+) -> tuple[Passage, ...]:
+    """What shall be in sight: the old ones, if they show what is best now."""
+    if not new or any(one.shows(new[0]) for one in old):
+        return old
+    # The best one stands last: what stands before it need not be read again.
+    return (new[0], *old[1:]) if only_best and old else new
 
 
 def _tell_passages(mode: CallMode, passages: Sequence[tuple[Passage, ...]]) -> None:
