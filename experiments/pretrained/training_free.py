@@ -37,7 +37,7 @@ from memorizing import remove_memory
 from memorizing.benchmark.preparing import describe_machine
 from memorizing.data import Tokenizer
 from memorizing.evaluation.pretrained import evaluate_model
-from memorizing.huggingface.learning.calibration import Calibration, calibrate
+from memorizing.huggingface.learning.calibration import EntryCalibration, calibrate
 from memorizing.metrics import compare_token_nats
 from memorizing.storage.files import write_json
 
@@ -172,7 +172,7 @@ def find_heads(
                 "window": chosen.settings["window"],
                 "search": search,
                 "heads": {str(layer): list(heads) for layer, heads in chosen.heads.items()},
-                "bias": chosen.bias,
+                "bias": chosen.settings["bias"],
                 "nats_without": chosen.nats_without,
                 "nats_with": chosen.nats_with,
                 "candidates": list(chosen.candidates),
@@ -188,18 +188,17 @@ def find_heads(
     return values
 
 
-def restore_calibration(values: dict[str, Any]) -> Calibration:
+def restore_calibration(values: dict[str, Any]) -> EntryCalibration:
     """What `find_heads` gave, to be added to a model."""
     heads = {int(layer): tuple(heads) for layer, heads in values["heads"].items()}
-    settings = {key: values[key] for key in ("window", "search") if key in values}
-    return Calibration(
+    settings = {key: values[key] for key in ("window", "search", "bias") if key in values}
+    return EntryCalibration(
         heads,
-        values["bias"],
         tuple(values["candidates"]),
+        settings,
         torch.tensor(values["slopes"]),
         values["nats_without"],
         values["nats_with"],
-        settings,
     )
 
 

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from memorizing.cli import main
-from memorizing.huggingface import Calibration
 from memorizing.huggingface.learning import calibration
 from memorizing.huggingface.learning.adapter import load_adapter
+from memorizing.huggingface.learning.calibration import EntryCalibration
 from tests.training.finetuning.tools import make_base, make_texts, make_tokenizer
 
 
@@ -87,10 +87,11 @@ def test_layers_can_be_found_before_training(
 ):
     asked: list[dict[str, Any]] = []
 
-    def find(model: Any, tokens: list[int], progress: Any, **settings: Any) -> Calibration:
+    def find(model: Any, tokens: list[int], progress: Any, **settings: Any) -> EntryCalibration:
         progress(3, 7)
         asked.append({"tokens": len(tokens), **settings})
-        return Calibration({2: (0, 2)}, 1.0, (1, 2), torch.zeros(2, 3), 5.0, 4.0, settings)
+        kept = {**settings, "bias": 1.0}
+        return EntryCalibration({2: (0, 2)}, (1, 2), kept, torch.zeros(2, 3), 5.0, 4.0)
 
     # A random model gains nothing by a memory.
     monkeypatch.setattr(calibration, "calibrate", find)

@@ -3,10 +3,14 @@
 import json
 import random
 import shutil
+import string
 from pathlib import Path
 
 import pytest
+import torch
 
+from memorizing.huggingface.attaching.attachment import list_open_heads
+from memorizing.huggingface.loading import load_pretrained
 from memorizing.memory.disk import MemoryFolder
 from tests.cli.test_read import FP32, MEMORY_WORDS, Interrupt, list_names
 from tests.cli.test_reading_plan import give_stdin
@@ -102,6 +106,54 @@ def test_passages_are_read_where_a_memory_was_made_for_them(run, llama, notes, t
     refused = run("read", llama, notes, "--memory", made, "--set", "read=entries", *FP32)
     assert refused.status == 2
     assert "read = passages, and entries is asked for" in refused.err
+
+
+def test_heads_that_find_are_kept_with_the_folder(run, llama, notes, tmp_path):
+    made = tmp_path / "passages"
+    words = ("read", llama, notes, "--memory", made, "--set", "read=passages", *FP32)
+    words += ("--window", "17", "--set", "num_passages=2", "--set", "passage_len=11")
+    for heads, said in (("1:2", "heads[1] is [2]"), ("3:0", "layers is [3]")):
+        outcome = run(*words, "--heads", heads)
+        assert outcome.status == 2
+        assert said in outcome.err
+        assert not made.exists()
+    assert run(*words, "--heads", "1:1").status == 0
+    kept = MemoryFolder.open(made).description.settings["heads"]
+    assert list_open_heads(kept) == {"1": [1]}
+    asked = ("--prompt", "alpha 3 ahpla;", "--max-new-tokens", "2", "--sources", *FP32)
+    assert run("generate", llama, "--memory", made, *asked).status == 0
+    assert run(*words, "--heads", "1:1").status == 0
+    refused = run(*words, "--heads", "1:0")
+    assert refused.status == 2
+    assert "was made with heads = {1: [1]}, and {1: [0]} is asked for" in refused.err
+    refused = run(*words, "--heads", "1:0", "--calibrate")
+    assert refused.status == 2
+    assert "--layers, --heads or --adapter has them" in refused.err
+
+
+def test_calibration_finds_heads_that_find_passages(run, llama, notes, tmp_path):
+    folder, made = tmp_path / "finder", tmp_path / "passages"
+    model, tokenizer = load_pretrained(str(llama))
+    attention = model.model.layers[0].self_attn
+    with torch.no_grad():
+        # The second head asks for the tokens that it sees.
+        attention.q_proj.weight[10:] = attention.k_proj.weight
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    letters = random.Random(0).choices(string.printable[:94], k=2100)
+    (tmp_path / "long.txt").write_text("".join(letters))
+    settings = ("read=passages", "num_passages=2", "passage_len=11", "distance=0")
+    words = [word for setting in settings for word in ("--set", setting)]
+    words += ["--window", "31", "--calibrate", *FP32]
+    outcome = run("read", folder, tmp_path / "long.txt", "--memory", made, *words)
+    assert outcome.status == 0, outcome.err
+    assert "calibrated: layer 0, heads 1; of 64 places of this text, " in outcome.err
+    kept = MemoryFolder.open(made).description.settings["heads"]
+    assert list_open_heads(kept) == {"0": [1]}
+    few = run("read", folder, notes, "--memory", tmp_path / "none", *words)
+    assert few.status == 2
+    assert "2,052 or more, to find places among" in few.err
+    assert not (tmp_path / "none").exists()
 
 
 def test_sources_without_kept_texts_are_names_alone(run, llama, notes, tmp_path):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from memorizing.cli.options import parse_settings
+from memorizing.cli.options import parse_heads, parse_settings
 from memorizing.errors import ConfigError
 
 
@@ -18,6 +18,33 @@ def test_settings_are_those_of_one_of_the_tables():
     }
     with pytest.raises(ConfigError, match=r"'model\.layers=3'; write TABLE\.KEY=VALUE"):
         parse_settings(["model.layers=3"], "TABLE.KEY=VALUE", tables)
+
+
+def test_heads_are_given_per_layer():
+    assert parse_heads(None) is None
+    assert parse_heads([]) is None
+    assert parse_heads(["18:6,7", " 3 : 0"]) == {18: [6, 7], 3: [0]}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("18", "--heads is '18'; write a layer and its heads, such as 18:6,7"),
+        (":6", "write a layer"),
+        ("-1:6", "write a layer"),
+        ("\N{SUPERSCRIPT TWO}:6", "write a layer"),
+        ("18:", "--heads is ''; allowed: whole numbers"),
+        ("18:6,x", "--heads is '6,x'; allowed"),
+        ("18:6:7", "--heads is '6:7'; allowed"),
+        ("18:-1", "--heads is '-1'; allowed"),
+    ],
+)
+def test_what_is_no_layer_with_heads_is_refused(given, said):
+    with pytest.raises(ConfigError) as refused:
+        parse_heads([given])
+    assert said in str(refused.value)
+    with pytest.raises(ConfigError, match="layer 2 twice"):
+        parse_heads(["2:0", "02:1"])
 
 
 def test_a_place_for_json_that_cannot_be_written_is_said_before_the_work(refuse, trained, tmp_path):

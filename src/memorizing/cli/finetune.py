@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from memorizing.cli.options import (
     DeviceOption,
+    HeadsOption,
     JsonOption,
     LayersOption,
     ModelArgument,
@@ -16,6 +17,7 @@ from memorizing.cli.options import (
     ResumeOption,
     flag,
     option,
+    parse_heads,
     parse_numbers,
     parse_settings,
     prepare_files,
@@ -45,6 +47,7 @@ def run(
         flag("Gates and scales only; these and LoRA (needs peft); or these and all weights."),
     ] = "lora",
     layers: LayersOption = None,
+    heads: HeadsOption = None,
     calibrate: Annotated[
         bool,
         flag("Find layers and heads that gain by a memory before any training.", "--calibrate"),
@@ -103,11 +106,13 @@ def run(
     for name, value in parse_settings(settings, form, tables).items():
         table, _, key = name.partition(".")
         tables[table][key] = value
-    if calibrate and (layers is not None or not capacity):
+    if calibrate and (layers is not None or heads or not capacity):
         raise ConfigError(
-            "--calibrate finds layers that read a memory: leave out --layers, and give a capacity"
+            "--calibrate finds layers and heads that read a memory: leave out --layers and "
+            "--heads, and give a capacity"
         )
     chosen_layers = None if layers is None else parse_numbers(layers, "--layers")
+    chosen_heads = parse_heads(heads)
     data = {"corpus": corpus, "validation": held_out or "", **tables["data"]}
     wants_evaluation = bool(held_out or data.get("held_out_share"))
     if evaluate_every is None:
@@ -149,7 +154,7 @@ def run(
     for line in splits.describe():
         say(line)
     if not calibrate:
-        add_memory(loaded, chosen_layers, **memory)
+        add_memory(loaded, chosen_layers, heads=chosen_heads, **memory)
     elif resume:
         restore_memory(loaded, out)
     else:

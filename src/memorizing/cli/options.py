@@ -52,6 +52,14 @@ LayersOption = Annotated[
         "Layers that read the memory, from 0. Default: one, at 3/5 of the depth.",
     ),
 ]
+HeadsOption = Annotated[
+    list[str] | None,
+    option(
+        "LAYER:N,N,...",
+        "Heads of a layer that read the memory, as 18:6,7. Default: all. Repeatable.",
+        "--heads",
+    ),
+]
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -121,6 +129,23 @@ def parse_numbers(text: str, option: str) -> list[int]:
         example = "whole numbers from 0 on with commas between, such as 0,512,8192"
         raise ConfigError(f"{option} is {text!r}; allowed: {example}")
     return numbers
+
+
+def parse_heads(texts: Sequence[str] | None) -> dict[int, list[int]] | None:
+    """What `--heads` was given: heads by layer; None of nothing.
+
+    Raises:
+        ConfigError: what is no layer with heads, or a layer twice.
+    """
+    heads: dict[int, list[int]] = {}
+    for text in texts or ():
+        layer, colon, numbers = text.partition(":")
+        if not colon or not layer.strip().isdecimal():
+            raise ConfigError(f"--heads is {text!r}; write a layer and its heads, such as 18:6,7")
+        if int(layer) in heads:
+            raise ConfigError(f"--heads has layer {int(layer)} twice; write all its heads at once")
+        heads[int(layer)] = parse_numbers(numbers, "--heads")
+    return heads or None
 
 
 def parse_settings(

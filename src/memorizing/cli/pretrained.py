@@ -61,14 +61,14 @@ def choose_device(name: str) -> Any:
 def calibrate_memory(
     model: Any, tokenizer: Any, texts: Iterable[str], what: str, settings: dict[str, Any]
 ) -> None:
-    """Give a model a memory in the layers and heads that gain, and say which. In place.
+    """Give a model a memory in the layers and heads that suit it, and say which. In place.
 
     Raises:
-        ConfigError: there are too few tokens, or no head gains.
+        ConfigError: there are too few tokens, or no head gains or finds passages.
     """
     from memorizing.huggingface.learning.calibration import add_calibrated_memory
 
-    say(f"calibrating on the beginning of the {what}, which is read several times")
+    say(f"calibrating on the beginning of the {what}")
     with show_progress("calibrating") as progress:
         found = add_calibrated_memory(model, tokenizer, texts, progress=progress, **settings)
     say(f"calibrated: {found}")

@@ -13,12 +13,14 @@ from memorizing.cli.options import (
     INTERRUPTED_STATUS,
     AdapterOption,
     DeviceOption,
+    HeadsOption,
     JsonOption,
     LayersOption,
     ModelArgument,
     ModelPrecisionOption,
     flag,
     option,
+    parse_heads,
     parse_numbers,
     parse_settings,
     prepare_files,
@@ -40,6 +42,8 @@ examples:
   memorizing read runs/smollm2 src docs README.md --memory repo.memory
   memorizing read runs/smollm2 src --memory repo.memory --update
   memorizing read runs/smollm2 proofs --memory proofs.memory --calibrate
+  memorizing read runs/smollm2 src --memory repo.passages --set read=passages --calibrate
+  memorizing read runs/smollm2 src --memory repo.passages --set read=passages --heads 18:6,7
   memorizing read runs/smollm2 'books/**/*.txt' --memory books.memory --layers 20 --keep-text
   memorizing read runs/smollm2 . --memory repo.memory --exclude node_modules --exclude '*.min.js'
   git log | memorizing read runs/smollm2 - --name history --memory repo.memory
@@ -64,8 +68,9 @@ def run(
     ],
     memory: Annotated[Path, option("DIR", "Folder of the memory; made, or added to.", "--memory")],
     layers: LayersOption = None,
+    heads: HeadsOption = None,
     calibrate: Annotated[
-        bool, flag("Find layers and heads that gain, on the beginning of FILES.", "--calibrate")
+        bool, flag("Find which layers and heads read, on the beginning of FILES.", "--calibrate")
     ] = False,
     window: Annotated[
         int | None, option("N", "Tokens of local attention. Default: 512.", min=1)
@@ -100,10 +105,13 @@ def run(
     and empty ones are left out. What is in the memory already is not read again, so that the same
     command goes on where it was stopped; Ctrl-C keeps all documents that were read whole.
     """
-    if calibrate and (layers is not None or adapter is not None):
-        raise ConfigError("--calibrate finds layers, and --layers or --adapter has them; give one")
+    if calibrate and (layers or heads or adapter is not None):
+        raise ConfigError(
+            "--calibrate finds layers and heads, and --layers, --heads or --adapter has them; give "
+            "one"
+        )
     prepare_files(json_file)
-    wanted = read_settings(layers, window, settings)
+    wanted = read_settings(layers, heads, window, settings)
 
     from memorizing.data.reading.files import Rules
     from memorizing.data.text import ReadLog
@@ -158,9 +166,12 @@ def run(
 
 
 def read_settings(
-    layers: str | None, window: int | None, settings: Sequence[str] | None
+    layers: str | None,
+    heads: Sequence[str] | None,
+    window: int | None,
+    settings: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Settings of a memory that were given, by name.
+    """What `add_memory` is given, by name.
 
     Raises:
         ConfigError: an unknown one, or one that is not written as KEY=VALUE.
@@ -179,6 +190,8 @@ def read_settings(
             raise ConfigError(describe_unknown("setting of a memory", key, known))
     if layers is not None:
         values["layers"] = parse_numbers(layers, "--layers")
+    if heads:
+        values["heads"] = parse_heads(heads)
     if window is not None:
         values["window"] = window
     return values
@@ -196,6 +209,11 @@ def check_settings(
         return
     stored = dict(folder.description.settings.get("memory", {}))
     stored["dtype"] = folder.description.dtype
+    if "heads" in wanted:
+        from memorizing.huggingface.attaching.attachment import list_open_heads
+
+        kept = list_open_heads(folder.description.settings.get("heads"))
+        stored["heads"] = {layer: kept.get(str(layer)) for layer in wanted["heads"]}
     if dtype is not None:
         wanted = {**wanted, "dtype": dtype}
     for key, value in wanted.items():

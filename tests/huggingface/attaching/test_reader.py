@@ -14,7 +14,6 @@ from memorizing.errors import ConfigError, MemoryFolderError
 from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.window_cache import TextState, find_text
-from memorizing.huggingface.learning.calibration import calibrate
 from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.huggingface.sessions.scoring import score_texts
 from memorizing.training.finetuning import FinetuneSettings, finetune
@@ -326,8 +325,6 @@ def test_settings_of_passages_stand_where_passages_are_read_only():
 
 def test_what_is_not_made_for_passages_says_so(tmp_path):
     model = find_model()
-    with pytest.raises(ConfigError, match=r"read is 'passages'.*entries"):
-        calibrate(model, make_tokens(1, 5 * WINDOW)[0], window=WINDOW, read="passages")
     give_passages(model)
     with pytest.raises(ConfigError, match=r"memory\.read is 'passages'.*entries"):
         finetune(model, TOKENIZER, [], FinetuneSettings(), tmp_path / "run")

@@ -75,7 +75,7 @@ def test_a_calibrated_model_is_as_it_was_and_gains_on_its_text(model, tokens):
     found = calibrate(model, tokens, candidates=[1, 2], biases=(-3.0, 0.0), **SETTINGS)
     assert found.nats_with < found.nats_without
     assert set(found.heads) <= {1, 2}
-    assert found.bias in (-3.0, 0.0)
+    assert found.settings["bias"] in (-3.0, 0.0)
     assert torch.equal(model(tokens[None, :30]).logits, before)
     assert not frozen.requires_grad
     assert model.model.embed_tokens.weight.requires_grad

@@ -96,6 +96,23 @@ def test_a_model_without_memory_gets_that_of_the_folder(tmp_path: Path):
         assert torch.equal(ask(model), expected)
 
 
+def test_passages_that_other_heads_shall_find_are_said(tmp_path: Path):
+    model, path = find_model(), tmp_path / "a.memory"
+    settings = {"read": "passages", "num_passages": 2, "passage_len": 11}
+    give_memory(model, heads={LAYER: [0, 2]}, **settings)
+    with open_memory(model, path) as memory:
+        read_all(memory)
+    open_memory(model, path)
+    remove_memory(model)
+    # The folder's own are taken over.
+    open_memory(model, path)
+    assert get_attachment(model).layers[LAYER].list_open() == [True, False, True, False]
+    remove_memory(model)
+    give_memory(model, **settings)
+    with pytest.warns(UserWarning, match=r"that layer 1, heads 0, 2 find, and here it is layer 1"):
+        open_memory(model, path)
+
+
 def test_a_folder_that_is_refused_leaves_the_model_without_memory(tmp_path: Path):
     model, path = find_model(), tmp_path / "a.memory"
     give_memory(model)

@@ -23,7 +23,7 @@ from memorizing.huggingface.attaching.families import (
 )
 from memorizing.huggingface.attaching.fingerprint import Fingerprint, compute_fingerprint
 from memorizing.huggingface.attaching.interface import name_implementation
-from memorizing.huggingface.attaching.memory_layer import MemoryLayer
+from memorizing.huggingface.attaching.memory_layer import MemoryLayer, is_open
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.reader import Reader
 from memorizing.huggingface.generating import (
@@ -258,6 +258,25 @@ def parse_heads(values: Any) -> dict[str, Tensor]:
         if isinstance(numbers, list)
         and all(type(one) in (int, float) and abs(one) < _LARGEST for one in numbers)
     }
+
+
+def list_open_heads(values: Any) -> dict[str, list[int]]:
+    """Per layer the heads that read, of what `Attachment.dump_heads` gave, as in JSON."""
+    return {
+        name.removeprefix("layers.").removesuffix(".bias"): is_open(tensor)
+        .nonzero()
+        .flatten()
+        .tolist()
+        for name, tensor in parse_heads(values).items()
+        if name.endswith(".bias")
+    }
+
+
+def describe_heads(heads: Mapping[Any, Sequence[int]]) -> str:
+    """Heads per layer, as words."""
+    return "; ".join(
+        f"layer {layer}, heads {', '.join(map(str, numbers))}" for layer, numbers in heads.items()
+    )
 
 
 def _find_device(attention: nn.Module, base: Any) -> torch.device:

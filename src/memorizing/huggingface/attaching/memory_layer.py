@@ -34,6 +34,11 @@ _READS = CLOSED + 1.0
 """Heads with a bias above it read."""
 
 
+def is_open(bias: Tensor) -> Tensor:
+    """Whether heads of such biases read."""
+    return bias > _READS
+
+
 @dataclass(frozen=True)
 class OpenHeads:
     """Heads of queries that read, and those of keys that they read.
@@ -258,7 +263,7 @@ class MemoryLayer(nn.Module):
 
     def list_open(self) -> list[bool]:
         """Of every head, whether it reads the memory."""
-        return (self.bias.detach() > _READS).tolist()
+        return is_open(self.bias.detach()).tolist()
 
     def close_all_but(self, heads: Sequence[int]) -> None:
         """Close the gates of all other heads. In place."""

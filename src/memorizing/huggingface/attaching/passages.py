@@ -133,6 +133,11 @@ def _iterate_scores(
                 yield number, span, scores.masked_fill(hidden, -torch.inf)
 
 
+def score_chunks(shares: Tensor) -> Tensor:
+    """Scores (..., chunks) of shares of attention (..., T, chunks)."""
+    return (shares + _LEAST_SHARE).log().mean(-2)
+
+
 @dataclass(frozen=True)
 class Span:
     """Entries of one collection that make a passage."""
@@ -166,7 +171,7 @@ def choose_spans(
     for number, (part, share) in enumerate(zip(collections, shares, strict=True)):
         if not share.numel():
             continue
-        scores = (share + _LEAST_SHARE).log().mean(0)
+        scores = score_chunks(share)
         # A passage overlaps at most so many chunks besides its own.
         most = num_passages * (2 * (passage_len // CHUNK_LEN) + 3)
         best = scores.topk(min(most, len(scores)))

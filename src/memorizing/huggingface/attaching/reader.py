@@ -24,7 +24,6 @@ from memorizing.huggingface.attaching.passage_room import (
 )
 from memorizing.huggingface.attaching.passages import CHUNK_LEN, LAST, Collection
 from memorizing.huggingface.attaching.step import CallMode, EntriesRead, Finding, Step
-from memorizing.huggingface.releases import CACHE_NAME
 
 
 class Reader(Calls):
@@ -48,7 +47,9 @@ class Reader(Calls):
         queries, valid = text.queries, text.queries_valid
         is_new = given.num_tokens > 1 or not queries
         if mode.looks_ahead and is_new and not step.needs_graph:
-            queries, valid = self._ask(cache, given, kwargs), step.valid[:, -LAST:]
+            asking = cache if given.start else self.make_cache()
+            queries = self.ask(**{**kwargs, **self.pass_cache(asking)})
+            valid = step.valid[:, -LAST:]
         if not queries or valid is None:
             return
         found = self._choose(step, queries, valid)
@@ -63,13 +64,16 @@ class Reader(Calls):
             start_token = look_up_start_token(self.decoder.base.config)
             text.room = self._read_room(plan_room(kept, start_token), text.room)
 
-    def _ask(
-        self, cache: DynamicCache, given: CallInputs, kwargs: dict[str, Any]
-    ) -> dict[int, Tensor]:
-        """What the last tokens of a call ask for, which is made as far as the layers that find."""
+    def ask(self, **arguments: Any) -> dict[int, Tensor]:
+        """What the last tokens of a call ask for, which is made as far as the layers that find.
+
+        Args:
+            arguments: of the base model, with a cache.
+
+        Returns:
+            Per layer that finds, its last queries (B, P, T, D), as `weigh_chunks` takes a row's.
+        """
         asked: dict[int, Tensor] = {}
-        given_cache = cache if given.start else self.make_cache()
-        arguments = {**kwargs, CACHE_NAME: given_cache, "use_cache": True}
         with self._make_apart(asked=asked), suppress(EntriesRead):
             self.decoder.base(**arguments)
         return asked

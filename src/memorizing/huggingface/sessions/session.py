@@ -19,8 +19,10 @@ from memorizing.errors import MemoryFolderError, StateError
 from memorizing.huggingface.attaching.attachment import (
     Attachment,
     add_memory,
+    describe_heads,
     find_attachment,
     get_attachment,
+    list_open_heads,
     parse_heads,
     remove_memory,
 )
@@ -286,7 +288,8 @@ def open_memory(
         ConfigError: the model has no memory, and there is no folder to tell what it should be.
 
     Warns:
-        UserWarning: the folder is of an older format, which does not say all that is compared.
+        UserWarning: the folder is of an older format, which does not say all that is compared; or
+            passages are found by other heads than those it was made for.
     """
     folder = None if path is None else MemoryFolder.find(path)
     followed = folder if find_attachment(model) is None else None
@@ -336,6 +339,16 @@ def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprin
         raise MemoryFolderError(
             f"{folder.path} was read {reason} (it was {found.settings.get('model')}); use the "
             "model that wrote it, or read the text again"
+        )
+    chosen, mine_open = (
+        list_open_heads(heads) for heads in (found.settings.get("heads"), attachment.dump_heads())
+    )
+    if attachment.settings.read == "passages" and chosen != mine_open:
+        warnings.warn(
+            f"{folder.path} is for passages that {describe_heads(chosen)} find, and here it is "
+            f"{describe_heads(mine_open)}; what the folder says is taken over where open_memory "
+            "is called without add_memory",
+            stacklevel=3,
         )
     if is_old:
         warnings.warn(
