@@ -4,13 +4,16 @@ import json
 import random
 import shutil
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from memorizing.cli.generate import print_passages
 from memorizing.huggingface.attaching.attachment import list_open_heads
 from memorizing.huggingface.loading import load_pretrained
+from memorizing.huggingface.sessions.sources import Source
 from memorizing.memory.disk import MemoryFolder
 from tests.cli.test_read import FP32, MEMORY_WORDS, Interrupt, list_names
 from tests.cli.test_reading_plan import give_stdin
@@ -78,10 +81,16 @@ def test_sources_are_documents_with_shares_and_the_text_around(run, memory, llam
     best = values["documents"][0]
     assert f"{best['share']:.1%}  {best['name']}" in outcome.err
     text = MemoryFolder.open(memory).contents.read_text(best["name"])
-    for place in best["places"]:
-        assert place["before"] + place["token"] + place["after"] in text
-        assert 0 < place["share"] <= best["share"]
-        assert f"«{place['token']}»" in outcome.err
+    places = [place for place in values["places"] if place["document"] == best["name"]]
+    assert places
+    for place in places:
+        token = place["text"][slice(*place["focus"])]
+        assert place["text"] in text
+        assert 0 < place["weight"] <= best["share"]
+        assert token in text.splitlines(keepends=True)[place["first_line"] - 1]
+        assert f"{place['first_line']}: " in outcome.err
+        assert f"«{token}»" in outcome.err
+    assert values["passages"] == []
 
 
 def test_passages_are_read_where_a_memory_was_made_for_them(run, llama, notes, tmp_path):
@@ -99,10 +108,15 @@ def test_passages_are_read_where_a_memory_was_made_for_them(run, llama, notes, t
     values = json.loads(path.read_text())
     shares = [document["share"] for document in values["sources"]["documents"]]
     assert sum(shares) == pytest.approx(1)
-    for document in values["sources"]["documents"]:
-        text = MemoryFolder.open(made).contents.read_text(document["name"])
-        for place in document["places"]:
-            assert place["before"] + place["token"] + place["after"] in text
+    passages = values["sources"]["passages"]
+    assert passages
+    assert values["sources"]["places"] == []
+    for one in passages:
+        text = MemoryFolder.open(made).contents.read_text(one["document"])
+        assert one["text"] in text
+        lines = f"{one['document']}, lines {one['first_line']}-{one['last_line']}\n"
+        assert f"{one['weight']:6.1%}  {lines}" in outcome.err
+    assert "passages in sight from the start, by the share of attention" in outcome.err
     refused = run("read", llama, notes, "--memory", made, "--set", "read=entries", *FP32)
     assert refused.status == 2
     assert "read = passages, and entries is asked for" in refused.err
@@ -156,6 +170,45 @@ def test_calibration_finds_heads_that_find_passages(run, llama, notes, tmp_path)
     assert not (tmp_path / "none").exists()
 
 
+def test_only_documents_that_match_are_searched(run, refuse, memory, llama, tmp_path):
+    path = tmp_path / "text.json"
+    words = ("--memory", memory, "--prompt", PROMPT, "--max-new-tokens", "5", *FP32)
+    chosen = ("--documents", "alpha.*", "--documents", "*a.txt")
+    outcome = run("generate", llama, *words, "--sources", *chosen, "--json", path)
+    assert outcome.status == 0
+    assert ", 4 of 5 documents, " in outcome.err
+    values = json.loads(path.read_text())
+    assert values["documents"] == ["alpha.*", "*a.txt"]
+    named = {document["name"] for document in values["sources"]["documents"]}
+    assert named <= {"alpha.txt", "beta.txt", "gamma.txt", "delta.txt"}
+    line = refuse("generate", llama, *words, "--documents", "alfa.txt")
+    assert "'alfa.txt' matches none of the 5 documents" in line
+    assert "did you mean 'alpha.txt'" in line
+
+
+def test_passages_that_are_exchanged_say_when(capsys):
+    def make(name, since, text, focus):
+        return Source(name, 7, 9, 0.25, text, (focus, len(text)), since)
+
+    long = "z" * 101
+    passages = [
+        make("a.py", 0, "zero\none\n\ntwo\nthree\nfour\nfive\n", 6),
+        replace(make(None, 0, "own", 0), first_line=None, last_line=None),
+        make("b.py", 48, f"new {long}\x1b[2J", 0),
+    ]
+    print_passages(passages, 17)
+    err = capsys.readouterr().err.splitlines()
+    assert err[1:] == [
+        "   25.0%  a.py, lines 7-9",
+        *(f"          {word}" for word in ("one", "two", "three", "four")),
+        "   25.0%  this text itself, before its window",
+        "          own",
+        "passages in sight after 32 new tokens, by the share of attention that found them:",
+        "   25.0%  b.py, lines 7-9",
+        f"          new {'z' * 96}…",
+    ]
+
+
 def test_sources_without_kept_texts_are_names_alone(run, llama, notes, tmp_path):
     memory = tmp_path / "bare.memory"
     assert run("read", llama, notes, "--memory", memory, *MEMORY_WORDS).status == 0
@@ -188,6 +241,7 @@ def test_a_models_own_settings_of_sampling_do_not_count(run, llama, tmp_path):
     folder = Path(shutil.copytree(llama, tmp_path / "hot"))
     settings = json.loads((folder / "generation_config.json").read_text())
     settings |= {"do_sample": True, "temperature": 5.0, "top_k": 3, "max_length": 7}
+    settings |= {"repetition_penalty": 1.7}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     words = ("--prompt", PROMPT, "--max-new-tokens", "17", *FP32)
     hot, cold = run("generate", folder, *words), run("generate", llama, *words)
@@ -227,6 +281,7 @@ def test_a_chat_is_put_as_the_model_was_taught(run, llama, tmp_path):
         (("--prompt", ""), "--prompt is empty"),
         (("--prompt-file", "none.txt"), "No such file"),
         (("--prompt", "x", "--sources"), "no memory is read"),
+        (("--prompt", "x", "--documents", "*"), "those of a memory; give --memory"),
         (("--prompt", "x", "--no-memory"), "without --memory"),
         (("--prompt", "x", "--top-p", "0.5"), "add --temperature"),
         (("--prompt", "x", "--temperature", "1", "--top-p", "0"), "--top-p is 0.0"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +18,7 @@ from memorizing.cli.options import (
     INTERRUPTED_STATUS,
     AdapterOption,
     DeviceOption,
+    DocumentsOption,
     JsonOption,
     ModelArgument,
     ModelPrecisionOption,
@@ -32,7 +35,7 @@ from memorizing.terminal import escape, say
 if TYPE_CHECKING:
     import torch
 
-    from memorizing.huggingface.sessions.sources import Sources
+    from memorizing.huggingface.sessions.sources import Source, Sources
 
 EXAMPLES = """\b
 examples:
@@ -43,6 +46,9 @@ examples:
 """
 
 _DOCUMENTS_SHOWN = 5
+_LINES_SHOWN = 4
+"""Of a passage, from the line where what was found begins."""
+_LINE_LEN = 100
 
 
 def run(
@@ -53,6 +59,7 @@ def run(
     no_memory: Annotated[
         bool, flag("Read nothing from --memory, with its window: to compare.", "--no-memory")
     ] = False,
+    documents: DocumentsOption = None,
     prompt: Annotated[str | None, option("TEXT", "What the model goes on from.")] = None,
     prompt_file: Annotated[
         Path | None, option("FILE", "Read the prompt from a file, or - for standard input.")
@@ -69,7 +76,7 @@ def run(
         bool, flag("The prompt is a question, put as the model was taught.", "--chat")
     ] = False,
     sources: Annotated[
-        bool, flag("Then show which documents were retrieved, and where (kept texts).", "--sources")
+        bool, flag("Then show what was read: passages, or documents and places.", "--sources")
     ] = False,
     window: Annotated[
         int | None, option("N", "Without --memory: tokens of local attention. Default: 512.", min=1)
@@ -85,19 +92,21 @@ def run(
     window and all other settings of the memory are those it was read with.
     """
     is_read = memory is not None and not no_memory
-    check_options(memory, no_memory, sources, temperature, top_p)
+    check_options(memory, no_memory, documents, sources, temperature, top_p)
     if window is not None and (memory is not None or adapter is not None):
         raise ConfigError("--window is given, and --memory or --adapter has one; leave it out")
     text = find_prompt(prompt, prompt_file)
     prepare_files(json_file)
+    num_documents = 0
     if memory is not None:
         from memorizing.memory.disk import MemoryFolder
 
-        MemoryFolder.open(memory)
+        num_documents = len(MemoryFolder.open(memory).documents)
     loaded, tokenizer = load_model(model, precision, device)
     prompt_tokens = encode(tokenizer, text, chat=chat)
     inputs = {name: tensor.to(loaded.device) for name, tensor in prompt_tokens.items()}
 
+    from memorizing.data.text import clean_name
     from memorizing.huggingface import add_memory, open_memory
     from memorizing.huggingface.learning.adapter import load_adapter
 
@@ -107,12 +116,16 @@ def run(
     elif memory is None:
         add_memory(loaded, window=window or choose_window(loaded))
     if memory is not None:
-        session = open_memory(loaded, memory, tokenizer=tokenizer)
-        held = f"{len(session.documents):,} documents, {session.num_entries:,} entries"
+        names = documents and list(map(clean_name, documents))
+        session = open_memory(loaded, memory, tokenizer=tokenizer, documents=names)
+        count = f"{len(session.documents):,}"
+        count += f" of {num_documents:,}" if names else ""
+        held = f"{count} documents, {session.num_entries:,} entries"
         say(f"memory: {memory}, {held}{'' if is_read else '; not read'}")
     result: dict[str, Any] = {
         "model": model,
         "memory": str(memory) if is_read else None,
+        "documents": documents,
         "prompt": text,
     }
     with ExitStack() as stack:
@@ -127,14 +140,19 @@ def run(
     )
     if sources and found is not None:
         result["sources"] = list_sources(found)
-        print_sources(result["sources"])
+        print_sources(found, result["prompt_tokens"])
     write_result(json_file, result)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED_STATUS)
 
 
 def check_options(
-    memory: Path | None, no_memory: bool, sources: bool, temperature: float, top_p: float
+    memory: Path | None,
+    no_memory: bool,
+    documents: list[str] | None,
+    sources: bool,
+    temperature: float,
+    top_p: float,
 ) -> None:
     """Refuse options that say nothing together.
 
@@ -145,6 +163,8 @@ def check_options(
         raise ConfigError("--no-memory is given without --memory, whose window it takes; add it")
     if sources and (memory is None or no_memory):
         raise ConfigError("--sources is given, and no memory is read; give --memory DIR")
+    if documents and memory is None:
+        raise ConfigError("--documents chooses among those of a memory; give --memory DIR")
     if top_p == 0.0:
         raise ConfigError("--top-p is 0.0; allowed: above 0, up to 1, which is no limit")
     if top_p < 1.0 and temperature == 0.0:
@@ -224,6 +244,8 @@ def write(
     # The model's own settings of sampling must not change what the options say.
     own = model.generation_config
     own.do_sample, own.temperature, own.top_p, own.top_k, own.max_length = (None,) * 5
+    # It holds tokens back that were read: those of a quote.
+    own.repetition_penalty = None
     sampling = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
@@ -282,44 +304,56 @@ def choose_padding(tokenizer: Any, settings: Any) -> int | None:
 
 
 def list_sources(found: Sources) -> dict[str, Any]:
-    """Documents with their share of attention, and the most used places of those that have texts.
+    """Documents with their share of attention, and what was read in those that have texts.
 
     Raises:
         MemoryFolderError: the folder is damaged.
     """
-    listed = found.list()
     total = sum(found.mass.values()) + found.own_mass
-    snippets = found.find_snippets([name for name, _ in listed[:_DOCUMENTS_SHOWN]])
     return {
         "this_text": found.own_mass / total if total else 0.0,
-        "documents": [
-            {
-                "name": name,
-                "share": share,
-                "places": [
-                    {"share": place.share, **dataclasses.asdict(place.text)}
-                    for place in snippets.get(name, [])
-                ],
-            }
-            for name, share in listed
-        ],
+        "documents": [{"name": name, "share": share} for name, share in found.list()],
+        "passages": list(map(dataclasses.asdict, found.passages)),
+        "places": list(map(dataclasses.asdict, [] if found.passages else found.find_places())),
     }
 
 
-def print_sources(sources: dict[str, Any]) -> None:
-    """Print documents and places to standard error, most used first."""
-    documents = sources["documents"]
+def print_sources(found: Sources, num_prompt: int) -> None:
+    """Print to standard error what was read, most used first."""
+    if found.passages:
+        print_passages(found.passages, num_prompt)
+        return
+    documents, places = found.list(), found.find_places(num_documents=_DOCUMENTS_SHOWN)
     say("sources, by their share of attention to what was retrieved:")
-    for document in documents[:_DOCUMENTS_SHOWN]:
-        say(f"  {document['share']:6.1%}  {document['name']}")
-        for place in document["places"]:
-            line = f"{place['before']}«{place['token']}»{place['after']}"
-            say("          " + re.sub(r"\s*\n\s*", " ⏎ ", line))
+    for name, share in documents[:_DOCUMENTS_SHOWN]:
+        say(f"  {share:6.1%}  {name}")
+        for place in places:
+            if place.document == name:
+                start, end = place.focus
+                text = f"{place.text[:start]}«{place.text[start:end]}»{place.text[end:]}"
+                say(f"          {place.first_line}: " + re.sub(r"\s*\n\s*", " ⏎ ", text))
     rest = documents[_DOCUMENTS_SHOWN:]
     if rest:
-        share = sum(document["share"] for document in rest)
-        say(f"  {share:6.1%}  {len(rest):,} more documents")
-    if sources["this_text"]:
-        say(f"  {sources['this_text']:6.1%}  this text itself, before its window")
-    if not documents and not sources["this_text"]:
+        say(f"  {sum(share for _, share in rest):6.1%}  {len(rest):,} more documents")
+    own = 1 - sum(share for _, share in documents)
+    if found.own_mass:
+        say(f"  {own:6.1%}  this text itself, before its window")
+    if not documents and not found.own_mass:
         say("  nothing was retrieved")
+
+
+def print_passages(passages: Sequence[Source], num_prompt: int) -> None:
+    """Print passages in the order in which they came in sight, from the line that was found."""
+    for since, group in itertools.groupby(passages, lambda one: one.since or 0):
+        # The call that reads the last token which was written looks for passages, for the next.
+        num_written = since - num_prompt + 1
+        when = "from the start" if num_written <= 0 else f"after {num_written:,} new tokens"
+        say(f"passages in sight {when}, by the share of attention that found them:")
+        for one in group:
+            place = one.document or "this text itself, before its window"
+            lines = "" if one.first_line is None else f", lines {one.first_line}-{one.last_line}"
+            say(f"  {one.weight:6.1%}  {place}{lines}")
+            found = one.text[: one.focus[0]].rfind("\n") + 1
+            shown = [line for line in one.text[found:].splitlines() if line.strip()]
+            for line in shown[:_LINES_SHOWN]:
+                say(f"          {line[:_LINE_LEN]}{'…' * (len(line) > _LINE_LEN)}")

@@ -72,6 +72,14 @@ ModelPrecisionOption = Annotated[
 DeviceOption = Annotated[
     str, option("DEVICE", "cpu, cuda, cuda:1; auto is cuda where there is one.")
 ]
+DocumentsOption = Annotated[
+    list[str] | None,
+    option(
+        "PATTERN",
+        "Search only documents of --memory whose names match: * is anything, / too. Repeatable.",
+        "--documents",
+    ),
+]
 AdapterOption = Annotated[
     Path | None, option("DIR", "What `memorizing finetune` learned for this model.", "--adapter")
 ]

@@ -6,7 +6,6 @@ from memorizing.memory.disk import (
     MemoryFolder,
     NewDocument,
     StoredDocument,
-    TextAround,
     hash_text,
 )
 from memorizing.memory.frozen import FrozenMemory
@@ -25,7 +24,6 @@ __all__ = [
     "RetrievalControl",
     "Retrieved",
     "StoredDocument",
-    "TextAround",
     "hash_text",
     "keep_best",
     "memory_bytes",

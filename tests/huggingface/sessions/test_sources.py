@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from memorizing.huggingface import open_memory
+from memorizing.huggingface.sessions.sources import _find_lines, _join_spans
 from tests.huggingface.sessions.tools import (
+    DOCUMENTS,
     NUM_ENTRIES,
     QUESTION,
     ask,
@@ -16,8 +18,10 @@ from tests.huggingface.sessions.tools import (
 )
 from tests.huggingface.tools import (
     SEGMENT_LEN,
+    call,
     find_model,
     give_memory,
+    make_tokens,
     read,
 )
 
@@ -107,3 +111,96 @@ def test_a_recording_goes_on_when_documents_are_forgotten_and_read(path: Path | 
     expected = {name: one.mass.get(name, 0) + two.mass.get(name, 0) for name in names}
     assert sources.mass == pytest.approx(expected, rel=1e-6)
     assert {"first", "new"} <= sources.mass.keys()
+
+
+def test_passages_are_quotes_with_their_lines_and_when_they_were_in_sight(path: Path | None):
+    model = find_model()
+    give_memory(model, read="passages", num_passages=1, passage_len=96, search_every=3)
+    words = {
+        name: [f"w{token}" for token in make_tokens(1, 207, seed=seed)[0].tolist()]
+        for seed, name in enumerate("ab")
+    }
+    # Lines of three words that end in three ways.
+    lines = {
+        name: "".join(
+            word + ("\r\n", "\n", "\r")[place // 3 % 3] * (place % 3 == 2) + " é" * (place == 2)
+            for place, word in enumerate(f" {one}" for one in text)
+        )
+        for name, text in words.items()
+    }
+    with open_memory(model, path) as memory, torch.no_grad():
+        read_all(memory, lines)
+        with memory.record() as sources:
+            cache = memory.new_cache()
+            call(model, make_tokens(1, 17, seed=1), cache)
+            for token in make_tokens(1, 31, seed=2)[0]:
+                call(model, token.view(1, 1), cache)
+    own = [one for one in sources.passages if one.document is None]
+    read = [one for one in sources.passages if one.document is not None]
+    assert read
+    assert {one.first_line for one in own} <= {None}
+    assert sources.passages[0].since == 0
+    assert len(sources.passages) > 2
+    changes = [one.since for one in sources.passages[1:]]
+    assert [one.until for one in sources.passages] == [*changes, None]
+    assert changes == sorted(set(changes))
+    for one in read:
+        assert one.document is not None
+        assert one.text in lines[one.document]
+        numbered = lines[one.document].replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        first, last = one.text.split()[0], one.text.split()[-1]
+        assert one.first_line is not None
+        assert one.last_line is not None
+        assert first in numbered[one.first_line - 1].split()
+        assert last in numbered[one.last_line - 1].split()
+        assert 0 < one.weight <= 1
+        begin, end = one.focus
+        assert 0 <= begin < end <= len(one.text)
+
+
+def test_places_are_the_most_used_entries_with_their_lines(path: Path | None):
+    model = find_model()
+    give_memory(model)
+    lines = {name: "\n".join(text.split()) for name, text in DOCUMENTS.items()}
+    with open_memory(model, path, keep_text=True) as memory:
+        read_all(memory, lines)
+        with memory.record() as sources:
+            ask(model)
+    places = sources.find_places(num_documents=2, num_per_document=3, num_characters=7)
+    assert len({place.document for place in places}) == 2
+    assert [place.weight for place in places] == sorted((p.weight for p in places), reverse=True)
+    for place in places:
+        assert place.document is not None
+        assert place.first_line is not None
+        token = place.text[slice(*place.focus)]
+        assert lines[place.document].split()[place.first_line - 1] == token
+        assert place.last_line == place.first_line
+        assert place.text in lines[place.document]
+        assert len(place.text) <= 14 + len(token)
+    assert sources.passages == []
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end", "lines"),
+    [
+        ("", 0, 0, (1, 1)),
+        ("one", 0, 3, (1, 1)),
+        ("a\nb\n", 0, 4, (1, 2)),
+        ("a\nb\nc", 1, 5, (2, 3)),
+        ("a\r\nb\r\nc", 3, 4, (2, 2)),
+        ("a\r\nb\r\nc", 2, 6, (2, 2)),
+        ("a\rb\rc", 2, 5, (2, 3)),
+        ("\n\n\n", 1, 3, (2, 3)),
+        ("a\u2028b\x0cc\n", 4, 5, (1, 1)),
+        ("é\n数\n👩\u200d🔬", 4, 7, (3, 3)),
+    ],
+)
+def test_lines_are_counted_as_editors_do(text, start, end, lines):
+    assert _find_lines(text, start, end) == lines
+
+
+def test_what_another_wrote_as_characters_of_tokens_is_no_crash():
+    spans = torch.tensor([[-5, 2], [2**31 - 1, 2**31 - 1], [3, 1], [4, 2**31 - 1]])
+    assert _join_spans(spans, "seven77") == (0, 7)
+    assert _join_spans(spans[1:3], "seven77") == (0, 0)
+    assert _join_spans(spans[:0], "") == (0, 0)

@@ -64,9 +64,10 @@ def test_texts_are_kept_where_asked_for(tmp_path: Path):
             read_all(memory)
         folder = MemoryFolder.open(path)
         assert all((document.text is not None) == keep_text for document in folder.documents)
-    # Entry 0 is the token after the first three: the start token and two words.
-    around = folder.contents.read_around(0, 0)
-    assert around.token == DOCUMENTS["first"].split()[2]
+    # The start token has no characters.
+    spans = folder.contents.read_spans(folder.documents[0])
+    text = DOCUMENTS["first"]
+    assert [text[slice(*span)] for span in spans.tolist()] == ["", *text.split()]
 
 
 def test_a_folder_and_no_folder_give_the_same_logits(tmp_path: Path):

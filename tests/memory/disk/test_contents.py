@@ -36,13 +36,16 @@ def test_texts_and_the_places_of_tokens_in_them_are_kept_if_given(tmp_path: Path
     contents = MemoryFolder.open(tmp_path).contents
     assert contents.read_text("d") == write_text("d")
     first, text = count_entries("a"), write_text("b")
-    around = contents.read_around(first + 1, 3)
-    assert (around.before, around.token, around.after) == (text[:2], text[2:4], text[4:7])
+    of_a, of_b, of_c, _ = contents.documents
+    spans = contents.read_spans(of_b)
+    assert spans is not None
+    assert len(spans) == count_entries("b")
+    assert text[slice(*spans[1].tolist())] == write_text("b")[2:4]
+    assert len(contents.read_spans(of_a)) == first
+    assert contents.read_spans(of_c) is None
     for name, message in (("c", "did not keep the text"), ("e", "holds no document")):
         with pytest.raises(MemoryFolderError, match=message):
             contents.read_text(name)
-    with pytest.raises(MemoryFolderError, match="did not keep the text"):
-        contents.read_around(first + count_entries("b"), 3)
 
 
 def test_a_text_may_be_kept_without_the_places_of_its_tokens(tmp_path: Path) -> None:

@@ -189,3 +189,48 @@ def test_a_folder_is_searched_with_scann_after_a_fork(path: Path) -> None:
         process.kill()
     assert not is_hanging
     assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_documents_that_are_left_out_are_as_if_they_were_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(state, "SMALL_SEGMENT", 1)
+    names = [["a", "b", "c", "d"], ["e", "f"], ["g"], ["h"]]
+    folder = make_folder(tmp_path / "all", *names, dtype=dtype)
+    kept = make_folder(tmp_path / "some", ["a", "c"], ["e", "f"], ["h"], dtype=dtype)
+    for layer, heads in ((3, None), (7, [1])):
+        words = {"heads": heads, "forgotten": {"b", "d", "g"}}
+        found = folder.open_layer(layer, **words)
+        expected = kept.open_layer(layer, heads=heads)
+        for part in ("keys", "values"):
+            mine, theirs = (
+                torch.cat([getattr(block.load(), part) for block in memory.blocks], 2)
+                for memory in (found, expected)
+            )
+            assert torch.equal(mine, theirs)
+        asked = QUERIES[:, :3] if heads else QUERIES
+        best = [
+            torch.cat([part.neighbors.scores for part in memory.retrieve(asked, 5)], -1).topk(5)
+            for memory in (found, expected)
+        ]
+        assert torch.equal(best[0].values, best[1].values)
+    nothing = folder.open_layer(3, forgotten=set("abcdefgh"))
+    assert nothing.size == 0
+    assert nothing.retrieve(QUERIES, 5) == ()
+    # Segments of which nothing is left out stay mapped.
+    mapped = [block.load().keys for block in folder.open_layer(3).blocks]
+    again = [block.load().keys for block in folder.open_layer(3, forgotten={"b"}).blocks]
+    if dtype == "float32":
+        shared = [a.data_ptr() == b.data_ptr() for a, b in zip(mapped, again, strict=True)]
+        assert shared == [False, True]
+
+
+def test_a_saved_index_does_not_find_documents_that_are_left_out(folder: MemoryFolder) -> None:
+    folder.save_indexes(HNSW)
+    some = [document.name for document in folder.documents if document.name not in ("b", "bb")]
+    whole = folder.open_layer(7, index=HNSW)
+    found = folder.open_layer(7, index=HNSW, forgotten={"b", "bb"})
+    assert found.size == sum(map(count_entries, some)) < whole.size
+    exact = folder.open_layer(7, forgotten={"b", "bb"})
+    check_alike(found.retrieve(QUERIES, 5), exact.retrieve(QUERIES, 5))

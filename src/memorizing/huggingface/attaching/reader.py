@@ -59,7 +59,7 @@ class Reader(Calls):
             _exchange(old, new, only_best=is_written)
             for old, new in zip(before, found, strict=True)
         ]
-        _tell_passages(mode, kept)
+        _tell_passages(mode, given.start, kept)
         if tuple(kept) != tuple(before):
             start_token = look_up_start_token(self.decoder.base.config)
             text.room = self._read_room(plan_room(kept, start_token), text.room)
@@ -147,15 +147,19 @@ def _exchange(
     return (new[0], *old[1:]) if only_best and old else new
 
 
-def _tell_passages(mode: CallMode, passages: Sequence[tuple[Passage, ...]]) -> None:
-    """Report what is in sight: the share of attention of every passage, on its chunk's entries."""
+def _tell_passages(mode: CallMode, since: int, passages: Sequence[tuple[Passage, ...]]) -> None:
+    """Report all that is in sight: the shares of passages, on their chunks' entries."""
+    if not mode.listeners:
+        return
+    findings = []
+    for one in itertools.chain.from_iterable(passages):
+        is_own = one.entries is None
+        entries = torch.tensor(one.entries or range(one.chunk, one.chunk + CHUNK_LEN))
+        shares = torch.full((1, 1, 1, len(entries)), one.score / len(entries))
+        entries = entries.view(1, 1, 1, -1)
+        findings.append(Finding(shares, shares, entries, is_own, one, since))
     for listener in mode.listeners:
-        for one in itertools.chain.from_iterable(passages):
-            is_own = one.entries is None
-            entries = torch.tensor(one.entries or range(one.chunk, one.chunk + CHUNK_LEN))
-            shares = torch.full((1, 1, 1, len(entries)), one.score / len(entries))
-            found = Finding(shares, shares, entries.view(1, 1, 1, -1), is_own, one)
-            listener(0, [found], torch.ones(1, 1, 1))
+        listener(0, findings, torch.ones(1, 1, 1))
 
 
 def _shuffle(passage: Passage, seed: int) -> Passage:

@@ -47,6 +47,8 @@ class Finding:
     """Whether they are of the text's own memory."""
     passage: Passage | None = None
     """The one that is in sight for them, where passages are read: the entries are its chunk's."""
+    since: int = 0
+    """Tokens of the text that are read before it is in sight."""
 
 
 OnRetrieved = Callable[[int, Sequence[Finding], Tensor], None]

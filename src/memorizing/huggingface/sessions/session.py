@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache
 
 from memorizing.data import Document
-from memorizing.errors import MemoryFolderError, StateError
+from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.huggingface.attaching.attachment import (
     Attachment,
     add_memory,
@@ -250,7 +250,7 @@ class MemorySession:
     @contextmanager
     def record(self) -> Iterator[Sources]:
         """Collect which documents the calls inside retrieve from."""
-        sources = Sources(self._store)
+        sources = Sources(self._store, self._tokenizer)
         with self._attachment.listen(sources.add):
             yield sources
 
@@ -261,6 +261,7 @@ def open_memory(
     *,
     keep_text: bool = False,
     tokenizer: Any = None,
+    documents: Sequence[str] | None = None,
     dtype: str | None = None,
     fingerprint: Fingerprint | None = None,
 ) -> MemorySession:
@@ -277,6 +278,10 @@ def open_memory(
         keep_text: also keep the texts of documents read from now on, for `Sources` and reports.
             Where passages are read they always are.
         tokenizer: of the model, where passages are read of what a folder holds; `read` gives one.
+        documents: patterns of names; only documents that one of them matches are searched, as if
+            the folder had no others, and nothing is read or forgotten. A pattern is a name, or one
+            of `fnmatch` for whole names, in which case counts: `*` is any characters, slashes too,
+            `?` is one, `[ab]` one of these. None is all.
         dtype: of a new folder's entries; None is that of the memory.
         fingerprint: of the model as it is now, for whoever opens many memories and knows that no
             weight changed: `get_attachment(model).fingerprint()`. None computes it, which is a pass
@@ -284,13 +289,16 @@ def open_memory(
 
     Raises:
         MemoryFolderError: the folder is no memory, or one of another model or other layers, or it
-            is damaged.
-        ConfigError: the model has no memory, and there is no folder to tell what it should be.
+            is damaged; a pattern that matches no document.
+        ConfigError: the model has no memory, and there is no folder to tell what it should be; or
+            `documents` is no list of patterns of a folder.
 
     Warns:
         UserWarning: the folder is of an older format, which does not say all that is compared; or
             passages are found by other heads than those it was made for.
     """
+    if documents is not None:
+        _check_patterns(documents, path)
     folder = None if path is None else MemoryFolder.find(path)
     followed = folder if find_attachment(model) is None else None
     if followed is not None:
@@ -308,7 +316,7 @@ def open_memory(
         store = (
             RamStore(description, index)
             if path is None
-            else FolderStore(Path(path), folder, description, index)
+            else FolderStore(Path(path), folder, description, index, documents)
         )
     except BaseException:
         if followed is not None:
@@ -316,6 +324,24 @@ def open_memory(
         raise
     keep_text = keep_text or attachment.settings.read == "passages"
     return MemorySession(attachment, store, keep_text=keep_text, tokenizer=tokenizer)
+
+
+def _check_patterns(patterns: Any, path: Path | str | None) -> None:
+    """Refuse what are no patterns, or of nothing.
+
+    Raises:
+        ConfigError: with what is allowed.
+    """
+    is_list = isinstance(patterns, Sequence) and not isinstance(patterns, (str, bytes))
+    if not is_list or not patterns or not all(one and isinstance(one, str) for one in patterns):
+        raise ConfigError(
+            f"documents is {patterns!r}; give one pattern of names or more, such as "
+            "documents=['src/*.py'], or None for all"
+        )
+    if path is None:
+        raise ConfigError(
+            "documents chooses among those of a folder, and this memory has none; give its path"
+        )
 
 
 def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprint) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from memorizing.memory.disk import (
     MemoryFolder,
     NewDocument,
     StoredDocument,
-    TextAround,
 )
 from memorizing.memory.frozen import FrozenMemory
+from memorizing.settings import find_nearest
 
 
 class RamStore:
@@ -51,6 +52,12 @@ class RamStore:
         text = self._given[name].text
         assert text is not None
         return text
+
+    def read_spans(self, name: str) -> Tensor | None:
+        """See `FolderStore`."""
+        document = self._given.get(name)
+        offsets = None if document is None else document.token_offsets
+        return None if offsets is None else torch.as_tensor(offsets)
 
     def list_places(self, document: StoredDocument) -> Tensor:
         """See `FolderStore`."""
@@ -134,6 +141,7 @@ class FolderStore:
         folder: MemoryFolder | None,
         description: FolderDescription,
         index: IndexSettings,
+        patterns: Sequence[str] | None = None,
     ) -> None:
         """Take a folder that is there, or its place.
 
@@ -143,11 +151,19 @@ class FolderStore:
             description: of new entries. Where the folder's fingerprint is of an older format, that
                 of the description replaces it at the next `write`.
             index: what searches the entries.
+            patterns: of the names of documents that are searched; see `choose_documents`. Nothing
+                is written then. None is all.
+
+        Raises:
+            MemoryFolderError: a pattern that matches no document.
         """
         self.path = path
         self.index = index
         self._folder = folder
         self._mine = description
+        self._chosen: tuple[StoredDocument, ...] | None = None
+        if patterns is not None:
+            self._chosen = choose_documents(self.documents, patterns, path)
 
     @property
     def description(self) -> FolderDescription:
@@ -156,8 +172,19 @@ class FolderStore:
 
     @property
     def documents(self) -> tuple[StoredDocument, ...]:
-        """What was read, oldest first."""
+        """What was read, oldest first; where some were chosen, these."""
+        if self._chosen is not None:
+            return self._chosen
         return self._folder.documents if self._folder else ()
+
+    def _check_unchosen(self) -> None:
+        """Refuse to change or copy a memory that is open in part."""
+        if self._chosen is not None and self._folder is not None:
+            raise MemoryFolderError(
+                f"{self.path} is open to search {len(self._chosen):,} of its "
+                f"{len(self._folder.documents):,} documents, and not to be changed or copied; "
+                "open it without documents to do this"
+            )
 
     def find_document(self, name: str) -> StoredDocument | None:
         """The document of a name."""
@@ -196,10 +223,15 @@ class FolderStore:
             )
         return places
 
-    def read_around(self, entry: int, num_characters: int) -> TextAround:
-        """The kept text around the token of an entry."""
+    def read_spans(self, name: str) -> Tensor | None:
+        """(num_tokens, 2): characters [start, end) of a document's tokens; None is not there.
+
+        Raises:
+            MemoryFolderError: a file of the folder is damaged.
+        """
         assert self._folder is not None
-        return self._folder.contents.read_around(entry, num_characters)
+        document = self.find_document(name)
+        return None if document is None else self._folder.contents.read_spans(document)
 
     def open_layers(
         self, devices: Mapping[int, torch.device], open_heads: Mapping[int, OpenHeads]
@@ -207,9 +239,15 @@ class FolderStore:
         """Per layer that a head reads, the entries of its `key_heads`, searched on its device."""
         if self._folder is None:
             return {}
+        chosen = {document.name for document in self.documents}
+        forgotten = {one.name for one in self._folder.documents if one.name not in chosen}
         return {
             layer: self._folder.open_layer(
-                layer, devices[layer], self.index, heads=open_heads[layer].key_heads
+                layer,
+                devices[layer],
+                self.index,
+                heads=open_heads[layer].key_heads,
+                forgotten=forgotten,
             )
             for layer in self.description.layers
             if open_heads[layer].is_any
@@ -220,8 +258,9 @@ class FolderStore:
         """Be the only one that writes what a tokenizer made of texts.
 
         Raises:
-            MemoryFolderError: documents were read with another tokenizer.
+            MemoryFolderError: documents were read with another tokenizer, or some were chosen.
         """
+        self._check_unchosen()
         described = take_tokenizer(self.description, tokenizer)
         if self._folder is None:
             self._folder = MemoryFolder.create(self.path, described)
@@ -243,8 +282,9 @@ class FolderStore:
         """Remove a document.
 
         Raises:
-            MemoryFolderError: there is none of this name.
+            MemoryFolderError: there is none of this name, or some were chosen.
         """
+        self._check_unchosen()
         if self._folder is None:
             raise MemoryFolderError(f"{self.path} holds no document {name!r}: nothing was read yet")
         self._folder.forget(name)
@@ -253,8 +293,10 @@ class FolderStore:
         """Write everything into a new folder.
 
         Raises:
-            MemoryFolderError: nothing was read, or a dtype that the entries do not have any more.
+            MemoryFolderError: nothing was read, a dtype that the entries do not have any more, or
+                documents were chosen.
         """
+        self._check_unchosen()
         if dtype is not None and dtype != self.description.dtype:
             raise MemoryFolderError(
                 f"{self.path} is stored in {self.description.dtype}, and a copy of it cannot be in "
@@ -263,6 +305,33 @@ class FolderStore:
         if self._folder is None:
             raise MemoryFolderError("nothing was read, so there is nothing to save; read first")
         MemoryFolder.merge([self.path], path)
+
+
+def choose_documents(
+    documents: Sequence[StoredDocument], patterns: Sequence[str], path: Path
+) -> tuple[StoredDocument, ...]:
+    """Documents that a pattern matches, in their order.
+
+    A pattern is a name, or one of `fnmatch` for whole names, in which case counts: `*` is any
+    characters, slashes too, `?` is one, `[ab]` one of these.
+
+    Raises:
+        MemoryFolderError: a pattern that matches none, with names that are near.
+    """
+    names = [document.name for document in documents]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+        if not found:
+            inside = f"{pattern.rstrip('/')}/"
+            is_folder = any(name.startswith(inside) for name in names)
+            hint = f"write '{inside}*' for all of a folder" if is_folder else ""
+            raise MemoryFolderError(
+                f"{pattern!r} matches none of the {len(names):,} documents of {path}; "
+                f"{hint or find_nearest(pattern, names)}"
+            )
+        chosen.update(found)
+    return tuple(document for document in documents if document.name in chosen)
 
 
 def _cut_out(entries: Tensor, span: range) -> Tensor:

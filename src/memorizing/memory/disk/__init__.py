@@ -1,6 +1,5 @@
 """A memory on disk: a folder of sealed segments that is searched, added to and shared."""
 
-from memorizing.memory.disk.contents import TextAround
 from memorizing.memory.disk.documents import LayerEntries, NewDocument, hash_text
 from memorizing.memory.disk.folder import MemoryFolder
 from memorizing.memory.disk.manifest import FolderDescription, StoredDocument
@@ -11,6 +10,5 @@ __all__ = [
     "MemoryFolder",
     "NewDocument",
     "StoredDocument",
-    "TextAround",
     "hash_text",
 ]

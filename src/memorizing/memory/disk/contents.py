@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -12,15 +11,6 @@ from torch import Tensor
 from memorizing.errors import MemoryFolderError
 from memorizing.memory.disk.manifest import Manifest, StoredDocument
 from memorizing.memory.disk.segment import ADVICE, SegmentFile
-
-
-@dataclass(frozen=True)
-class TextAround:
-    """A token of a document, and the text before and after it."""
-
-    before: str
-    token: str
-    after: str
 
 
 class Contents:
@@ -90,33 +80,15 @@ class Contents:
         self._last_text = (name, text)
         return text
 
-    def read_around(self, entry: int, num_characters: int) -> TextAround:
-        """The text around the token of an entry, so many characters on both sides.
+    def read_spans(self, document: StoredDocument) -> Tensor | None:
+        """(num_tokens, 2) int32: characters [start, end) of its tokens; None was not kept.
 
         Raises:
-            MemoryFolderError: the document was kept without its text or its tokens' offsets.
+            MemoryFolderError: the folder is damaged.
         """
-        number = torch.tensor(entry)
-        document = self.documents[int(self.document_of(number))]
-        text = self.read_text(document.name)
         if document.spans is None:
-            raise MemoryFolderError(
-                f"this memory did not keep where the tokens of {document.name!r} are in its text; "
-                "give token_offsets when the document is read"
-            )
-        spans = self._find_segment(document).get_tensor("token_spans")
-        token = int(self.token_of(number))
-        if not 0 <= token < document.num_tokens:
-            raise MemoryFolderError(
-                f"{self.folder} has an entry of token {token} of {document.name!r}, which has "
-                f"{document.num_tokens:,}; {ADVICE}"
-            )
-        start, stop = (max(0, place) for place in spans[document.spans[0] + token].tolist())
-        return TextAround(
-            text[max(0, start - num_characters) : start],
-            text[start:stop],
-            text[stop : stop + num_characters],
-        )
+            return None
+        return self._find_segment(document).get_tensor("token_spans")[slice(*document.spans)]
 
     def _find_segment(self, document: StoredDocument) -> SegmentFile:
         return next(one for one in self.segments if one.record.file == document.segment)

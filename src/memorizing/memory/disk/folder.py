@@ -328,6 +328,7 @@ class MemoryFolder:
         index: IndexSettings | None = None,
         *,
         heads: Sequence[int] | None = None,
+        forgotten: Collection[str] = (),
     ) -> FrozenMemory:
         """The entries of one layer, to be searched. Nothing is read before the first search.
 
@@ -341,6 +342,8 @@ class MemoryFolder:
                 read and not built.
             heads: those of keys that are searched, ascending; None is all. Unless they are
                 neighbors, they are copied. With an index that `save_indexes` saves it must be all.
+            forgotten: names of documents whose entries are left out, as if they had been forgotten.
+                What remains of a segment that has some is copied, and its index built.
 
         Raises:
             MemoryFolderError: there is no such layer.
@@ -354,6 +357,7 @@ class MemoryFolder:
             index or ExactSettings(),
             torch.device(device),
             every if heads is None else heads,
+            forgotten,
         ).open()
 
     def _change(

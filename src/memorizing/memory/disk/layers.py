@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from memorizing.index_settings import IndexSettings, SealedSettings
 from memorizing.knn import make_index
 from memorizing.knn.sealed_files import DESCRIPTION
 from memorizing.memory.disk.contents import Contents
-from memorizing.memory.disk.segment import SegmentFile, decode_int8
+from memorizing.memory.disk.segment import SegmentFile, decode_int8, list_ranges
 from memorizing.memory.disk.state import INDEXES
 from memorizing.memory.frozen import (
     FrozenBlock,
@@ -30,7 +30,7 @@ from memorizing.memory.store import Memory
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """The entries of some heads of a layer of a folder, and what searches them where.
+    """The entries of a layer of a folder, of some heads and documents, and what searches them.
 
     Raises:
         MemoryFolderError: there is no such layer.
@@ -42,6 +42,8 @@ class StoredLayer:
     settings: IndexSettings
     device: torch.device
     heads: Sequence[int]
+    forgotten: Collection[str] = ()
+    """Names of documents that are left out, as if the folder did not have them."""
 
     def __post_init__(self) -> None:
         """Refuse what is not there."""
@@ -67,7 +69,7 @@ class StoredLayer:
         # A package that is missing is missed now, and not at the first search.
         make_index(self.settings)
         description = self.contents.manifest.description
-        filled = [one for one in self.contents.segments if one.record.num_entries]
+        filled = [one for one in self.contents.segments if self._count(one)]
         is_copied = description.dtype == "int8" or self.device.type != "cpu"
         groups = [[segment] for segment in filled]
         # What is copied anyway is searched in one go; indexes that take long to build are saved per
@@ -76,9 +78,9 @@ class StoredLayer:
             groups = [filled]
         blocks = [
             FrozenBlock(
-                sum(segment.record.num_entries for segment in group),
+                sum(map(self._count, group)),
                 partial(self._load, group),
-                None if is_copied else group[0].check_size,
+                None if is_copied or not self._is_whole(group[0]) else group[0].check_size,
             )
             for group in groups
         ]
@@ -103,9 +105,30 @@ class StoredLayer:
         folder = segment.path.parent / INDEXES / segment.path.stem
         return folder / f"{self.layer}-{self.settings.name}-{slug}"
 
+    @cached_property
+    def _ranges(self) -> dict[str, list[tuple[int, int]]]:
+        """Per segment, by its file, the entries that are not left out."""
+        if not self.forgotten:
+            records = [segment.record for segment in self.contents.segments]
+            return {one.file: [(0, one.num_entries)] for one in records}
+        documents = self.contents.documents
+        return {
+            segment.record.file: list_ranges(
+                segment.take(documents, self.forgotten).documents, "tokens"
+            )
+            for segment in self.contents.segments
+        }
+
+    def _count(self, segment: SegmentFile) -> int:
+        return sum(stop - start for start, stop in self._ranges[segment.record.file])
+
+    def _is_whole(self, segment: SegmentFile) -> bool:
+        return self._count(segment) == segment.record.num_entries
+
     def _load(self, segments: Sequence[SegmentFile]) -> Memory:
         keys, values = (self._gather(segments, kind).unsqueeze(0) for kind in ("key", "value"))
-        saved = self._name_index_folder(segments[0]) if len(segments) == 1 else None
+        is_saved = len(segments) == 1 and self._is_whole(segments[0])
+        saved = self._name_index_folder(segments[0]) if is_saved else None
         return make_block(keys, values, self.settings, saved and partial(self._restore, saved))
 
     def _gather(self, segments: Sequence[SegmentFile], kind: str) -> Tensor:
@@ -114,16 +137,19 @@ class StoredLayer:
         is_coded = description.dtype == "int8"
 
         def get(segment: SegmentFile, part: str) -> Tensor:
-            return select_heads(segment.get_tensor(f"{name}{part}"), self.heads).to(self.device)
+            lines = select_heads(segment.get_tensor(f"{name}{part}"), self.heads)
+            if not self._is_whole(segment):
+                ranges = self._ranges[segment.record.file]
+                lines = torch.cat([lines[:, start:stop] for start, stop in ranges], 1)
+            return lines.to(self.device)
 
         if len(segments) == 1 and not is_coded:
             return get(segments[0], "s")
-        num_entries = sum(segment.record.num_entries for segment in segments)
-        shape = (len(self.heads), num_entries, description.head_dim)
+        shape = (len(self.heads), sum(map(self._count, segments)), description.head_dim)
         gathered = torch.empty(shape, dtype=description.searched_dtype, device=self.device)
         start = 0
         for segment in segments:
-            stop = start + segment.record.num_entries
+            stop = start + self._count(segment)
             stored = get(segment, "s")
             if is_coded:
                 stored = decode_int8(stored, get(segment, "_factors"), gathered.dtype)

@@ -256,7 +256,7 @@ def _iterate_content(parts: Sequence[Part], layout: TensorLayout) -> Iterator[me
     yield memoryview(layout.header)
     for name, place in layout.places.items():
         tensors = [part.get_tensor(name) for part in parts]
-        ranges = [_list_ranges(part.documents, name) for part in parts]
+        ranges = [list_ranges(part.documents, name) for part in parts]
         # Entries of a head stand together.
         by_head = name.startswith("layers.")
         for head in range(place.shape[0] if by_head else 1):
@@ -266,7 +266,7 @@ def _iterate_content(parts: Sequence[Part], layout: TensorLayout) -> Iterator[me
                     yield view_bytes(lines[start:stop])
 
 
-def _list_ranges(documents: Sequence[StoredDocument], name: str) -> list[tuple[int, int]]:
+def list_ranges(documents: Sequence[StoredDocument], name: str) -> list[tuple[int, int]]:
     """Lines of the documents in a tensor; neighbors are joined."""
     ranges: list[tuple[int, int]] = []
     for document in documents:
