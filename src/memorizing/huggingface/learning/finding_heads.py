@@ -21,7 +21,7 @@ keys, n entries, C chunks, D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +127,6 @@ def _rename(prompt: Tensor, tokens: Tensor, generator: torch.Generator) -> None:
         prompt[before == kind] = tokens[other]
 
 
-@torch.no_grad()
 def find_finders(
     attachment: Attachment,
     tokens: Tensor,
@@ -135,9 +134,7 @@ def find_finders(
     max_layers: int,
     progress: Progress | None = None,
 ) -> Finders:
-    """The heads that find places of a text best.
-
-    The text is read once, as `MemorySession.read` reads it, and every prompt alone.
+    """The heads that find places of a text best; see `measure_shares`.
 
     Args:
         attachment: of the model, with all heads open. Not changed.
@@ -145,6 +142,28 @@ def find_finders(
         places: of it.
         max_layers: most layers.
         progress: called with the tokens read so far, and those of all; not of sinks.
+    """
+    heads, found, single = [], [], []
+    for shares, right in measure_shares(attachment, tokens, places, progress):
+        heads.append(choose(shares.unbind(1), right, MAX_HEADS))
+        found.append(shares[:, heads[-1]].mean(1))
+        single.append(_rate(shares, right))
+    chosen = choose(found, right, max_layers)
+    shares = torch.stack([found[place] for place in chosen]).mean(0)
+    return Finders(
+        {attachment.settings.layers[place]: tuple(heads[place]) for place in chosen},
+        Ranks(rank_places(score_chunks(shares), right)),
+        torch.stack(single),
+    )
+
+
+def measure_shares(
+    attachment: Attachment, tokens: Tensor, places: Places, progress: Progress | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per layer, shares of attention (P, H, T, C) of all chunks, and the right chunks (P,).
+
+    The text is read once, as `MemorySession.read` reads it, and every prompt alone. See
+    `find_finders`.
     """
     settings, done = attachment.settings, 0
     total = len(tokens) - settings.num_sinks + places.prompts.numel()
@@ -171,24 +190,13 @@ def find_finders(
                 tell(rows.numel())
     finally:
         model.train(was_training)
-    heads, found, single = [], [], []
     for layer in settings.layers:
         held = [piece.pop(layer) for piece in pieces]
         keys, values = (torch.cat(parts, 1) for parts in zip(*held, strict=True))
         collection = Collection((keys.shape[1],), {layer: [(keys, values)]})
-        right = collection.chunks[places.after - settings.num_sinks]
         queries = torch.cat([queries.pop(layer) for queries in asked])
-        shares = weigh_by_head(queries, keys, collection)
-        heads.append(choose(shares.unbind(1), right, MAX_HEADS))
-        found.append(shares[:, heads[-1]].mean(1))
-        single.append(_rate(shares, right))
-    chosen = choose(found, right, max_layers)
-    shares = torch.stack([found[place] for place in chosen]).mean(0)
-    return Finders(
-        {settings.layers[place]: tuple(heads[place]) for place in chosen},
-        Ranks(rank_places(score_chunks(shares), right)),
-        torch.stack(single),
-    )
+        right = collection.chunks[places.after - settings.num_sinks]
+        yield weigh_by_head(queries, keys, collection), right
 
 
 def weigh_by_head(queries: Tensor, keys: Tensor, collection: Collection) -> Tensor:
