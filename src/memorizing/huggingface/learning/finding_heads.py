@@ -8,8 +8,8 @@ is compared with the entries of the whole text, as `weigh_chunks` does, but head
 
 where chunks are scored by `score_chunks`, and the right one is that of the token after the prompt.
 Of each layer those heads are taken that have the largest mean of 1 / rank together, and then the
-layers that have it. In every second prompt some tokens are exchanged, as where names differ: heads
-that find nothing but copies do worse.
+layers that have it. In every second prompt some tokens are exchanged, as where names differ, so
+that heads that find nothing but copies are not preferred.
 
 Source: heads that retrieve are few in every model (Wu et al. 2024), and their attention is a good
 retriever (QRRetriever, 2025). **Deviation:** those score heads by questions with known answers;
