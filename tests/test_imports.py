@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"model", DATA_TYPES, "loss", "metrics"},
     "huggingface": {"memory", "knn", "model", "loss", "terminal", DATA_TYPES},
     "training": ALL - {"training", "analysis"},
-    "analysis": {"model", "evaluation", DATA_TYPES, "knn", "metrics"},
+    "analysis": {"model", "evaluation", "huggingface", DATA_TYPES, "knn", "metrics"},
     "run_report": ALL,
     "benchmark": ALL,
     "demo": {*ALL, "run_report"},

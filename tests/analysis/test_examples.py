@@ -2,10 +2,9 @@
 
 import pytest
 
-from memorizing.analysis import explain_helped_tokens
+from memorizing.analysis import explain_helped_tokens, trace_document
 from memorizing.analysis.examples import _merge_entries
 from memorizing.analysis.helped import HelpedToken
-from memorizing.analysis.traces import RetrievedEntry
 from tests.analysis.conftest import TEXT
 
 
@@ -14,13 +13,15 @@ def test_examples_show_the_text_around_the_token_and_around_what_it_found(
 ):
     documents = [make_document("farm", "ant bee cow"), make_document("zoo", TEXT)]
     helped = [HelpedToken(1, 13, 0.5, 3.0), HelpedToken(0, 0, 1.0, 2.0)]
+    traces = {
+        index: trace_document(model, document, tokenizer.start_token, 17)
+        for index, document in enumerate(documents)
+    }
     example, first = explain_helped_tokens(
-        model,
+        traces,
         documents,
-        tokenizer.start_token,
         tokenizer,
         helped,
-        capacity=17,
         num_places=1,
         context_tokens=2,
         neighborhood=1,
@@ -45,13 +46,7 @@ def test_examples_show_the_text_around_the_token_and_around_what_it_found(
 
 
 def test_entries_of_all_layers_and_of_one_neighborhood_are_one_place():
-    entries = [
-        RetrievedEntry(0, 20, 0.3),
-        RetrievedEntry(1, 40, 0.2),
-        RetrievedEntry(0, 42, 0.15),
-        RetrievedEntry(2, 40, 0.05),
-        RetrievedEntry(0, 23, 0.01),
-    ]
+    entries = [(20, 0.3), (40, 0.2), (42, 0.15), (40, 0.05), (23, 0.01)]
     merged = _merge_entries(entries, neighborhood=3)
     assert [position for position, _ in merged] == [40, 20, 23]
     assert [weight for _, weight in merged] == pytest.approx([0.4, 0.3, 0.01])

@@ -2,24 +2,28 @@
 
 from memorizing.analysis.examples import Example, Place, explain_helped_tokens
 from memorizing.analysis.helped import HelpedToken, find_helped_tokens
+from memorizing.analysis.inspecting import inspect_model, inspect_run
+from memorizing.analysis.page import write_inspection
 from memorizing.analysis.plots import plot_capacities, plot_lengths
 from memorizing.analysis.rendering import render_examples
 from memorizing.analysis.tables import describe_reach, make_position_table, make_result_table
-from memorizing.analysis.traces import RetrievedEntry, TokenTrace, trace_document
+from memorizing.analysis.traces import Trace, trace_document
 
 __all__ = [
     "Example",
     "HelpedToken",
     "Place",
-    "RetrievedEntry",
-    "TokenTrace",
+    "Trace",
     "describe_reach",
     "explain_helped_tokens",
     "find_helped_tokens",
+    "inspect_model",
+    "inspect_run",
     "make_position_table",
     "make_result_table",
     "plot_capacities",
     "plot_lengths",
     "render_examples",
     "trace_document",
+    "write_inspection",
 ]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from memorizing.analysis.helped import HelpedToken
-from memorizing.analysis.traces import RetrievedEntry, trace_document
-from memorizing.model import MemorizingTransformer
+from memorizing.analysis.traces import Trace
 
 if TYPE_CHECKING:
     from memorizing.data import TokenizedDocument, Tokenizer
@@ -53,50 +52,37 @@ class Example:
 
 
 def explain_helped_tokens(
-    model: MemorizingTransformer,
+    traces: Mapping[int, Trace],
     documents: Sequence[TokenizedDocument],
-    start_token: int,
     tokenizer: Tokenizer,
     helped: Sequence[HelpedToken],
     *,
-    capacity: int,
     num_places: int = 2,
     context_tokens: int = 40,
     neighborhood: int = 8,
 ) -> list[Example]:
-    """Read the documents once more and show what was retrieved for these tokens.
+    """Show what was retrieved for some tokens.
 
     Args:
-        model: with memory.
+        traces: by the number of a document, as far as its last helped token.
         documents: those that `helped` was chosen from.
-        start_token: precedes each.
         tokenizer: of the documents.
         helped: the tokens, see `find_helped_tokens`.
-        capacity: entries of the memory, as when the tokens were chosen.
         num_places: how many retrieved places to show.
         context_tokens: tokens shown before and after.
         neighborhood: entries nearer than this are one place.
-
-    Raises:
-        ConfigError: as `trace_document`.
     """
-    traces = {}
-    for index in {token.document for token in helped}:
-        positions = [token.position for token in helped if token.document == index]
-        found = trace_document(model, documents[index], start_token, capacity, positions)
-        traces |= {(index, trace.position): trace for trace in found}
     examples = []
     for token in helped:
         document = documents[token.document]
         before, text, after = _quote(tokenizer, document.tokens, token.position, context_tokens)
-        entries = traces[token.document, token.position].retrieved
-        total = sum(entry.weight for entry in entries)
+        trace = traces[token.document]
+        total = trace.gates[token.position].mean() if trace.heads else 0.0
         places = []
+        entries = trace.list_weights(token.position)
         for position, weight in _merge_entries(entries, neighborhood)[:num_places]:
             quote = _quote(tokenizer, document.tokens, position - 1, context_tokens)
-            places.append(
-                Place(position, token.position - position, weight / (total or 1.0), *quote)
-            )
+            places.append(Place(position, token.position - position, float(weight / total), *quote))
         examples.append(
             Example(
                 document=document.name,
@@ -112,11 +98,13 @@ def explain_helped_tokens(
     return examples
 
 
-def _merge_entries(entries: Sequence[RetrievedEntry], neighborhood: int) -> list[tuple[int, float]]:
+def _merge_entries(
+    entries: Iterable[tuple[int, float]], neighborhood: int
+) -> list[tuple[int, float]]:
     """Places and weights, the heaviest first: layers together, entries with their neighbors."""
     by_position: dict[int, float] = {}
-    for entry in entries:
-        by_position[entry.position] = by_position.get(entry.position, 0.0) + entry.weight
+    for position, weight in entries:
+        by_position[position] = by_position.get(position, 0.0) + weight
     places: dict[int, float] = {}
     for position, weight in sorted(by_position.items(), key=lambda item: (-item[1], -item[0])):
         near = (place for place in places if abs(place - position) < neighborhood)

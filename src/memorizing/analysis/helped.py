@@ -52,6 +52,7 @@ def find_helped_tokens(
     *,
     num_tokens: int = 5,
     min_position: int = 0,
+    max_position: int | None = None,
     neighborhood: int = 64,
     max_per_document: int = 2,
 ) -> list[HelpedToken]:
@@ -68,6 +69,7 @@ def find_helped_tokens(
         tokenizer: to tell what a token says.
         num_tokens: how many to choose; there may be fewer.
         min_position: earlier tokens are left out, such as the first segment's, which has no memory.
+        max_position: this and later ones are left out.
         neighborhood: tokens.
         max_per_document: tokens of one document.
 
@@ -77,7 +79,7 @@ def find_helped_tokens(
     _check_documents(result, baseline, documents)
     max_per_document = max(max_per_document, math.ceil(num_tokens / max(1, len(documents))))
     parts = [
-        base.token_nats[min_position:] - mine.token_nats[min_position:]
+        (base.token_nats - mine.token_nats)[min_position:max_position]
         for mine, base in zip(result.documents, baseline.documents, strict=True)
     ]
     gains = np.concatenate(parts)

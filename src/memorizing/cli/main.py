@@ -20,6 +20,7 @@ from memorizing.cli import (
     finetune,
     generate,
     info,
+    inspect,
     memory,
     read,
     train,
@@ -45,6 +46,7 @@ examples:
   memorizing evaluate runs/small --capacity 0,8192   measure it, without memory and with
   memorizing read MODEL src --memory repo.memory     let a model of the hub read a repository
   memorizing generate MODEL --memory repo.memory --prompt 'def main('
+  memorizing inspect runs/small --text FILE          a page: where memory helps, and why
   memorizing VERB --help                             more examples
 """,
     add_completion=False,
@@ -75,6 +77,7 @@ VERBS = {
     "read": read,
     "finetune": finetune,
     "generate": generate,
+    "inspect": inspect,
     "demo": demo,
     "corpus": corpus,
     "info": info,

@@ -128,6 +128,24 @@ class Tokenizer:
             for part in parts
         ]
 
+    def encode_with_ends(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (n,) int32 as `encode` gives them, and where the characters of each end, (n,) int64.
+
+        A character that several tokens share ends with the first of them; what no token stands for
+        belongs to the next one.
+
+        Raises:
+            TokenizerError: the tokenizer cannot read the text.
+        """
+        ids, ends, before = [], [], 0
+        for part in _split_blanks(clean_text(text)):
+            with _explain_failures("the tokenizer cannot read a text", "leave it out"):
+                encoding = self._backend.encode(part, add_special_tokens=False)
+            ids += encoding.ids
+            ends += [before + end for _, end in encoding.offsets]
+            before += len(part)
+        return np.array(ids, dtype=np.int32), np.maximum.accumulate(np.array(ends, dtype=np.int64))
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids, special tokens included; bytes that are no whole character become U+FFFD."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)

@@ -17,6 +17,7 @@ from memorizing.analysis import (
     make_result_table,
     plot_capacities,
     render_examples,
+    trace_document,
 )
 from memorizing.config import load_config
 from memorizing.data import tokenize_documents
@@ -37,6 +38,8 @@ from memorizing.training import (
 
 _MARK = "demo.json"
 """A folder that holds this file is a demo's, and may be replaced by the next."""
+_READ_AGAIN = 16_384
+"""Tokens of each document among which those are chosen whose retrieval is shown."""
 
 
 def run_demo(
@@ -122,10 +125,15 @@ def run_demo(
         test,
         tokenizer,
         min_position=config.model.segment_len,
+        max_position=_READ_AGAIN,
     )
-    examples = explain_helped_tokens(
-        model, test, tokenizer.start_token, tokenizer, helped, capacity=capacity
-    )
+    traces = {}
+    for index in {token.document for token in helped}:
+        last = max(token.position for token in helped if token.document == index)
+        traces[index] = trace_document(
+            model, test[index], tokenizer.start_token, capacity, max_tokens=last + 1
+        )
+    examples = explain_helped_tokens(traces, test, tokenizer, helped)
     evaluate_s = time.monotonic() - start_s
     baseline: dict[str, Any] = {"baseline": cache_only, "baseline_name": "cache only"}
     console.print(make_result_table(results, differences=differences, **baseline))

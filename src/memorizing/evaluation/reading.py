@@ -21,7 +21,12 @@ from memorizing.devices import send
 from memorizing.errors import ConfigError
 from memorizing.evaluation.results import DocumentResult, EvaluationResult
 from memorizing.loss import compute_token_nats
-from memorizing.model import MemorizingTransformer, RetrievalControl, evaluation_mode
+from memorizing.model import (
+    MemorizingTransformer,
+    ModelOutput,
+    RetrievalControl,
+    evaluation_mode,
+)
 
 if TYPE_CHECKING:
     from memorizing.data import TokenizedDocument
@@ -40,6 +45,7 @@ def evaluate_documents(
     control: Control | None = None,
     max_tokens: int = 0,
     seed: int = 0,
+    on_output: Callable[[ModelOutput], None] | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
     """Read documents from their first token to their last and keep the nats of every token.
@@ -57,6 +63,7 @@ def evaluate_documents(
             another one that is read along with it; `shuffled` keeps keys and mixes up values.
         max_tokens: only the first tokens of each document are read; 0 reads them whole.
         seed: of `shuffled`.
+        on_output: called with what the model makes of every segment, what it retrieved included.
         progress: see `Progress`.
 
     Raises:
@@ -78,7 +85,9 @@ def evaluate_documents(
     with evaluation_mode(model):
         for group in _make_groups([len(part) for part in tokens], rows, control):
             texts = [tokens[i] for i in group]
-            nats = _read_group(model, texts, start_token, capacity, control, seed, report)
+            nats = _read_group(
+                model, texts, start_token, capacity, control, seed, on_output, report
+            )
             token_nats |= dict(zip(group, nats, strict=True))
     results = []
     for index, document in enumerate(documents):
@@ -211,6 +220,7 @@ def _read_group(
     capacity: int,
     control: Control | None,
     seed: int,
+    on_output: Callable[[ModelOutput], None] | None,
     report: Callable[[int], None],
 ) -> list[NDArray[np.float32]]:
     """Read documents that start together to their ends: the nats of each one's tokens.
@@ -245,8 +255,14 @@ def _read_group(
             read = [donors[r] if count else r for r, count in zip(rows, counts, strict=True)]
             retrieval = RetrievalControl(torch.tensor([rows.index(row) for row in read]))
         output = model(
-            send(tokens, device), state, valid=None if valid.all() else valid, control=retrieval
+            send(tokens, device),
+            state,
+            valid=None if valid.all() else valid,
+            control=retrieval,
+            return_retrievals=on_output is not None,
         )
+        if on_output is not None:
+            on_output(output)
         state = output.state.commit()
         wanted = send(_fill_rows(targets, rows, begin, segment_len), device)
         found = compute_token_nats(output.logits, wanted).cpu().numpy()

@@ -49,6 +49,8 @@ class Retrieval:
     """(B, H, T, k) int64: position in its document of the token behind the entry."""
     weights: Tensor
     """(B, H, T, k): softmax weights over the retrieved entries."""
+    scores: Tensor
+    """(B, H, T, k): by which they were found, larger is nearer."""
     valid: Tensor
     """(B, H, T, k) bool."""
 
@@ -257,7 +259,13 @@ class MemorizingTransformer(nn.Module):
             positions = memory.compute_positions(
                 neighbors.slots, None if control is None else control.donor_rows
             )
-            found[layer] = Retrieval(neighbors.slots, positions, weights.detach(), neighbors.valid)
+            found[layer] = Retrieval(
+                neighbors.slots,
+                positions,
+                weights.detach(),
+                neighbors.scores.detach(),
+                neighbors.valid,
+            )
         return found
 
     def gates(self) -> dict[int, Tensor]:

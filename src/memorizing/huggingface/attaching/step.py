@@ -370,7 +370,8 @@ class Step:
         is_token = self.valid[:, None, span, None]
         findings = []
         for part, first, shares in zip(parts, firsts, attended.shares, strict=True):
-            slots = part.neighbors.slots
+            slots, valid = part.neighbors.slots, part.neighbors.valid
+            scores = part.neighbors.scores.detach().masked_fill(~valid, -torch.inf)
             if first is None:
                 assert memory is not None
                 entries = memory.compute_positions(slots, donors)
@@ -379,7 +380,7 @@ class Step:
             findings.append(
                 Finding(
                     shares * is_token.to(shares.device),
-                    heads.keep(part.neighbors.scores),
+                    heads.keep(scores),
                     heads.keep(entries),
                     first is None,
                 )

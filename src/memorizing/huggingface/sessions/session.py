@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 
 from memorizing.data import Document
@@ -128,6 +129,28 @@ class MemorySession:
     def num_entries(self) -> int:
         """Entries of each layer that were read."""
         return sum(document.num_entries for document in self.documents)
+
+    def read_text(self, name: str) -> str | None:
+        """The text of a document that was read; None where it was not kept.
+
+        Raises:
+            MemoryFolderError: there is no such document, or a file of the folder is damaged.
+        """
+        return self._store.read_text(name) if self._store.has_text(self._find(name)) else None
+
+    def list_tokens(self, name: str) -> Tensor:
+        """(num_entries,) int64: the token of every entry of a document.
+
+        Raises:
+            MemoryFolderError: there is no such document, or a file of the folder is damaged.
+        """
+        return self._store.list_places(self._find(name))
+
+    def _find(self, name: str) -> StoredDocument:
+        for document in self.documents:
+            if document.name == name:
+                return document
+        raise MemoryFolderError(f"no document {name!r} was read; see memory.documents")
 
     @torch.inference_mode(False)
     def read(
