@@ -1,4 +1,7 @@
-"""`memorizing benchmark`: one verb below it for everything that is timed."""
+"""`memorizing benchmark`: one verb below it for everything that is timed.
+
+Those that ask what a model makes of what it has read are in `benchmark_memory`.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,12 @@ _SIZES = "8192,65536"
 _NUM_PEAKS = 3
 """Processes of which `--peak-memory` takes the median."""
 
-app = typer.Typer(help="Measure speed on this machine.", rich_markup_mode=None)
+app = typer.Typer(help="Measure speed, or what a memory is worth.", rich_markup_mode=None)
 
 
 @app.callback()
 def _set_up() -> None:
-    """Measure speed on this machine."""
+    """Measure speed on this machine, or what a model makes of what it has read."""
 
 
 @app.command(

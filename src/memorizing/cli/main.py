@@ -14,6 +14,7 @@ import typer
 from memorizing import __version__
 from memorizing.cli import (
     benchmark,
+    benchmark_memory,
     corpus,
     demo,
     evaluate,
@@ -84,6 +85,8 @@ VERBS = {
 }
 for name, verb in VERBS.items():
     app.command(name, epilog=verb.EXAMPLES)(verb.run)
+for name, (run_benchmark, examples) in benchmark_memory.VERBS.items():
+    benchmark.app.command(name, epilog=examples)(run_benchmark)
 app.add_typer(memory.app, name="memory")
 app.add_typer(benchmark.app, name="benchmark")
 

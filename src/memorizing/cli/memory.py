@@ -10,8 +10,9 @@ import typer
 
 from memorizing.cli.info import print_values
 from memorizing.cli.options import JsonOption, option, prepare_files, write_result
-from memorizing.cli.pretrained import count_bytes, describe_bytes
+from memorizing.cli.pretrained import describe_bytes
 from memorizing.errors import MemoryFolderError
+from memorizing.storage.folders import count_bytes
 from memorizing.terminal import show
 
 if TYPE_CHECKING:

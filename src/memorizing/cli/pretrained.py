@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from memorizing.cli.options import Precision
@@ -72,11 +71,6 @@ def calibrate_memory(
     with show_progress("calibrating") as progress:
         found = add_calibrated_memory(model, tokenizer, texts, progress=progress, **settings)
     say(f"calibrated: {found}")
-
-
-def count_bytes(path: Path) -> int:
-    """Of all files in a folder."""
-    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def describe_bytes(num_bytes: int) -> str:

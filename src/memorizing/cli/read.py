@@ -27,9 +27,10 @@ from memorizing.cli.options import (
     set_option,
     write_result,
 )
-from memorizing.cli.pretrained import calibrate_memory, count_bytes, describe_bytes, load_model
+from memorizing.cli.pretrained import calibrate_memory, describe_bytes, load_model
 from memorizing.cli.reading_plan import Plan, find_sources, plan_reading
 from memorizing.errors import ConfigError
+from memorizing.storage.folders import count_bytes
 from memorizing.terminal import make_display, say, show
 
 if TYPE_CHECKING:

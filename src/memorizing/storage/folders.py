@@ -214,3 +214,8 @@ def _exchange(first: Path, second: Path) -> bool:
     if number in _NO_EXCHANGE:
         return False
     raise OSError(number, os.strerror(number), str(second))
+
+
+def count_bytes(folder: Path) -> int:
+    """Of all files in a folder."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
