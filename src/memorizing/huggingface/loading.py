@@ -60,7 +60,7 @@ def load_pretrained(
             f"{num_known:,}; use the tokenizer that the model was trained with"
         )
     model = model.eval().to(device)
-    with _keep_quiet():
+    with keep_quiet():
         _try_out(model, tokenizer, name)
     return model, tokenizer
 
@@ -138,7 +138,7 @@ def explain_failure(what: str, name: str, error: Exception) -> str:
 
 def _load_both(place: str, name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
     if Path(place).is_dir():
-        with _keep_quiet():
+        with keep_quiet():
             return _load(place, name, dtype)
     # By its folder in the cache: by its name, some files are looked for on the hub all the same.
     config = cached_file(
@@ -146,7 +146,7 @@ def _load_both(place: str, name: str, dtype: torch.dtype | str) -> tuple[Any, An
         _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     if config is not None:
-        with contextlib.suppress(ConfigError, TokenizerError), _keep_quiet():
+        with contextlib.suppress(ConfigError, TokenizerError), keep_quiet():
             model, tokenizer = _load(str(Path(config).parent), name, dtype)
             model.config._name_or_path = name
             return model, tokenizer
@@ -252,7 +252,7 @@ def _ask_hub(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _keep_quiet() -> Iterator[None]:
+def keep_quiet() -> Iterator[None]:
     """Without the bars and hints of loading."""
     level, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

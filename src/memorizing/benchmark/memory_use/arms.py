@@ -107,6 +107,8 @@ class Begun:
     """The passages among them, best first."""
     shared_s: float = 0.0
     """Seconds that reading them took for an earlier prompt."""
+    length: int = 0
+    """Tokens of the text that a memory knows now: those of the prompt."""
 
 
 class Reader(Protocol):
@@ -295,11 +297,19 @@ class Remembering:
             logits,
             sum(len(one.ids) for one in passages),
             tuple(map(self._describe, passages)),
+            length=len(prompt),
         )
 
     def go_on(self, begun: Begun, tokens: Sequence[int]) -> Tensor:
-        """See `Reader`: as `generate` does, nothing is found by tokens that are still to come."""
-        with self._attachment.change_mode(looks_ahead=False):
+        """See `Reader`: as in `generate`, nothing is found by tokens that are still to come.
+
+        Nor anew right after the prompt, by which passages were found.
+        """
+        changes: dict[str, Any] = {"looks_ahead": False}
+        is_right_after = int(begun.cache.get_seq_length()) == begun.length
+        if self._finds and is_right_after:
+            changes["is_reading"] = False
+        with self._attachment.change_mode(**changes):
             return _call(self._setup.model, tokens, begun.cache, is_last_only=False)
 
     def find(self, place: Place, num_passages: int) -> list[Found] | None:

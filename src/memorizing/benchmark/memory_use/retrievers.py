@@ -145,12 +145,13 @@ class SentenceEncoder:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        from memorizing.huggingface.loading import check_place, explain_failure
+        from memorizing.huggingface.loading import check_place, explain_failure, keep_quiet
 
         place = check_place(name)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(place)
-            self._model = AutoModel.from_pretrained(place).eval().to(device)
+            with keep_quiet():
+                self._tokenizer = AutoTokenizer.from_pretrained(place)
+                self._model = AutoModel.from_pretrained(place).eval().to(device)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ConfigError(explain_failure("embedder", name, error)) from error
         positions = getattr(self._model.config, "max_position_embeddings", 512)

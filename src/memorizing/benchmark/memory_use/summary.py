@@ -72,7 +72,8 @@ def estimate(
     Returns:
         None where nothing is left.
     """
-    kept = [n for n in np.argsort(np.array(groups), kind="stable") if denominators[n] > 0]
+    order = np.argsort(np.array(groups), kind="stable").tolist()
+    kept = [n for n in order if denominators[n] > 0]
     if not kept:
         return None
     above, below = (_pick(values, kept) for values in (numerators, denominators))

@@ -1,0 +1,190 @@
+"""`memorizing benchmark recall` and `completion`, with a tiny model of bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.faults.tiny import save_llama
+from memorizing.benchmark.memory_use import asking
+
+MEMORY = ("--layers", "1", "--window", "61", "--precision", "fp32")
+MEMORY += ("--set", "num_passages=2", "--set", "passage_len=16", "--set", "segment_len=61")
+RECALL = ("--prompts", "4", "--prompt-len", "23", "--answer-len", "5", *MEMORY)
+ARMS = ["nothing", "entries", "passages", "passages-1", "bm25", "bm25-1", "whole"]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory) -> Path:
+    return save_llama(tmp_path_factory.mktemp("models") / "llama", max_positions=251)
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory) -> Path:
+    """Two packages."""
+    root = tmp_path_factory.mktemp("packages")
+    for number, name in enumerate(("one", "two")):
+        (root / name).mkdir()
+        (root / name / "home.py").write_text("def area(width, height):\n    return width\n")
+        calls = "".join(f"    area(width, {n + number})\n" for n in range(3))
+        (root / name / "use.py").write_text(f"from .home import area\n\ndef use(width):\n{calls}")
+        (root / name / "notes.md").write_text("area(1)\n")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _time_little(monkeypatch):
+    monkeypatch.setattr(asking, "_TIMED_TOKENS", 2)
+
+
+def test_quotes_are_measured_in_every_arm_and_shown(run, reader, texts, tmp_path):
+    path = tmp_path / "recall.json"
+    outcome = run("benchmark", "recall", reader, texts, *RECALL, "--json", path)
+    assert outcome.status == 0, outcome.err
+    result = json.loads(path.read_text())
+    assert [row["name"] for row in result["arms"]] == ARMS
+    assert len(result["places"]) == 4
+    for place in result["places"]:
+        text = (texts / place["document"]).read_text()
+        assert place["prompt"] + place["answer"] in text
+        assert set(place["arms"]) == set(ARMS)
+    given = {row["name"]: row["tokens_given"] for row in result["arms"]}
+    assert given["passages"] == given["bm25"] == 2 * given["bm25-1"] == 32
+    assert (given["nothing"], given["entries"]) == (0, 0)
+    # Texts repeat themselves word by word: the place of a prompt is found by its words.
+    by_name = {row["name"]: row for row in result["arms"]}
+    assert by_name["bm25"]["found"]["among"]["8"] > 0
+    assert by_name["nothing"]["found"] is None
+    assert by_name["passages"]["bytes"] > by_name["bm25"]["bytes"] > 0
+    lines = outcome.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    said = " ".join(outcome.out.split())
+    for words in (
+        "4 prompts of 23 tokens, the next 5 asked for",
+        "right of 5",
+        "the same less that of memory: passages",
+        "passages: 2 of 16 tokens, found by layers 1",
+        "an embedder is left out: none was given with --embedder",
+        "what it costs",
+    ):
+        assert words in said
+    assert any(line.lstrip().startswith("BM25, pasted") for line in lines)
+
+
+def test_what_is_asked_for_decides_nothing_about_the_other_arms(run, reader, texts, tmp_path):
+    found = []
+    for arms in ("nothing,bm25", "bm25"):
+        path = tmp_path / "recall.json"
+        words = ("--arms", arms, "--json", path)
+        assert run("benchmark", "recall", reader, texts, *RECALL, *words).status == 0
+        found.append(json.loads(path.read_text())["places"])
+    for place, again in zip(*found, strict=True):
+        assert list(place["arms"]) == ["nothing", "bm25"]
+        for key in ("num_right", "nats", "rank", "score", "num_given"):
+            assert place["arms"]["bm25"][key] == again["arms"]["bm25"][key]
+
+
+def test_a_file_that_is_not_in_memory_is_found_nowhere(run, reader, texts, tmp_path):
+    path = tmp_path / "recall.json"
+    words = ("--absent", "--rename", "--arms", "passages,bm25,whole", "--json", path)
+    outcome = run("benchmark", "recall", reader, texts, *RECALL, *words)
+    assert outcome.status == 0, outcome.err
+    said = " ".join(outcome.out.split())
+    assert "; names in the prompts changed; the file of a prompt not in memory" in said
+    result = json.loads(path.read_text())
+    for row in result["arms"][:2]:
+        assert row["found"]["among"]["8"] == row["found"]["in_sight"] == 0
+    assert result["arms"][2]["tokens_given"] == 0
+    assert {place["arms"]["passages"]["rank"] for place in result["places"]} == {0}
+
+
+def test_calls_are_completed_without_their_own_file(run, reader, python, tmp_path):
+    path = tmp_path / "completion.json"
+    folders = [python / "one", python / "two"]
+    words = ("--places", "2", "--prompt-len", "37", *MEMORY, "--json", path)
+    outcome = run("benchmark", "completion", reader, *folders, *words)
+    assert outcome.status == 0, outcome.err
+    result = json.loads(path.read_text())
+    assert [row["name"] for row in result["arms"]] == ARMS
+    assert [package["documents"] for package in result["packages"]] == [2, 2]
+    assert (result["drawn"], result["num_drawn"]) == ("packages", 2)
+    for place in result["places"]:
+        assert place["document"] == "use.py"
+        assert place["prompt"].endswith("    area(")
+        assert place["answer"].startswith("width, ")
+        assert place["answer"].endswith(")")
+        assert all(isinstance(arm["written"], str) for arm in place["arms"].values())
+    home = len((python / "one" / "home.py").read_bytes())
+    assert {row["name"]: row["tokens_given"] for row in result["arms"]}["whole"] == home
+    said = " ".join(outcome.out.split())
+    assert "2 packages of 4 files" in said
+    assert "2 calls to complete, after up to 37 tokens of their file" in said
+    assert max(map(len, outcome.out.splitlines())) <= 80
+
+
+def test_an_interrupt_shows_what_is_there(run, reader, texts, tmp_path, monkeypatch):
+    from memorizing.benchmark.memory_use import running
+
+    asked = []
+
+    def interrupt(*words, **named):
+        asked.append(words)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return asking.ask(*words, **named)
+
+    monkeypatch.setattr(running, "ask", interrupt)
+    path = tmp_path / "recall.json"
+    words = ("--arms", "nothing,passages,bm25", "--json", path)
+    outcome = run("benchmark", "recall", reader, texts, *RECALL, *words)
+    assert outcome.status == 130
+    assert "interrupted; the tables show what was asked until then" in outcome.err
+    said = " ".join(outcome.out.split())
+    assert "interrupted: memory: passages has 1 of 4 prompts" in said
+    result = json.loads(path.read_text())
+    assert result["interrupted"]
+    assert [row["num_places"] for row in result["arms"]] == [4, 1]
+
+
+def test_an_interrupt_before_the_first_answer_says_so(run, reader, texts, monkeypatch):
+    from memorizing.benchmark.memory_use import running
+
+    def interrupt(*words, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "ask", interrupt)
+    outcome = run("benchmark", "recall", reader, texts, *RECALL, "--arms", "nothing")
+    assert outcome.status == 130
+    assert "nothing to show" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--arms", "passage"), "unknown arm 'passage'; did you mean 'passages'?"),
+        (("--arms", "embedder"), "add --embedder"),
+        (("--heads", "1:0,"), "--heads is '1:0,'; write each layer once"),
+        (("--heads", "1:0", "--heads", "1:1"), "--heads is '1:1'; write each layer once"),
+        (("--heads", "1:7"), "7"),
+        (("--set", "read=entries"), "--set has read, and every way is measured here"),
+        (("--set", "passage_length=3"), "did you mean 'passage_len'?"),
+        (("--answer-len", "9000"), "need a file of 9223 tokens"),
+        (("--set", "passage_len=200"), "401 for passages"),
+        (("--prompt-len", "200"), "the model reads 251; ask for shorter prompts"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_one_line(refuse, reader, texts, words, expected):
+    assert expected in refuse("benchmark", "recall", reader, texts, *RECALL, *words)
+
+
+def test_files_that_are_none_are_refused(refuse, reader, python, tmp_path):
+    (tmp_path / "picture.png").write_bytes(b"\0\1")
+    said = refuse("benchmark", "recall", reader, tmp_path, *MEMORY)
+    assert "there is no text in" in said
+    assert "missing" in refuse("benchmark", "recall", reader, tmp_path / "missing", *MEMORY)
+    said = refuse("benchmark", "completion", reader, python / "one" / "home.py", *MEMORY)
+    assert "is no folder; a package is a folder of Python files" in said
+    said = refuse("benchmark", "completion", reader, python / "one", "--exclude", "use.py")
+    assert "has 1 Python files" in said
