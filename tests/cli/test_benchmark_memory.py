@@ -165,8 +165,8 @@ def test_an_interrupt_before_the_first_answer_says_so(run, reader, texts, monkey
     [
         (("--arms", "passage"), "unknown arm 'passage'; did you mean 'passages'?"),
         (("--arms", "embedder"), "add --embedder"),
-        (("--heads", "1:0,"), "--heads is '1:0,'; write each layer once"),
-        (("--heads", "1:0", "--heads", "1:1"), "--heads is '1:1'; write each layer once"),
+        (("--heads", "1"), "--heads is '1'; write a layer and its heads"),
+        (("--calibrate", "src"), "--calibrate finds layers and heads; leave out --layers"),
         (("--heads", "1:7"), "7"),
         (("--set", "read=entries"), "--set has read, and every way is measured here"),
         (("--set", "passage_length=3"), "did you mean 'passage_len'?"),

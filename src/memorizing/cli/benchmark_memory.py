@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from memorizing.cli.options import (
     INTERRUPTED_STATUS,
     DeviceOption,
+    HeadsOption,
     JsonOption,
     LayersOption,
     ModelArgument,
@@ -23,7 +23,7 @@ from memorizing.cli.options import (
     set_option,
     write_result,
 )
-from memorizing.cli.pretrained import load_model
+from memorizing.cli.pretrained import calibrate_memory, load_model
 from memorizing.cli.read import read_settings
 from memorizing.errors import ConfigError, CorpusError
 from memorizing.terminal import make_display, say
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 RECALL_EXAMPLES = """\b
 examples:
-  memorizing benchmark recall runs/smollm2 src --layers 18 --heads 18:6,7
+  memorizing benchmark recall runs/smollm2 src --heads 18:6,7
+  memorizing benchmark recall runs/smollm2 src --calibrate other_repository
   memorizing benchmark recall runs/smollm2 src --answer-len 128 --arms nothing,passages,bm25
   memorizing benchmark recall runs/smollm2 src --embedder runs/minilm --json recall.json
   memorizing benchmark recall runs/smollm2 src --rename
@@ -41,12 +42,11 @@ examples:
 """
 COMPLETION_EXAMPLES = """\b
 examples:
-  memorizing benchmark completion runs/smollm2 src/memorizing --layers 18 --heads 18:6,7
+  memorizing benchmark completion runs/smollm2 src/memorizing --heads 18:6,7
   memorizing benchmark completion runs/smollm2 packages/* --places 200 --json completion.json
 """
 _ANSWER_LEN = 64
 """Tokens of the window that the prompt of a completion leaves for its answer."""
-_HEADS = re.compile(r"(\d+):(\d+(?:,\d+)*)")
 
 ArmsOption = Annotated[
     str | None,
@@ -62,9 +62,13 @@ EmbedderOption = Annotated[
         "EMBEDDER", "Folder of an encoder of sentences of transformers, or its name on the hub."
     ),
 ]
-HeadsOption = Annotated[
+CalibrateOption = Annotated[
     list[str] | None,
-    option("LAYER:N,N,...", "Heads that find passages, from 0. Repeatable. Default: all."),
+    option(
+        "FILE",
+        "Find the heads that find passages on these files or folders, none of which is asked "
+        "about. Repeatable.",
+    ),
 ]
 WindowOption = Annotated[
     int | None, option("N", "Tokens of local attention, with a memory. Default: 512.", min=1)
@@ -101,6 +105,7 @@ def recall(
     embedder: EmbedderOption = None,
     layers: LayersOption = None,
     heads: HeadsOption = None,
+    calibrate: CalibrateOption = None,
     window: WindowOption = None,
     settings: SettingsOption = None,
     query_len: QueryOption = 64,
@@ -117,12 +122,15 @@ def recall(
     decoding. Each arm has as many tokens of the files in sight as the passages of the memory, but
     for whole files, which no search could know. Files must be newer than the model to say anything.
     """
-    wanted, chosen, notes = _prepare(arms, embedder, layers, heads, window, settings, json_file)
+    wanted, chosen, notes = _prepare(
+        arms, embedder, layers, heads, calibrate, window, settings, json_file
+    )
 
     from memorizing.benchmark.memory_use.places import draw_quotes, encode_package, rename_words
 
     texts = _load_texts(files, exclude)
     loaded, tokenizer = load_model(model, precision, device)
+    _calibrate(loaded, tokenizer, calibrate, wanted)
     package = encode_package(tokenizer, "files", texts)
     places = draw_quotes(package, prompts, prompt_len=prompt_len, answer_len=answer_len, seed=seed)
     if rename:
@@ -151,6 +159,7 @@ def completion(
     embedder: EmbedderOption = None,
     layers: LayersOption = None,
     heads: HeadsOption = None,
+    calibrate: CalibrateOption = None,
     window: WindowOption = None,
     settings: SettingsOption = None,
     query_len: QueryOption = 64,
@@ -168,7 +177,9 @@ def completion(
     tokens of the package in sight as the passages of the memory, but for whole files, which are
     those that define what is called.
     """
-    wanted, chosen, notes = _prepare(arms, embedder, layers, heads, window, settings, json_file)
+    wanted, chosen, notes = _prepare(
+        arms, embedder, layers, heads, calibrate, window, settings, json_file
+    )
 
     from memorizing.benchmark.memory_use.completion import draw_calls
     from memorizing.benchmark.memory_use.places import encode_package
@@ -176,6 +187,7 @@ def completion(
 
     texts = {str(folder): _load_python(folder, exclude) for folder in folders}
     loaded, tokenizer = load_model(model, precision, device)
+    _calibrate(loaded, tokenizer, calibrate, wanted)
     if prompt_len is None:
         prompt_len = max(16, wanted.get("window", MemorySettings.window) - _ANSWER_LEN)
     packages = [encode_package(tokenizer, name, found) for name, found in texts.items()]
@@ -189,29 +201,12 @@ VERBS = {"recall": (recall, RECALL_EXAMPLES), "completion": (completion, COMPLET
 """Below `memorizing benchmark`."""
 
 
-def parse_heads(texts: Sequence[str]) -> dict[int, list[int]]:
-    """`18:6,7` as heads by layer.
-
-    Raises:
-        ConfigError: anything else, or a layer twice.
-    """
-    heads: dict[int, list[int]] = {}
-    for text in texts:
-        match = _HEADS.fullmatch(text.strip())
-        if match is None or int(match[1]) in heads:
-            raise ConfigError(
-                f"--heads is {text!r}; write each layer once, with its heads: LAYER:N,N,... such "
-                "as 18:6,7"
-            )
-        heads[int(match[1])] = [int(part) for part in match[2].split(",")]
-    return heads
-
-
 def _prepare(
     arms: str | None,
     embedder: str | None,
     layers: str | None,
     heads: Sequence[str] | None,
+    calibrate: Sequence[str] | None,
     window: int | None,
     settings: Sequence[str] | None,
     json_file: Path | None,
@@ -223,15 +218,33 @@ def _prepare(
     """
     from memorizing.benchmark.memory_use.running import choose_arms
 
-    wanted = read_settings(layers, window, settings)
+    if calibrate and (layers or heads):
+        raise ConfigError("--calibrate finds layers and heads; leave out --layers and --heads")
+    wanted = read_settings(layers, heads, window, settings)
     if "read" in wanted:
         raise ConfigError("--set has read, and every way is measured here; choose with --arms")
-    if heads:
-        wanted["heads"] = parse_heads(heads)
     names = None if arms is None else [name.strip() for name in arms.split(",")]
     chosen, notes = choose_arms(names, has_embedder=embedder is not None)
     prepare_files(json_file)
     return wanted, chosen, notes
+
+
+def _calibrate(
+    model: Any, tokenizer: Any, files: Sequence[str] | None, wanted: dict[str, Any]
+) -> None:
+    """Put the heads that find passages of some files among the settings. In place."""
+    if not files:
+        return
+    from memorizing.huggingface import remove_memory
+    from memorizing.huggingface.attaching.attachment import get_attachment, list_open_heads
+
+    texts = [text for _, text in _load_texts(files, None)]
+    calibrate_memory(
+        model, tokenizer, texts, "files of --calibrate", {**wanted, "read": "passages"}
+    )
+    found = list_open_heads(get_attachment(model).dump_heads())
+    wanted["heads"] = {int(layer): list(heads) for layer, heads in found.items()}
+    remove_memory(model)
 
 
 def _load_texts(given: Sequence[str], exclude: Sequence[str] | None) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from memorizing.benchmark.memory_use.asking import NUM_TIMED
 from memorizing.benchmark.memory_use.summary import BASE, RANKS
 from memorizing.benchmark.preparing import summarize_machine
 from memorizing.cli.pretrained import describe_bytes
+from memorizing.huggingface.attaching.attachment import describe_heads
 from memorizing.terminal import make_console
 
 _QUALITY = {
@@ -155,10 +156,7 @@ def _list_notes(result: dict[str, Any], is_compared: bool, is_found: bool) -> li
     memory = result["memory"]
     finders = f"layers {', '.join(map(str, memory['layers']))}"
     if memory["heads"]:
-        finders = "; ".join(
-            f"layer {layer}, heads {', '.join(map(str, heads))}"
-            for layer, heads in memory["heads"].items()
-        )
+        finders = describe_heads(memory["heads"])
     short = [
         f"{row['label'].strip()} has {row['num_places']} of {result['num_places']} prompts"
         for row in rows

@@ -32,7 +32,7 @@ def make_asked(place: int, num_right: int = 0, nats: float = 1.0, **changes) -> 
 
 def summarize_quotes(arms: dict[str, list[Asked]], groups=GROUPS):
     ratios = {name: [measure_quote(one) for one in found] for name, found in arms.items()}
-    return summarize(arms, ratios, groups, {name: 7 for name in arms})
+    return summarize(arms, ratios, groups, dict.fromkeys(arms, 7))
 
 
 def test_an_interval_is_that_of_drawing_files_again():

@@ -12,7 +12,7 @@ import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,7 +38,6 @@ from memorizing.huggingface.attaching.passage_room import (
     look_up_start_token,
 )
 from memorizing.huggingface.attaching.passages import Collection
-from memorizing.huggingface.attaching.step import EntriesRead
 from memorizing.huggingface.attaching.window_cache import find_text
 from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.huggingface.sessions.texts import encode_text
@@ -317,10 +316,10 @@ class Remembering:
         attachment, opened = self._attachment, self._attachment.opened
         if not self._finds or opened is None:
             return None
-        asked: dict[int, Tensor] = {}
-        with attachment.change_mode(asked=asked), suppress(EntriesRead):
-            prompt = [*self._setup.prefix, *place.prompt]
-            _call(self._setup.model, prompt, self.session.new_cache(), is_last_only=True)
+        inner = unwrap(self._setup.model)
+        prompt = torch.tensor([[*self._setup.prefix, *place.prompt]], device=inner.device)
+        cache = attachment.pass_cache(self.session.new_cache())
+        asked = attachment.ask(input_ids=prompt, **cache)
         passages = find_passages(
             {layer: queries[0] for layer, queries in asked.items()},
             {layer: opened.open_heads[layer].places for layer in asked},
