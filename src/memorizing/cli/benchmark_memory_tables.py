@@ -12,7 +12,6 @@ from memorizing.benchmark.memory_use.asking import NUM_TIMED
 from memorizing.benchmark.memory_use.summary import BASE, RANKS
 from memorizing.benchmark.preparing import summarize_machine
 from memorizing.cli.pretrained import describe_bytes
-from memorizing.huggingface.attaching.attachment import describe_heads
 from memorizing.terminal import make_console
 
 _QUALITY = {
@@ -152,6 +151,8 @@ def _write(found: dict[str, Any] | None, form: str) -> str:
 
 
 def _list_notes(result: dict[str, Any], is_compared: bool, is_found: bool) -> list[str]:
+    from memorizing.huggingface.attaching.attachment import describe_heads
+
     rows, names = result["arms"], {row["name"] for row in result["arms"]}
     memory = result["memory"]
     finders = f"layers {', '.join(map(str, memory['layers']))}"
