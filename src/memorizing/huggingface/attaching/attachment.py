@@ -23,6 +23,7 @@ from memorizing.huggingface.attaching.families import (
 )
 from memorizing.huggingface.attaching.fingerprint import Fingerprint, compute_fingerprint
 from memorizing.huggingface.attaching.interface import name_implementation
+from memorizing.huggingface.attaching.kept_passages import check_kept
 from memorizing.huggingface.attaching.memory_layer import MemoryLayer, is_open
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.reader import Reader
@@ -356,6 +357,8 @@ def add_memory(
     )
     shapes = {decoder.shapes[layer] for layer in chosen}
     require(len(shapes) == 1, "layers", list(chosen), "layers with equally many and long heads")
+    if parsed.keep == "entries":
+        check_kept(decoder, parsed)
     attachment = inner.__dict__[_ATTRIBUTE] = Attachment(inner, decoder, parsed)
     try:
         if parsed.search == "normalized":

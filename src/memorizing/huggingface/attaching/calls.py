@@ -29,6 +29,7 @@ from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import Library
 from memorizing.huggingface.attaching.step import (
     CallMode,
+    Collector,
     EntriesRead,
     OnRetrieved,
     OpenMemory,
@@ -117,9 +118,9 @@ class Calls:
 
         What comes after the call in the `with` block is not run. No gradient is kept.
         """
-        collected: dict[int, tuple[Tensor, Tensor]] = {}
-        with self._make_apart(collected=collected), suppress(EntriesRead):
-            yield collected
+        collector = Collector(self.decoder, self.kept_layers)
+        with self._make_apart(collected=collector), suppress(EntriesRead):
+            yield collector.entries
 
     @contextmanager
     def _make_apart(self, **changes: Any) -> Iterator[None]:
@@ -218,6 +219,11 @@ class Calls:
         return self.decoder.shapes[self.settings.layers[0]][1:]
 
     @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """Layers whose entries are kept of what is read, ascending."""
+        return self.settings.list_kept(self.decoder.num_cached)
+
+    @property
     def devices(self) -> dict[int, torch.device]:
         """Where each memory layer computes."""
         return {number: layer.bias.device for number, layer in self.layers.items()}
@@ -227,8 +233,10 @@ class Calls:
         settings, mode, heads = self.settings, self.mode, self.open_heads
         capacity = settings.capacity if mode.capacity is None else mode.capacity
         layers = settings.layers if capacity else ()
-        # The last layer of a call that only reads retrieves for nothing.
+        # The last layer of a call that only reads retrieves for nothing; for passages, all do.
         last = None if mode.collected is None else max(settings.layers)
+        if mode.collected is not None and settings.read == "passages":
+            layers = ()
         history = History(
             segment_len=settings.segment_len,
             position=torch.zeros(num_rows, dtype=torch.int64),

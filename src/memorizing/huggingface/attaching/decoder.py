@@ -70,6 +70,18 @@ class Decoder:
         types = self._layer_types
         return self.base.rotary_emb(*arguments, *(() if types is None else (types[layer],)))
 
+    def free_entries(
+        self, layer: int, key: Tensor, value: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys (B, H_kv, T, D) of a call without their positions, and values; without gradient.
+
+        Values that are shorter are filled up with zeros.
+        """
+        key, value = key.detach(), value.detach()
+        if self.rotated[layer]:
+            key = self.rotate_back(layer, key, kwargs["position_ids"])
+        return key, nn.functional.pad(value, (0, key.shape[-1] - value.shape[-1]))
+
     def rotate_back(self, layer: int, x: Tensor, position: Tensor) -> Tensor:
         """Rotate queries or keys (B, H, n, D) of a layer back by positions (B or 1, n).
 

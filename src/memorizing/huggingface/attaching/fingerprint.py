@@ -38,10 +38,10 @@ with the releases of `transformers`, or show in the weights."""
 def compute_fingerprint(decoder: Decoder, settings: MemorySettings) -> Fingerprint:
     """Of the configuration and every weight that entries depend on; gates and scales are left out.
 
-    These are the weights up to the last memory layer, and adapters of peft that are in force there:
-    neither switched off nor merged, with their scales. Of each weight, the sum of all bits as
-    integers and a few thousand numbers are hashed: a pass over the memory, where hashing all would
-    take seconds. What changes entries but little, such as a change of a single weight and its
+    These are the weights up to the last layer that is kept, and adapters of peft that are in force
+    there: neither switched off nor merged, with their scales. Of each weight, the sum of all bits
+    as integers and a few thousand numbers are hashed: a pass over the memory, where hashing all
+    would take seconds. What changes entries but little, such as a change of a single weight and its
     opposite in another, is not told apart.
 
     Weights are rounded to bf16 and to fp16, so that a model in fp32 is known by either. One in fp16
@@ -51,7 +51,7 @@ def compute_fingerprint(decoder: Decoder, settings: MemorySettings) -> Fingerpri
     Raises:
         ConfigError: weights that are not there, as with offloading.
     """
-    weights = list(_list_weights(decoder, max(settings.layers)))
+    weights = list(_list_weights(decoder, _find_last(decoder, settings)))
     embedding = decoder.base.get_input_embeddings().weight
     dtypes = {weight.dtype for _, weight in weights}
     found: Fingerprint = {
@@ -168,12 +168,16 @@ def _list_weights(decoder: Decoder, last: int) -> Iterator[tuple[str, Tensor]]:
                 yield f"{owner}.{part} {scales.get(adapter)}", weight
 
 
+def _find_last(decoder: Decoder, settings: MemorySettings) -> int:
+    return settings.list_kept(decoder.num_cached)[-1]
+
+
 def _reaches_entries(decoder: Decoder, name: str, last: int) -> bool:
     layers = f"{decoder.family.layers}."
     if f".{decoder.family.attention}.memory." in name:
         return False
     if name.startswith(layers):
-        # Above the last memory layer nothing reaches the entries.
+        # Above the last layer that is kept nothing reaches the entries.
         return int(name[len(layers) :].partition(".")[0]) <= last
     return not name.startswith(("norm.", "ln_f.", "final_layer_norm."))
 
@@ -255,7 +259,7 @@ def hash_model(decoder: Decoder, settings: MemorySettings) -> str:
     stored = {"search": settings.search, "num_sinks": settings.num_sinks}
     _add(digest, _describe_config(decoder, stored))
     for name, weight in sorted(decoder.base.state_dict(keep_vars=True).items()):
-        if _reaches_entries(decoder, name, max(settings.layers)):
+        if _reaches_entries(decoder, name, _find_last(decoder, settings)):
             _add(digest, name)
             _add_weight(digest, weight.detach(), torch.bfloat16, sum_bits=_sum_numbers)
     return digest.hexdigest()[:32]

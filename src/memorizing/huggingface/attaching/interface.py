@@ -104,6 +104,8 @@ def _make_attention(underneath: str) -> Callable[..., tuple[Tensor, Tensor | Non
             step.setdefault(module, []).append(seen)
         elif step is not None and isinstance(layer, MemoryLayer):
             output = step.add(layer, seen)
+        elif step is not None and step.mode.collected is not None:
+            step.collect(module, seen)
         return output, weights
 
     return attend

@@ -288,18 +288,15 @@ class MemoryLayer(nn.Module):
     def free_entries(
         self, key: Tensor, value: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Keys (B, H_kv, T, D) of a call without their positions, and values; without gradient.
-
-        Values that are shorter are filled up with zeros.
-        """
-        key = self.free(key.detach(), kwargs)
+        """As `Decoder.free_entries`, with keys as long as they are searched."""
+        key, value = self._decoder.free_entries(self.layer, key, value, kwargs)
         if self.key_norm is not None:
             norm = self.key_norm.to(key).view(-1, 1, 1)
             key = nn.functional.normalize(key, dim=-1) * norm
-        return key, nn.functional.pad(value.detach(), (0, key.shape[-1] - value.shape[-1]))
+        return key, value
 
     def free(self, x: Tensor, kwargs: dict[str, Any], distance: int = 0) -> Tensor:
-        """Queries or keys (B, H, T, D) of this call without their positions, at `distance`."""
+        """Queries (B, H, T, D) of this call without their positions, at `distance`."""
         if not self._decoder.rotated[self.layer]:
             return x
         return self._decoder.rotate_back(self.layer, x, kwargs["position_ids"] - distance)

@@ -71,6 +71,10 @@ class MemorySettings:
     """Entries of a passage, at most."""
     search_every: int = 32
     """Tokens that are written until passages are looked for again."""
+    keep: Literal["text", "entries"] = "text"
+    """What is kept for passages. `text`: the text, and a passage is read again where it stands.
+    `entries`: keys and values of all layers, which are put there as they are; see
+    `attaching/kept_passages.py`."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -91,15 +95,30 @@ class MemorySettings:
         most = torch.finfo(torch.float16).max
         require(abs(self.bias) <= most, "bias", self.bias, f"from {-most:,.0f} to {most:,.0f}")
         parse_index(self.index)
+        if self.keep == "entries":
+            require(self.read == "passages", "keep", self.keep, "text, unless read is passages")
+            require(
+                self.search == "inner_product",
+                "search",
+                self.search,
+                "inner_product where keep is entries: normalized keys cannot be read",
+            )
 
     @property
     def room_len(self) -> int:
         """Places in front of a text for passages and their start token; 0 without passages."""
         return self.num_passages * self.passage_len + 1 if self.read == "passages" else 0
 
+    def list_kept(self, num_cached: int) -> tuple[int, ...]:
+        """Layers of a model, `num_cached` of which have keys, whose entries are kept, ascending."""
+        others = range(num_cached) if self.keep == "entries" else ()
+        return tuple(sorted({*self.layers, *others}))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON. Where entries are read, what concerns passages is left out."""
         values = dataclasses.asdict(self) | {"layers": list(self.layers)}
+        if self.keep == "text":
+            del values["keep"]
         if self.read == "entries":
             for name in ("read", "num_passages", "passage_len", "search_every"):
                 del values[name]

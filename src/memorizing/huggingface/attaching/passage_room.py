@@ -10,7 +10,7 @@ Shapes: B rows, H heads of keys, R entries of the room, T tokens of a call, D he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,7 +45,9 @@ class Passage:
     entries: range | None = field(compare=False)
     """Numbers, in the open memory, of the entries of the chunk; None for the text itself."""
     ids: Tensor = field(compare=False, repr=False)
-    """(n,) int64 on the CPU: its tokens, without sinks."""
+    """(n,) int64 on the CPU: its tokens, without sinks; -1 where their entries are kept."""
+    numbers: Tensor = field(compare=False, repr=False)
+    """(n,) int64 on the CPU: their entries, counted from the first of the document."""
 
     def shows(self, other: Passage) -> bool:
         """Whether this one has the chunk of another, and as much behind it: a quote goes on there.
@@ -75,8 +77,22 @@ class Library(Protocol):
     def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
         """Of the entries of a document, their places (n,) in it and their ids (n,), both int64.
 
+        Ids are -1 where entries of all layers are kept.
+
         Raises:
             MemoryFolderError: its text was not kept.
+        """
+        ...
+
+    def read_entries(
+        self, document: str, numbers: Tensor
+    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Per layer that is kept, keys and values (H, n, D) of entries of a document.
+
+        Keys are free of positions.
+
+        Raises:
+            MemoryFolderError: a file of the folder is damaged.
         """
         ...
 
@@ -88,7 +104,8 @@ class Room:
     passages: tuple[tuple[Passage, ...], ...]
     """Per row, best one first."""
     ids: Tensor
-    """(B, R) int64 on the CPU: a start token and the tokens of the passages, at the end."""
+    """(B, R) int64 on the CPU: a start token and the tokens of the passages, at the end; -1 where
+    their entries are kept."""
     first: Tensor
     """(B,) int64 on the CPU: the first of them that is there; R where a row found nothing."""
     layers: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -206,6 +223,7 @@ def find_passages(
                 is_at_end=span.end == last,
                 entries=entries,
                 ids=ids[start:end][kept],
+                numbers=torch.arange(start, end)[kept],
             )
         )
     return tuple(found)

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from memorizing.huggingface.attaching.call_inputs import CallInputs
 from memorizing.huggingface.attaching.calls import Calls
+from memorizing.huggingface.attaching.kept_passages import find_read, put_entries
 from memorizing.huggingface.attaching.passage_room import (
     Passage,
     Room,
@@ -118,23 +119,45 @@ class Reader(Calls):
         """The room with what all layers make of its tokens; what stood there stays."""
         if room is None:
             return None
-        base, length = self.decoder.base, room.length
+        if self.settings.keep == "entries":
+            columns, mask = find_read(room)
+            read = self._read_plainly(room.ids.gather(1, columns), mask)
+            with torch.inference_mode(False), torch.no_grad():
+                return put_entries(room, read, columns, self.decoder, self.settings.room_len)
+        mask = torch.arange(room.length) >= room.first.view(-1, 1)
+        held, num_same = [], room.count_same(before)
+        if before is not None and num_same:
+            held = [
+                (keys[:, :, :num_same], values[:, :, :num_same]) for keys, values in before.layers
+            ]
+        return replace(room, layers=self._read_plainly(room.ids, mask, held))
+
+    def _read_plainly(
+        self, ids: Tensor, mask: Tensor, held: Sequence[tuple[Tensor, Tensor]] = ()
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
+        """What all layers make of tokens (B, n) at the last places of the room.
+
+        Args:
+            ids: of the tokens.
+            mask: (B, n) bool, which of them are there.
+            held: per layer, keys and values (B, H, m, D) of the first ones, which are not read.
+        """
+        base, length = self.decoder.base, ids.shape[1]
         device = base.get_input_embeddings().weight.device
         place = torch.arange(length) + self.settings.room_len - length
-        mask = torch.arange(length) >= room.first.view(-1, 1)
-        cache, num_same = DynamicCache(), room.count_same(before)
-        if before is not None and num_same:
-            for number, held in enumerate(before.layers):
-                cache.update(*(part[:, :, :num_same] for part in held), number)
+        cache, num_held = DynamicCache(), 0
+        for number, (keys, values) in enumerate(held):
+            cache.update(keys, values, number)
+            num_held = keys.shape[2]
         arguments = {
-            "input_ids": room.ids[:, num_same:].to(device),
-            "position_ids": place[num_same:].expand(len(room.ids), -1).to(device),
+            "input_ids": ids[:, num_held:].clamp(min=0).to(device),
+            "position_ids": place[num_held:].expand(len(ids), -1).to(device),
             "attention_mask": None if bool(mask.all()) else mask.long().to(device),
         }
         with self._make_apart(is_plain=True):
             base(**arguments, **self.pass_cache(cache))
         layers: list[Any] = cache.layers
-        return replace(room, layers=tuple((layer.keys, layer.values) for layer in layers))
+        return tuple((layer.keys, layer.values) for layer in layers)
 
 
 def _exchange(

@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memorizing.errors import StateError
+from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.interface import Attention
 from memorizing.huggingface.attaching.memory_layer import (
     Attended,
@@ -82,6 +83,17 @@ class OpenMemory:
 
 
 @dataclass(frozen=True)
+class Collector:
+    """Takes the entries of a call that only reads, and ends with the last of them."""
+
+    decoder: Decoder
+    layers: tuple[int, ...]
+    """Whose entries are wanted, ascending."""
+    entries: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Per layer, keys and values (B, H_kv, T, D)."""
+
+
+@dataclass(frozen=True)
 class CallMode:
     """How one thread, or task, calls a model for a while; others do not notice."""
 
@@ -95,9 +107,8 @@ class CallMode:
     """Retrieval that is wrong on purpose."""
     strengths: Mapping[int, Tensor] = field(default_factory=dict)
     """Per memory layer, (H,): shares of what the memory changes that are let through."""
-    collected: dict[int, tuple[Tensor, Tensor]] | None = None
-    """Given, calls only read: they give the keys and values (B, H_kv, T, D) of every memory layer,
-    and end with the last."""
+    collected: Collector | None = None
+    """Given, calls only read."""
     listeners: tuple[OnRetrieved, ...] = ()
     """Told of what is retrieved."""
     asked: dict[int, Tensor] | None = None
@@ -204,6 +215,35 @@ class Step:
         with torch.autocast(local.query.device.type, enabled=False):
             return self._add(layer, *local)
 
+    @torch.compiler.disable
+    def collect(self, attention: nn.Module, local: Attention) -> None:
+        """Take the entries of a layer without memory, where all are kept.
+
+        Args:
+            attention: of this layer.
+            local: as in `add`.
+
+        Raises:
+            EntriesRead: as in `add`.
+        """
+        collector = self.mode.collected
+        assert collector is not None
+        number = collector.decoder.attentions.index(attention)
+        if number in collector.layers:
+            new = slice(-local.query.shape[2], None)
+            key, value = local.key[:, :, new], local.value[:, :, new]
+            with torch.autocast(key.device.type, enabled=False):
+                entries = collector.decoder.free_entries(number, key, value, local.kwargs)
+            self._give(number, entries)
+
+    def _give(self, number: int, entries: tuple[Tensor, Tensor]) -> None:
+        collector = self.mode.collected
+        assert collector is not None
+        collector.entries[number] = entries
+        if number == collector.layers[-1]:
+            self.is_cut = True
+            raise EntriesRead
+
     def _add(
         self,
         layer: MemoryLayer,
@@ -220,10 +260,9 @@ class Step:
         softcap = kwargs.get("softcap")
         entries = layer.free_entries(key[:, :, new], value[:, :, new], kwargs)
         if self.mode.collected is not None:
-            self.mode.collected[number] = entries
-            if number == max(self.settings.layers):
-                self.is_cut = True
-                raise EntriesRead
+            self._give(number, entries)
+            if self.settings.read == "passages":
+                return output
         heads = self.text.open_heads[number]
         if not heads.is_any:
             return output

@@ -1,8 +1,8 @@
-"""The documents of a memory as tokens, for passages that are read again."""
+"""The documents of a memory for passages: as tokens to read again, or as entries of all layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,3 +59,37 @@ class KeptTexts:
                 )
             self._tokens[document] = (places, ids[places])
         return self._tokens[document]
+
+    def read_entries(
+        self, document: str, numbers: Tensor
+    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Nothing: passages are read again."""
+        return iter(())
+
+
+class KeptEntries:
+    """Entries of all layers that a store keeps, as they are when it is made."""
+
+    def __init__(self, store: RamStore | FolderStore) -> None:
+        """Take the documents that are there now."""
+        self._store = store
+        self._documents = {one.name: one for one in store.documents}
+        self.names: Sequence[str] = list(self._documents)
+        self.num_entries: Sequence[int] = [one.num_entries for one in store.documents]
+        self._read = store.open_entries() if self._documents else None
+
+    def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
+        """Of the entries of a document, their places (n,) in it, and -1 for each of them."""
+        places = self._store.list_places(self._documents[self.names[document]])
+        return places, torch.full_like(places, -1)
+
+    def read_entries(
+        self, document: str, numbers: Tensor
+    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Per layer, keys and values (H, n, D) of entries, numbered from the document's first.
+
+        Raises:
+            MemoryFolderError: a file of the folder is damaged.
+        """
+        assert self._read is not None
+        return self._read(self._documents[document], numbers)

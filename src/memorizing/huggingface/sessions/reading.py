@@ -59,7 +59,7 @@ def read_tokens(attachment: Attachment, tokens: Tensor) -> Iterator[LayerEntries
     """The entries of a document, a segment at a time; (H, n, D) per layer.
 
     A document is read alone: its entries do not depend on what else is in memory. Nothing above the
-    last memory layer is computed.
+    last layer that is kept is computed.
 
     Args:
         attachment: of the model. Not changed.
@@ -122,7 +122,7 @@ def _read_stretch(
 def join_entries(
     attachment: Attachment, documents: Sequence[ReadDocument]
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """Entries (H, n, D) of all memory layers one after another; of no documents, none."""
+    """Entries (H, n, D) of all layers that are kept one after another; of no documents, none."""
     num_heads, head_dim = attachment.entry_shape
     nothing = torch.zeros(num_heads, 0, head_dim, dtype=attachment.stored_dtype)
     pieces = [piece for document in documents for piece in document.pieces]
@@ -131,7 +131,7 @@ def join_entries(
             torch.cat([nothing, *(piece[layer][0] for piece in pieces)], 1),
             torch.cat([nothing, *(piece[layer][1] for piece in pieces)], 1),
         )
-        for layer in attachment.settings.layers
+        for layer in attachment.kept_layers
     }
 
 

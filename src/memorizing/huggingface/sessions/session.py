@@ -33,7 +33,7 @@ from memorizing.huggingface.attaching.fingerprint import (
     shorten,
 )
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.sessions.library import KeptTexts
+from memorizing.huggingface.sessions.library import KeptEntries, KeptTexts
 from memorizing.huggingface.sessions.reading import (
     OnRead,
     ReadDocument,
@@ -115,7 +115,9 @@ class MemorySession:
     def _bind(self) -> None:
         attachment = self._attachment
         library = None
-        if attachment.settings.read == "passages":
+        if attachment.settings.keep == "entries":
+            library = KeptEntries(self._store)
+        elif attachment.settings.read == "passages":
             library = KeptTexts(self._store, self._tokenizer)
         layers = self._store.open_layers(attachment.devices, attachment.open_heads)
         attachment.bind(layers, library)
@@ -299,8 +301,8 @@ def open_memory(
         path: folder that holds a memory, or where one is made at the first `read`; None keeps what
             is read only as long as the session lives, unless `save` is called.
         keep_text: also keep the texts of documents read from now on, for `Sources` and reports.
-            Where passages are read they always are.
-        tokenizer: of the model, where passages are read of what a folder holds; `read` gives one.
+            Where passages are read from texts they always are.
+        tokenizer: of the model, where passages are read from texts in a folder; `read` gives one.
         documents: patterns of names; only documents that one of them matches are searched, as if
             the folder had no others, and nothing is read or forgotten. A pattern is a name, or one
             of `fnmatch` for whole names, in which case counts: `*` is any characters, slashes too,
@@ -345,7 +347,8 @@ def open_memory(
         if followed is not None:
             remove_memory(model)
         raise
-    keep_text = keep_text or attachment.settings.read == "passages"
+    settings = attachment.settings
+    keep_text = keep_text or (settings.read == "passages" and settings.keep == "text")
     return MemorySession(attachment, store, keep_text=keep_text, tokenizer=tokenizer)
 
 
@@ -373,7 +376,14 @@ def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprin
     Raises:
         MemoryFolderError: with what differs.
     """
-    found, layers = folder.description, attachment.settings.layers
+    found, layers = folder.description, attachment.kept_layers
+    if found.layers != layers and attachment.settings.keep == "entries":
+        raise MemoryFolderError(
+            f"{folder.path} has entries of layers {list(found.layers)}, and passages that are kept "
+            f"as entries need those of all, {list(layers)}; make such a memory with `memorizing "
+            "read MODEL FILES --memory NEW --set read=passages --set keep=entries`, or read "
+            "passages again from texts (keep='text')"
+        )
     if found.layers != layers:
         raise MemoryFolderError(
             f"{folder.path} has entries of layers {list(found.layers)}, and this model's memory "
@@ -415,7 +425,8 @@ def _read_settings(folder: MemoryFolder) -> MemorySettings:
             "this memory does not say how a model reads it; call add_memory(model, ...) first"
         )
     settings = MemorySettings.from_dict(description.settings["memory"])
-    per_entry = replace(description, dtype=settings.dtype).bytes_per_entry
+    searched = replace(description, dtype=settings.dtype, layers=settings.layers)
+    per_entry = searched.bytes_per_entry
     needed, available = settings.capacity * per_entry, psutil.virtual_memory().available
     if needed > available:
         raise MemoryFolderError(
@@ -432,7 +443,7 @@ def _describe(
     settings, model = attachment.settings, attachment.model()
     return FolderDescription(
         shorten(fingerprint),
-        settings.layers,
+        attachment.kept_layers,
         *attachment.entry_shape,
         dtype or settings.dtype,
         {

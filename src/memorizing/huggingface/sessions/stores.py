@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,6 +25,9 @@ from memorizing.memory.disk import (
 )
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.settings import find_nearest
+
+ReadEntries = Callable[[StoredDocument, Tensor], Iterator[tuple[int, tuple[Tensor, Tensor]]]]
+"""Of some entries of a document, by their numbers (n,), keys and values (H, n, D) per layer."""
 
 
 class RamStore:
@@ -75,8 +78,21 @@ class RamStore:
                 heads=open_heads[layer].key_heads,
             )
             for layer, (keys, values) in self._entries.items()
-            if keys.shape[1] and open_heads[layer].is_any
+            if keys.shape[1] and layer in open_heads and open_heads[layer].is_any
         }
+
+    def open_entries(self) -> ReadEntries:
+        """See `FolderStore`."""
+        kept = dict(self._entries)
+
+        def read(
+            document: StoredDocument, numbers: Tensor
+        ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+            places = numbers + document.first_entry
+            for layer, (keys, values) in kept.items():
+                yield layer, (keys[:, places], values[:, places])
+
+        return read
 
     @contextlib.contextmanager
     def write(self, tokenizer: Any) -> Iterator[None]:
@@ -250,8 +266,13 @@ class FolderStore:
                 forgotten=forgotten,
             )
             for layer in self.description.layers
-            if open_heads[layer].is_any
+            if layer in open_heads and open_heads[layer].is_any
         }
+
+    def open_entries(self) -> ReadEntries:
+        """What reads single entries of all layers, of the documents that are there now."""
+        assert self._folder is not None
+        return self._folder.contents.read_entries
 
     @contextlib.contextmanager
     def write(self, tokenizer: Any) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
 from memorizing.memory.disk.manifest import Manifest, StoredDocument
-from memorizing.memory.disk.segment import ADVICE, SegmentFile
+from memorizing.memory.disk.segment import ADVICE, SegmentFile, decode_int8
 
 
 class Contents:
@@ -53,6 +54,27 @@ class Contents:
     def token_of(self, entries: Tensor) -> Tensor:
         """Places of the entries' tokens in their documents, of the same shape."""
         return self._tokens[self._check(entries)].long().to(entries.device)
+
+    def read_entries(
+        self, document: StoredDocument, numbers: Tensor
+    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Keys and values (H, n, D), per layer, of entries (n,) of a document, from its first.
+
+        Raises:
+            MemoryFolderError: a file of the folder is damaged.
+        """
+        segment, places = self._find_segment(document), numbers + document.first_entry
+        is_coded = self.manifest.description.dtype == "int8"
+
+        def get(name: str) -> Tensor:
+            stored = segment.get_tensor(f"{name}s")[:, places]
+            if not is_coded:
+                return stored
+            factors = segment.get_tensor(f"{name}_factors")[:, places]
+            return decode_int8(stored, factors, torch.float32)
+
+        for layer in self.manifest.description.layers:
+            yield layer, (get(f"layers.{layer}.key"), get(f"layers.{layer}.value"))
 
     def read_text(self, name: str) -> str:
         """The text of a document.
