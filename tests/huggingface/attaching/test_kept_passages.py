@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from memorizing.errors import ConfigError
+from memorizing.errors import ConfigError, MemoryFolderError
 from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import Attachment
-from memorizing.huggingface.attaching.passage_room import Passage
+from memorizing.huggingface.attaching.passage_room import Passage, plan_room
 from memorizing.huggingface.attaching.window_cache import TextState, find_text
+from memorizing.memory import MemoryFolder
 from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER, read_all
 from tests.huggingface.tools import (
     CONFIGS,
@@ -194,3 +197,114 @@ def test_models_whose_entries_cannot_be_kept_or_moved_are_refused():
     ):
         with pytest.raises(ConfigError, match=message):
             give_passages(find_model(), **settings)
+
+
+def test_a_folder_is_opened_again_without_tokenizer_or_texts(tmp_path: Path):
+    model, path = find_model(), tmp_path / "memory"
+    give_passages(model)
+    with open_memory(model, path) as memory:
+        read_all(memory)
+        wanted, _ = ask(model)
+        with memory.record() as sources:
+            assert torch.equal(ask(model)[0], wanted)
+    assert {name for name, _ in sources.list()} <= set(DOCUMENTS)
+    folder = MemoryFolder.open(path)
+    assert folder.description.layers == (0, 1, 2)
+    assert [one.text for one in folder.documents] == [None] * 3
+    followed = find_model()
+    with open_memory(followed, path):
+        assert torch.equal(ask(followed)[0], wanted)
+
+
+def test_what_is_merged_and_forgotten_is_that_of_all_layers(tmp_path: Path):
+    model, names = find_model(), list(DOCUMENTS)
+    give_passages(model)
+    for name in names:
+        with open_memory(model, tmp_path / name) as memory:
+            read_all(memory, {name: DOCUMENTS[name]})
+    with open_memory(model) as memory:
+        read_all(memory, {name: DOCUMENTS[name] for name in names[1:]})
+        wanted, text = ask(model)
+    MemoryFolder.merge([tmp_path / name for name in names], tmp_path / "all")
+    with open_memory(model, tmp_path / "all") as memory:
+        memory.forget(names[0])
+        found, other = ask(model)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert text.room is not None
+    assert other.room is not None
+    assert text.room.passages == other.room.passages
+
+
+def test_passages_stay_readable_while_documents_are_read(tmp_path: Path):
+    model = find_model()
+    attachment = give_passages(model)
+    with open_memory(model, tmp_path / "memory") as memory:
+        read_all(memory, {"first": DOCUMENTS["first"]})
+        wanted, _ = ask(model)
+        opened = attachment.opened
+        read_all(memory)
+        with attachment.change_mode(opened=opened):
+            assert torch.equal(ask(model)[0], wanted)
+
+
+def test_entries_of_one_byte_are_close(tmp_path: Path):
+    logits = []
+    for dtype in (None, "int8"):
+        model = find_model()
+        give_passages(model)
+        with open_memory(model, tmp_path / str(dtype), dtype=dtype) as memory:
+            read_all(memory)
+            logits.append(ask(model)[0])
+    assert torch.allclose(*logits, atol=0.2)
+    assert not torch.equal(*logits)
+
+
+def test_a_memory_without_all_layers_names_the_command_that_makes_one(tmp_path: Path):
+    model = find_model()
+    give_passages(model, keep="text")
+    with open_memory(model, tmp_path / "texts") as memory:
+        read_all(memory)
+    give_passages(find_model())
+    message = r"entries of layers \[1\].* need those of all, \[0, 1, 2\].*--set keep=entries"
+    with pytest.raises(MemoryFolderError, match=message):
+        open_memory(model, tmp_path / "texts")
+    with open_memory(model, tmp_path / "entries") as memory:
+        read_all(memory)
+    give_passages(find_model(), keep="text")
+    with pytest.raises(MemoryFolderError, match=r"has entries of layers \[0, 1, 2\]"):
+        open_memory(model, tmp_path / "entries", tokenizer=TOKENIZER)
+
+
+def test_entries_belong_to_all_weights():
+    model = make_model()
+    attachment = give_passages(model)
+    before = attachment.fingerprint()
+    with torch.no_grad():
+        model.model.layers[2].self_attn.v_proj.weight[0, 0] += 1
+    assert attachment.fingerprint() != before
+
+
+def test_rows_that_stay_are_not_looked_up_again():
+    model = find_model()
+    attachment = give_passages(model)
+    with open_memory(model) as memory, torch.no_grad():
+        read_all(memory)
+        cache = attachment.make_cache()
+        call(model, make_tokens(3, 11, seed=4), cache)
+        before = find_text(cache).room
+        assert before is not None
+        for name in DOCUMENTS:
+            memory.forget(name)
+        read_all(memory, {"other": DOCUMENTS["second"]})
+        _, text = ask(model)
+        assert text.room is not None
+        room = plan_room((before.passages[0], *text.room.passages, ()), 1)
+        first = torch.tensor([0, 0, before.length])
+        seen = replace(before, passages=(*before.passages[:2], ()), first=first)
+        found = attachment._read_room(room, seen)
+    assert found is not None
+    assert found.first.tolist() == [0, found.length - text.room.length, found.length]
+    for held, old, new in zip(found.layers, before.layers, text.room.layers, strict=True):
+        for part, wanted, other in zip(held, old, new, strict=True):
+            assert torch.equal(part[0], wanted[0, :, -found.length :])
+            assert torch.allclose(part[1, :, found.first[1] :], other[0], atol=1e-5)

@@ -21,8 +21,10 @@ from tests.memory.disk.examples import (
     check_holds,
     count_entries,
     describe,
+    draw_entries,
     make_document,
     make_folder,
+    round_trip,
     write_text,
 )
 
@@ -87,3 +89,24 @@ def test_documents_are_found_by_name(tmp_path: Path) -> None:
     assert found is not None
     assert found.sha256 == make_document("b").sha256
     assert folder.contents.find_document("c") is None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
+def test_entries_of_a_document_are_read_one_by_one_in_all_layers(
+    dtype: str, tmp_path: Path
+) -> None:
+    folder = make_folder(tmp_path, ["a", "b"], ["c"], dtype=dtype)
+    seen = folder.contents
+    folder.forget("a")
+    for contents in (folder.contents, seen):
+        for name in ("b", "c"):
+            document = contents.find_document(name)
+            assert document is not None
+            numbers = torch.tensor([0, 2, count_entries(name) - 1])
+            found = dict(contents.read_entries(document, numbers))
+            assert list(found) == list(LAYERS)
+            for layer, parts in found.items():
+                for part, vectors in zip(parts, draw_entries(name)[layer], strict=True):
+                    assert part.shape == (HEADS, 3, DIM)
+                    wanted = round_trip(vectors[:, numbers], dtype)
+                    assert torch.equal(part.to(wanted.dtype), wanted)

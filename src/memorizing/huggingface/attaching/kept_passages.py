@@ -50,6 +50,7 @@ def put_entries(
     room: Room,
     read: Sequence[tuple[Tensor, Tensor]],
     columns: Tensor,
+    before: Room | None,
     decoder: Decoder,
     room_len: int,
     library: Library | None,
@@ -60,25 +61,30 @@ def put_entries(
         room: without layers.
         read: per layer, keys and values (B, H, n, D) of what was read at the last n places.
         columns: (B, n): where it belongs.
+        before: what was there so far. Rows that stay what they were are taken from it: their
+            documents may be forgotten since.
         decoder: the model.
         room_len: places that are kept free in front of the text.
         library: has the entries.
     """
     place = (torch.arange(room.length) + room_len - room.length).unsqueeze(0)
     rows = torch.arange(len(columns)).unsqueeze(1)
+    stays = [
+        before is not None and before.passages[row] == one for row, one in enumerate(room.passages)
+    ]
     layers = []
     for number, (keys, values) in enumerate(read):
         if decoder.rotated[number]:
             keys = decoder.rotate_back(number, keys, place[:, -columns.shape[1] :])
-        free = [
+        pair = [
             part.new_zeros(*part.shape[:2], room.length, part.shape[3]) for part in (keys, values)
         ]
-        for whole, part in zip(free, (keys, values), strict=True):
+        for whole, part in zip(pair, (keys, values), strict=True):
             whole[rows, :, columns] = part.transpose(1, 2)
-        layers.append(free)
+        layers.append(pair)
     for row, passages in enumerate(room.passages):
         end = room.length
-        for passage in passages:
+        for passage in () if stays[row] else passages:
             span = slice(end - len(passage.ids), end)
             end = span.start
             if passage.document is None:
@@ -87,13 +93,12 @@ def put_entries(
             for number, parts in library.read_entries(passage.document, passage.numbers):
                 for whole, part in zip(layers[number], parts, strict=True):
                     whole[row, :, span] = part[..., : whole.shape[3]]
-    return replace(
-        room,
-        layers=tuple(
-            (
-                decoder.rotate_back(number, keys, -place) if decoder.rotated[number] else keys,
-                values,
-            )
-            for number, (keys, values) in enumerate(layers)
-        ),
-    )
+    for number, pair in enumerate(layers):
+        if decoder.rotated[number]:
+            pair[0] = decoder.rotate_back(number, pair[0], -place)
+        for row in range(len(columns)):
+            if before is not None and stays[row]:
+                there, then = slice(room.first[row], None), slice(before.first[row], None)
+                for whole, old in zip(pair, before.layers[number], strict=True):
+                    whole[row, :, there] = old[row, :, then]
+    return replace(room, layers=tuple((keys, values) for keys, values in layers))
