@@ -93,11 +93,12 @@ def test_sources_are_documents_with_shares_and_the_text_around(run, memory, llam
     assert values["passages"] == []
 
 
-def test_passages_are_read_where_a_memory_was_made_for_them(run, llama, notes, tmp_path):
+@pytest.mark.parametrize("keep", ["text", "entries"])
+def test_passages_are_read_where_a_memory_was_made_for_them(run, llama, notes, tmp_path, keep):
     path, made = tmp_path / "text.json", tmp_path / "passages"
-    settings = ("read=passages", "num_passages=2", "passage_len=11")
+    settings = ("read=passages", "num_passages=2", "passage_len=11", f"keep={keep}")
     words = [word for setting in settings for word in ("--set", setting)]
-    layers = ("--layers", "1", "--window", "17", *words)
+    layers = ("--layers", "1", "--window", "17", "--keep-text", *words)
     read = run("read", llama, notes, "--memory", made, *layers, *FP32)
     assert read.status == 0
     # What the text itself has behind its window may take a passage's place.
@@ -117,6 +118,11 @@ def test_passages_are_read_where_a_memory_was_made_for_them(run, llama, notes, t
         lines = f"{one['document']}, lines {one['first_line']}-{one['last_line']}\n"
         assert f"{one['weight']:6.1%}  {lines}" in outcome.err
     assert "passages in sight from the start, by the share of attention" in outcome.err
+    assert run("memory", "info", made, "--json", path).status == 0
+    info = json.loads(path.read_text())
+    is_all = keep == "entries"
+    assert info["layers"] == ([0, 1, 2] if is_all else [1])
+    assert info["settings"].get("layers") == ([1] if is_all else None)
     refused = run("read", llama, notes, "--memory", made, "--set", "read=entries", *FP32)
     assert refused.status == 2
     assert "read = passages, and entries is asked for" in refused.err

@@ -171,7 +171,7 @@ def describe(folder: MemoryFolder) -> dict[str, Any]:
         "settings": {
             key: value
             for key, value in (memory.items() if isinstance(memory, dict) else ())
-            if key not in ("layers", "dtype")
+            if key != "dtype" and (key != "layers" or value != list(description.layers))
         },
     }
 

@@ -49,6 +49,8 @@ from memorizing.memory.disk import FolderDescription, MemoryFolder, StoredDocume
 
 _FLUSH = 16_384
 """Entries that are read before they are written."""
+_FLUSH_BYTES = 2**28
+"""Bytes of entries, likewise: those of all layers are many."""
 
 
 @dataclass
@@ -184,6 +186,7 @@ class MemorySession:
         self._tokenizer = tokenizer
         report = ReadReport()
         waiting: dict[str, ReadDocument] = {}
+        most = min(_FLUSH, _FLUSH_BYTES // self._store.description.bytes_per_entry)
         show = nullcontext(progress) if callable(progress) else show_progress(progress)
         with self._store.write(tokenizer), show as on_read:
             try:
@@ -200,7 +203,7 @@ class MemorySession:
                     report.num_entries += read.description.num_entries
                     if not read.description.num_entries:
                         report.without_entries.append(document.name)
-                    if sum(one.description.num_tokens for one in waiting.values()) >= _FLUSH:
+                    if sum(one.description.num_tokens for one in waiting.values()) >= most:
                         self._flush(waiting)
             finally:
                 self._flush(waiting)
