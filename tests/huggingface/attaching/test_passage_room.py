@@ -23,10 +23,7 @@ ALL = torch.ones(1, WRITTEN, dtype=torch.bool)
 
 def make_passage(ids: list[int], document: str | None = "a", **values: int | bool) -> Passage:
     fields = {"start": 0, "end": len(ids), "score": 0.5, "chunk": 0, "is_at_end": False}
-    numbers = torch.arange(len(ids))
-    return Passage(
-        document, **fields | values, entries=None, ids=torch.tensor(ids), numbers=numbers
-    )
+    return Passage(document, **fields | values, entries=None, ids=torch.tensor(ids))
 
 
 def test_rows_end_together_each_behind_a_start_token_the_best_passage_last():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.passage_room import Library, Room, look_up_start_token
+from memorizing.huggingface.attaching.passage_room import Room, look_up_start_token
 from memorizing.settings import require
 
 
@@ -50,10 +50,8 @@ def put_entries(
     room: Room,
     read: Sequence[tuple[Tensor, Tensor]],
     columns: Tensor,
-    before: Room | None,
     decoder: Decoder,
     room_len: int,
-    library: Library | None,
 ) -> Room:
     """The room with what was read and what was kept, all at their places.
 
@@ -61,17 +59,14 @@ def put_entries(
         room: without layers.
         read: per layer, keys and values (B, H, n, D) of what was read at the last n places.
         columns: (B, n): where it belongs.
-        before: what was there so far. Rows that stay what they were are taken from it: their
-            documents may be forgotten since.
         decoder: the model.
         room_len: places that are kept free in front of the text.
-        library: has the entries.
+
+    Raises:
+        MemoryFolderError: a file of the folder is damaged.
     """
     place = (torch.arange(room.length) + room_len - room.length).unsqueeze(0)
     rows = torch.arange(len(columns)).unsqueeze(1)
-    stays = [
-        before is not None and before.passages[row] == one for row, one in enumerate(room.passages)
-    ]
     layers = []
     for number, (keys, values) in enumerate(read):
         if decoder.rotated[number]:
@@ -84,21 +79,13 @@ def put_entries(
         layers.append(pair)
     for row, passages in enumerate(room.passages):
         end = room.length
-        for passage in () if stays[row] else passages:
+        for passage in passages:
             span = slice(end - len(passage.ids), end)
             end = span.start
-            if passage.document is None:
-                continue
-            assert library is not None
-            for number, parts in library.read_entries(passage.document, passage.numbers):
+            for number, parts in () if passage.kept is None else passage.kept():
                 for whole, part in zip(layers[number], parts, strict=True):
                     whole[row, :, span] = part[..., : whole.shape[3]]
     for number, pair in enumerate(layers):
         if decoder.rotated[number]:
             pair[0] = decoder.rotate_back(number, pair[0], -place)
-        for row in range(len(columns)):
-            if before is not None and stays[row]:
-                there, then = slice(room.first[row], None), slice(before.first[row], None)
-                for whole, old in zip(pair, before.layers[number], strict=True):
-                    whole[row, :, there] = old[row, :, then]
     return replace(room, layers=tuple((keys, values) for keys, values in layers))

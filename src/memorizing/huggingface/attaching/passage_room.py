@@ -10,7 +10,7 @@ Shapes: B rows, H heads of keys, R entries of the room, T tokens of a call, D he
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +24,9 @@ from memorizing.huggingface.attaching.passages import (
     weigh_chunks,
 )
 from memorizing.memory import Memory
+
+ReadEntries = Callable[[], Iterator[tuple[int, tuple[Tensor, Tensor]]]]
+"""Gives, per layer, keys and values (H, n, D) that were kept, the keys free of positions."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Passage:
     """Numbers, in the open memory, of the entries of the chunk; None for the text itself."""
     ids: Tensor = field(compare=False, repr=False)
     """(n,) int64 on the CPU: its tokens, without sinks; -1 where their entries are kept."""
-    numbers: Tensor = field(compare=False, repr=False)
-    """(n,) int64 on the CPU: their entries, counted from the first of the document."""
+    kept: ReadEntries | None = field(default=None, compare=False, repr=False)
+    """Gives these entries; None where the tokens are read again."""
 
     def shows(self, other: Passage) -> bool:
         """Whether this one has the chunk of another, and as much behind it: a quote goes on there.
@@ -84,16 +87,8 @@ class Library(Protocol):
         """
         ...
 
-    def read_entries(
-        self, document: str, numbers: Tensor
-    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-        """Per layer that is kept, keys and values (H, n, D) of entries of a document.
-
-        Keys are free of positions.
-
-        Raises:
-            MemoryFolderError: a file of the folder is damaged.
-        """
+    def find_kept(self, document: int, numbers: Tensor) -> ReadEntries | None:
+        """What gives entries (n,) of a document, counted from its first; None where texts are."""
         ...
 
 
@@ -202,8 +197,10 @@ def find_passages(
     for span in choose_spans(collections, shares, num_passages, passage_len):
         part = collections[span.collection]
         first, last = part.first_entries[span.document : span.document + 2]
+        start, end, chunk = span.start - first, span.end - first, span.chunk - first
+        chosen = torch.arange(start, end)[~part.is_sink[span.start : span.end]]
         if span.collection:
-            name, entries = None, None
+            name, entries, kept = None, None, None
             numbers = torch.arange(own.first, own.first + last)
             ids = own.ids[numbers]
         else:
@@ -211,8 +208,7 @@ def find_passages(
             name = library.names[span.document]
             entries = range(span.chunk, min(last, span.chunk + CHUNK_LEN))
             numbers, ids = library.read_tokens(span.document)
-        start, end, chunk = span.start - first, span.end - first, span.chunk - first
-        kept = ~part.is_sink[span.start : span.end]
+            kept = library.find_kept(span.document, chosen)
         found.append(
             Passage(
                 document=name,
@@ -222,8 +218,8 @@ def find_passages(
                 chunk=int(numbers[chunk]),
                 is_at_end=span.end == last,
                 entries=entries,
-                ids=ids[start:end][kept],
-                numbers=torch.arange(start, end)[kept],
+                ids=ids[chosen],
+                kept=kept,
             )
         )
     return tuple(found)

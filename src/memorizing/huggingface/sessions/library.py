@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
-from memorizing.huggingface.sessions.stores import FolderStore, RamStore, take_tokenizer
+from memorizing.huggingface.sessions.stores import FolderStore, RamStore, ReadStored, take_tokenizer
 from memorizing.huggingface.sessions.texts import encode_text
+from memorizing.memory.disk import StoredDocument
 
 
 class KeptTexts:
@@ -60,11 +62,8 @@ class KeptTexts:
             self._tokens[document] = (places, ids[places])
         return self._tokens[document]
 
-    def read_entries(
-        self, document: str, numbers: Tensor
-    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    def find_kept(self, document: int, numbers: Tensor) -> None:
         """Nothing: passages are read again."""
-        return iter(())
 
 
 class KeptEntries:
@@ -73,23 +72,38 @@ class KeptEntries:
     def __init__(self, store: RamStore | FolderStore) -> None:
         """Take the documents that are there now."""
         self._store = store
-        self._documents = {one.name: one for one in store.documents}
-        self.names: Sequence[str] = list(self._documents)
-        self.num_entries: Sequence[int] = [one.num_entries for one in store.documents]
-        self._read = store.open_entries() if self._documents else None
+        self._documents = store.documents
+        self.names: Sequence[str] = [document.name for document in self._documents]
+        self.num_entries: Sequence[int] = [one.num_entries for one in self._documents]
+        self._read = store.open_entries()
 
     def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
         """Of the entries of a document, their places (n,) in it, and -1 for each of them."""
-        places = self._store.list_places(self._documents[self.names[document]])
+        places = self._store.list_places(self._documents[document])
         return places, torch.full_like(places, -1)
 
-    def read_entries(
-        self, document: str, numbers: Tensor
-    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-        """Per layer, keys and values (H, n, D) of entries, numbered from the document's first.
+    def find_kept(self, document: int, numbers: Tensor) -> KeptPassage:
+        """What gives keys and values of entries (n,) of a document, counted from its first."""
+        return KeptPassage(self._documents[document], numbers, self._read)
+
+
+@dataclass(frozen=True)
+class KeptPassage:
+    """Entries of a document, whatever the store reads or forgets afterwards."""
+
+    document: StoredDocument
+    numbers: Tensor
+    """(n,), counted from the first of the document."""
+    read: ReadStored
+
+    def __call__(self) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+        """Keys and values (H, n, D) of these, per layer.
 
         Raises:
             MemoryFolderError: a file of the folder is damaged.
         """
-        assert self._read is not None
-        return self._read(self._documents[document], numbers)
+        return self.read(self.document, self.numbers)
+
+    def __deepcopy__(self, memo: Any) -> KeptPassage:
+        """Itself: copies of a text share what never changes."""
+        return self

@@ -26,7 +26,7 @@ from memorizing.memory.disk import (
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.settings import find_nearest
 
-ReadEntries = Callable[[StoredDocument, Tensor], Iterator[tuple[int, tuple[Tensor, Tensor]]]]
+ReadStored = Callable[[StoredDocument, Tensor], Iterator[tuple[int, tuple[Tensor, Tensor]]]]
 """Of some entries of a document, by their numbers (n,), keys and values (H, n, D) per layer."""
 
 
@@ -81,7 +81,7 @@ class RamStore:
             if keys.shape[1] and layer in open_heads and open_heads[layer].is_any
         }
 
-    def open_entries(self) -> ReadEntries:
+    def open_entries(self) -> ReadStored:
         """See `FolderStore`."""
         kept = dict(self._entries)
 
@@ -269,10 +269,9 @@ class FolderStore:
             if layer in open_heads and open_heads[layer].is_any
         }
 
-    def open_entries(self) -> ReadEntries:
+    def open_entries(self) -> ReadStored:
         """What reads single entries of all layers, of the documents that are there now."""
-        assert self._folder is not None
-        return self._folder.contents.read_entries
+        return _read_nothing if self._folder is None else self._folder.contents.read_entries
 
     @contextlib.contextmanager
     def write(self, tokenizer: Any) -> Iterator[None]:
@@ -353,6 +352,11 @@ def choose_documents(
             )
         chosen.update(found)
     return tuple(document for document in documents if document.name in chosen)
+
+
+def _read_nothing(document: StoredDocument, numbers: Tensor) -> Iterator[Any]:
+    """Of a folder that is not there yet."""
+    return iter(())
 
 
 def _cut_out(entries: Tensor, span: range) -> Tensor:
