@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from memorizing.errors import ConfigError, MemoryFolderError
 from memorizing.huggingface import open_memory
@@ -17,6 +17,7 @@ from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.passage_room import Passage, plan_room
 from memorizing.huggingface.attaching.window_cache import TextState, find_text
 from memorizing.memory import MemoryFolder
+from tests.huggingface.attaching.all_families import make_config
 from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER, read_all
 from tests.huggingface.tools import (
     CONFIGS,
@@ -191,6 +192,10 @@ def test_models_whose_entries_cannot_be_kept_or_moved_are_refused():
     model = make_model("llama", bos_token_id=None, eos_token_id=None)
     with pytest.raises(ConfigError, match="text, since this model has no bos_token_id"):
         give_passages(model)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gemma4_text", **make_config("gemma4_text"))
+    with pytest.raises(ConfigError, match=r"this model has layers with other heads \(\[\("):
+        give_passages(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
     for settings, message in (
         ({"read": "entries"}, "keep is 'entries'; allowed: text, unless read is passages"),
         ({"search": "normalized"}, "inner_product where keep is entries"),
