@@ -213,6 +213,7 @@ def test_a_folder_is_opened_again_without_tokenizer_or_texts(tmp_path: Path):
         with memory.record() as sources:
             assert torch.equal(ask(model)[0], wanted)
     assert {name for name, _ in sources.list()} <= set(DOCUMENTS)
+    assert [one.text for one in sources.passages] == [""] * NUM_PASSAGES
     folder = MemoryFolder.open(path)
     assert folder.description.layers == (0, 1, 2)
     assert [one.text for one in folder.documents] == [None] * 3

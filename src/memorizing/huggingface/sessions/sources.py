@@ -92,9 +92,9 @@ class Sources:
         if name is not None:
             spans = self._store.read_spans(name)
         if spans is None:
-            # Without the tokens' characters, the text is what the tokens say.
+            # Without the tokens' characters, the text is what the tokens say, where they are known.
             decode = getattr(self._tokenizer, "decode", None)
-            text = decode(passage.ids) if decode is not None else ""
+            text = decode(passage.ids) if decode is not None and passage.kept is None else ""
             return Source(name, None, None, passage.score, text, (0, len(text)), since)
         assert name is not None
         text = self._store.read_text(name)
