@@ -79,9 +79,10 @@ def test_a_texts_own_entries_are_those_a_ring_still_has_in_the_order_of_tokens(e
         return
     assert own.first == oldest
     assert own.collection.num_entries == (expected - oldest,)
-    ((keys, values),) = own.collection.layers[1]
-    assert keys[1, :, 2].tolist() == list(range(oldest, expected))
-    assert values[0, :, 0].tolist() == list(range(oldest + 1, expected + 1))
+    (block,) = own.collection.layers[1].blocks
+    entries = block.load()
+    assert entries.keys[0, 1, :, 2].tolist() == list(range(oldest, expected))
+    assert entries.values[0, 0, :, 0].tolist() == list(range(oldest + 1, expected + 1))
 
 
 def test_what_is_known_by_its_embedding_only_ends_what_is_found():

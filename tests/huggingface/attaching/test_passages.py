@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from memorizing.huggingface.attaching import passages
 from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
     Collection,
     choose_spans,
     weigh_chunks,
 )
+from memorizing.index_settings import parse_index
+from memorizing.memory.frozen import FrozenBlock, FrozenMemory, make_block
 
 LAYER, KEY_HEADS, GROUPS, QUERIES, WIDTH = 3, 2, 3, 5, 7
 LENGTHS = (71, 1, 0, 130, CHUNK_LEN)
 
 
-def make_collection(lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> Collection:
+def make_collection(
+    lengths: tuple[int, ...] = LENGTHS, seed: int = 0, index: str = "exact", sinks: tuple = ()
+) -> Collection:
     generator = torch.Generator().manual_seed(seed)
     total = sum(lengths)
     keys = torch.randn(KEY_HEADS, total, WIDTH, generator=generator)
     values = torch.randn(KEY_HEADS, total, WIDTH, generator=generator)
+    values[:, list(sinks)] *= 1e-3
     # In two blocks, as folders have segments.
-    cut = total // 3
-    parts = [(keys[:, :cut], values[:, :cut]), (keys[:, cut:], values[:, cut:])]
-    return Collection(lengths, {LAYER: parts})
+    blocks = []
+    for span in (slice(0, sum(lengths[:2])), slice(sum(lengths[:2]), None)):
+        part = keys[:, span].unsqueeze(0), values[:, span].unsqueeze(0)
+        load = partial(make_block, *(one.contiguous() for one in part), parse_index(index))
+        blocks.append(FrozenBlock(part[0].shape[2], load))
+    return Collection(lengths, {LAYER: FrozenMemory(KEY_HEADS, WIDTH, blocks)})
 
 
 def make_queries(seed: int = 1) -> torch.Tensor:
@@ -34,13 +45,19 @@ def make_queries(seed: int = 1) -> torch.Tensor:
     return torch.randn(KEY_HEADS * GROUPS, QUERIES, WIDTH, generator=generator)
 
 
+def find_chunk(part: Collection, entry: int) -> int:
+    return int((part.first_of_chunk <= entry).sum()) - 1
+
+
 def weigh_naively(
     queries: torch.Tensor, parts: list[Collection], heads: list[int]
-) -> list[list[float]]:
-    """Shares of attention of entries, per query, by loops; the sinks' are 0."""
-    keys = torch.cat([key for part in parts for key, _ in part.layers[LAYER]], 1)
+) -> list[torch.Tensor]:
+    """Shares of attention of chunks, per query, by loops over entries; the sinks' are 0."""
+    blocks = [block.load() for part in parts for block in part.layers[LAYER].blocks]
+    keys = torch.cat([block.keys[0] for block in blocks], 1)
     is_sink = torch.cat([part.is_sink for part in parts]).tolist()
-    sums = [[0.0] * keys.shape[1] for _ in range(QUERIES)]
+    chunks = [(part, entry) for part in parts for entry in range(sum(part.num_entries))]
+    shares = [torch.zeros(QUERIES, len(part.first_of_chunk)) for part in parts]
     for head in heads:
         for query in range(QUERIES):
             scores = [
@@ -50,47 +67,85 @@ def weigh_naively(
                 for entry in range(keys.shape[1])
             ]
             total = sum(map(math.exp, scores))
-            for entry, score in enumerate(scores):
-                sums[query][entry] += math.exp(score) / total / len(heads)
-    return sums
+            for (part, entry), score in zip(chunks, scores, strict=True):
+                share = math.exp(score) / total / len(heads)
+                shares[parts.index(part)][query, find_chunk(part, entry)] += share
+    return shares
+
+
+def weigh(parts: list[Collection], heads: list[int], num_neighbors: int = 1) -> list[torch.Tensor]:
+    queries, places = {LAYER: make_queries()}, {LAYER: torch.tensor(heads)}
+    return weigh_chunks(queries, places, parts, num_neighbors)
 
 
 @pytest.mark.parametrize("heads", [[0, 1, 2, 3, 4, 5], [4], [1, 5]])
-def test_shares_of_attention_are_those_of_loops_over_all_collections(heads):
-    parts, queries = [make_collection(), make_collection((37,), seed=2)], make_queries()
-    shares = torch.cat(weigh_chunks({LAYER: queries}, {LAYER: torch.tensor(heads)}, parts), 1)
-    chunks = torch.cat([parts[0].chunks, parts[1].chunks + len(parts[0].first_of_chunk)])
-    wanted = torch.zeros_like(shares)
-    wanted.index_add_(1, chunks, torch.tensor(weigh_naively(queries, parts, heads)))
+@pytest.mark.parametrize("tile", [1, 2, 256])
+def test_shares_of_chunks_are_those_of_loops_over_all_collections(heads, tile, monkeypatch):
+    monkeypatch.setattr(passages, "_TILE", tile)
+    parts = [make_collection(sinks=(3, 73, 109)), make_collection((37,), seed=2)]
+    shares = weigh(parts, heads)
+    for found, expected in zip(shares, weigh_naively(make_queries(), parts, heads), strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.cat(shares, 1).sum(1).tolist() == pytest.approx([1.0] * QUERIES, abs=1e-5)
+
+
+@pytest.mark.parametrize("heads", [[0, 1, 2, 3, 4, 5], [1, 5]])
+def test_an_index_that_finds_every_entry_gives_the_shares_of_exact_search(heads):
+    parts = [make_collection(sinks=(3, 109), index="int8"), make_collection((37,), seed=2)]
+    shares = weigh(parts, heads, num_neighbors=sum(LENGTHS))
+    for found, expected in zip(shares, weigh_naively(make_queries(), parts, heads), strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_of_what_an_index_searches_the_nearest_entries_share_all_attention():
+    part = make_collection(index="int8")
+    (shares,) = weigh([part], [4], num_neighbors=1)
+    wanted, first = torch.zeros_like(shares), 0
+    queries, found = make_queries()[4], []
+    for block in part.layers[LAYER].blocks:
+        best = (queries @ block.load().keys[0, 4 // GROUPS].t()).max(1)
+        found.append((best.values, best.indices + first))
+        first += block.num_entries
+    for query in range(QUERIES):
+        weight = torch.stack([scores[query] for scores, _ in found]).softmax(0)
+        for share, (_, entries) in zip(weight, found, strict=True):
+            wanted[query, find_chunk(part, int(entries[query]))] += share
     assert torch.allclose(shares, wanted, atol=1e-6)
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish():
+    part = make_collection()
+    queries = make_queries() * 300.0
+    (shares,) = weigh_chunks({LAYER: queries}, {LAYER: torch.arange(6)}, [part], 1)
     assert shares.sum(1).tolist() == pytest.approx([1.0] * QUERIES, abs=1e-5)
+    keys = torch.cat([block.load().keys[0] for block in part.layers[LAYER].blocks], 1)
+    best = (queries @ keys[torch.arange(6) // GROUPS].mT).argmax(2)
+    wanted = torch.zeros_like(shares)
+    for head, query in itertools.product(range(6), range(QUERIES)):
+        wanted[query, find_chunk(part, int(best[head, query]))] += 1 / 6
+    assert torch.allclose(shares, wanted, atol=0.02)
 
 
 def test_entries_with_tiny_values_are_sinks_and_get_nothing():
-    part = make_collection()
-    part.layers[LAYER][0][1][:, 5] *= 1e-3
-    part.layers[LAYER][1][1][:, 2] *= 1e-3
-    sinks = [5, sum(LENGTHS) // 3 + 2]
-    assert part.is_sink.nonzero().flatten().tolist() == sinks
-    heads = list(range(6))
-    (shares,) = weigh_chunks({LAYER: make_queries()}, {LAYER: torch.tensor(heads)}, [part])
-    wanted = torch.tensor(weigh_naively(make_queries(), [part], heads))
-    assert wanted[:, sinks].tolist() == [[0.0, 0.0]] * QUERIES
-    assert torch.allclose(shares, torch.zeros_like(shares).index_add_(1, part.chunks, wanted))
+    part = make_collection(sinks=(5, 71))
+    assert part.is_sink.nonzero().flatten().tolist() == [5, 71]
+    (shares,) = weigh([part], list(range(6)))
+    # The document of one entry is a sink and nothing else.
+    assert shares[:, 3].tolist() == [0.0] * QUERIES
+    assert shares.sum(1).tolist() == pytest.approx([1.0] * QUERIES, abs=1e-5)
 
 
 def test_no_chunk_goes_over_the_end_of_a_document():
-    part = make_collection()
     first = [0, 32, 64, 71, 72, 104, 136, 168, 200, 202]
-    assert part.first_of_chunk.tolist() == [*first[:-1], 202]
-    assert part.chunks[[0, 31, 32, 70, 71, 72, 201, 202]].tolist() == [0, 0, 1, 2, 3, 4, 8, 9]
+    assert make_collection().first_of_chunk.tolist() == first
+    assert Collection((), {}).first_of_chunk.tolist() == []
 
 
 def share_out(part: Collection, weights: dict[int, float]) -> torch.Tensor:
     """Shares of the chunks of a few entries, by every query."""
     shares = torch.zeros(QUERIES, len(part.first_of_chunk))
     for entry, weight in weights.items():
-        shares[:, part.chunks[entry]] = weight
+        shares[:, find_chunk(part, entry)] = weight
     return shares
 
 
@@ -121,15 +176,14 @@ def test_the_best_chunk_of_several_collections_comes_first():
 
 def test_nothing_is_found_in_nothing():
     nothing = Collection((), {})
-    shares = weigh_chunks({LAYER: make_queries()}, {LAYER: torch.arange(6)}, [nothing])
-    assert choose_spans([nothing], shares, 4, 48) == []
+    assert choose_spans([nothing], weigh([nothing], list(range(6))), 4, 48) == []
 
 
 def test_what_many_queries_point_to_goes_before_what_one_is_sure_of():
     part = make_collection()
     shares = share_out(part, {10: 0.15})
-    shares[0, part.chunks[10]] = 0.0
-    shares[0, part.chunks[150]] = 1.0
+    shares[0, find_chunk(part, 10)] = 0.0
+    shares[0, find_chunk(part, 150)] = 1.0
     first, second = choose_spans([part], [shares], 2, 32)
     assert (first.start, second.start) == (0, 136)
     assert [first.score, second.score] == pytest.approx([0.12, 0.2])

@@ -277,7 +277,7 @@ def test_documents_longer_than_the_context_are_read_in_stretches_that_overlap():
         assert report.num_entries == 3 * most + 1 - NUM_SINKS
         memory.read(TOKENIZER, {"begin": " ".join(words.split()[: most - 1])}, progress=False)
         base = attachment.opened.collection
-        keys = torch.cat([key for key, _ in base.layers[1]], 1)
+        keys = torch.cat([block.load().keys[0] for block in base.layers[1].blocks], 1)
     count = most - NUM_SINKS
     first = base.first_entries[1]
     assert torch.allclose(keys[:, :count], keys[:, first : first + count], atol=1e-5)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
     Collection,
@@ -24,6 +25,7 @@ from memorizing.huggingface.attaching.passages import (
     weigh_chunks,
 )
 from memorizing.memory import Memory
+from memorizing.memory.frozen import FrozenMemory
 
 ReadEntries = Callable[[], Iterator[tuple[int, tuple[Tensor, Tensor]]]]
 """Gives, per layer, keys and values (H, n, D) that were kept, the keys free of positions."""
@@ -163,18 +165,30 @@ def collect_own(
 
     A text is not found from the first token on that is known by its embedding only.
     """
-    layers, first = {}, num_sinks
+    first = num_sinks
     unknown = (ids < 0).nonzero().flatten()
     ids = ids[: int(unknown[0])] if len(unknown) else ids
     for memory in memories.values():
         written = int(memory.num_appended[row])
         first = max(first, written - int(memory.size[row]))
         end = min(end, written, len(ids))
-    for layer, memory in memories.items():
-        slots = torch.arange(first, max(first, end), device=memory.keys.device) % memory.capacity
-        layers[layer] = [(memory.keys[row][:, slots], memory.values[row][:, slots])]
-    num_entries = (end - first,) if layers and end > first else ()
-    return OwnText(ids, first, Collection(num_entries, layers if num_entries else {}))
+    layers = {
+        layer: FrozenMemory.from_tensors(
+            _take_slots(memory.keys[row], first, end), _take_slots(memory.values[row], first, end)
+        )
+        for layer, memory in memories.items()
+        if end > first
+    }
+    return OwnText(ids, first, Collection((end - first,) if layers else (), layers))
+
+
+def _take_slots(ring: Tensor, first: int, end: int) -> Tensor:
+    """Entries from the first to the one before the last (K, n, D), of a ring; a view if it can."""
+    start = first % ring.shape[1]
+    until_end = min(end - first, ring.shape[1] - start)
+    part = ring[:, start : start + until_end]
+    rest = ring[:, : end - first - until_end]
+    return torch.cat([part, rest], 1) if rest.shape[1] else part
 
 
 def find_passages(
@@ -183,8 +197,7 @@ def find_passages(
     base: Collection,
     library: Library | None,
     own: OwnText,
-    num_passages: int,
-    passage_len: int,
+    settings: MemorySettings,
 ) -> tuple[Passage, ...]:
     """The best passages of one row, best one first; see `weigh_chunks` and `choose_spans`.
 
@@ -192,9 +205,9 @@ def find_passages(
         MemoryFolderError: the text of a document that is found was not kept.
     """
     collections = [base, own.collection]
-    shares = weigh_chunks(queries, places, collections)
+    shares = weigh_chunks(queries, places, collections, settings.num_neighbors)
     found = []
-    for span in choose_spans(collections, shares, num_passages, passage_len):
+    for span in choose_spans(collections, shares, settings.num_passages, settings.passage_len):
         part = collections[span.collection]
         first, last = part.first_entries[span.document : span.document + 2]
         start, end, chunk = span.start - first, span.end - first, span.chunk - first

@@ -103,13 +103,9 @@ class Reader(Calls):
             asked = {
                 layer: tensor[row][:, mine.to(tensor.device)] for layer, tensor in queries.items()
             }
-            is_any = bool(mine.any()) and len(base.chunks) + len(own.collection.chunks) > 0
+            is_any = bool(mine.any()) and bool(base.num_entries or own.collection.num_entries)
             found.append(
-                find_passages(
-                    asked, places, base, library, own, settings.num_passages, settings.passage_len
-                )
-                if is_any
-                else ()
+                find_passages(asked, places, base, library, own, settings) if is_any else ()
             )
         if control is not None and control.shuffle_values:
             found = [tuple(_shuffle(one, control.seed) for one in row) for row in found]

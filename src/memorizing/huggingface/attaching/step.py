@@ -25,7 +25,7 @@ from memorizing.huggingface.attaching.memory_layer import (
 )
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import Library, Passage
-from memorizing.huggingface.attaching.passages import LAST, Collection, collect_base
+from memorizing.huggingface.attaching.passages import LAST, Collection
 from memorizing.huggingface.attaching.window_cache import TextState
 from memorizing.memory import Entries, History, Memory, RetrievalControl, Retrieved
 from memorizing.memory.frozen import FrozenMemory
@@ -79,7 +79,9 @@ class OpenMemory:
     @cached_property
     def collection(self) -> Collection:
         """What passages are found among."""
-        return collect_base(self.base, () if self.library is None else self.library.num_entries)
+        return Collection(
+            () if self.library is None else tuple(self.library.num_entries), self.base
+        )
 
 
 @dataclass(frozen=True)
