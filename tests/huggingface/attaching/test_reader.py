@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from memorizing.errors import ConfigError, MemoryFolderError
-from memorizing.huggingface import open_memory
+from memorizing.huggingface import open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.window_cache import TextState, find_text
 from memorizing.huggingface.releases import CACHE_NAME
@@ -299,6 +299,28 @@ def test_a_folder_that_is_opened_again_gives_the_same(tmp_path):
         open_memory(model, tmp_path / "memory").__enter__()
     with pytest.raises(MemoryFolderError, match="another tokenizer"):
         open_memory(model, tmp_path / "memory", tokenizer=make_tokenizer(5)).__enter__()
+
+
+@pytest.mark.parametrize("index", ["int8", "faiss_flat:block_len=16"])
+def test_an_index_that_finds_all_entries_finds_the_passages_of_exact_search(index, tmp_path):
+    if "faiss" in index:
+        pytest.importorskip("faiss")
+    model, tokens, found = find_model(), make_tokens(1, 11), []
+    for name in ("exact", index):
+        attachment = give_passages(
+            model, index=name, num_neighbors=512, capacity=512, heads={1: (2,)}
+        )
+        with open_memory(model, tmp_path / name[:5]) as memory, torch.no_grad():
+            read_all(memory)
+            assert memory.num_entries < 512
+            cache = attachment.make_cache()
+            logits = call(model, tokens, cache).logits
+            assert attachment.opened.base[1].num_heads == 1
+            found.append((logits, find_text(cache).room.passages))
+        remove_memory(model)
+    assert torch.equal(found[0][0], found[1][0])
+    scores = [[one.score for one in passages[0]] for _, passages in found]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
 def test_a_memory_without_its_texts_says_what_to_do(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from memorizing.errors import MemoryFolderError
+from memorizing.errors import ConfigError, MemoryFolderError
 from memorizing.index_settings import parse_index
 from memorizing.knn.faiss_blocks import FaissLibrary
 from memorizing.memory import (
@@ -63,6 +63,23 @@ def test_saved_indexes_are_read_and_not_built(
     folder.forget("e")
     assert list_files(folder.path / "index") == ["segment-000000"]
     folder.open_layer(7, index=HNSW).prepare()
+
+
+def test_an_index_of_some_heads_is_saved_beside_that_of_all(
+    folder: MemoryFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [HEADS - 1]
+    expected = folder.open_layer(7, heads=some).retrieve(QUERIES[:, :3], 5)
+    folder.save_indexes(HNSW)
+    folder.save_indexes(HNSW, {7: some})
+    assert len(list((folder.path / "index" / "segment-000000").glob("7-*"))) == 2
+    assert len(list((folder.path / "index" / "segment-000000").glob("3-*"))) == 1
+    with pytest.raises(ConfigError, match="heads are"):
+        folder.save_indexes(HNSW, {7: [HEADS]})
+    monkeypatch.setattr(FaissLibrary, "build", None)
+    opened = MemoryFolder.open(folder.path)
+    check_alike(opened.open_layer(7, index=HNSW, heads=some).retrieve(QUERIES[:, :3], 5), expected)
+    opened.open_layer(7, index=HNSW).retrieve(QUERIES, 5)
 
 
 def test_indexes_that_are_made_quickly_are_not_saved(folder: MemoryFolder) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from memorizing.huggingface.attaching.decoder import Decoder
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.index_settings import SealedSettings, parse_index
 from memorizing.memory import Retrieved
 from memorizing.model.attention import (
     attend_to_copies,
@@ -87,8 +86,6 @@ def plan_open_heads(
     is_open: Sequence[bool],
     num_key_heads: int,
     device: torch.device,
-    *,
-    keep_keys: bool = False,
 ) -> OpenHeads:
     """Plan for the heads of a layer.
 
@@ -96,7 +93,6 @@ def plan_open_heads(
         is_open: of every head of queries, whether it reads.
         num_key_heads: H_kv, of which each serves equally many heads of queries, side by side.
         device: where the layer computes.
-        keep_keys: search all heads of keys, also those that no head reads.
     """
     num_groups = len(is_open) // num_key_heads
     groups = [
@@ -104,14 +100,13 @@ def plan_open_heads(
         for first in range(0, len(is_open), num_groups)
     ]
     heads = [head for group in groups for head in group]
-    key_heads = tuple(key for key, group in enumerate(groups) if group or keep_keys)
+    key_heads = tuple(key for key, group in enumerate(groups) if group)
     num_asked = max(map(len, groups))
     asked, places = [], []
     for key in key_heads:
         group = groups[key]
         places += range(len(asked), len(asked) + len(group))
-        first = group[0] if group else key * num_groups
-        asked += group + [first] * (num_asked - len(group))
+        asked += group + group[:1] * (num_asked - len(group))
     # Made in inference mode they could not be used with gradients outside of it.
     with torch.inference_mode(False):
         tensors = [
@@ -279,11 +274,7 @@ class MemoryLayer(nn.Module):
     def plan_open_heads(self) -> OpenHeads:
         """Which heads read the memory, by their gates as they are now."""
         num_key_heads = self._decoder.shapes[self.layer][1]
-        # The index of a folder is saved with all heads.
-        is_sealed = isinstance(parse_index(self.settings.index), SealedSettings)
-        return plan_open_heads(
-            self.list_open(), num_key_heads, self.bias.device, keep_keys=is_sealed
-        )
+        return plan_open_heads(self.list_open(), num_key_heads, self.bias.device)
 
     def free_entries(
         self, key: Tensor, value: Tensor, kwargs: dict[str, Any]

@@ -304,22 +304,30 @@ class MemoryFolder:
             segment.verify()
         return (MANIFEST, *(segment.file for segment in contents.manifest.segments))
 
-    def save_indexes(self, index: IndexSettings) -> None:
+    def save_indexes(
+        self, index: IndexSettings, heads: Mapping[int, Sequence[int]] | None = None
+    ) -> None:
         """Build an index of every segment and save it, so that `open_layer` need not build it.
 
         Nothing is saved of indexes that are built as quickly as they are read, and of segments that
         are smaller than a block. May take minutes.
 
+        Args:
+            index: what searches every block.
+            heads: per layer, those of keys that `open_layer` will be asked for; None is all of all
+                layers.
+
         Raises:
+            ConfigError: heads that are not there.
             MemoryFolderError: another writer, or a damaged segment.
             IndexUnavailableError: it needs a package that is not installed.
             ResourceError: the folder cannot be written.
         """
         with self.lock(), self._explain_failures():
-            for layer in self.description.layers:
-                every = range(self.description.num_heads)
+            every = dict.fromkeys(self.description.layers, range(self.description.num_heads))
+            for layer, chosen in (every if heads is None else heads).items():
                 cpu = torch.device("cpu")
-                StoredLayer(self.contents, layer, index, cpu, every).save_indexes()
+                StoredLayer(self.contents, layer, index, cpu, chosen).save_indexes()
 
     def open_layer(
         self,
@@ -341,13 +349,13 @@ class MemoryFolder:
             index: what searches every block; None is exact search. What `save_indexes` saved is
                 read and not built.
             heads: those of keys that are searched, ascending; None is all. Unless they are
-                neighbors, they are copied. With an index that `save_indexes` saves it must be all.
+                neighbors, they are copied. What `save_indexes` saved must be of the same heads.
             forgotten: names of documents whose entries are left out, as if they had been forgotten.
                 What remains of a segment that has some is copied, and its index built.
 
         Raises:
             MemoryFolderError: there is no such layer.
-            ConfigError: heads that are not there, or some of them and an index of all.
+            ConfigError: heads that are not there.
             IndexUnavailableError: the index needs a package that is not installed.
         """
         every = range(self.description.num_heads)

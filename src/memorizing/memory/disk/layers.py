@@ -34,7 +34,7 @@ class StoredLayer:
 
     Raises:
         MemoryFolderError: there is no such layer.
-        ConfigError: heads that are not there, or some of them and an index of all.
+        ConfigError: heads that are not there.
     """
 
     contents: Contents
@@ -57,11 +57,6 @@ class StoredLayer:
         if not heads or heads != sorted(set(heads) & set(every)):
             raise ConfigError(
                 f"heads are {heads}; give one or more of {list(every)}, in ascending order"
-            )
-        if len(heads) < len(every) and isinstance(self.settings, SealedSettings):
-            raise ConfigError(
-                f"index {self.settings.name!r} is saved with all {description.num_heads} heads, "
-                f"and heads {heads} are asked for; leave heads out"
             )
 
     def open(self) -> FrozenMemory:
@@ -100,8 +95,11 @@ class StoredLayer:
                 block.index.save(saved, block.stored_keys)
 
     def _name_index_folder(self, segment: SegmentFile) -> Path:
-        """Where the index of a segment is saved."""
-        slug = hashlib.sha256(str(self.settings).encode()).hexdigest()[:12]
+        """Where the index of these heads of a segment is saved."""
+        name, heads = str(self.settings), list(self.heads)
+        if len(heads) < self.contents.manifest.description.num_heads:
+            name += f" {heads}"
+        slug = hashlib.sha256(name.encode()).hexdigest()[:12]
         folder = segment.path.parent / INDEXES / segment.path.stem
         return folder / f"{self.layer}-{self.settings.name}-{slug}"
 
