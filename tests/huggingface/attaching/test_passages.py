@@ -137,7 +137,10 @@ def test_entries_with_tiny_values_are_sinks_and_get_nothing():
 
 def test_no_chunk_goes_over_the_end_of_a_document():
     first = [0, 32, 64, 71, 72, 104, 136, 168, 200, 202]
-    assert make_collection().first_of_chunk.tolist() == first
+    part = make_collection()
+    assert part.first_of_chunk.tolist() == first
+    entries = torch.tensor([[0, 31, 32, 70], [71, 72, 201, 233]])
+    assert part.find_chunks(entries).tolist() == [[0, 0, 1, 2], [3, 4, 8, 9]]
     assert Collection((), {}).first_of_chunk.tolist() == []
 
 

@@ -29,6 +29,7 @@ from memorizing.huggingface.learning.finding_heads import (
     rank_places,
     weigh_by_head,
 )
+from memorizing.memory.frozen import FrozenMemory
 from tests.huggingface.sessions.tools import TOKENIZER, read_all
 from tests.huggingface.tools import (
     CONFIGS,
@@ -109,7 +110,7 @@ def test_what_was_found_is_added_and_finds_what_is_read_then():
         with open_memory(model, tokenizer=TOKENIZER) as memory:
             read_all(memory)
             assert attachment.opened is not None
-            assert attachment.opened.collection.layers[0][0][0].shape[0] == 1
+            assert attachment.opened.collection.layers[0].num_heads == 1
     finally:
         attachment.remove()
 
@@ -193,16 +194,16 @@ def test_shares_of_a_head_are_those_that_passages_are_chosen_by():
     values = torch.randn(KEY_HEADS, NUM_ENTRIES, WIDTH, generator=generator)
     values[:, 41] *= 1e-3  # a sink
     queries = torch.randn(5, KEY_HEADS * GROUPS, LAST, WIDTH, generator=generator)
-    collection = Collection((NUM_ENTRIES,), {3: [(keys, values)]})
+    collection = Collection((NUM_ENTRIES,), {3: FrozenMemory.from_tensors(keys, values)})
     shares = weigh_by_head(queries, keys, collection)
     assert shares.shape == (5, KEY_HEADS * GROUPS, LAST, 3)
     for heads in ([4], [0, 5], list(range(KEY_HEADS * GROUPS))):
-        wanted = weigh_chunks({3: queries[2]}, {3: torch.tensor(heads)}, [collection])
+        wanted = weigh_chunks({3: queries[2]}, {3: torch.tensor(heads)}, [collection], 1)
         torch.testing.assert_close(shares[2, heads].mean(0), wanted[0])
         (best,) = choose_spans([collection], wanted, 1, CHUNK_LEN)
         scores = score_chunks(shares[2:3, heads].mean(1))
-        chunk = collection.chunks[best.chunk]
-        assert rank_places(scores, chunk.view(1)).tolist() == [1]
+        chunk = collection.find_chunks(torch.tensor([best.chunk]))
+        assert rank_places(scores, chunk).tolist() == [1]
 
 
 def test_prompts_stand_in_the_text_and_every_second_one_is_changed_a_little():

@@ -87,6 +87,10 @@ class Collection:
         """The number of the document of an entry."""
         return bisect.bisect_right(self.first_entries, entry) - 1
 
+    def find_chunks(self, entries: Tensor) -> Tensor:
+        """Numbers, int64 on the CPU, of the chunks of entries, as many."""
+        return torch.searchsorted(self.first_of_chunk, entries.cpu(), right=True) - 1
+
 
 def weigh_chunks(
     queries: Mapping[int, Tensor],
@@ -190,8 +194,7 @@ def _sum_nearest(
     hidden = ~valid | part.is_sink[numbers].to(valid.device)
     scores = scores.masked_fill(hidden, -torch.inf)
     largest = scores.amax(1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
-    chunk = torch.searchsorted(part.first_of_chunk, numbers, right=True) - 1
-    chunks, place = chunk.unique(return_inverse=True)
+    chunks, place = part.find_chunks(numbers).unique(return_inverse=True)
     sums = scores.new_zeros(len(scores), len(chunks))
     sums.scatter_add_(1, place.to(scores.device), (scores - largest).exp())
     return chunks, sums.log_().add_(largest).t()

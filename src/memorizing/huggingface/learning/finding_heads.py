@@ -31,6 +31,7 @@ from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.passages import Collection, score_chunks
 from memorizing.huggingface.sessions.reading import read_tokens
 from memorizing.huggingface.sessions.scoring import Progress, read_memory
+from memorizing.memory.frozen import FrozenMemory
 
 PROMPT_LEN = 48
 """Tokens of a prompt."""
@@ -193,9 +194,10 @@ def measure_shares(
     for layer in settings.layers:
         held = [piece.pop(layer) for piece in pieces]
         keys, values = (torch.cat(parts, 1) for parts in zip(*held, strict=True))
-        collection = Collection((keys.shape[1],), {layer: [(keys, values)]})
+        entries = FrozenMemory.from_tensors(keys, values)
+        collection = Collection((keys.shape[1],), {layer: entries})
         queries = torch.cat([queries.pop(layer) for queries in asked])
-        right = collection.chunks[places.after - settings.num_sinks]
+        right = collection.find_chunks(places.after - settings.num_sinks)
         yield weigh_by_head(queries, keys, collection), right
 
 
@@ -208,7 +210,8 @@ def weigh_by_head(queries: Tensor, keys: Tensor, collection: Collection) -> Tens
         collection: of the entries of these keys alone.
     """
     keys, hidden = keys.to(queries.device, torch.float32), collection.is_sink.to(queries.device)
-    chunks, found = collection.chunks.to(queries.device), []
+    chunks = collection.find_chunks(torch.arange(keys.shape[1])).to(queries.device)
+    found = []
     for asked in queries:
         by_head = asked.float().unflatten(0, (len(keys), -1)).flatten(1, 2)
         scores = torch.matmul(by_head, keys.transpose(1, 2)).view(*asked.shape[:2], -1)
