@@ -102,3 +102,69 @@ def test_evaluating_measures_the_controls_that_the_recipe_names(run, trained, se
     assert list_results(folder, "--no-controls") == ["8", "131"]
     assert list_results(folder, "--documents", "1") == ["8", "131", "shuffled"]
     assert list_results(folder, "--capacity", "0") == ["0"]
+
+
+PASSAGES = ("--set", "read=passages", "--set", "num_passages=2", "--set", "passage_len=11")
+MODEL = ("--layers", "1", "--window", "17", "--documents", "2", "--max-tokens", "61")
+
+
+def test_a_model_of_transformers_is_measured_beside_its_window_and_its_rival(
+    run, llama, texts, tmp_path
+):
+    pytest.importorskip("bm25s")
+    path = tmp_path / "result.json"
+    words = ("--corpus", f"files:{texts}", *MODEL, *PASSAGES, "--set", "segment_len=17")
+    rival = ("--retrieval", "bm25", "--stride", "9")
+    outcome = run("evaluate", llama, *words, "--controls", *rival, "--json", path)
+    assert outcome.status == 0, outcome.err
+    values = json.loads(path.read_text())
+    names = ["0", "65536", "off", "other_document", "shuffled"]
+    assert list(values["perplexity"]) == names
+    perplexity = values["perplexity"]
+    assert len(set(perplexity.values())) == len(names) - 1
+    assert perplexity["off"] == perplexity["0"]
+    for value in (*perplexity.values(), values["rival"]["perplexity"]):
+        assert f"{value:.3f}" in outcome.out
+    assert values["settings"]["read"] == "passages"
+    assert values["retrieval"] == {"by": "bm25", "stride": 9, "query_len": 32}
+    assert "BM25, stride 9" in outcome.out
+    assert [one["tokens"] for one in values["rival"]["documents"]] == [61, 61]
+
+
+def test_a_model_reads_a_memory_that_was_kept(run, llama, notes, memory, tmp_path):
+    path = tmp_path / "result.json"
+    words = ("--corpus", f"files:{notes}", "--memory", memory, "--json", path)
+    outcome = run("evaluate", llama, *words)
+    assert outcome.status == 0, outcome.err
+    values = json.loads(path.read_text())
+    assert values["memory"] == str(memory)
+    assert values["settings"]["window"] == 17
+    assert values["perplexity"]["0"] != values["perplexity"]["65536"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "say what it reads: --corpus"),
+        (("--corpus", "files:x", "--use", "test"), "--use is given, and "),
+        (("--corpus", "files:x", "--rows", "2"), "--rows is given, and "),
+        (("--corpus", "files:x", "--stride", "2"), "add --retrieval bm25"),
+        (("--corpus", "files:x", "--memory", "m", "--window", "9"), "window of the memory are"),
+        (("--corpus", "files:x", "--set", "reed=passages"), "reed"),
+        (("--corpus", "files:x", "--set", "read=text"), "memory.read"),
+        (("--corpus", "files:nothing-there"), "nothing-there"),
+        (("--corpus", "files:x", "--memory", "nothing-there"), "nothing-there"),
+    ],
+)
+def test_what_a_model_cannot_be_asked_says_what_to_do(refuse, llama, words, says):
+    assert says in refuse("evaluate", llama, *words)
+
+
+def test_options_of_a_model_are_refused_for_a_run(refuse, trained):
+    for words in (("--memory", "m"), ("--layers", "1"), ("--retrieval", "bm25")):
+        assert f"{words[0]} is given, and" in refuse("evaluate", trained, *words)
+
+
+def test_the_controls_of_one_document_say_what_is_missing(refuse, llama, texts):
+    words = ("--corpus", f"files:{texts}", "--documents", "1", "--controls")
+    assert "needs two documents" in refuse("evaluate", llama, *words)

@@ -5,16 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
+from memorizing.cli import evaluate_pretrained
 from memorizing.cli.options import (
+    AdapterOption,
     CorpusOption,
+    DeviceOption,
+    HeadsOption,
     JsonOption,
+    LayersOption,
     ProbedPrecisionOption,
-    RunArgument,
     TextColumnOption,
     flag,
     option,
     parse_numbers,
     prepare_files,
+    set_option,
     write_result,
 )
 from memorizing.config import Use
@@ -28,11 +35,21 @@ examples:
   memorizing evaluate runs/small --use test --json test.json --plot test.png
   memorizing evaluate runs/small --corpus files:books --max-tokens 100000
   memorizing evaluate runs/small --capacity 65536 --index faiss_hnsw
+  memorizing evaluate MODEL --corpus files:books --controls
+  memorizing evaluate MODEL --corpus files:books --heads 18:6,7 --set read=passages \\
+      --retrieval bm25 --stride 16 --max-tokens 4096
 """
 
 
 def run(
-    run_dir: RunArgument,
+    run_or_model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="Folder of a run. With --corpus also a checkpoint, or a model of transformers, by "
+            "its folder or its name on the hub.",
+        ),
+    ],
     corpus: CorpusOption = None,
     text_column: TextColumnOption = "text",
     use: Annotated[
@@ -72,14 +89,80 @@ def run(
             "What searches the memory (`memorizing info indexes`). Default: as in the recipe.",
         ),
     ] = None,
+    memory: Annotated[
+        Path | None, option("DIR", "MODEL: also read what `memorizing read` made.", "--memory")
+    ] = None,
+    layers: LayersOption = None,
+    heads: HeadsOption = None,
+    window: Annotated[
+        int | None, option("N", "MODEL: tokens of local attention. Default: 512.", min=1)
+    ] = None,
+    settings: Annotated[
+        list[str] | None, set_option("MODEL: a setting of the memory, as read=passages.")
+    ] = None,
+    adapter: AdapterOption = None,
+    retrieval: Annotated[
+        evaluate_pretrained.Retrieval | None,
+        flag(
+            "MODEL: beside its rival without memory, which reads the window anew behind the "
+            "passages that BM25 finds in the document."
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        option("N", "Of --retrieval: tokens until it finds and reads anew. Default: 4.", min=1),
+    ] = None,
+    device: DeviceOption = "auto",
     json_file: JsonOption = None,
     plot: Annotated[Path | None, option("FILE.png", "Draw perplexity against capacity.")] = None,
 ) -> None:
     """Perplexity and bits per byte over whole documents, with each memory.
 
-    A model that was trained with a small memory can be evaluated with larger ones.
+    A model that was trained with a small memory can be evaluated with larger ones. A model of
+    transformers is given a memory, which has the document itself behind its window, and with
+    --memory what was read before; nothing is trained.
     """
     numbers = None if capacity is None else parse_numbers(capacity, "--capacity")
+    of_runs = {"--use": use, "--against": against, "--rows": rows, "--index": index, "--plot": plot}
+    of_models = {
+        "--memory": memory,
+        "--layers": layers,
+        "--heads": heads or None,
+        "--window": window,
+        "--set": settings,
+        "--adapter": adapter,
+        "--retrieval": retrieval,
+    }
+    is_model = evaluate_pretrained.is_pretrained(run_or_model)
+    for name, value in (of_runs if is_model else of_models).items():
+        if value is not None:
+            is_what = "a model of transformers" if is_model else "a run, or was to be one"
+            raise ConfigError(
+                f"{name} is given, and {run_or_model!r} is {is_what}; leave {name} out"
+            )
+    if is_model:
+        prepare_files(json_file)
+        evaluate_pretrained.evaluate(
+            run_or_model,
+            corpus,
+            text_column,
+            numbers,
+            controls=bool(controls),
+            num_documents=documents,
+            max_tokens=max_tokens or 0,
+            memory=memory,
+            layers=layers,
+            heads=heads,
+            window=window,
+            settings=settings,
+            adapter=adapter,
+            retrieval=retrieval,
+            stride=stride,
+            precision=precision,
+            device=device,
+            json_file=json_file,
+        )
+        return
     if plot is not None and numbers is not None and not any(numbers):
         raise ConfigError(
             f"--plot with --capacity {capacity} has no memory to draw; give a capacity above 0"
@@ -96,7 +179,7 @@ def run(
 
     with show_progress("evaluating") as progress:
         report = report_run(
-            run_dir,
+            Path(run_or_model),
             corpus=corpus,
             text_column=text_column,
             use=use,
@@ -108,6 +191,7 @@ def run(
             rows=rows,
             precision=precision,
             index=index,
+            device=None if device == "auto" else device,
             progress=progress,
         )
     console = make_console()

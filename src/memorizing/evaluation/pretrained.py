@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memorizing.config import Control
 from memorizing.errors import ConfigError
+from memorizing.evaluation.in_context import InContext, score_in_context
 from memorizing.evaluation.reading import Progress
 from memorizing.evaluation.results import DocumentResult, EvaluationResult
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
-from memorizing.huggingface.sessions.scoring import find_start_token, score_texts
+from memorizing.huggingface.sessions.scoring import Tokens, find_start_token, score_texts
 from memorizing.huggingface.sessions.texts import encode_text
 
 if TYPE_CHECKING:
@@ -50,9 +52,7 @@ def evaluate_model(
     Raises:
         ConfigError: nothing to read, texts without a tokenizer, or what `score_texts` refuses.
     """
-    tokens = [_tokenize(document, tokenizer) for document in documents]
-    if not any(len(part) for part in tokens):
-        raise ConfigError("there are no tokens to evaluate; give documents with text")
+    tokens = _tokenize_all(documents, tokenizer)
     found = score_texts(
         model,
         tokens,
@@ -63,12 +63,63 @@ def evaluate_model(
         seed=seed,
         progress=progress,
     )
-    results = [
+    held = get_attachment(unwrap(model)).settings.capacity if capacity is None else capacity
+    results = _name_nats(documents, tokens, found)
+    return EvaluationResult(results, 0 if control == "off" else held, control)
+
+
+def evaluate_in_context(
+    model: Any,
+    documents: Sequence[TokenizedDocument] | Sequence[Document],
+    tokenizer: Any,
+    how: InContext | None = None,
+    *,
+    max_tokens: int = 0,
+    start_token: int | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """The same without a memory, with what BM25 finds of a document pasted before the window.
+
+    Args:
+        model: of `transformers`, with `add_memory`, whose window and passages are compared with.
+        documents: as in `evaluate_model`.
+        tokenizer: of the model.
+        how: passages are found; None is as the paper did.
+        max_tokens: as in `evaluate_model`.
+        start_token: as in `evaluate_model`.
+        progress: called after every stride.
+
+    Raises:
+        ConfigError: nothing to read, or what `score_in_context` refuses.
+        IndexUnavailableError: bm25s is not installed.
+    """
+    tokens = _tokenize_all(documents, tokenizer)
+    found = score_in_context(
+        model,
+        tokens,
+        tokenizer,
+        find_start_token(model, tokenizer) if start_token is None else start_token,
+        how or InContext(),
+        max_tokens=max_tokens,
+        progress=progress,
+    )
+    return EvaluationResult(_name_nats(documents, tokens, found), 0)
+
+
+def _name_nats(
+    documents: Sequence[Any], tokens: Sequence[Tokens], found: Sequence[NDArray[np.float32]]
+) -> tuple[DocumentResult, ...]:
+    return tuple(
         DocumentResult(document.name, nats, document.num_bytes if len(nats) == len(part) else None)
         for document, nats, part in zip(documents, found, tokens, strict=True)
-    ]
-    held = get_attachment(unwrap(model)).settings.capacity if capacity is None else capacity
-    return EvaluationResult(tuple(results), 0 if control == "off" else held, control)
+    )
+
+
+def _tokenize_all(documents: Sequence[Any], tokenizer: Any) -> list[np.ndarray]:
+    tokens = [_tokenize(document, tokenizer) for document in documents]
+    if not any(len(part) for part in tokens):
+        raise ConfigError("there are no tokens to evaluate; give documents with text")
+    return tokens
 
 
 def _tokenize(document: Any, tokenizer: Any) -> np.ndarray:

@@ -16,10 +16,10 @@ from memorizing.benchmark.memory_use.places import encode_package
 from memorizing.benchmark.memory_use.retrievers import (
     Finder,
     SentenceEncoder,
-    WordScorer,
     cut_spans,
 )
 from memorizing.errors import ConfigError
+from memorizing.evaluation.bm25 import WordScorer
 from tests.benchmark.memory_use.tools import make_package, spell
 from tests.huggingface.sessions.tools import TOKENIZER
 

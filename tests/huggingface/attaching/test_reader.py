@@ -169,6 +169,38 @@ def test_what_a_text_has_behind_it_is_found_and_read_like_all_else(family):
     assert torch.allclose(found, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma3_text"])
+def test_passages_stand_right_before_the_window_wherever_a_text_is(family):
+    model, length = find_model(family), 21 * SEGMENT_LEN + 5
+    tokens = make_tokens(1, length)
+    attachment = give_passages(model, search_every=5)
+    seen, shifts = [], set()
+    with memory_open(attachment), torch.no_grad():
+        cache = attachment.make_cache()
+        starts = [*range(0, 21 * SEGMENT_LEN, SEGMENT_LEN), *range(21 * SEGMENT_LEN, length)]
+        for start, stop in itertools.pairwise([*starts, length]):
+            call(model, tokens[:, start:stop], cache)
+            text = find_text(cache)
+            if text.room is None or (stop - start == 1 and start % 5):
+                continue
+            if stop - start > 1:
+                first_seen = start - WINDOW + 1
+                assert text.room.before.tolist() == [max(0, first_seen)]
+                assert text.room.end.item() == max(0, first_seen) - int(text.shift)
+            place = torch.arange(text.room.length) + text.room.end - text.room.length
+            plain = DynamicCache()
+            with attachment.change_mode(is_plain=True):
+                call(model, text.room.ids, plain, position_ids=place)
+            for layer, (keys, values) in zip(plain.layers, text.room.layers, strict=True):
+                assert torch.allclose(layer.keys, keys, atol=1e-4)
+                assert torch.allclose(layer.values, values, atol=1e-4)
+            seen.append(text.room.passages)
+            shifts.add(int(text.shift))
+    assert len(shifts) == 3  # positions began again, twice
+    assert any(a == b for a, b in itertools.pairwise(seen))  # moved, not read again
+    assert len(set(seen)) > 2
+
+
 def test_a_prompt_of_one_token_finds_passages():
     model = find_model()
     attachment = give_passages(model)
@@ -244,13 +276,47 @@ def test_tokens_that_are_scored_do_not_depend_on_later_ones():
     with open_memory(model) as memory:
         read_all(memory)
         first, second = score_texts(model, [text, other], 1)
-        # Another document's memory is another text.
         donor = score_texts(model, [text, other], 1, control="other_document")[0]
+        shuffled = score_texts(model, [text, other], 1, control="shuffled")[0]
         off = score_texts(model, [text], 1, control="off")[0]
     same = 3 * SEGMENT_LEN + 4
     assert (first[:same] == second[:same]).all()
     assert abs(first[SEGMENT_LEN + 1 :] - off[SEGMENT_LEN + 1 :]).max() > 1e-3
     assert abs(donor - first).max() > 1e-3
+    # What is open is wrong too: it is found before anything has left the window.
+    for right in (first, off):
+        assert abs(shuffled - right)[SEGMENT_LEN:WINDOW].max() > 1e-3
+
+
+def test_another_documents_passages_are_those_that_it_finds():
+    model = find_model()
+    give_passages(model)
+    long, short = (make_tokens(1, length, seed=length)[0].numpy() for length in (61, 47))
+    with open_memory(model) as memory:
+        read_all(memory)
+        wrong = score_texts(model, [short, long], 1, control="other_document")[0]
+        twice = score_texts(model, [short, short], 1, control="other_document")[0]
+        right = score_texts(model, [short], 1)[0]
+    assert abs(twice - right).max() < 1e-4
+    assert abs(wrong - right)[SEGMENT_LEN:WINDOW].max() > 1e-3
+
+
+@pytest.mark.parametrize("search_every", [5, 13, 64])
+def test_passages_are_looked_for_as_often_as_a_text_is_written(search_every):
+    model = find_model()
+    attachment = give_passages(model, search_every=search_every)
+    text = make_tokens(1, 3 * SEGMENT_LEN + 2)[0].numpy()
+    starts = []
+    hook = attachment.decoder.base.register_forward_pre_hook(
+        lambda _, args, kwargs: starts.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with open_memory(model) as memory:
+        read_all(memory)
+        starts.clear()
+        score_texts(model, [text], 1, control="off")
+    hook.remove()
+    pieces = {5: [5, 5, 3] * 3 + [2], 13: [13, 13, 13, 2], 64: [13, 13, 13, 2]}
+    assert starts == pieces[search_every]
 
 
 def test_documents_are_read_in_the_models_own_context():
@@ -332,6 +398,37 @@ def test_a_memory_without_its_texts_says_what_to_do(tmp_path):
     give_passages(model)
     with pytest.raises(MemoryFolderError, match=r"did not keep the text of 'first'.*--keep-text"):
         open_memory(model, tmp_path / "memory", tokenizer=TOKENIZER).__enter__()
+
+
+def test_heads_may_read_entries_and_find_passages():
+    model, tokens = find_model(), make_tokens(1, 11)
+    found = {}
+    for way in ("entries", "passages", "both"):
+        give_passages(model, read=way)
+        with open_memory(model) as memory, torch.no_grad():
+            read_all(memory)
+            cache = memory.new_cache()
+            found[way] = call(model, tokens, cache).logits
+        room = find_text(cache).room
+        assert (room is None) == (way == "entries")
+        remove_memory(model)
+    for one, other in itertools.combinations(found.values(), 2):
+        assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_what_was_read_without_the_memory_is_found_later():
+    model, length = find_model(), 4 * SEGMENT_LEN
+    tokens = make_tokens(1, length + 1)
+    attachment = give_passages(model)
+    with memory_open(attachment), torch.no_grad():
+        cache = attachment.make_cache()
+        with attachment.change_mode(is_reading=False):
+            read(model, tokens[:, :length], SEGMENT_LEN, cache=cache)
+        assert find_text(cache).room is None
+        call(model, tokens[:, length:], cache)
+        room = find_text(cache).room
+    assert room is not None
+    assert {one.document for one in room.passages[0]} == {None}
 
 
 def test_settings_of_passages_stand_where_passages_are_read_only():

@@ -26,9 +26,9 @@ from memorizing.benchmark.memory_use.retrievers import (
     Finder,
     Found,
     SentenceEncoder,
-    WordScorer,
 )
 from memorizing.data.text import hash_name
+from memorizing.evaluation.bm25 import WordScorer
 from memorizing.huggingface import MemorySettings, add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.attaching.passage_room import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from memorizing.benchmark.memory_use.places import Package
-from memorizing.errors import ConfigError, IndexUnavailableError
+from memorizing.errors import ConfigError
 
-_WORDS = re.compile(r"[^\W\d]\w*|\d+|[^\w\s]")
 _BATCH = 16
 
 
@@ -90,48 +88,6 @@ def cut_spans(num_tokens: int, length: int) -> Iterator[tuple[int, int]]:
     for start in range(0, max(1, num_tokens - step), step):
         if num_tokens:
             yield start, min(num_tokens, start + length)
-
-
-class WordScorer:
-    """BM25 of words, numbers and signs (Robertson; Lucene's variant, k1 = 1.5, b = 0.75)."""
-
-    def __init__(self, texts: list[str]) -> None:
-        """Index the texts.
-
-        Raises:
-            IndexUnavailableError: bm25s is not installed.
-        """
-        self._num_texts = len(texts)
-        words = [_WORDS.findall(text) for text in texts]
-        self._index = import_bm25s().BM25()
-        self._knows_words = any(words)
-        if self._knows_words:
-            self._index.index(words, show_progress=False)
-        arrays = self._index.scores.values() if self._knows_words else ()
-        self.num_bytes = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
-
-    def score(self, query: str) -> NDArray[np.floating[Any]]:
-        """See `Scorer`; a passage without a word of the query is not found."""
-        words = _WORDS.findall(query)
-        if not words or not self._knows_words:
-            return np.full(self._num_texts, -np.inf)
-        scores = self._index.get_scores(words)
-        return np.where(scores > 0, scores, -np.inf)
-
-
-def import_bm25s() -> Any:
-    """The library.
-
-    Raises:
-        IndexUnavailableError: it is not installed.
-    """
-    try:
-        import bm25s
-    except ImportError as error:
-        raise IndexUnavailableError(
-            'BM25 needs bm25s, which is not installed; pip install "memorizing[bm25]"'
-        ) from error
-    return bm25s
 
 
 class SentenceEncoder:

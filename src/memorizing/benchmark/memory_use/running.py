@@ -8,10 +8,10 @@ from typing import Any
 from memorizing.benchmark.memory_use.arms import ARMS, Setup
 from memorizing.benchmark.memory_use.asking import NUM_TIMED, PIECE, Asked, ask
 from memorizing.benchmark.memory_use.places import Package, Place
-from memorizing.benchmark.memory_use.retrievers import import_bm25s
 from memorizing.benchmark.memory_use.summary import measure_call, measure_quote, summarize
 from memorizing.benchmark.preparing import describe_machine
 from memorizing.errors import ConfigError, IndexUnavailableError
+from memorizing.evaluation.bm25 import import_bm25s
 from memorizing.huggingface.attaching.attachment import unwrap
 from memorizing.settings import describe_unknown
 

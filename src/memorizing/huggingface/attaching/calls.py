@@ -235,7 +235,7 @@ class Calls:
         layers = settings.layers if capacity else ()
         # The last layer of a call that only reads retrieves for nothing; for passages, all do.
         last = None if mode.collected is None else max(settings.layers)
-        if mode.collected is not None and settings.read == "passages":
+        if mode.collected is not None and settings.finds_passages:
             layers = ()
         history = History(
             segment_len=settings.segment_len,
@@ -329,15 +329,18 @@ class Calls:
         self._positions.check(start, given.num_tokens)
         # Of the cache that the caller has: that of the call is a copy.
         step = self._make_step(cache, given, mode, opened) if needs_step else None
-        if step is not None and cache is not None and self._reads_passages:
+        if step is not None:
             step.ids = kwargs.get("input_ids")
-            self._find_passages(step, cache, given, kwargs)
+            if cache is not None and self._reads_passages:
+                self._find_passages(step, cache, given, kwargs)
         if cache is not None:
             self._enter_cache(cache, kwargs, given, inputs.device)
         view = CallWindow(self.window, self.settings.num_sinks, first_valid)
         room = None if cache is None else find_text(cache).room
         if room is not None:
-            view = replace(view, room_first=room.first, room_len=room.length)
+            view = replace(
+                view, room_first=room.first, room_len=room.length, room_before=room.before
+            )
         WINDOW.set(view)
         if step is not None:
             kwargs[STEP] = step
@@ -407,7 +410,7 @@ class Calls:
         """Whether calls here and now find passages, and read them."""
         mode = self.mode
         is_asked = mode.collected is not None or not mode.is_reading
-        return self.settings.read == "passages" and self.is_bound and not is_asked
+        return self.settings.finds_passages and self.is_bound and not is_asked
 
     def _find_passages(
         self, step: Step, cache: DynamicCache, given: CallInputs, kwargs: dict[str, Any]

@@ -63,6 +63,8 @@ class CallWindow:
     room."""
     room_len: int = 0
     """Places of the room, in front of everything."""
+    room_before: Tensor | None = None
+    """(B or 1,) on the CPU: the token of each row that it stands before; None is the first."""
 
 
 WINDOW: ContextVar[CallWindow | None] = ContextVar("memorizing_window", default=None)
@@ -176,7 +178,7 @@ def _make_mask(underneath: str) -> Callable[..., Tensor | None]:
 def _show_room(view: CallWindow, mask: Tensor, q_offset: int, local_size: int | None) -> Tensor:
     """(B, 1, T, R) like `mask`: the places of the room that each token sees.
 
-    A layer with a window of its own sees what lies in it, where the text begins behind the room.
+    A layer with a window of its own sees what lies in it.
     """
     assert view.room_first is not None
     place = torch.arange(view.room_len)
@@ -184,6 +186,7 @@ def _show_room(view: CallWindow, mask: Tensor, q_offset: int, local_size: int | 
     if local_size is not None:
         token = torch.arange(mask.shape[2]) + q_offset
         first = torch.zeros(1) if view.first_valid is None else view.first_valid.cpu()
+        first = first if view.room_before is None else first + view.room_before
         distance = view.room_len + (token - first.view(-1, 1)).unsqueeze(-1) - place
         seen = seen & (distance < local_size)
     return _put_like(mask, seen)

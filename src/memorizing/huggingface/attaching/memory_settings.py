@@ -61,10 +61,11 @@ class MemorySettings:
     """Of what is stored while a text is read."""
     index: str = "exact"
     """What searches the memory, as `memorizing info indexes` lists them."""
-    read: Literal["entries", "passages"] = "entries"
+    read: Literal["entries", "passages", "both"] = "entries"
     """What is read of a memory. `entries`: the heads that read it mix single entries into their
     layer (the paper's way). `passages`: these heads find contiguous passages, which every layer
-    reads in front of the text; see `attaching/passage_room.py`."""
+    reads in front of the text; see `attaching/passage_room.py`. `both`: they do the one and the
+    other."""
     num_passages: int = 4
     """Passages that are read at a time, at most."""
     passage_len: int = 128
@@ -105,9 +106,14 @@ class MemorySettings:
             )
 
     @property
+    def finds_passages(self) -> bool:
+        """Whether passages are read."""
+        return self.read != "entries"
+
+    @property
     def room_len(self) -> int:
         """Places in front of a text for passages and their start token; 0 without passages."""
-        return self.num_passages * self.passage_len + 1 if self.read == "passages" else 0
+        return self.num_passages * self.passage_len + 1 if self.finds_passages else 0
 
     def list_kept(self, num_cached: int) -> tuple[int, ...]:
         """Layers of a model, `num_cached` of which have keys, whose entries are kept, ascending."""

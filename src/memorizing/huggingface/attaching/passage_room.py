@@ -2,8 +2,10 @@
 
 A text that has room for passages begins so many positions later. In front of its tokens stand, best
 one last, the passages that were found, read again behind a start token: what the model makes of its
-text is what it makes of `start token, passages, text` as one text, as far as its window goes. When
-passages are exchanged, nothing that is cached moves.
+text is what it makes of `start token, passages, text` as one text, as far as its window goes. Where
+a text goes on behind its window, passages stand right before what the window shows, in the place of
+what has left it: at the beginning of the text they would be as far away as that is, and help less.
+When they are exchanged or move on, nothing that is cached of the text moves.
 
 Shapes: B rows, H heads of keys, R entries of the room, T tokens of a call, D head_dim.
 """
@@ -46,7 +48,7 @@ class Passage:
     chunk: int
     """The first token of this chunk."""
     is_at_end: bool
-    """Whether nothing that can be found comes after it."""
+    """Whether its document ends with it."""
     entries: range | None = field(compare=False)
     """Numbers, in the open memory, of the entries of the chunk; None for the text itself."""
     ids: Tensor = field(compare=False, repr=False)
@@ -105,6 +107,10 @@ class Room:
     their entries are kept."""
     first: Tensor
     """(B,) int64 on the CPU: the first of them that is there; R where a row found nothing."""
+    before: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
+    """(B or 1,) int64 on the CPU: the token of its text that each row of the room stands before."""
+    end: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
+    """(B or 1, 1) int64 on the CPU: the position of this token."""
     layers: tuple[tuple[Tensor, Tensor], ...] = ()
     """Per layer of the cache, keys and values (B, H, R, D), rotated to their places."""
 
@@ -229,7 +235,8 @@ def find_passages(
                 end=int(numbers[end - 1]) + 1,
                 score=span.score,
                 chunk=int(numbers[chunk]),
-                is_at_end=span.end == last,
+                # A text that is being read goes on behind what is found of it now.
+                is_at_end=span.end == last and not span.collection,
                 entries=entries,
                 ids=ids[chosen],
                 kept=kept,

@@ -23,8 +23,9 @@ from memorizing.huggingface.attaching.passage_room import (
     look_up_start_token,
     plan_room,
 )
-from memorizing.huggingface.attaching.passages import CHUNK_LEN, LAST, Collection
+from memorizing.huggingface.attaching.passages import CHUNK_LEN, LAST
 from memorizing.huggingface.attaching.step import CallMode, EntriesRead, Finding, Step
+from memorizing.huggingface.attaching.window_cache import TextState
 
 
 class Reader(Calls):
@@ -40,7 +41,12 @@ class Reader(Calls):
     ) -> None:
         """Find passages where it is time to, and put them in front of the text. In place."""
         text, settings, mode = step.text, self.settings, step.mode
-        if mode.asked is not None or (given.num_tokens == 1 and given.start < text.next_search):
+        if mode.asked is not None:
+            return
+        is_due = given.num_tokens > 1 or given.start >= text.next_search
+        if is_due or self._positions.begins_zone(given.start):
+            self._move_room(text, given)
+        if not is_due:
             return
         if self._positions.is_learned and given.start and not text.room_len:
             return  # positions that were added cannot be moved
@@ -63,7 +69,12 @@ class Reader(Calls):
         _tell_passages(mode, given.start, kept)
         if tuple(kept) != tuple(before):
             start_token = look_up_start_token(self.decoder.base.config)
-            text.room = self._read_room(plan_room(kept, start_token), text.room)
+            # It is read as it stands before a text that begins, and moved from there.
+            front = torch.zeros(1, dtype=torch.int64), torch.tensor([[settings.room_len]])
+            old = None if text.room is None else self._turn_room(text.room, *front)
+            read = self._read_room(plan_room(kept, start_token), old)
+            text.room = None if read is None else replace(read, end=front[1])
+            self._move_room(text, given)
 
     def ask(self, **arguments: Any) -> dict[int, Tensor]:
         """What the last tokens of a call ask for, which is made as far as the layers that find.
@@ -86,30 +97,59 @@ class Reader(Calls):
         text, settings, control = step.text, self.settings, step.mode.control
         opened = self.opened
         assert opened is not None
-        base, library = opened.collection, opened.library
-        if control is not None:
-            base, library = Collection((), {}), None
+        base = opened.collection
         places = {layer: text.open_heads[layer].places for layer in queries}
         found = []
         for row in range(len(valid)):
             donor = row
             if control is not None and control.donor_rows is not None:
+                # What another text asks for is what is wrong, also among the documents of all.
                 donor = int(control.donor_rows[row])
             end = int(step.history.position[donor]) - settings.window + 1
             own = collect_own(
                 step.history.memories, donor, text.list_ids(donor), settings.num_sinks, end
             )
-            mine = valid[row]
+            asking = valid[donor]
             asked = {
-                layer: tensor[row][:, mine.to(tensor.device)] for layer, tensor in queries.items()
+                layer: tensor[donor][:, asking.to(tensor.device)]
+                for layer, tensor in queries.items()
             }
-            is_any = bool(mine.any()) and bool(base.num_entries or own.collection.num_entries)
+            is_any = bool(asking.any()) and bool(base.num_entries or own.collection.num_entries)
             found.append(
-                find_passages(asked, places, base, library, own, settings) if is_any else ()
+                find_passages(asked, places, base, opened.library, own, settings) if is_any else ()
             )
         if control is not None and control.shuffle_values:
             found = [tuple(_shuffle(one, control.seed) for one in row) for row in found]
         return found
+
+    def _find_end(self, text: TextState, given: CallInputs) -> tuple[Tensor, Tensor]:
+        """`before` and `end` of a room in a call: see `Room`."""
+        if self._positions.is_learned:  # places in the text are taken
+            return torch.zeros(1, dtype=torch.int64), torch.tensor([[self.settings.room_len]])
+        first_valid = torch.zeros(1, dtype=torch.int64)
+        first_valid = first_valid if given.first_valid is None else given.first_valid.cpu()
+        before = (given.start - self.window + 1 - first_valid).clamp(min=0)
+        room_len = 0 if text.room_len else self.settings.room_len
+        return before, self._positions.find_position(before, given.start, text.shift, room_len)
+
+    def _move_room(self, text: TextState, given: CallInputs) -> None:
+        """Let the room stand where this call begins to see its text. In place."""
+        if text.room is not None:
+            text.room = self._turn_room(text.room, *self._find_end(text, given))
+
+    def _turn_room(self, room: Room, before: Tensor, end: Tensor) -> Room:
+        """The room where it ends at other positions: see `Room`."""
+        distance = room.end - end
+        if not bool(distance.any()):
+            return replace(room, before=before, end=end)
+        with torch.inference_mode(False), torch.no_grad():
+            layers = [
+                (self.decoder.rotate_back(number, keys, distance), values)
+                if self.decoder.rotated[number]
+                else (keys, values)
+                for number, (keys, values) in enumerate(room.layers)
+            ]
+        return replace(room, before=before, end=end, layers=tuple(layers))
 
     def _read_room(self, room: Room | None, before: Room | None) -> Room | None:
         """The room with what all layers make of its tokens; what stood there stays."""
@@ -183,4 +223,9 @@ def _tell_passages(mode: CallMode, since: int, passages: Sequence[tuple[Passage,
 
 def _shuffle(passage: Passage, seed: int) -> Passage:
     order = torch.randperm(len(passage.ids), generator=torch.Generator().manual_seed(seed))
-    return replace(passage, ids=passage.ids[order])
+    kept = passage.kept
+
+    def mix_up() -> list[tuple[int, tuple[Tensor, Tensor]]]:
+        return [(layer, (k[:, order], v[:, order])) for layer, (k, v) in kept()] if kept else []
+
+    return replace(passage, ids=passage.ids[order], kept=mix_up if kept else None)

@@ -263,13 +263,13 @@ class Step:
         entries = layer.free_entries(key[:, :, new], value[:, :, new], kwargs)
         if self.mode.collected is not None:
             self._give(number, entries)
-            if self.settings.read == "passages":
+            if self.settings.finds_passages:
                 return output
         heads = self.text.open_heads[number]
         if not heads.is_any:
             return output
         asked = layer.free(heads.ask(query), kwargs, distance=self.settings.distance)
-        if self.settings.read == "passages":
+        if self.settings.finds_passages:
             self._queries[number] = layer.scale(asked, scaling, heads).detach()[:, :, -LAST:]
             if self.mode.asked is not None:
                 self._give_queries()
@@ -450,7 +450,7 @@ class Step:
         self.text.has_ended = ~self.valid[:, -1] & (position > 0)
         if self._queries:
             self.text.keep_queries(self._queries, self.valid[:, -LAST:])
-        if self.settings.read == "passages":
+        if self.settings.finds_passages:
             ids = torch.full(self.valid.shape, -1) if self.ids is None else self.ids.cpu().long()
             self.text.pieces.append((ids, self.valid))
         self.text.is_broken = False

@@ -412,6 +412,22 @@ class Positions:
                 "input_ids and use_cache=True)"
             )
 
+    def begins_zone(self, column: int) -> bool:
+        """Whether positions are moved back at a column of the cache."""
+        return column > 0 and self.find_zone(column) != self.find_zone(column - 1)
+
+    def find_position(self, token: Tensor, start: int, shift: Tensor, room_len: int) -> Tensor:
+        """(B or 1, 1): where a token of each row stands in a call; of rotary positions.
+
+        Args:
+            token: (B or 1,), counted from the beginning of its row.
+            start: columns seen before the call.
+            shift: (B or 1, 1) before the call.
+            room_len: places in front of the text that the call makes free.
+        """
+        moved = self._zone_len if self.begins_zone(start) else 0
+        return token.unsqueeze(1) + room_len - shift - moved
+
     def make_room(self, layers: list[WindowLayer], shift: Tensor, length: int) -> Tensor:
         """Move a text back by so many places. What its layers hold moves, in place.
 
@@ -445,7 +461,7 @@ class Positions:
             shift: (B or 1, 1) int64 so far.
             room_len: places in front of the text that are taken.
         """
-        if not start or self.find_zone(start) == self.find_zone(start - 1):
+        if not self.begins_zone(start):
             return shift
         if not self.is_learned:
             distance = torch.tensor([[self._zone_len]])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from memorizing.config import Control, check_capacity, check_control
 from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.attachment import Attachment, get_attachment, unwrap
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import look_up_start_token
 from memorizing.loss import compute_token_nats
 from memorizing.model import RetrievalControl, evaluation_mode
@@ -54,7 +55,10 @@ def score_texts(
     """Nats of every token of every text, each read from its first token with a memory of its own.
 
     A text's nats do not depend on the other texts, except under `other_document`. What
-    `open_memory` has open is read too (but for the controls, which replace all memory).
+    `open_memory` has open is read too; where entries are read, controls replace all memory.
+
+    Where passages are read, they are found by tokens before those that are scored, every
+    `search_every` tokens.
 
     Args:
         model: with `add_memory`. In evaluation mode during the call.
@@ -62,7 +66,8 @@ def score_texts(
         start_token: precedes every text, so that its first token is counted.
         control: `off` reads no memory; with `other_document` a text reads the memory of another
             one, which is read beside it (the next longer one; the longest reads the second longest,
-            repeated); `shuffled` keeps keys and mixes up values.
+            repeated), or the passages that the other one finds, in itself and in what is open;
+            `shuffled` keeps keys and mixes up values, or the tokens of every passage.
         capacity: entries of a text's own memory; None is that of `add_memory`, 0 turns it off.
         max_tokens: only the first tokens of each text are read; 0 reads all.
         seed: of `shuffled`.
@@ -107,16 +112,28 @@ def _score_rows(
     targets = torch.from_numpy(np.stack([row.astype(np.int64) for row in rows]))
     inputs = torch.cat([torch.full((len(rows), 1), start_token), targets[:, :-1]], 1)
     inputs = inputs[:, : targets.shape[1]]
-    segment_len = attachment.settings.segment_len
     cache = attachment.make_cache()
-    for begin in range(0, targets.shape[1], segment_len):
-        span = slice(begin, begin + segment_len)
-        wrong = _make_control(control, len(rows), seed + begin)
+    for span in _cut_calls(attachment.settings, targets.shape[1]):
+        wrong = _make_control(control, len(rows), seed + span.start)
         with attachment.change_mode(control=wrong, looks_ahead=False):
             logits = model(
                 input_ids=inputs[:, span].to(device), **attachment.pass_cache(cache)
             ).logits
         yield compute_token_nats(logits[:1], targets[:1, span].to(device))[0].cpu().numpy()
+
+
+def _cut_calls(settings: MemorySettings, num_tokens: int) -> Iterator[slice]:
+    """What is read at once: a segment; where passages are read, as much as goes by the same ones.
+
+    So passages are looked for as often as where a text is written.
+    """
+    segment_len, call_len = settings.segment_len, settings.segment_len
+    if settings.finds_passages:
+        call_len = min(call_len, settings.search_every)
+    for begin in range(0, num_tokens, segment_len):
+        end = min(begin + segment_len, num_tokens)
+        for start in range(begin, end, call_len):
+            yield slice(start, min(start + call_len, end))
 
 
 def _choose_donors(lengths: list[int]) -> list[int]:

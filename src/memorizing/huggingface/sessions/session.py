@@ -119,7 +119,7 @@ class MemorySession:
         library = None
         if attachment.settings.keep == "entries":
             library = KeptEntries(self._store)
-        elif attachment.settings.read == "passages":
+        elif attachment.settings.finds_passages:
             library = KeptTexts(self._store, self._tokenizer)
         layers = self._store.open_layers(attachment.devices, attachment.open_heads)
         attachment.bind(layers, library)
@@ -351,7 +351,7 @@ def open_memory(
             remove_memory(model)
         raise
     settings = attachment.settings
-    keep_text = keep_text or (settings.read == "passages" and settings.keep == "text")
+    keep_text = keep_text or (settings.finds_passages and settings.keep == "text")
     return MemorySession(attachment, store, keep_text=keep_text, tokenizer=tokenizer)
 
 
@@ -405,7 +405,7 @@ def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprin
     chosen, mine_open = (
         list_open_heads(heads) for heads in (found.settings.get("heads"), attachment.dump_heads())
     )
-    if attachment.settings.read == "passages" and chosen != mine_open:
+    if attachment.settings.finds_passages and chosen != mine_open:
         warnings.warn(
             f"{folder.path} is for passages that {describe_heads(chosen)} find, and here it is "
             f"{describe_heads(mine_open)}; what the folder says is taken over where open_memory "
