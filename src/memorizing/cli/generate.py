@@ -204,7 +204,7 @@ def encode(tokenizer: Any, text: str, *, chat: bool) -> dict[str, torch.Tensor]:
     """
     import torch
 
-    from memorizing.huggingface.sessions.texts import encode_question, encode_text
+    from memorizing.huggingface.sessions.texts import encode_chat, encode_text
 
     if chat:
         if not tokenizer.chat_template:
@@ -212,7 +212,7 @@ def encode(tokenizer: Any, text: str, *, chat: bool) -> dict[str, torch.Tensor]:
                 "--chat is given, and this model has no template of chats: it was not taught to "
                 "answer; leave --chat out, and begin the answer yourself"
             )
-        tokens = encode_question(tokenizer, text)
+        tokens = encode_chat(tokenizer, [{"role": "user", "content": text}])
     else:
         tokens = encode_text(tokenizer, text, is_whole=True)
     if not len(tokens):
@@ -241,14 +241,10 @@ def write(
     import torch
     from transformers.utils import logging
 
+    from memorizing.huggingface.generating import choose_padding, choose_sampling, forget_sampling
+
     # The model's own settings of sampling must not change what the options say.
-    own = model.generation_config
-    own.do_sample, own.temperature, own.top_p, own.top_k, own.max_length = (None,) * 5
-    # It holds tokens back that were read: those of a quote.
-    own.repetition_penalty = None
-    sampling = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    forget_sampling(model)
     # What it says of lengths is not so: a model with a window reads past its own.
     logging.set_verbosity_error()
     torch.manual_seed(seed)
@@ -258,9 +254,9 @@ def write(
     try:
         model.generate(
             **inputs,
-            **sampling,
+            **choose_sampling(temperature, top_p),
             max_new_tokens=max_new_tokens,
-            pad_token_id=choose_padding(tokenizer, own),
+            pad_token_id=choose_padding(tokenizer, model.generation_config),
             streamer=streamer,
         )
     except KeyboardInterrupt:
@@ -293,14 +289,6 @@ def make_streamer(tokenizer: Any, new_tokens: list[int]) -> Any:
             print(shown, flush=True, end="\n" if stream_end else "")
 
     return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-
-
-def choose_padding(tokenizer: Any, settings: Any) -> int | None:
-    """Some token; one row is never padded, but its absence is warned of."""
-    if tokenizer.pad_token_id is not None:
-        return tokenizer.pad_token_id
-    end = settings.eos_token_id
-    return end[0] if isinstance(end, list) else end
 
 
 def list_sources(found: Sources) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from memorizing.cli import (
     inspect,
     memory,
     read,
+    serve,
     train,
 )
 from memorizing.cli.options import INTERRUPTED_STATUS
@@ -79,6 +80,7 @@ VERBS = {
     "finetune": finetune,
     "generate": generate,
     "inspect": inspect,
+    "serve": serve,
     "demo": demo,
     "corpus": corpus,
     "info": info,

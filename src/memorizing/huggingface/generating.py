@@ -72,3 +72,26 @@ def refuse_batching(*args: Any, **kwargs: Any) -> NoReturn:
         "continuous batching moves sequences between rows, each of which has a memory of its own; "
         "call generate with a batch"
     )
+
+
+def forget_sampling(model: Any) -> None:
+    """Leave out a model's own settings of sampling and length. In place."""
+    own = model.generation_config
+    own.do_sample, own.temperature, own.top_p, own.top_k, own.max_length = (None,) * 5
+    # It holds tokens back that were read: those of a quote.
+    own.repetition_penalty = None
+
+
+def choose_sampling(temperature: float, top_p: float) -> dict[str, Any]:
+    """Arguments of `generate`: the likeliest token at 0, else from those that have `top_p`."""
+    if temperature == 0.0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+
+
+def choose_padding(tokenizer: Any, settings: GenerationConfig) -> int | None:
+    """Some token; one row is never padded, but its absence is warned of."""
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    end: Any = settings.eos_token_id
+    return end[0] if isinstance(end, list) else end

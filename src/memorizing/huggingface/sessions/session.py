@@ -33,6 +33,7 @@ from memorizing.huggingface.attaching.fingerprint import (
     shorten,
 )
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.attaching.step import OpenMemory
 from memorizing.huggingface.sessions.library import KeptEntries, KeptTexts
 from memorizing.huggingface.sessions.reading import (
     OnRead,
@@ -46,6 +47,7 @@ from memorizing.huggingface.sessions.stores import FolderStore, RamStore
 from memorizing.huggingface.sessions.texts import list_documents
 from memorizing.index_settings import parse_index
 from memorizing.memory.disk import FolderDescription, MemoryFolder, StoredDocument, hash_text
+from memorizing.memory.frozen import FrozenMemory
 
 _FLUSH = 16_384
 """Entries that are read before they are written."""
@@ -89,6 +91,8 @@ class MemorySession:
         self._store = store
         self._keep_text = keep_text
         self._is_entered = False
+        self._planned: OpenMemory | None = None
+        """For `use`, until what is stored changes."""
         self._lock = threading.RLock()
         """For what is stored and what the model reads of it to be the same, whoever changes it."""
 
@@ -114,15 +118,41 @@ class MemorySession:
                 self._attachment.unbind()
             self._is_entered = False
 
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Let the calls of this thread, or task, read it, whatever is open for others.
+
+        So one model answers from several memories, in turn. Nothing is opened again until what is
+        stored changes.
+
+        Raises:
+            StateError: the model's memory layers were copied or wrapped.
+        """
+        with self._lock:
+            if self._planned is None:
+                self._attachment.check_layers()
+                self._planned = self._attachment.plan_opening(*self._open())
+            opened = self._planned
+        with self._attachment.change_mode(opened=opened):
+            yield
+
     def _bind(self) -> None:
+        self._attachment.bind(*self._open())
+
+    def _open(self) -> tuple[dict[int, FrozenMemory], KeptEntries | KeptTexts | None]:
         attachment = self._attachment
         library = None
         if attachment.settings.keep == "entries":
             library = KeptEntries(self._store)
         elif attachment.settings.finds_passages:
             library = KeptTexts(self._store, self._tokenizer)
-        layers = self._store.open_layers(attachment.devices, attachment.open_heads)
-        attachment.bind(layers, library)
+        return self._store.open_layers(attachment.devices, attachment.open_heads), library
+
+    def _follow(self) -> None:
+        """Let the model read what is stored now."""
+        self._planned = None
+        if self._is_entered:
+            self._bind()
 
     @property
     def documents(self) -> tuple[StoredDocument, ...]:
@@ -208,8 +238,7 @@ class MemorySession:
             finally:
                 self._flush(waiting)
                 with self._lock:
-                    if self._is_entered:
-                        self._bind()
+                    self._follow()
         return report
 
     def _is_known(self, document: Document, waiting: ReadDocument | None, update: bool) -> bool:
@@ -239,8 +268,7 @@ class MemorySession:
         """
         with self._lock:
             self._store.forget(name)
-            if self._is_entered:
-                self._bind()
+            self._follow()
 
     def save(self, path: Path | str, *, dtype: str | None = None) -> None:
         """Write everything that was read into a new folder.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,32 +65,39 @@ def encode_with_offsets(tokenizer: Any, text: str) -> tuple[np.ndarray, np.ndarr
     return np.array(encoded["input_ids"], dtype=np.int32), offsets
 
 
-def encode_question(tokenizer: Any, text: str) -> np.ndarray:
-    """A user's question as the tokenizer's template of chats puts it, up to the answer.
+def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> np.ndarray:
+    """What was said, as the tokenizer's template of chats puts it, up to the answer.
 
-    Only the template's special tokens are special: a question that spells one is cut out, and put
-    in as text.
+    Only the template's special tokens are special: contents that spell one are cut out, and put in
+    as text.
+
+    Args:
+        tokenizer: of `transformers`.
+        messages: of each its `role` and its `content`, which another may have written.
     """
-    if not any(token in text for token in tokenizer.all_special_tokens):
-        return np.array(_apply_template(tokenizer, text, tokenize=True)["input_ids"])
-    before, _, after = _apply_template(tokenizer, _MARK, tokenize=False).partition(_MARK)
-    parts = [
-        tokenizer(part, add_special_tokens=False, split_special_tokens=False)["input_ids"]
-        for part in (before, after)
-    ]
-    return np.array([*parts[0], *encode_text(tokenizer, text), *parts[1]])
+    special, contents = tokenizer.all_special_tokens, [one["content"] for one in messages]
+    if not any(token in content for token in special for content in contents):
+        return np.array(_apply_template(tokenizer, messages, tokenize=True)["input_ids"])
+    marked = [{**one, "content": f"{_MARK}{number}{_MARK}"} for number, one in enumerate(messages)]
+    written = _apply_template(tokenizer, marked, tokenize=False)
+    ids: list[int] = []
+    for place, part in enumerate(re.split(f"{_MARK}(\\d+){_MARK}", written)):
+        if place % 2:
+            ids += encode_text(tokenizer, contents[int(part)]).tolist()
+        else:
+            ids += tokenizer(part, add_special_tokens=False, split_special_tokens=False)[
+                "input_ids"
+            ]
+    return np.array(ids)
 
 
-_MARK = "\ue000question\ue000"
+_MARK = "\ue000content\ue000"
 """Not in any template."""
 
 
-def _apply_template(tokenizer: Any, text: str, *, tokenize: bool) -> Any:
+def _apply_template(tokenizer: Any, messages: Any, *, tokenize: bool) -> Any:
     return tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}],
-        add_generation_prompt=True,
-        tokenize=tokenize,
-        return_dict=tokenize,
+        list(messages), add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize
     )
 
 

@@ -1,0 +1,50 @@
+"""The server as a process: a socket, uvicorn, and what ends it."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from memorizing.errors import ConfigError
+from memorizing.serving.app import Server
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens to nobody yet; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address is not of this machine, or it is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--host {host} --port {port} cannot be listened to: {error}; choose another port, or "
+            "0 for any that is free"
+        ) from error
+    return listening
+
+
+def run_server(server: Server, listening: socket.socket, grace_s: float) -> None:
+    """Answer requests until SIGTERM or SIGINT.
+
+    No new request is taken then; those that run and wait are answered for so many seconds, and
+    given up after that.
+
+    Raises:
+        KeyboardInterrupt: SIGINT ended it.
+    """
+    config = uvicorn.Config(
+        server.build(),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+        # A client's address is that of its connection, whatever it says.
+        proxy_headers=False,
+        server_header=False,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
