@@ -47,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run_report": ALL,
     "benchmark": ALL,
     "demo": {*ALL, "run_report"},
-    "cli": {*ALL, "run_report", "benchmark", "demo"},
+    "serving": {"huggingface", "memory"},
+    "cli": {*ALL, "run_report", "benchmark", "demo", "serving"},
     "__main__": {"cli"},
 }
 """Place -> places it may import, besides itself and EVERYWHERE."""

@@ -95,7 +95,7 @@ class Writer:
             )
         job.tell(STARTED)
         text = TextOfTokens(self._tokenizer, ask.stop, job.tell)
-        streamer = _Streamer(text, job)
+        streamer = _Streamer(text, job, self._list_ends())
         found: Sources | None = None
         is_cut = False
         with ExitStack() as stack:
@@ -115,7 +115,7 @@ class Writer:
                 self._job = None
         text.end()
         now_s = time.monotonic()
-        ended = text.is_stopped or (not is_cut and streamer.last in self._list_ends())
+        ended = text.is_stopped or (not is_cut and streamer.is_at_end)
         assert job.started_s is not None
         job.tell(
             Written(
@@ -179,10 +179,10 @@ class Writer:
 class _Streamer(BaseStreamer):
     """Takes the tokens of `generate`, which gives it the prompt first."""
 
-    def __init__(self, text: TextOfTokens, job: Job) -> None:
-        self._text, self._job = text, job
+    def __init__(self, text: TextOfTokens, job: Job, ends: list[int]) -> None:
+        self._text, self._job, self._ends = text, job, ends
         self._is_prompt = True
-        self.num_tokens, self.first_s, self.last = 0, None, -1
+        self.num_tokens, self.first_s, self.is_at_end = 0, None, False
 
     def put(self, value: Any) -> None:
         if self._is_prompt:
@@ -191,8 +191,10 @@ class _Streamer(BaseStreamer):
         self._job.check()
         self.first_s = self.first_s or time.monotonic()
         self.num_tokens += 1
-        self.last = int(value.flatten()[0])
-        self._text.add(self.last)
+        token = int(value.flatten()[0])
+        self.is_at_end = token in self._ends
+        if not self.is_at_end:
+            self._text.add(token)
         if self._text.is_stopped:
             raise _Stop
 
