@@ -1,0 +1,111 @@
+"""`memorizing serve`, as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from tests.cli.test_read import FP32
+
+
+def test_what_cannot_be_served_is_refused_in_one_line(refuse, llama, memory, notes, tmp_path):
+    assert "MEMORIZING_API_KEY" in refuse("serve", llama, "--host", "0.0.0.0")
+    assert "printable" in refuse("serve", llama, "--api-key", "")
+    assert "printable" in refuse("serve", llama, "--api-key", "schl\u00fcssel")
+    assert "one name, 'notes'" in refuse(
+        "serve", llama, "--memory", memory, "--memory", tmp_path / "notes"
+    )
+    assert "no manifest.json" in refuse("serve", llama, "--memory", notes, "--port", "0", *FP32)
+    assert "another port" in refuse("serve", llama, "--host", "192.0.2.1", "--api-key", "a")
+    assert "no +" in refuse("serve", llama, "--memory", tmp_path / "a+b")
+
+
+def test_without_the_extra_it_says_what_to_install(refuse, llama, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "memorizing.serving.running", raising=False)
+    assert 'pip install "memorizing[serve]"' in refuse("serve", llama)
+
+
+def test_a_wheel_has_the_page():
+    assert (
+        "<!doctype html>" in resources.files("memorizing.serving").joinpath("page.html").read_text()
+    )
+
+
+def start(*words: object) -> tuple[subprocess.Popen[str], str]:
+    """A server, and where it listens."""
+    command = [sys.executable, "-m", "memorizing", "serve", *map(str, words), "--port", "0", *FP32]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(r"http://\S+", line):
+            return process, found[0]
+    raise AssertionError(f"it ended with {process.wait()}")
+
+
+def complete(url: str, **body: Any) -> dict[str, Any]:
+    content = json.dumps({"model": "llama+notes", "prompt": "alpha 3;", **body}).encode()
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(url + "v1/completions", content) as response:
+                return json.load(response)
+        except urllib.error.URLError as error:
+            # It says where it listens a moment before it does.
+            if not isinstance(error.reason, ConnectionRefusedError):
+                raise
+    raise AssertionError("nobody listens")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_runs_then_the_server(llama, memory, number):
+    process, url = start(llama, "--memory", memory, "--grace", "120")
+    try:
+        assert complete(url, max_tokens=2)["usage"]["completion_tokens"] == 2
+        answers: list[dict[str, Any]] = []
+        asking = threading.Thread(target=lambda: answers.append(complete(url, max_tokens=60)))
+        asking.start()
+        while json.load(urllib.request.urlopen(url + "health"))["running"] == 0:
+            pass
+        process.send_signal(number)
+        asking.join()
+        assert answers[0]["usage"]["completion_tokens"] == 60
+        assert process.wait(timeout=60) == (-number if number == signal.SIGTERM else 130)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_does_not_end_in_time_is_given_up(llama, memory):
+    words = ("--max-new-tokens", "1000000", "--grace", "1")
+    process, url = start(llama, "--memory", memory, *words)
+    try:
+        complete(url, max_tokens=1)
+        request = urllib.request.Request(
+            url + "v1/completions",
+            json.dumps(
+                {
+                    "model": "llama",
+                    "memory": "notes",
+                    "prompt": "a",
+                    "stream": True,
+                    "max_tokens": 10**6,
+                }
+            ).encode(),
+        )
+        with urllib.request.urlopen(request) as response:
+            assert response.read(5) == b"data:"
+            process.terminate()
+            assert process.wait(timeout=60) == -signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
