@@ -2,8 +2,8 @@
 
     python experiments/faults/soak_server.py --requests 10000 --at-once 8
 
-Serves a tiny random model with one memory, asks for 8 tokens of each of a few prompts, with the memory
-and without, whole and streamed, and compares every answer with that of the same request alone.
+Serves a tiny random model with one memory, asks for 8 tokens of each of a few prompts, with the
+memory and without, whole and streamed, and compares every answer with that of the request alone.
 Some clients go away in the middle. Prints counts, the server's processor time for a request, and
 its resident memory and open files after every tenth of the requests.
 """
