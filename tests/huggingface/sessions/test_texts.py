@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from memorizing.huggingface.sessions.texts import (
-    encode_question,
+    encode_chat,
     encode_text,
     encode_with_offsets,
     hash_tokenizer,
@@ -54,11 +54,24 @@ def test_what_is_spelled_like_a_special_token_is_text(text: str):
 
 
 @pytest.mark.parametrize("text", [TEXT, "why?"])
-def test_a_question_cannot_end_its_turn(text: str):
+def test_what_is_said_cannot_end_its_turn(text: str):
     tokenizer = make()
     tokenizer.chat_template = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}"
-    expected = [1, *(CHARACTERS[character] for character in text), 2]
-    assert encode_question(tokenizer, text).tolist() == expected
+    said = [{"role": role, "content": role + text} for role in ("user", "assistant", "user")]
+    expected = [
+        token
+        for one in said
+        for token in (1, *(CHARACTERS[character] for character in one["content"]), 2)
+    ]
+    assert encode_chat(tokenizer, said).tolist() == expected
+
+
+def test_what_a_template_leaves_out_or_says_twice_is_so():
+    tokenizer = make()
+    tokenizer.chat_template = "{{ messages[1]['content'] }}</s>{{ messages[1]['content'] }}"
+    said = [{"role": "user", "content": text} for text in ("<s>", "a</s>")]
+    text = [CHARACTERS[character] for character in "a</s>"]
+    assert encode_chat(tokenizer, said).tolist() == [*text, 2, *text]
 
 
 def test_padding_and_truncation_do_not_make_another_tokenizer():
