@@ -32,7 +32,6 @@ def test_what_cannot_be_served_is_refused_in_one_line(refuse, llama, memory, not
 
 def test_without_the_extra_it_says_what_to_install(refuse, llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "memorizing.serving.running", raising=False)
     assert 'pip install "memorizing[serve]"' in refuse("serve", llama)
 
 

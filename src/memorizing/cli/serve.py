@@ -76,14 +76,17 @@ def run(
     """
     check_access(host, api_key)
     try:
-        from memorizing.serving.app import Limits, Server
-        from memorizing.serving.memories import Memories, PrivateLimits, name_memories
-        from memorizing.serving.running import open_socket, run_server
+        import prometheus_client  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise IndexUnavailableError(
             f'serve needs {error.name}, which is not installed; pip install "memorizing[serve]"'
         ) from error
     from memorizing.huggingface.learning.adapter import load_adapter
+    from memorizing.serving.app import Limits, Server
+    from memorizing.serving.memories import Memories, PrivateLimits, name_memories
+    from memorizing.serving.running import open_socket, run_server
 
     folders = name_memories(memory or [])
     listening = open_socket(host, port)

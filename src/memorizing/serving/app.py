@@ -12,30 +12,19 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.process_collector import ProcessCollector
-from starlette.applications import Starlette
-from starlette.background import BackgroundTask
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from memorizing.serving.answers import Answer, list_models, write_event
 from memorizing.serving.line import Job, Line
 from memorizing.serving.memories import SEPARATOR, Memories, unknown_memory
 from memorizing.serving.requests import Ask, RequestError, parse_ask, parse_body, parse_text
 from memorizing.serving.writing import Writer, Written
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
 
 _OPEN_PATHS = ("/", "/health")
 """What is answered without a key: it says nothing of what was read."""
@@ -85,6 +74,9 @@ class Server:
         self._make_metrics()
 
     def _make_metrics(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client.process_collector import ProcessCollector
+
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._answered = Counter(
@@ -117,6 +109,10 @@ class Server:
 
     def build(self) -> Starlette:
         """The application; what runs is ended when it shuts down."""
+        from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
+        from starlette.routing import Route
+
         routes = [
             ("GET", "/", self._show_page),
             ("GET", "/health", self._tell_health),
@@ -153,6 +149,8 @@ class Server:
         self, path: str, answer: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
         """A route that checks who asks, counts, and answers every failure as the interface does."""
+        from starlette.requests import ClientDisconnect
+        from starlette.responses import Response
 
         async def guarded(request: Request) -> Response:
             try:
@@ -160,7 +158,7 @@ class Server:
                 response = await answer(request)
             except RequestError as error:
                 response = _tell_error(error)
-            except ClientDisconnect:
+            except (_Gone, ClientDisconnect):
                 response = Response(status_code=499)
             except Exception:
                 traceback.print_exc(file=sys.stderr)
@@ -174,6 +172,8 @@ class Server:
 
     async def _refuse(self, request: Request, error: Exception) -> Response:
         """Paths and methods that are not there."""
+        from starlette.exceptions import HTTPException
+
         assert isinstance(error, HTTPException)
         what = f"{request.method} {request.url.path}"
         self._answered.labels("other", str(error.status_code)).inc()
@@ -218,11 +218,13 @@ class Server:
         return parse_body(bytes(content))
 
     async def _show_page(self, request: Request) -> Response:
+        from starlette.responses import HTMLResponse
+
         headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
         return HTMLResponse(self._page, headers=headers)
 
     async def _tell_health(self, request: Request) -> Response:
-        return JSONResponse(
+        return _write_json(
             {
                 "status": "ok",
                 "model": self.name,
@@ -233,6 +235,10 @@ class Server:
         )
 
     async def _tell_metrics(self, request: Request) -> Response:
+        from prometheus_client import generate_latest
+        from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+        from starlette.responses import Response
+
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     def _list_all(self) -> list[Any]:
@@ -243,14 +249,14 @@ class Server:
         return [one["id"] for one in self._list_all()]
 
     async def _list_models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": self._list_all()})
+        return _write_json({"object": "list", "data": self._list_all()})
 
     async def _find_model(self, request: Request) -> Response:
         name = request.path_params["model"]
         found = next((one for one in self._list_all() if one["id"] == name), None)
         if found is None:
             raise self._unknown_model(name)
-        return JSONResponse(found)
+        return _write_json(found)
 
     def _unknown_model(self, name: str) -> RequestError:
         known = ", ".join(self.list_names())
@@ -286,6 +292,9 @@ class Server:
         return memory
 
     async def _answer(self, request: Request, *, is_chat: bool) -> Response:
+        from starlette.background import BackgroundTask
+        from starlette.responses import StreamingResponse
+
         ask = parse_ask(await self._read_body(request), is_chat=is_chat)
         memory = self._find_memory(ask)
         job = Job(lambda job: self.writer.write(job, ask, memory), self.limits.seconds)
@@ -298,7 +307,7 @@ class Server:
             if not ask.is_streamed:
                 text, written = await _wait(request, _collect(job))
                 self._count(written)
-                return JSONResponse(answer.make_whole(text, written))
+                return _write_json(answer.make_whole(text, written))
         except BaseException:
             self.line.drop(job)
             raise
@@ -345,19 +354,29 @@ class Server:
         job = Job(read, self.limits.seconds)
         self.line.add(job)
         try:
-            return JSONResponse(await _wait(request, job.wait()), status_code=201)
+            return _write_json(await _wait(request, job.wait()), status_code=201)
         finally:
             self.line.drop(job)
 
     async def _forget(self, request: Request) -> Response:
         name = request.path_params["memory"]
         self.memories.forget(name)
-        return JSONResponse({"id": name, "object": "memory", "deleted": True})
+        return _write_json({"id": name, "object": "memory", "deleted": True})
+
+
+class _Gone(Exception):
+    """The client went away."""
+
+
+def _write_json(value: Any, status_code: int = 200, headers: Any = None) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(value, status_code, headers)
 
 
 def _tell_error(error: RequestError) -> Response:
     headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(error.status)
-    return JSONResponse(error.to_dict(), status_code=error.status, headers=headers)
+    return _write_json(error.to_dict(), status_code=error.status, headers=headers)
 
 
 def _read_host(header: str) -> str:
@@ -378,14 +397,14 @@ async def _wait(request: Request, told: Awaitable[Any]) -> Any:
     """What is told, unless the client goes away; the body was read already.
 
     Raises:
-        ClientDisconnect: it did.
+        _Gone: it did.
         RequestError: the job failed.
     """
     result, gone = asyncio.ensure_future(told), asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
-            raise ClientDisconnect
+            raise _Gone
         return result.result()
     finally:
         result.cancel()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 
-import uvicorn
-
 from memorizing.errors import ConfigError
 from memorizing.serving.app import Server
 
@@ -41,6 +39,8 @@ def run_server(server: Server, listening: socket.socket, grace_s: float) -> None
     Raises:
         KeyboardInterrupt: SIGINT ended it.
     """
+    import uvicorn
+
     config = uvicorn.Config(
         server.build(),
         log_level="warning",
