@@ -75,10 +75,16 @@ def test_a_completion_is_what_the_library_generates(client, expected):
     for answer in (named, beside):
         sources = answer.model_extra["sources"]
         assert {one["document"] for one in sources} == set(NOTES)
-        assert sum(one["weight"] for one in sources) <= 1
+        weights = [one["weight"] for one in sources]
+        assert weights == sorted(weights, reverse=True)
+        assert 0 < sum(weights) <= 1
         for one in sources:
-            for part in one["text"].split("\n…\n"):
-                assert part in NOTES[one["document"]]
+            text = NOTES[one["document"]]
+            first, last = one["lines"]
+            # A place is a token, with what stands around it.
+            assert first == last
+            assert one["text"] in text
+            assert text.splitlines()[first - 1] in one["text"]
 
 
 def test_a_stream_says_the_same_piece_by_piece(client, expected):

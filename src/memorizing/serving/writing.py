@@ -44,6 +44,10 @@ _LEAST_TEMPERATURE = 0.01
 """Below it scores would be divided by next to nothing, and the likeliest token is left."""
 
 
+_MOST_SOURCES = 16
+"""Passages come and go while an answer is written."""
+
+
 class _Stop(Exception):
     """A string to stop at was written."""
 
@@ -268,19 +272,18 @@ def _count_shared(text: str, stop: str) -> int:
 
 
 def list_sources(found: Sources) -> list[dict[str, Any]]:
-    """What was retrieved, most used first."""
-    documents = found.list()
-    snippets = found.find_snippets([name for name, _ in documents[:MOST_DOCUMENTS]])
+    """Passages that were in sight, or places that were retrieved, the heaviest first.
+
+    As `memorizing generate --json` has them; `lines` are the first and the last, or None where they
+    are not known, and a document None is what the request itself has behind its window.
+    """
+    sources = sorted(found.passages or found.find_places(), key=lambda one: -one.weight)
     return [
         {
-            "document": name,
-            "weight": share,
-            "text": "\n…\n".join(
-                one.text.before + one.text.token + one.text.after for one in snippets.get(name, [])
-            ),
+            "document": one.document,
+            "lines": None if one.first_line is None else [one.first_line, one.last_line],
+            "weight": one.weight,
+            "text": one.text,
         }
-        for name, share in documents[:MOST_DOCUMENTS]
+        for one in sources[:_MOST_SOURCES]
     ]
-
-
-MOST_DOCUMENTS = 8
