@@ -131,7 +131,6 @@ def test_rows_with_padding_are_what_they_are_alone(family):
 def test_a_texts_own_passages_are_read_again_and_moved_between_those_that_are_kept(family):
     model, tokens = find_model(family), make_tokens(2, 5 * SEGMENT_LEN + 1)
     attachment = give_passages(model, num_passages=4)
-    room_len = 4 * PASSAGE_LEN + 1
     with open_memory(model) as memory, torch.no_grad():
         read_all(memory, {"third": DOCUMENTS["third"]})
         cache = attachment.make_cache()
@@ -150,10 +149,10 @@ def test_a_texts_own_passages_are_read_again_and_moved_between_those_that_are_ke
         with torch.no_grad():
             call(find_model(family), ids, values)
             # The first layer's keys see nothing but their token: they are turned to any place.
-            place = (columns + room_len - room.length).unsqueeze(0)
+            place = (columns + int(room.end[0]) - room.length).unsqueeze(0)
             call(find_model(family), ids, plain, position_ids=place)
         assert torch.allclose(
-            room.layers[0][0][row][:, columns], plain.layers[0].keys[0], atol=1e-5
+            room.layers[0][0][row][:, columns], plain.layers[0].keys[0], atol=1e-4
         )
         for held, layer in zip(room.layers, values.layers, strict=True):
             assert torch.allclose(held[1][row][:, columns], layer.values[0], atol=1e-5)
