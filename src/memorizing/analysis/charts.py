@@ -24,6 +24,10 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {
 """Colors of a figure, and the page's names for them: there they follow its light and dark."""
 _MOST_POINTS = 300
 """Of a line."""
+_LEGEND_LEN = 92
+"""Characters of a legend that stand side by side."""
+_NAME_LEN = 40
+"""Of a name, its last characters are shown."""
 
 
 def start_axes(width: float = 6.0, height: float = 2.6) -> tuple[Figure, Axes]:
@@ -44,10 +48,11 @@ def start_axes(width: float = 6.0, height: float = 2.6) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def add_legend(axes: Axes) -> None:
+def _add_legend(axes: Axes, names: Sequence[str]) -> None:
     """Name the lines, above the axes."""
+    num_columns = max(1, min(4, _LEGEND_LEN // (max(map(len, names)) + 6)))
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8,
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns, frameon=False, fontsize=8,
         labelcolor=MUTED, borderaxespad=0,
     )  # fmt: skip
 
@@ -117,8 +122,9 @@ def draw_lines(
         marker: of every point; none where points are many.
         is_log: x in powers of two.
     """
-    figure, axes = start_axes()
-    for number, (name, (xs, ys)) in enumerate(lines.items()):
+    figure, axes = start_axes(height=2.6 + 0.17 * len(lines))
+    names = [name if len(name) <= _NAME_LEN else "…" + name[-_NAME_LEN:] for name in lines]
+    for number, (name, (xs, ys)) in enumerate(zip(names, lines.values(), strict=True)):
         style = ("-", "--", ":", "-.")[number // len(SERIES) % 4]
         # What looks like a formula is a name.
         label = "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
@@ -134,6 +140,5 @@ def draw_lines(
         axes.tick_params(axis="x", rotation=30)
     else:
         axes.xaxis.set_major_formatter("{x:,.0f}")
-    if len(lines) > 1 or "" not in lines:
-        add_legend(axes)
+    _add_legend(axes, names)
     return figure

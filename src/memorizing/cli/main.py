@@ -15,6 +15,7 @@ from memorizing import __version__
 from memorizing.cli import (
     benchmark,
     benchmark_memory,
+    compare,
     corpus,
     demo,
     evaluate,
@@ -81,6 +82,7 @@ VERBS = {
     "generate": generate,
     "inspect": inspect,
     "serve": serve,
+    "compare": compare,
     "demo": demo,
     "corpus": corpus,
     "info": info,
