@@ -60,6 +60,7 @@ def test_quotes_are_measured_in_every_arm_and_shown(run, reader, texts, tmp_path
     assert by_name["passages"]["bytes"] > by_name["bm25"]["bytes"] > 0
     lines = outcome.out.splitlines()
     assert max(map(len, lines)) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in outcome.out  # nothing is cut off
     said = " ".join(outcome.out.split())
     for words in (
         "4 prompts of 23 tokens, the next 5 asked for",
@@ -122,6 +123,7 @@ def test_calls_are_completed_without_their_own_file(run, reader, python, tmp_pat
     assert "2 packages of 4 files" in said
     assert "2 calls to complete, after up to 37 tokens of their file" in said
     assert max(map(len, outcome.out.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in outcome.out
 
 
 def test_an_interrupt_shows_what_is_there(run, reader, texts, tmp_path, monkeypatch):

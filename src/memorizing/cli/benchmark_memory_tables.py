@@ -137,17 +137,15 @@ def _make_table(
 
 
 def _write(found: dict[str, Any] | None, form: str) -> str:
-    """`9.6 (8.1-11.0)`; a difference whose interval excludes zero has a star."""
+    """A number, and its interval below it; a difference that excludes zero has a star."""
     if found is None:
         return "-"
     numbers = [found["value"], *(found["interval"] or ())]
     value, *ends = (format(number, form) for number in numbers)
     if not ends:
         return value
-    is_difference = form.startswith("+")
-    between = (" to " if is_difference else "-").join([ends[0].removesuffix("%"), ends[1]])
-    star = " *" if found["excludes_zero"] else "  "
-    return f"{value} ({between})" + (star if is_difference else "")
+    star = "*" if form.startswith("+") and found["excludes_zero"] else ""
+    return f"{star}{value}\n{ends[0].removesuffix('%')} to {ends[1]}"
 
 
 def _list_notes(result: dict[str, Any], is_compared: bool, is_found: bool) -> list[str]:
