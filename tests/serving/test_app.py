@@ -199,7 +199,9 @@ def test_a_private_memory_is_read_asked_and_deleted(served, client, model_folder
     ask = {"model": MODEL, "prompt": PROMPT, "max_tokens": 13}
     answer = client.completions.create(**ask, extra_body={"memory": made["id"]})
     assert answer.choices[0].text == expected
-    assert [one["document"] for one in answer.model_extra["sources"]] == ["gamma.txt"]
+    sources = answer.model_extra["sources"]
+    assert {one["document"] for one in sources} == {"gamma.txt"}
+    assert all(one["text"] in OTHERS["gamma.txt"] for one in sources)
     more = {"text": NOTES["beta.txt"], "name": "beta.txt", "memory": made["id"]}
     assert served.call("/v1/memories", more)[1]["documents"] == ["gamma.txt", "beta.txt"]
     # A name that is there with another text.
@@ -384,7 +386,7 @@ def test_a_request_may_take_so_long(model_folder, notes):
         start = time.monotonic()
         answer = served.complete(prompt=PROMPT, memory="notes", max_tokens=10**6)
         assert answer["choices"][0]["finish_reason"] == "length"
-        assert 0 < answer["usage"]["completion_tokens"] < 10**5
+        assert answer["usage"]["completion_tokens"] < 10**5
         assert time.monotonic() - start >= 0.5
         status, answer = served.call("/v1/memories", {"text": "many words " * 50_000})
         assert (status, answer["error"]["code"]) == (400, "time_limit_exceeded")
