@@ -50,6 +50,7 @@ def test_asking_shows_the_answer_and_what_was_read(page, errors, served, model_f
     page.goto(served.url)
     page.locator("#model option").first.wait_for(state="attached")
     assert page.locator("#model option").all_inner_texts() == [MODEL, f"{MODEL}+notes"]
+    assert page.get_by_label("API key").is_hidden()
     page.get_by_label("Tokens").fill("11")
     ask(page, "why?")
     expected = generate(load_tiny(model_folder), "user: why?\nassistant: ", 11, notes)
