@@ -196,16 +196,17 @@ def test_models_whose_entries_cannot_be_kept_or_moved_are_refused():
     with pytest.raises(ConfigError, match=r"this model has layers with other heads \(\[\("):
         give_passages(AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
     for settings, message in (
-        ({"read": "entries"}, "keep is 'entries'; allowed: text, unless read is passages"),
+        ({"read": "entries"}, "keep is 'entries'; allowed: text, unless passages are read"),
         ({"search": "normalized"}, "inner_product where keep is entries"),
     ):
         with pytest.raises(ConfigError, match=message):
             give_passages(find_model(), **settings)
 
 
-def test_a_folder_is_opened_again_without_tokenizer_or_texts(tmp_path: Path):
+@pytest.mark.parametrize("way", ["passages", "both"])
+def test_a_folder_is_opened_again_without_tokenizer_or_texts(tmp_path: Path, way: str):
     model, path = find_model(), tmp_path / "memory"
-    give_passages(model)
+    give_passages(model, read=way)
     with open_memory(model, path) as memory:
         read_all(memory)
         wanted, _ = ask(model)

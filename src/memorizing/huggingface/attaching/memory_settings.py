@@ -97,7 +97,7 @@ class MemorySettings:
         require(abs(self.bias) <= most, "bias", self.bias, f"from {-most:,.0f} to {most:,.0f}")
         parse_index(self.index)
         if self.keep == "entries":
-            require(self.read == "passages", "keep", self.keep, "text, unless read is passages")
+            require(self.finds_passages, "keep", self.keep, "text, unless passages are read")
             require(
                 self.search == "inner_product",
                 "search",
