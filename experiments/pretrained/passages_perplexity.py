@@ -136,6 +136,7 @@ def measure_stream(
     if not left:
         return
     settings: dict[str, Any] = {"window": WINDOWS[window], "read": "both", "capacity": 16_384}
+    settings["segment_len"] = BLOCK_LEN
     if window == "native" and "window" in arms:
         settings["read"] = "entries"
     elif window == "native":

@@ -95,7 +95,14 @@ def test_every_arm_scores_the_same_tokens_behind_the_same_text(script, model, wi
     }
     assert set(found) == set(sum(streams, []))
     starts = [CONTEXT_LEN, CONTEXT_LEN + EVERY]
-    add_memory(model, [1], window=script.WINDOWS[window])
+    # Positions begin again as early as where passages have room.
+    add_memory(
+        model,
+        [1],
+        window=script.WINDOWS[window],
+        segment_len=script.BLOCK_LEN,
+        read="entries" if window == "native" else "both",
+    )
     (alone,) = score_texts(model, [text], START_TOKEN, control="off")
     remove_memory(model)
     wanted = np.stack([alone[start : start + script.PIECE] for start in starts])
