@@ -326,8 +326,7 @@ class Remembering:
             opened.collection,
             opened.library,
             OwnText(torch.zeros(0, dtype=torch.int64), 0, Collection((), {})),
-            num_passages,
-            attachment.settings.passage_len,
+            replace(attachment.settings, num_passages=num_passages),
         )
         return [self._describe(one) for one in passages]
 
