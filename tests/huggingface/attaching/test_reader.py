@@ -16,7 +16,6 @@ from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.window_cache import TextState, find_text
 from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.huggingface.sessions.scoring import score_texts
-from memorizing.training.finetuning import FinetuneSettings, finetune
 from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER, make_tokenizer, read_all
 from tests.huggingface.tools import (
     CONFIGS,
@@ -442,11 +441,9 @@ def test_settings_of_passages_stand_where_passages_are_read_only():
     assert type(passages).from_dict(passages.to_dict()) == passages
 
 
-def test_what_is_not_made_for_passages_says_so(tmp_path):
+def test_what_is_not_made_for_passages_says_so():
     model = find_model()
     give_passages(model)
-    with pytest.raises(ConfigError, match=r"memory\.read is 'passages'.*entries"):
-        finetune(model, TOKENIZER, [], FinetuneSettings(), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"window .* 47 for passages"):
         give_passages(find_model(), window=200, segment_len=13)
 

@@ -25,6 +25,7 @@ from tests.training.finetuning.tools import (
     make_model,
 )
 
+PASSAGES: dict[str, Any] = {"read": "passages", "num_passages": 2, "passage_len": 5}
 DOCUMENTS = make_documents(3 * SEGMENT_LEN, 47, 5 * SEGMENT_LEN + 1, 2)
 
 
@@ -122,11 +123,13 @@ def _find(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     return weights[name] if name in weights else weights[f"{owner}.base_layer.{last}"]
 
 
-@pytest.mark.parametrize("train", ["gates", "lora", "all"])
-def test_gradient_checkpointing_changes_nothing(train: str):
+@pytest.mark.parametrize(
+    ("train", "memory"), [("gates", {}), ("lora", {}), ("all", {}), ("lora", PASSAGES)]
+)
+def test_gradient_checkpointing_changes_nothing(train: str, memory: dict[str, Any]):
     found: list[list[tuple[float, float]]] = []
     for is_on in (False, True):
-        model, steps = make_model(), []
+        model, steps = make_model(**memory), []
         if is_on:
             turn_on = getattr(model, "activation_checkpointing_enable", None)
             (turn_on or model.gradient_checkpointing_enable)()
@@ -168,17 +171,50 @@ def test_without_capacity_the_memory_does_nothing():
         make_tuner(make_model(capacity=0), train="gates")
 
 
+def train_on(documents: Any, model: Any, **changes: Any) -> list[float]:
+    losses: list[float] = []
+    settings = make_settings(**changes)
+    tuner = Finetuner(
+        model, documents, START, settings, on_step=lambda m: losses.append(m.nats / m.num_targets)
+    )
+    tuner.run()
+    return losses
+
+
+def test_passages_are_in_sight_of_what_is_trained():
+    documents = make_documents(97)
+    settings = {"rows": 1, "steps": 12, "train": "lora"}
+    with_passages = train_on(documents, make_model(**PASSAGES), **settings)
+    without = train_on(documents, make_model(**PASSAGES, capacity=0), **settings)
+    # Nothing has left the window yet, by the sinks and a segment whose end has asked for nothing.
+    assert with_passages[:2] == without[:2]
+    assert all(a != b for a, b in zip(with_passages[4:], without[4:], strict=True))
+
+
+def test_nothing_of_passages_is_gates():
+    with pytest.raises(ConfigError, match="read is 'passages'"):
+        make_tuner(make_model(**PASSAGES), train="gates")
+    model = make_model(**PASSAGES)
+    make_tuner(model, train="lora", steps=1).run()
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+
 @pytest.mark.parametrize(
-    ("train", "dtype"),
+    ("train", "dtype", "memory"),
     [
-        ("gates", torch.float32),
-        ("lora", torch.bfloat16),
-        ("all", torch.bfloat16),
+        ("gates", torch.float32, {}),
+        ("lora", torch.bfloat16, {}),
+        ("all", torch.bfloat16, {}),
+        ("lora", torch.float32, PASSAGES),
     ],
 )
-def test_a_resumed_run_is_bit_for_bit_the_whole_one(tmp_path: Path, train: str, dtype: torch.dtype):
+def test_a_resumed_run_is_bit_for_bit_the_whole_one(
+    tmp_path: Path, train: str, dtype: torch.dtype, memory: dict[str, Any]
+):
     def make() -> Any:
-        return add_memory(make_base().to(dtype), **MEMORY)
+        return add_memory(make_base().to(dtype), **MEMORY, **memory)
 
     whole, losses = make(), []
     Finetuner(

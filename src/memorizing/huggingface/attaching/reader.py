@@ -60,18 +60,20 @@ class Reader(Calls):
         if not queries or valid is None:
             return
         found = self._choose(step, queries, valid)
-        before = [()] * given.num_rows if text.room is None else text.room.passages
+        # Weights that are trained make something else of the same passages at every call.
+        last = None if step.needs_graph else text.room
+        before = [()] * given.num_rows if last is None else last.passages
         is_written = given.num_tokens == 1
         kept = [
             _exchange(old, new, only_best=is_written)
             for old, new in zip(before, found, strict=True)
         ]
         _tell_passages(mode, given.start, kept)
-        if tuple(kept) != tuple(before):
+        if last is None or tuple(kept) != tuple(before):
             start_token = look_up_start_token(self.decoder.base.config)
             # It is read as it stands before a text that begins, and moved from there.
             front = torch.zeros(1, dtype=torch.int64), torch.tensor([[settings.room_len]])
-            old = None if text.room is None else self._turn_room(text.room, *front)
+            old = None if last is None else self._turn_room(last, *front)
             read = self._read_room(plan_room(kept, start_token), old)
             text.room = None if read is None else replace(read, end=front[1])
             self._move_room(text, given)

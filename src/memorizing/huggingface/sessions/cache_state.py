@@ -13,18 +13,21 @@ from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.window_cache import TextState, find_text
 
 _HEADS = "memories.{}.key_heads"
+_QUERIES = "queries.{}"
 _PARTS = ("keys", "values", "sink_keys", "sink_values")
 
 
 def dump_cache(attachment: Attachment, cache: DynamicCache) -> dict[str, Tensor] | None:
     """The cache, memories and clock of one text, by reference; None before its first token.
 
-    Call it after `commit`, at the end of a segment.
+    Call it after `commit`, at the end of a segment. The passages in sight are not among them: they
+    are found anew by what the text asked for last.
 
     Raises:
         StateError: entries wait for the end of their segment.
     """
-    if find_text(cache).history is None:
+    text = find_text(cache)
+    if text.history is None:
         return None
     history = attachment.find_history(cache)
     if history.staged:
@@ -32,7 +35,11 @@ def dump_cache(attachment: Attachment, cache: DynamicCache) -> dict[str, Tensor]
             f"this text is in the middle of a segment, at position {history.position.tolist()}; "
             "save it after a whole segment and its commit"
         )
-    tensors = history.state_dict() | {"shift": find_text(cache).shift}
+    tensors = history.state_dict() | {"shift": text.shift}
+    if text.queries_valid is not None:
+        tensors |= {_QUERIES.format(layer): asked for layer, asked in text.queries.items()}
+        tensors |= {"queries_valid": text.queries_valid, "ids": text.list_ids(0)}
+        tensors["room_len"] = torch.tensor([text.room_len])
     for number, layer in enumerate(cache.layers):
         held: Any = layer
         tensors[f"layers.{number}.length"] = torch.tensor([held.cumulative_length])
@@ -40,7 +47,7 @@ def dump_cache(attachment: Attachment, cache: DynamicCache) -> dict[str, Tensor]
             value = getattr(held, part, None)
             if isinstance(value, Tensor):
                 tensors[f"layers.{number}.{part}"] = value
-    for number, heads in _list_heads(find_text(cache)).items():
+    for number, heads in _list_heads(text).items():
         tensors[_HEADS.format(number)] = torch.tensor(heads, dtype=torch.int64)
     return tensors
 
@@ -76,6 +83,13 @@ def load_cache(attachment: Attachment, tensors: dict[str, Tensor]) -> DynamicCac
             for part, value in found.items():
                 setattr(held, part, value)
             held.cumulative_length = int(tensors[f"layers.{number}.length"])
+        if "queries_valid" in tensors:
+            text.queries = {
+                layer: tensors[_QUERIES.format(layer)].to(device) for layer in text.open_heads
+            }
+            text.queries_valid = tensors["queries_valid"]
+            text.pieces = [(tensors["ids"][None], torch.ones_like(tensors["ids"][None]).bool())]
+            text.room_len = int(tensors["room_len"])
     except (KeyError, RuntimeError, StateError) as error:
         raise CheckpointError(
             f"the saved cache does not fit this model: {error}; go on with the model, memory and "

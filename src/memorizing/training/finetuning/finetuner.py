@@ -311,6 +311,12 @@ def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettin
         ConfigError: nothing would be trained, or LoRA is in the way.
     """
     lora = find_lora(inner)
+    has_gates = attachment.settings.read == "entries" and attachment.settings.capacity > 0
+    if settings.train == "gates" and attachment.settings.read == "passages":
+        raise ConfigError(
+            "train is 'gates' and read is 'passages', which all layers read without gates; train "
+            "'lora' or 'all', or read entries"
+        )
     if settings.train == "gates" and not attachment.settings.capacity:
         raise ConfigError(
             "capacity is 0 and train is 'gates': gates of no memory learn nothing; train LoRA "
@@ -338,7 +344,7 @@ def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettin
         )
     train_only(
         inner,
-        memory=attachment.settings.capacity > 0,
+        memory=has_gates,
         lora=settings.train == "lora",
         others=settings.train == "all",
     )

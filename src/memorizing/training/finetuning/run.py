@@ -13,7 +13,6 @@ from memorizing.errors import ConfigError, CorpusError, ResourceError, RunFolder
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.sessions.scoring import find_start_token
 from memorizing.huggingface.sessions.texts import encode_text, wrap_tokenizer
-from memorizing.settings import require
 from memorizing.storage.files import read_json, write_json
 from memorizing.terminal import make_display
 from memorizing.training.finetuning.finetuner import Finetuner
@@ -93,8 +92,6 @@ def finetune(
     """
     inner = unwrap(model)
     attachment = get_attachment(inner)
-    way = attachment.settings.read
-    require(way == "entries", "memory.read", way, "entries: passages are not trained with")
     with open_run(Path(run_dir), FINETUNING, resume=resume, overwrite=overwrite) as run:
         description = {
             "finetune": settings.to_dict(),
