@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+
 import memorizing
+from memorizing.cli.info import print_values
 from memorizing.config import load_config
 
 
@@ -42,3 +44,17 @@ def test_info_describes_a_run(run, trained, tmp_path):
     assert values["checkpoints"] == ["step-000002", "step-000003"]
     assert values["training"]["steps"] == 3
     assert "step-000002, step-000003" in outcome.out
+
+
+def test_lists_of_all_kinds_are_printed(capsys):
+    values = {"tables": [{"a": 1}, {"a": 2}], "mixed": [{"a": 1}, "x", None], "none": [], "n": 1234}
+    print_values(values)
+    assert capsys.readouterr().out.splitlines() == [
+        "tables 1 of 2",
+        "  a  1",
+        "tables 2 of 2",
+        "  a  2",
+        "mixed   {'a': 1}, x, -",
+        "none    -",
+        "n       1,234",
+    ]

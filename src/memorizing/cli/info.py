@@ -169,7 +169,7 @@ def print_values(values: dict[str, Any], indent: str = "") -> None:
         if isinstance(value, dict):
             show(f"{indent}{key}")
             print_values(value, indent + "  ")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
+        elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
             for number, item in enumerate(value, start=1):
                 show(f"{indent}{key} {number} of {len(value)}")
                 print_values(item, indent + "  ")
