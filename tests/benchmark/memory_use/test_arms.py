@@ -87,8 +87,9 @@ def test_what_is_pasted_stands_behind_a_start_token_the_best_one_last(setup, pac
     num_passages = {"bm25": NUM_PASSAGES, "bm25-1": 1}[name]
     assert list(begun.found) == best[:num_passages]
     pasted = [package.find(one.document).tokens[one.start : one.end] for one in best]
-    before = [START, *(token for one in reversed(pasted[:num_passages]) for token in one)]
-    assert found.num_given == len(before) - 1 == num_passages * PASSAGE_LEN
+    standing = [*reversed(pasted[:num_passages]), pasted[0]]
+    before = [START, *(token for one in standing for token in one)]
+    assert found.num_given == len(before) - 1 == (num_passages + 1) * PASSAGE_LEN
     assert found.nats == pytest.approx(judge(setup, before, place)[1], abs=1e-4)
     # A prompt of 19 words that stand there is found first.
     assert found.rank == 1

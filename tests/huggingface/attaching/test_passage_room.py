@@ -26,20 +26,30 @@ def make_passage(ids: list[int], document: str | None = "a", **values: int | boo
     return Passage(document, **fields | values, entries=None, ids=torch.tensor(ids))
 
 
-def test_rows_end_together_each_behind_a_start_token_the_best_passage_last():
+@pytest.mark.parametrize(
+    ("best_readings", "ids", "first"),
+    [
+        (1, [[1, 5, 7, 8], [0, 0, 0, 0], [0, 0, 1, 9]], [0, 4, 2]),
+        (2, [[1, 5, 7, 8, 7, 8], [0] * 6, [0, 0, 0, 1, 9, 9]], [0, 6, 3]),
+        (3, [[1, 5, 7, 8, 7, 8, 7, 8], [0] * 8, [0, 0, 0, 0, 1, 9, 9, 9]], [0, 8, 4]),
+    ],
+)
+def test_rows_end_together_each_behind_a_start_token_the_best_passage_last(
+    best_readings: int, ids: list[list[int]], first: list[int]
+):
     rows = [(make_passage([7, 8]), make_passage([5])), (), (make_passage([9]),)]
-    room = plan_room(rows, 1)
+    room = plan_room(rows, 1, best_readings)
     assert room is not None
-    assert room.ids.tolist() == [[1, 5, 7, 8], [0, 0, 0, 0], [0, 0, 1, 9]]
-    assert room.first.tolist() == [0, 4, 2]
-    assert room.length == 4
+    assert room.ids.tolist() == ids
+    assert room.first.tolist() == first
+    assert room.length == len(ids[0])
 
 
 def test_without_a_start_token_passages_stand_alone_and_nothing_needs_no_room():
-    room = plan_room([(make_passage([7, 8]),)], None)
+    room = plan_room([(make_passage([7, 8]),)], None, 1)
     assert room is not None
     assert room.ids.tolist() == [[7, 8]]
-    assert plan_room([(), ()], 1) is None
+    assert plan_room([(), ()], 1, 2) is None
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,10 @@ class Pasting:
         """See `Reader`."""
         found = tuple(self.find(place, self._num_passages) or ())
         parts = [self._package.find(one.document).tokens[one.start : one.end] for one in found]
-        pasted = [*itertools.chain.from_iterable(reversed(parts))]
         setup = self._setup
+        # As passages of the memory stand: the best one last, and more than once.
+        standing = [*reversed(parts), *parts[:1] * (setup.settings.best_readings - 1)]
+        pasted = [*itertools.chain.from_iterable(standing)]
         before = [*setup.start_tokens, *pasted] if pasted else setup.prefix
         cache = DynamicCache(config=unwrap(setup.model).config)
         logits = _call(setup.model, [*before, *place.prompt], cache, is_last_only=True)

@@ -18,6 +18,7 @@ _ONE_OR_MORE = (
     "num_neighbors",
     "num_passages",
     "passage_len",
+    "best_readings",
     "search_every",
 )
 _MOST = 2**31
@@ -70,6 +71,10 @@ class MemorySettings:
     """Passages that are read at a time, at most."""
     passage_len: int = 128
     """Entries of a passage, at most."""
+    best_readings: int = 2
+    """Times that the best passage stands there, one behind the other, where passages are read again:
+    a model that has just read something twice goes on to say it. Only a text that is read repeats
+    itself: with `keep="entries"` it stands there once."""
     search_every: int = 32
     """Tokens that are written until passages are looked for again."""
     keep: Literal["text", "entries"] = "text"
@@ -113,7 +118,10 @@ class MemorySettings:
     @property
     def room_len(self) -> int:
         """Places in front of a text for passages and their start token; 0 without passages."""
-        return self.num_passages * self.passage_len + 1 if self.finds_passages else 0
+        if not self.finds_passages:
+            return 0
+        again = self.best_readings - 1 if self.keep == "text" else 0
+        return (self.num_passages + again) * self.passage_len + 1
 
     def list_kept(self, num_cached: int) -> tuple[int, ...]:
         """Layers of a model, `num_cached` of which have keys, whose entries are kept, ascending."""
@@ -126,7 +134,7 @@ class MemorySettings:
         if self.keep == "text":
             del values["keep"]
         if self.read == "entries":
-            for name in ("read", "num_passages", "passage_len", "search_every"):
+            for name in ("read", "num_passages", "passage_len", "best_readings", "search_every"):
                 del values[name]
         return values
 

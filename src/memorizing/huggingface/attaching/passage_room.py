@@ -126,13 +126,18 @@ class Room:
         return int((self.ids == other.ids).all(0)[:-1].long().cumprod(0).sum())
 
 
-def plan_room(passages: Sequence[tuple[Passage, ...]], start_token: int | None) -> Room | None:
-    """Passages of all rows with a start token before them, the best ones last; None of none."""
+def plan_room(
+    passages: Sequence[tuple[Passage, ...]], start_token: int | None, best_readings: int
+) -> Room | None:
+    """Passages of all rows with a start token before them, the best ones last; None of none.
+
+    The best one stands there `best_readings` times.
+    """
     start = torch.tensor([] if start_token is None else [start_token], dtype=torch.int64)
-    rows = [
-        torch.cat([start, *(one.ids for one in reversed(found))]) if found else start[:0]
-        for found in passages
-    ]
+    rows = []
+    for found in passages:
+        standing = [*reversed(found), *found[:1] * (best_readings - 1)]
+        rows.append(torch.cat([start, *(one.ids for one in standing)]) if found else start[:0])
     length = max(map(len, rows))
     if not length:
         return None
