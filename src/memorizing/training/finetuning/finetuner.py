@@ -311,7 +311,7 @@ def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettin
         ConfigError: nothing would be trained, or LoRA is in the way.
     """
     lora = find_lora(inner)
-    has_gates = attachment.settings.read == "entries" and attachment.settings.capacity > 0
+    has_gates = attachment.settings.read != "passages" and attachment.settings.capacity > 0
     if settings.train == "gates" and attachment.settings.read == "passages":
         raise ConfigError(
             "train is 'gates' and read is 'passages', which all layers read without gates; train "
