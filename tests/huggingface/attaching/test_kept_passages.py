@@ -95,7 +95,9 @@ def test_a_whole_document_behind_its_start_token_is_the_text_read_again(family, 
     logits = []
     for keep in ("text", "entries"):
         model = find_model(family, implementation)
-        give_passages(model, keep=keep, num_passages=1, passage_len=41, num_sinks=1)
+        give_passages(
+            model, keep=keep, num_passages=1, passage_len=41, best_readings=1, num_sinks=1
+        )
         with open_memory(model) as memory:
             read_all(memory, document)
             found, text = ask(model)
