@@ -303,7 +303,7 @@ def test_what_stands_in_the_room_stays_readable_when_it_is_forgotten(path: Path 
         for name in DOCUMENTS:
             memory.forget(name)
         assert before is not None
-        found = attachment._read_room(plan_room(before.passages, 1, 1), None)
+        found = attachment._read_room(plan_room(before.passages, 1, 0), None)
     assert found is not None
     assert all(passage.kept is not None for row in found.passages for passage in row)
     for held, old in zip(found.layers, before.layers, strict=True):

@@ -27,18 +27,18 @@ def make_passage(ids: list[int], document: str | None = "a", **values: int | boo
 
 
 @pytest.mark.parametrize(
-    ("best_readings", "ids", "first"),
+    ("num_again", "ids", "first"),
     [
-        (1, [[1, 5, 7, 8], [0, 0, 0, 0], [0, 0, 1, 9]], [0, 4, 2]),
-        (2, [[1, 5, 7, 8, 7, 8], [0] * 6, [0, 0, 0, 1, 9, 9]], [0, 6, 3]),
-        (3, [[1, 5, 7, 8, 7, 8, 7, 8], [0] * 8, [0, 0, 0, 0, 1, 9, 9, 9]], [0, 8, 4]),
+        (0, [[1, 5, 7, 8], [0, 0, 0, 0], [0, 0, 1, 9]], [0, 4, 2]),
+        (1, [[1, 5, 7, 8, 7, 8], [0] * 6, [0, 0, 0, 1, 9, 9]], [0, 6, 3]),
+        (2, [[1, 5, 7, 8, 7, 8, 7, 8], [0] * 8, [0, 0, 0, 0, 1, 9, 9, 9]], [0, 8, 4]),
     ],
 )
 def test_rows_end_together_each_behind_a_start_token_the_best_passage_last(
-    best_readings: int, ids: list[list[int]], first: list[int]
+    num_again: int, ids: list[list[int]], first: list[int]
 ):
     rows = [(make_passage([7, 8]), make_passage([5])), (), (make_passage([9]),)]
-    room = plan_room(rows, 1, best_readings)
+    room = plan_room(rows, 1, num_again)
     assert room is not None
     assert room.ids.tolist() == ids
     assert room.first.tolist() == first
@@ -46,7 +46,7 @@ def test_rows_end_together_each_behind_a_start_token_the_best_passage_last(
 
 
 def test_without_a_start_token_passages_stand_alone_and_nothing_needs_no_room():
-    room = plan_room([(make_passage([7, 8]),)], None, 1)
+    room = plan_room([(make_passage([7, 8]),)], None, 0)
     assert room is not None
     assert room.ids.tolist() == [[7, 8]]
     assert plan_room([(), ()], 1, 2) is None

@@ -275,13 +275,11 @@ def test_tokens_that_are_scored_do_not_depend_on_later_ones():
     with open_memory(model) as memory:
         read_all(memory)
         first, second = score_texts(model, [text, other], 1)
-        donor = score_texts(model, [text, other], 1, control="other_document")[0]
         shuffled = score_texts(model, [text, other], 1, control="shuffled")[0]
         off = score_texts(model, [text], 1, control="off")[0]
     same = 3 * SEGMENT_LEN + 4
     assert (first[:same] == second[:same]).all()
     assert abs(first[SEGMENT_LEN + 1 :] - off[SEGMENT_LEN + 1 :]).max() > 1e-3
-    assert abs(donor - first).max() > 1e-3
     # What is open is wrong too: it is found before anything has left the window.
     for right in (first, off):
         assert abs(shuffled - right)[SEGMENT_LEN:WINDOW].max() > 1e-3

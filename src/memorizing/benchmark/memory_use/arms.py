@@ -168,7 +168,7 @@ class Pasting:
         parts = [self._package.find(one.document).tokens[one.start : one.end] for one in found]
         setup = self._setup
         # As passages of the memory stand: the best one last, and more than once.
-        standing = [*reversed(parts), *parts[:1] * (setup.settings.best_readings - 1)]
+        standing = [*reversed(parts), *parts[:1] * setup.settings.num_again]
         pasted = [*itertools.chain.from_iterable(standing)]
         before = [*setup.start_tokens, *pasted] if pasted else setup.prefix
         cache = DynamicCache(config=unwrap(setup.model).config)
@@ -293,10 +293,11 @@ class Remembering:
         logits = _call(self._setup.model, prompt, cache, is_last_only=True)
         room = find_text(cache).room
         passages = () if room is None else room.passages[0]
+        standing = [*passages, *passages[:1] * self._attachment.settings.num_again]
         return Begun(
             cache,
             logits,
-            sum(len(one.ids) for one in passages),
+            sum(len(one.ids) for one in standing),
             tuple(map(self._describe, passages)),
             length=len(prompt),
         )

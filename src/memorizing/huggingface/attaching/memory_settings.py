@@ -120,8 +120,12 @@ class MemorySettings:
         """Places in front of a text for passages and their start token; 0 without passages."""
         if not self.finds_passages:
             return 0
-        again = self.best_readings - 1 if self.keep == "text" else 0
-        return (self.num_passages + again) * self.passage_len + 1
+        return (self.num_passages + self.num_again) * self.passage_len + 1
+
+    @property
+    def num_again(self) -> int:
+        """Times that the best passage stands there besides the first."""
+        return self.best_readings - 1 if self.keep == "text" else 0
 
     def list_kept(self, num_cached: int) -> tuple[int, ...]:
         """Layers of a model, `num_cached` of which have keys, whose entries are kept, ascending."""

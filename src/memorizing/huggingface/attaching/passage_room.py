@@ -127,16 +127,16 @@ class Room:
 
 
 def plan_room(
-    passages: Sequence[tuple[Passage, ...]], start_token: int | None, best_readings: int
+    passages: Sequence[tuple[Passage, ...]], start_token: int | None, num_again: int
 ) -> Room | None:
     """Passages of all rows with a start token before them, the best ones last; None of none.
 
-    The best one stands there `best_readings` times.
+    The best one stands there `num_again` times more.
     """
     start = torch.tensor([] if start_token is None else [start_token], dtype=torch.int64)
     rows = []
     for found in passages:
-        standing = [*reversed(found), *found[:1] * (best_readings - 1)]
+        standing = [*reversed(found), *found[:1] * num_again]
         rows.append(torch.cat([start, *(one.ids for one in standing)]) if found else start[:0])
     length = max(map(len, rows))
     if not length:

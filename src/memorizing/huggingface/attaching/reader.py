@@ -71,11 +71,10 @@ class Reader(Calls):
         _tell_passages(mode, given.start, kept)
         if last is None or tuple(kept) != tuple(before):
             start_token = look_up_start_token(self.decoder.base.config)
-            again = settings.best_readings if settings.keep == "text" else 1
             # It is read as it stands before a text that begins, and moved from there.
             front = torch.zeros(1, dtype=torch.int64), torch.tensor([[settings.room_len]])
             old = None if last is None else self._turn_room(last, *front)
-            read = self._read_room(plan_room(kept, start_token, again), old)
+            read = self._read_room(plan_room(kept, start_token, settings.num_again), old)
             text.room = None if read is None else replace(read, end=front[1])
             self._move_room(text, given)
 
