@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-
 import memorizing
 from memorizing.cli.info import print_values
 from memorizing.config import load_config

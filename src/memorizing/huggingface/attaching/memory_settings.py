@@ -72,9 +72,9 @@ class MemorySettings:
     passage_len: int = 128
     """Entries of a passage, at most."""
     best_readings: int = 2
-    """Times that the best passage stands there, one behind the other, where passages are read again:
-    a model that has just read something twice goes on to say it. Only a text that is read repeats
-    itself: with `keep="entries"` it stands there once."""
+    """Times that the best passage stands there, one behind the other, where passages are read
+    again: a model that has just read something twice goes on to say it. Entries that are kept know
+    nothing of what stands before them: with `keep="entries"` it stands there once."""
     search_every: int = 32
     """Tokens that are written until passages are looked for again."""
     keep: Literal["text", "entries"] = "text"
