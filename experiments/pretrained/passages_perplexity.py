@@ -141,7 +141,7 @@ def measure_stream(
         settings["read"] = "entries"
     elif window == "native":
         settings |= {"segment_len": NATIVE_SEGMENT}
-        settings["window"] = (CONTEXT_LEN - 4 * 128 - 1) // NATIVE_SEGMENT * NATIVE_SEGMENT
+        settings["window"] = (CONTEXT_LEN - 5 * 128 - 1) // NATIVE_SEGMENT * NATIVE_SEGMENT
     calibration.add_to(model, **settings)
     began, found = time.monotonic(), {arm: [] for arm in left}
     with torch.inference_mode(), read_memory(get_attachment(model)):

@@ -51,7 +51,8 @@ def test_quotes_are_measured_in_every_arm_and_shown(run, reader, texts, tmp_path
         assert place["prompt"] + place["answer"] in text
         assert set(place["arms"]) == set(ARMS)
     given = {row["name"]: row["tokens_given"] for row in result["arms"]}
-    assert given["passages"] == given["bm25"] == 2 * given["bm25-1"] == 32
+    assert given["passages"] == given["bm25"] == 3 * 16
+    assert given["bm25-1"] == 2 * 16
     assert (given["nothing"], given["entries"]) == (0, 0)
     # Texts repeat themselves word by word: the place of a prompt is found by its words.
     by_name = {row["name"]: row for row in result["arms"]}
@@ -173,7 +174,7 @@ def test_an_interrupt_before_the_first_answer_says_so(run, reader, texts, monkey
         (("--set", "read=entries"), "--set has read, and every way is measured here"),
         (("--set", "passage_length=3"), "did you mean 'passage_len'?"),
         (("--answer-len", "9000"), "need a file of 9223 tokens"),
-        (("--set", "passage_len=200"), "401 for passages"),
+        (("--set", "passage_len=200"), "601 positions for passages"),
         (("--prompt-len", "200"), "the model reads 251; ask for shorter prompts"),
     ],
 )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from importlib import resources
 from typing import Any
@@ -62,6 +63,7 @@ def complete(url: str, **body: Any) -> dict[str, Any]:
             # It says where it listens a moment before it does.
             if not isinstance(error.reason, ConnectionRefusedError):
                 raise
+            time.sleep(0.05)
     raise AssertionError("nobody listens")
 
 

@@ -50,7 +50,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def tell(recipe: Path, run_dir: Path) -> tuple[dict, str]:
     page = io.StringIO()
-    console = Console(file=page, width=80)
+    console = Console(file=page, width=200)  # the folder's name is not cut
     return run_demo(recipe=recipe, run_dir=run_dir, console=console), page.getvalue()
 
 

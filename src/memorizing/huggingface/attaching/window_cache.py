@@ -365,6 +365,13 @@ class Positions:
         # Passages stand in front of a text.
         most = decoder.max_positions - settings.room_len
         segment_len = settings.segment_len
+        require(
+            most >= segment_len,
+            "num_passages, passage_len",
+            (settings.num_passages, settings.passage_len),
+            f"less: they take {settings.room_len} positions for passages, and the model has "
+            f"{decoder.max_positions} for these and a text",
+        )
         self.limit = most // segment_len * segment_len
         require(
             settings.window <= self.limit,
