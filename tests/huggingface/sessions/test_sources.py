@@ -115,9 +115,7 @@ def test_a_recording_goes_on_when_documents_are_forgotten_and_read(path: Path | 
 
 def test_passages_are_quotes_with_their_lines_and_when_they_were_in_sight(path: Path | None):
     model = find_model()
-    give_memory(
-        model, read="passages", num_passages=1, passage_len=48, search_every=3
-    )
+    give_memory(model, read="passages", num_passages=1, passage_len=48, search_every=3)
     words = {
         name: [f"w{token}" for token in make_tokens(1, 207, seed=seed)[0].tolist()]
         for seed, name in enumerate("ab")
