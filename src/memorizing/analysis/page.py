@@ -135,7 +135,7 @@ def write_inspection(found: Inspection, path: Path) -> Path:
         "heads": heads,
         "lookups": [asdict(one) for one in lookups],
     }
-    data = json.dumps(summary | _list_data(found), separators=(",", ":"), allow_nan=False)
+    data = json.dumps({**summary, **_list_data(found)}, separators=(",", ":"), allow_nan=False)
     write_output(data_path, data.encode("utf-8", errors="replace"))
     return data_path
 

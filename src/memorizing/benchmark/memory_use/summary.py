@@ -72,7 +72,7 @@ def estimate(
     Returns:
         None where nothing is left.
     """
-    order = np.argsort(np.array(groups), kind="stable").tolist()
+    order: list[int] = np.argsort(np.array(groups), kind="stable").tolist()
     kept = [n for n in order if denominators[n] > 0]
     if not kept:
         return None

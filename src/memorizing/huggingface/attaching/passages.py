@@ -70,7 +70,7 @@ class Collection:
         )
         num_chunks = -(-num_entries // CHUNK_LEN)
         first -= CHUNK_LEN * (num_chunks.cumsum(0) - num_chunks)
-        return first.repeat_interleave(num_chunks) + CHUNK_LEN * torch.arange(num_chunks.sum())
+        return first.repeat_interleave(num_chunks) + CHUNK_LEN * torch.arange(int(num_chunks.sum()))
 
     @cached_property
     def is_sink(self) -> Tensor:
