@@ -146,19 +146,19 @@ def test_the_keyboard_is_enough(run, trained, python_text, tmp_path, visit):
     assert page.evaluate("document.activeElement.hash.startsWith('#t')")
 
 
-@pytest.mark.parametrize(
-    "options", [{"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 640}}]
-)
-def test_hostile_text_is_text(run, trained, tmp_path, visit, options):
+def test_hostile_text_is_text(run, trained, tmp_path, visit):
     path = tmp_path / "<i onload=x>$a^b$ \N{PILE OF POO}.txt"
     path.write_bytes((HOSTILE * 3).encode())
-    page = visit(inspect(run, tmp_path, trained, "--text", path)[0], **options)
+    size = {"width": 360, "height": 640}
+    page = visit(
+        inspect(run, tmp_path, trained, "--text", path)[0], color_scheme="dark", viewport=size
+    )
     assert page.evaluate("window.hacked") is None
     shown = page.evaluate("tokens.map((e) => e.textContent).join('')")
     assert shown == "".join(SEEN.get(c, c) for c in HOSTILE * 3)
     assert page.locator("#text img, #text b, #text script, h1 i").count() == 0
     assert path.name in page.locator("header").inner_text()
-    for token in range(0, page.evaluate("count"), 53):
+    for token in range(0, page.evaluate("count"), 211):
         page.evaluate(f"select({token}, false)")
     # Nothing is wider than the window.
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

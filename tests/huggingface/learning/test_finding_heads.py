@@ -146,7 +146,7 @@ def test_inference_mode_finds_the_same():
         (2203, {"max_layers": 0}, "max_layers is 0"),
         (2203, {"candidates": []}, "layers is"),
         (2203, {"candidates": [7]}, "layers is"),
-        (2203, {"passage_len": 800}, "window .* for passages"),
+        (2203, {"passage_len": 800}, "passage_len .* for passages"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused_and_leaves_the_model_alone(length, settings, said):
