@@ -336,7 +336,13 @@ def test_documents_longer_than_the_context_are_read_in_stretches_that_overlap():
     most = attachment.max_window
     words = " ".join(f"w{token}" for token in make_tokens(1, 3 * most, seed=2)[0].tolist())
     with open_memory(model) as memory, torch.no_grad():
-        report = memory.read(TOKENIZER, {"long": words}, progress=False)
+        told: list[int] = []
+        report = memory.read(
+            TOKENIZER, {"long": words}, progress=lambda _, count: told.append(count)
+        )
+        # What is read again is not counted again.
+        assert sum(told) == 3 * most + 1
+        assert min(told) >= 0
         assert report.num_entries == 3 * most + 1 - NUM_SINKS
         memory.read(TOKENIZER, {"begin": " ".join(words.split()[: most - 1])}, progress=False)
         base = attachment.opened.collection

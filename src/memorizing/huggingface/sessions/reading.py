@@ -38,11 +38,11 @@ def read_document(
         tokens, offsets = encode_with_offsets(tokenizer, document.text)
     else:
         tokens = encode_text(tokenizer, document.text, is_whole=True)
-    pieces, segment_len = [], attachment.settings.segment_len
+    pieces, first = [], min(attachment.settings.num_sinks, len(tokens))
     for entries in read_tokens(attachment, torch.from_numpy(tokens).long()):
-        on_read(document.name, min(segment_len, len(tokens) - segment_len * len(pieces)))
+        num_new = next(iter(entries.values()))[0].shape[1]
+        on_read(document.name, num_new if pieces else num_new + first)
         pieces.append(entries)
-    first = min(attachment.settings.num_sinks, len(tokens))
     description = NewDocument(
         document.name,
         len(tokens),
