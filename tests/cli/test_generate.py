@@ -117,7 +117,7 @@ def test_passages_are_read_where_a_memory_was_made_for_them(run, llama, notes, t
         assert one["text"] in text
         lines = f"{one['document']}, lines {one['first_line']}-{one['last_line']}\n"
         assert f"{one['weight']:6.1%}  {lines}" in outcome.err
-    assert "passages in sight from the start, by the share of attention" in outcome.err
+    assert "passages in sight from the start, best one first" in outcome.err
     assert run("memory", "info", made, "--json", path).status == 0
     info = json.loads(path.read_text())
     is_all = keep == "entries"
@@ -209,7 +209,7 @@ def test_passages_that_are_exchanged_say_when(capsys):
         *(f"          {word}" for word in ("one", "two", "three", "four")),
         "   25.0%  this text itself, before its window",
         "          own",
-        "passages in sight after 32 new tokens, by the share of attention that found them:",
+        "passages in sight after 32 new tokens, best one first, with their share of attention:",
         "   25.0%  b.py, lines 7-9",
         f"          new {'z' * 96}…",
     ]

@@ -336,7 +336,7 @@ def print_passages(passages: Sequence[Source], num_prompt: int) -> None:
         # The call that reads the last token which was written looks for passages, for the next.
         num_written = since - num_prompt + 1
         when = "from the start" if num_written <= 0 else f"after {num_written:,} new tokens"
-        say(f"passages in sight {when}, by the share of attention that found them:")
+        say(f"passages in sight {when}, best one first, with their share of attention:")
         for one in group:
             place = one.document or "this text itself, before its window"
             lines = "" if one.first_line is None else f", lines {one.first_line}-{one.last_line}"
