@@ -45,7 +45,12 @@ def test_a_wheel_has_the_page():
 def start(*words: object) -> tuple[subprocess.Popen[str], str]:
     """A server, and where it listens."""
     command = [sys.executable, "-m", "memorizing", "serve", *map(str, words), "--port", "0", *FP32]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    # A shell's background jobs ignore SIGINT, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.search(r"http://\S+", line):

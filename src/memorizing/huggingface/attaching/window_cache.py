@@ -366,7 +366,7 @@ class Positions:
         most = decoder.max_positions - settings.room_len
         segment_len = settings.segment_len
         require(
-            most >= segment_len,
+            most >= segment_len or not settings.room_len,
             "num_passages, passage_len",
             (settings.num_passages, settings.passage_len),
             f"less: they take {settings.room_len} positions for passages, and the model has "
