@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from memorizing.errors import IndexUnavailableError
-from memorizing.evaluation.bm25 import WordScorer
+from memorizing.evaluation.bm25 import WordScorer, choose_apart
 
 pytest.importorskip("bm25s")
 
@@ -47,3 +47,13 @@ def test_without_the_package_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(IndexUnavailableError, match=r'pip install "memorizing\[bm25\]"'):
         WordScorer(TEXTS)
+
+
+def test_passages_are_chosen_best_first_and_none_overlap():
+    spans = [("a", 0, 8), ("a", 4, 12), ("b", 4, 12), ("a", 8, 16), ("b", 12, 20)]
+    scores = np.array([2.0, 3.0, 3.0, 1.0, -np.inf])
+    # Of equal ones the first; what only touches another one does not overlap it.
+    assert choose_apart(scores, spans, 4) == [1, 2]
+    assert choose_apart(scores, spans, 1) == [1]
+    assert choose_apart(np.array([2.0, 1.0, 0.0, 1.5, 0.5]), spans, 9) == [0, 3, 4, 2]
+    assert choose_apart(np.zeros(0), [], 3) == []

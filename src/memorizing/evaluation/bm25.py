@@ -40,6 +40,27 @@ class WordScorer:
         return np.where(scores > 0, scores, -np.inf)
 
 
+def choose_apart(
+    scores: NDArray[np.floating[Any]], spans: Sequence[tuple[str, int, int]], count: int
+) -> list[int]:
+    """Numbers of the best passages, best first, at most so many; none overlap.
+
+    Args:
+        scores: (spans,), larger is better; those of -inf are never chosen.
+        spans: of each its document, first token, and the one after its last.
+        count: at most.
+    """
+    chosen: list[int] = []
+    for number in np.argsort(-scores, kind="stable").tolist():
+        if len(chosen) == count or scores[number] == -np.inf:
+            break
+        name, start, end = spans[number]
+        others = [spans[other] for other in chosen]
+        if all(name != other or end <= first or last <= start for other, first, last in others):
+            chosen.append(number)
+    return chosen
+
+
 def import_bm25s() -> Any:
     """The library.
 

@@ -11,7 +11,7 @@ before, and those that are shown do not overlap.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from memorizing.errors import ConfigError
-from memorizing.evaluation.bm25 import WordScorer, import_bm25s
+from memorizing.evaluation.bm25 import WordScorer, choose_apart, import_bm25s
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.sessions.scoring import Progress, Tokens
 from memorizing.loss import compute_token_nats
@@ -121,7 +121,7 @@ class InContextReader:
         """
         assert end - start <= self._how.stride
         first = max(0, end - self._window)
-        found = list(self._find(start, first))
+        found = self._find(start, first)
         parts = [self._inputs[span] for span in reversed(found)]
         if first or parts:
             parts.insert(0, self._inputs[:1])
@@ -133,28 +133,22 @@ class InContextReader:
             logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=end - start).logits
         return compute_token_nats(logits, targets)[0].cpu().numpy()
 
-    def _find(self, start: int, end: int) -> Iterator[slice]:
+    def _find(self, start: int, end: int) -> list[slice]:
         """Passages of inputs [1, end), the best first, for what is known before token `start`."""
         query = self._decode(slice(max(1, start + 1 - self._how.query_len), start + 1))
         step = max(1, self._passage_len // 2)
         count = max(0, (end - 1 - self._passage_len) // step + 1)
         if not count:
-            return
+            return []
         spans = [slice(1 + n * step, 1 + n * step + self._passage_len) for n in range(count)]
         # A part that is scored before an earlier one has more passages than that one may see.
         if count != self._num_indexed:
             self._texts += map(self._decode, spans[len(self._texts) :])
             self._scorer, self._num_indexed = WordScorer(self._texts[:count]), count
         assert self._scorer is not None
-        scores = self._scorer.score(query)
-        shown: list[slice] = []
-        for number in np.argsort(-scores, kind="stable"):
-            span = spans[number]
-            if scores[number] == -np.inf or len(shown) == self._num_passages:
-                return
-            if all(span.stop <= other.start or other.stop <= span.start for other in shown):
-                shown.append(span)
-                yield span
+        places = [("", span.start, span.stop) for span in spans]
+        chosen = choose_apart(self._scorer.score(query), places, self._num_passages)
+        return [spans[number] for number in chosen]
 
     def _decode(self, span: slice) -> str:
         return self._tokenizer.decode(self._inputs[span].tolist())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from memorizing.benchmark.memory_use.places import Package
 from memorizing.errors import ConfigError
+from memorizing.evaluation.bm25 import choose_apart
 
 _BATCH = 16
 
@@ -69,17 +70,9 @@ class Finder:
     ) -> list[Found]:
         """The best passages of all documents but one, best first; none overlap."""
         scores = self._scorer.score(self._tokenizer.decode(list(query)))
-        found: list[Found] = []
-        for number in np.argsort(-scores, kind="stable"):
-            name, start, end = self.spans[number]
-            if len(found) == num_passages or scores[number] == -np.inf:
-                break
-            is_new = all(
-                name != one.document or end <= one.start or one.end <= start for one in found
-            )
-            if is_new and name != without:
-                found.append(Found(name, start, end, float(scores[number])))
-        return found
+        is_left_out = [name == without for name, _, _ in self.spans]
+        chosen = choose_apart(np.where(is_left_out, -np.inf, scores), self.spans, num_passages)
+        return [Found(*self.spans[number], float(scores[number])) for number in chosen]
 
 
 def cut_spans(num_tokens: int, length: int) -> Iterator[tuple[int, int]]:
