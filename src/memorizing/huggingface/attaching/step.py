@@ -316,7 +316,8 @@ class Step:
             )
             local_sum = heads.keep(local_sum)
         local = output.transpose(1, 2)
-        self._tell(number, findings, layer.find_gates(memory, local_sum, heads.heads))
+        if findings:
+            self._tell(number, findings, layer.find_gates(memory, local_sum, heads.heads))
         strength = self.mode.strengths.get(number)
         if heads.heads is None:
             mixed = layer.mix(local, memory, local_sum, strength=strength)
