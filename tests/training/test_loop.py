@@ -20,7 +20,8 @@ from memorizing.training import StepMetrics, Trainer, read_metrics
 from memorizing.training.checkpoint import find_checkpoint, list_checkpoints, locate_checkpoint
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import Finetuner
-from memorizing.training.loop import Counters, TrainingLoop
+from memorizing.training.loop import TrainingLoop
+from memorizing.training.reporting import Counters
 from tests.training.conftest import drop_times, raise_after
 from tests.training.finetuning.tools import SEGMENT_LEN, START, make_documents, make_model
 

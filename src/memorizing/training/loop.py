@@ -6,20 +6,16 @@ then clip, update, commit. What differs between kinds of models is what `Trainin
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import operator
 import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack, final
+from typing import Any, NamedTuple, TypedDict, Unpack, final
 
 import torch
 from torch import Tensor
@@ -39,6 +35,7 @@ from memorizing.training.checkpoint import (
 )
 from memorizing.training.optimizer import Optimizer
 from memorizing.training.reporting import (
+    Counters,
     Evaluation,
     HeldOut,
     Reporter,
@@ -46,70 +43,6 @@ from memorizing.training.reporting import (
     TrainingResult,
     Window,
 )
-
-_RECENT_STEPS = 100
-_Counts = TypeVar("_Counts")
-
-
-@dataclass
-class Counters:
-    """Counts of a run since its first step, in all its sessions."""
-
-    step: int = 0
-    """Steps taken."""
-    tokens: int = 0
-    """Target tokens read."""
-    seconds: float = 0.0
-    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
-    """Summed nats and target tokens of the last steps."""
-    window: Window = field(default_factory=Window)
-
-    def add(self, nats: float, num_targets: int, grad_norm: float, seconds: float) -> None:
-        """Count a step."""
-        self.step += 1
-        self.tokens += num_targets
-        self.recent.append((nats, num_targets))
-        window = self.window
-        window.steps += 1
-        window.nats += nats
-        window.num_targets += num_targets
-        window.grad_norm += grad_norm
-        window.seconds += seconds
-
-    @property
-    def recent_nats(self) -> float:
-        """Nats per token over the last steps, at most 100; NaN before the first."""
-        num_targets = sum(count for _, count in self.recent)
-        return sum(nats for nats, _ in self.recent) / num_targets if num_targets else float("nan")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, exact."""
-        return dataclasses.asdict(self) | {"recent": list(self.recent)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Counters:
-        """The counters that `to_dict` described.
-
-        Raises:
-            TypeError, ValueError: values that are no numbers, or below 0.
-        """
-        recent = deque(
-            [(float(nats), operator.index(count)) for nats, count in values["recent"]],
-            maxlen=_RECENT_STEPS,
-        )
-        read = {**values, "recent": recent, "window": _read_counts(Window, values["window"])}
-        return _read_counts(cls, read)
-
-
-def _read_counts(cls: type[_Counts], values: Mapping[str, Any]) -> _Counts:
-    read = dict(values)
-    for name, default in vars(cls()).items():
-        if isinstance(default, (int, float)):
-            convert = float if isinstance(default, float) else operator.index
-            read[name] = convert(values[name])
-            if read[name] < 0:
-                raise ValueError(f"{name} is {values[name]}")
-    return cls(**read)
 
 
 @contextmanager
