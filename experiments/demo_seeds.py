@@ -1,9 +1,10 @@
 """The demo's numbers over several seeds: initial weights and order of documents.
 
-    python experiments/demo_seeds.py                          # seeds 0, 1, 2, as long as the demo
-    python experiments/demo_seeds.py --steps-factor 4         # four times the steps
+    python experiments/demo_seeds.py                          # seeds 0, 1, 2, the whole recipe
+    python experiments/demo_seeds.py --recipe runs/demo/memory/config.toml    # what a demo chose
 
-A seed whose folder holds a result is not run again, so that the script goes on where it stopped.
+A seed whose folder in `--runs` holds a result is not run again, so that the script goes on where
+it stopped; another recipe needs another folder.
 The table and the JSON hold the change of perplexity from the cache-only model of the same seed,
 with its 95% interval.
 """
@@ -26,16 +27,16 @@ def main() -> None:
     """Run what is missing, then collect."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps-factor", type=float, default=1.0)
+    parser.add_argument("--recipe", default="demo")
     parser.add_argument("--runs", type=Path, default=Path("runs/demo_seeds"))
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     results: dict[int, dict[str, Any]] = {}
     for seed in arguments.seeds:
-        folder = arguments.runs / f"seed{seed}_x{arguments.steps_factor:g}"
+        folder = arguments.runs / f"seed{seed}"
         path = folder / "result.json"
         if not path.exists():
-            run_demo(seed=seed, steps_factor=arguments.steps_factor, run_dir=folder)
+            run_demo(seed=seed, minutes=0, recipe=arguments.recipe, run_dir=folder)
         if not path.exists():
             return  # stopped by Ctrl-C
         results[seed] = json.loads(path.read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from memorizing.data import (
     TokenizedDocument,
     Tokenizer,
     load_splits,
+    take_beginnings,
     tokenize_documents,
 )
 from memorizing.devices import find_device
@@ -157,7 +158,6 @@ def report_run(
     check_capacities(loaded.model, documents, capacities, controls, rows)
     settings: dict[str, Any] = {
         "rows": rows,
-        "max_tokens": max_tokens,
         "seed": seed,
         "progress": progress,
     }
@@ -255,6 +255,7 @@ def _read_documents(
         )
     chosen = chosen[: num_documents or None]
     documents = tokenize_documents(chosen, tokenizer, max_tokens=data.max_document_tokens)
+    documents = take_beginnings(documents, tokenizer, max_tokens)
     num_tokens = sum(len(document.tokens) for document in documents)
     read = f"evaluated on {use}: {len(documents)} documents of {num_tokens:,} tokens"
     if max_tokens:

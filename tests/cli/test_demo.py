@@ -7,10 +7,12 @@ import pytest
     ("words", "expected"),
     [
         (("--seed", "-1"), "--seed"),
-        (("--steps-factor", "0"), "--steps-factor is 0.0; allowed: above 0"),
-        (("--steps-factor", "1000"), "--steps-factor is 1000.0; allowed: above 0 and below 1,000"),
-        (("--steps-factor", "nan"), "--steps-factor is nan"),
-        (("--steps-factor", "many"), "--steps-factor"),
+        (("--minutes", "-1"), "--minutes is -1.0; allowed: 0 (the whole recipe), and up to 10,000"),
+        (("--minutes", "10000"), "--minutes is 10000.0"),
+        (("--minutes", "nan"), "--minutes is nan"),
+        (("--minutes", "many"), "--minutes"),
+        (("--recipe", "demmo"), "demmo"),
+        (("--recipe", "paper_200m"), "it needs a model with a memory"),
     ],
 )
 def test_a_number_that_cannot_be_is_refused(words, expected, refuse, tmp_path):

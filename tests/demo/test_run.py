@@ -13,7 +13,7 @@ from rich.console import Console
 
 from memorizing.config import load_config
 from memorizing.demo import run_demo
-from memorizing.errors import RunFolderError
+from memorizing.errors import ConfigError, RunFolderError
 
 STEPS = 5
 
@@ -28,7 +28,6 @@ def recipe(tmp_path: Path) -> Path:
         (texts / f"{number}.txt").write_text(" ".join(chosen), encoding="utf-8")
     settings = [
         f"data.corpus=files:{texts}",
-        "data.folders_per_document=1",
         "data.validation=[]",
         'data.test=["4.txt", "5.txt"]',
         "tokenizer.vocab_size=300",
@@ -48,10 +47,11 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def tell(recipe: Path, run_dir: Path) -> tuple[dict, str]:
+def tell(recipe: Path, run_dir: Path, minutes: float = 10.0) -> tuple[dict, str]:
     page = io.StringIO()
     console = Console(file=page, width=200)  # the folder's name is not cut
-    return run_demo(recipe=recipe, run_dir=run_dir, console=console), page.getvalue()
+    result = run_demo(recipe=recipe, run_dir=run_dir, minutes=minutes, console=console)
+    return result, page.getvalue()
 
 
 def test_the_demo_trains_both_arms_alike_and_reports_every_memory_and_control(
@@ -69,7 +69,21 @@ def test_the_demo_trains_both_arms_alike_and_reports_every_memory_and_control(
     written = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(result))
     assert (folder / "perplexity.png").read_bytes().startswith(b"\x89PNG")
-    for said in ("cache only", "32 entries", "another document's", "will take about", str(folder)):
+    assert all(math.isfinite(value) for value in result["bits_per_byte"].values())
+    assert result["total_s"] > result["train_s"] + result["evaluate_s"]
+    assert result["expected"].keys() == {"train_s", "evaluate_s"}
+    assert result["config"]["training"]["steps"] == STEPS
+    assert result["speed"]["precision"] == "fp32"
+    for said in (
+        "cache only",
+        "32 entries",
+        "another document's",
+        "in fp32 (as set). To end within 10 minutes, each model reads 320 of",
+        f"all {STEPS} steps of the recipe",
+        "That will take about",
+        "This took",
+        str(folder),
+    ):
         assert said in page
     configs = [(folder / arm / "config.toml").read_text() for arm in ("cache_only", "memory")]
     differing = [
@@ -78,15 +92,19 @@ def test_the_demo_trains_both_arms_alike_and_reports_every_memory_and_control(
     assert sorted(pair[1].partition(" ")[0] for pair in differing) == ["capacity", "name"]
 
 
-def test_run_again_the_demo_replaces_its_own_folder_and_no_other(
+def test_repeated_by_its_configuration_the_demo_replaces_its_own_folder_and_no_other(
     recipe: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "demo"
-    first, _ = tell(recipe, folder)
+    first, page = tell(recipe, folder, minutes=1e-6)
+    assert "To end within 10 seconds" in page
+    assert "it takes longer than the 10 seconds that were asked for" in page
     (folder / "left_over.txt").touch()
-    second, _ = tell(recipe, folder)
+    second, page = tell(folder / "memory" / "config.toml", folder, minutes=0)
+    assert "As the recipe says, each model reads" in page
     assert not (folder / "left_over.txt").exists()
     assert second["perplexity"] == first["perplexity"]
+    assert second["config"]["evaluation"] == first["config"]["evaluation"]
 
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -94,3 +112,14 @@ def test_run_again_the_demo_replaces_its_own_folder_and_no_other(
     with pytest.raises(RunFolderError, match="not made by a demo"):
         tell(recipe, mine)
     assert (mine / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+
+
+@pytest.mark.parametrize("setting", ["model.capacity=0", 'data.test=["4.txt"]'])
+def test_a_recipe_that_cannot_be_compared_is_refused(
+    recipe: Path, tmp_path: Path, setting: str
+) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text(load_config(recipe).replace([setting]).to_toml(), encoding="utf-8")
+    with pytest.raises(ConfigError, match="two or more test documents"):
+        tell(path, tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()

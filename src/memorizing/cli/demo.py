@@ -17,19 +17,27 @@ from memorizing.cli.options import (
 )
 from memorizing.errors import ConfigError
 
-MAX_STEPS_FACTOR = 1000
+MAX_MINUTES = 10_000
 
 EXAMPLES = """\b
 examples:
   memorizing demo
   memorizing demo --seed 1
-  memorizing demo --steps-factor 4 --json demo.json
+  memorizing demo --minutes 30 --json demo.json
+  memorizing demo --minutes 0            the whole recipe, however long it takes
 """
 
 
 def run(
     seed: Annotated[int, flag("Initial weights and order of the documents.", min=0)] = 0,
-    steps_factor: Annotated[float, option("FACTOR", "Train this many times as long.")] = 1.0,
+    minutes: Annotated[
+        float,
+        option("N", "Train and evaluate as much of the recipe as ends by then; 0 is all of it."),
+    ] = 10.0,
+    recipe: Annotated[
+        str,
+        option("NAME|FILE", "Another recipe; memory/config.toml of a demo's folder repeats it."),
+    ] = "demo",
     run_dir: Annotated[Path, option("DIR", "Folder that it writes, and replaces.", "--run")] = Path(
         "runs/demo"
     ),
@@ -39,14 +47,14 @@ def run(
 
     The folder also holds the result as result.json. Ctrl-C ends it with status 130.
     """
-    if not 0.0 < steps_factor < MAX_STEPS_FACTOR:
-        allowed = f"above 0 and below {MAX_STEPS_FACTOR:,}; 1 is the demo as it is"
-        raise ConfigError(f"--steps-factor is {steps_factor}; allowed: {allowed}")
+    if not 0.0 <= minutes < MAX_MINUTES:
+        allowed = f"0 (the whole recipe), and up to {MAX_MINUTES:,}"
+        raise ConfigError(f"--minutes is {minutes}; allowed: {allowed}")
     prepare_files(json_file)
 
     from memorizing.demo import run_demo
 
-    result = run_demo(seed=seed, steps_factor=steps_factor, run_dir=run_dir)
+    result = run_demo(seed=seed, minutes=minutes, recipe=recipe, run_dir=run_dir)
     if not result:
         raise typer.Exit(INTERRUPTED_STATUS)
     write_result(json_file, result)

@@ -14,7 +14,12 @@ from memorizing.data.statistics import (
     measure_corpus,
 )
 from memorizing.data.text import Document
-from memorizing.data.tokenized import TokenizedDocument, cut_documents, tokenize_documents
+from memorizing.data.tokenized import (
+    TokenizedDocument,
+    cut_documents,
+    take_beginnings,
+    tokenize_documents,
+)
 from memorizing.data.tokenizer import Tokenizer, load_tokenizer
 from memorizing.data.tokenizer_training import train_tokenizer
 
@@ -42,6 +47,7 @@ __all__ = [
     "load_tokenizer",
     "measure_corpus",
     "split_documents",
+    "take_beginnings",
     "tokenize_documents",
     "train_tokenizer",
 ]

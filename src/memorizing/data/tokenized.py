@@ -169,6 +169,13 @@ def cut_documents(
     return kept
 
 
+def take_beginnings(
+    documents: Sequence[TokenizedDocument], tokenizer: Tokenizer, max_tokens: int
+) -> list[TokenizedDocument]:
+    """The first `max_tokens` tokens of each document (0: all), with the bytes they stand for."""
+    return [_cut(document, tokenizer, max_tokens)[0] for document in documents]
+
+
 def _cut(
     document: TokenizedDocument, tokenizer: Tokenizer, max_tokens: int
 ) -> list[TokenizedDocument]:

@@ -1,63 +1,87 @@
-"""How long the demo will take on this machine, from a few steps of it."""
+"""How fast this machine trains and evaluates the demo's model, from a few steps of it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from memorizing.config import Config
-from memorizing.data import TokenizedDocument
 from memorizing.devices import synchronize
+from memorizing.knn import multiplies_bf16
 from memorizing.loss import sum_nats
 from memorizing.model import MemorizingTransformer, ModelState
 from memorizing.training.optimizer import Optimizer, group_parameters
 
+REPEATS = 2
+"""Of every step, after a first one that fills caches and buffers."""
+
 
 @dataclass(frozen=True)
-class Estimate:
-    """Seconds that the parts of the demo will take."""
+class Speed:
+    """Seconds on one machine, in the precision that is faster there."""
 
+    precision: Literal["fp32", "bf16"]
+    reason: str
+    """Why this one, for the user."""
     train_s: float
-    evaluate_s: float
+    """A step of training of both models, one with a full memory and one without."""
+    read_s: float
+    """A token read without a memory."""
+    retrieve_s: float
+    """What it costs more to retrieve for a token, however little is stored."""
+    entry_s: float
+    """What it costs more for every entry that is searched for a token."""
 
-    @property
-    def minutes(self) -> float:
-        """All of it."""
-        return (self.train_s + self.evaluate_s) / 60
 
+def measure_speed(config: Config, device: torch.device) -> Speed:
+    """Time steps of both models with full caches and memories.
 
-def estimate_duration(
-    config: Config,
-    test: Sequence[TokenizedDocument],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Estimate:
-    """Time steps of both arms with full caches and memories, and count the steps to come.
+    bf16 is timed only where the device multiplies it: elsewhere a step would take most of a minute.
 
     Leaves torch's global generator as it was.
     """
     with torch.random.fork_rng(devices=[]):
         model = MemorizingTransformer(config.model).to(device)
-    model.compute_dtype = dtype
-    longest = max(len(document.tokens) for document in test)
-    rows, eval_rows = config.training.rows, config.evaluation.rows
     groups = group_parameters(model, [model.embedding.weight], model.memory_parameters())
     optimizer = Optimizer(groups, config.training)
-    train_s = sum(
-        _time_step(model, rows, capacity, optimizer) for capacity in (0, config.model.capacity)
+    rows, capacity = config.training.rows, config.model.capacity
+
+    def train(name: str, capacity: int) -> float:
+        model.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+        return _time_step(model, rows, capacity, optimizer)
+
+    setting = config.training.precision
+    names = ["fp32", "bf16"] if setting == "auto" and multiplies_bf16(device) else ["fp32"]
+    steps = {name: train(name, capacity) for name in (names if setting == "auto" else [setting])}
+    precision = min(steps, key=lambda name: steps[name])
+    train_s = steps[precision] + train(precision, 0)
+    if setting != "auto":
+        reason = "as set"
+    elif len(steps) == 1:
+        reason = "this processor does not multiply bf16 itself"
+    else:
+        slower = max(steps, key=lambda name: steps[name])
+        reason = f"{steps[slower] / steps[precision]:.1f} times as fast as {slower} here"
+
+    rows = config.evaluation.rows
+    few = max(config.model.num_neighbors, capacity // 16)
+    none_s, few_s, full_s = (
+        _time_step(model, rows, size) / (rows * config.model.segment_len)
+        for size in (0, few, capacity)
     )
-    segments = longest / config.model.segment_len
-    # Cache only, memory off, every capacity; the two other controls cost what the largest does.
-    capacities = [min(c, longest) for c in config.evaluation.capacities]
-    evaluate_s = sum(
-        # On the average over a document, a memory that never fills up is half full.
-        _time_step(model, eval_rows, capacity if capacity < longest else longest // 2)
-        for capacity in (0, 0, *capacities, max(capacities), max(capacities))
+    entry_s = max(0.0, full_s - few_s) / max(1, capacity - few)
+    return Speed(
+        "bf16" if precision == "bf16" else "fp32",
+        reason,
+        train_s,
+        none_s,
+        max(0.0, few_s - few * entry_s - none_s),
+        entry_s,
     )
-    return Estimate(train_s * config.training.steps, evaluate_s * segments)
 
 
 def _time_step(
@@ -88,14 +112,13 @@ def _time_step(
         synchronize(device)
         return output.state.commit()
 
-    return _take_fastest(step, state)
+    return _take_mean(step, state)
 
 
-def _take_fastest(step: Callable[[ModelState], ModelState], state: ModelState) -> float:
-    """The second of three repetitions: the first one fills caches and buffers."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
+def _take_mean(step: Callable[[ModelState], ModelState], state: ModelState) -> float:
+    """Mean seconds of the repetitions: what else the machine does is part of what it can do."""
+    state = step(state)
+    start = time.perf_counter()
+    for _ in range(REPEATS):
         state = step(state)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+    return (time.perf_counter() - start) / REPEATS

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from memorizing.analysis import (
@@ -22,15 +23,15 @@ from memorizing.analysis import (
 from memorizing.config import load_config
 from memorizing.data import tokenize_documents
 from memorizing.demo import story
-from memorizing.demo.probe import estimate_duration
+from memorizing.demo.choice import NUM_EXAMPLES, READ_AGAIN, choose_work
+from memorizing.demo.probe import measure_speed
 from memorizing.devices import find_device
-from memorizing.errors import RunFolderError
+from memorizing.errors import ConfigError, RunFolderError
 from memorizing.run_report import report_run
 from memorizing.storage.files import write_bytes, write_json
 from memorizing.terminal import make_display, show_progress
 from memorizing.training import (
     TrainingResult,
-    choose_precision,
     load_model,
     prepare_corpus,
     train,
@@ -38,19 +39,17 @@ from memorizing.training import (
 
 _MARK = "demo.json"
 """A folder that holds this file is a demo's, and may be replaced by the next."""
-_READ_AGAIN = 16_384
-"""Tokens of each document among which those are chosen whose retrieval is shown."""
 
 
 def run_demo(
     *,
     seed: int = 0,
-    steps_factor: float = 1.0,
+    minutes: float = 10.0,
     run_dir: Path | str = Path("runs/demo"),
     recipe: str | Path = "demo",
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Show on real source code what a memory is worth. Takes minutes, and says how many.
+    """Show on real source code what a memory is worth, in the time that is given.
 
     Two models with the same weights at the start read the same tokens in the same order, one with
     memory and one with the Transformer-XL cache only. Both are evaluated on documents that neither
@@ -58,26 +57,34 @@ def run_demo(
 
     Args:
         seed: of the initial weights and the order of documents.
-        steps_factor: train this many times as long.
+        minutes: for everything: a few steps are timed, and as much of the recipe is trained and
+            evaluated as ends by then. 0 is the whole recipe, however long it takes.
         run_dir: replaced if an earlier demo made it.
-        recipe: a recipe that holds test documents out.
+        recipe: a recipe that holds test documents out. `memory/config.toml` of an earlier demo's
+            folder, with 0 minutes, repeats it.
         console: where the story is told; by default standard output.
 
     Returns:
         What `result.json` holds: `perplexity` and `bits_per_byte` (by `cache_only`, each capacity,
         `off`, `other_document`, `shuffled`); `change`, relative, of perplexity from cache only, and
         its 95% `intervals`, by the same names; `interval`, that of the largest capacity; `train_s`,
-        `evaluate_s`, `tokens_per_s` (of training, both models), `by_model`, `examples` and the
-        settings. Empty after Ctrl-C.
+        `evaluate_s`, `total_s` and, as `expected`, what the first two were expected to be;
+        `tokens_per_s` (of training, both models), `by_model`, `examples`, the machine's `speed`
+        and, in `config`, all settings, with what was chosen. Empty after Ctrl-C.
 
     Raises:
         RunFolderError: the folder holds something else than a demo.
+        ConfigError: a recipe without a memory, or with fewer than two test documents.
     """
+    begin_s = time.monotonic()
     run_dir = Path(run_dir)
     console = console or Console()
     config = load_config(recipe).replace([f"training.seed={seed}"])
-    steps = max(1, round(config.training.steps * steps_factor))
-    config = config.replace([f"training.steps={steps}"])
+    if not config.model.has_memory or len(config.data.test) < 2:
+        raise ConfigError(
+            f"the demo cannot run {recipe}: it needs a model with a memory (model.capacity) and "
+            "two or more test documents (data.test)"
+        )
     _clear_folder(run_dir)
     console.print(story.introduce(config))
 
@@ -85,13 +92,13 @@ def run_demo(
     tokenizer = corpus.tokenizer
     test = tokenize_documents(corpus.test, tokenizer)
     device = find_device()
-    precision = choose_precision(
-        config.training.precision, config.model.model_dim, config.model.ffn_dim, device
-    )
-    # Probed once: both models must be trained alike.
-    config = config.replace([f"training.precision={precision.name}"])
-    estimate = estimate_duration(config, test, precision.dtype, device)
-    console.print(story.announce(config, corpus, test, estimate))
+    speed = measure_speed(config, device)
+    left_s = max(0.0, 60 * minutes - (time.monotonic() - begin_s)) if minutes else None
+    lengths = [len(document.tokens) for document in test]
+    choice = choose_work(config, lengths, speed, left_s)
+    num_train = sum(len(document.tokens) for document in corpus.train)
+    console.print(story.announce(config, choice, num_train, lengths, speed, minutes))
+    config = choice.config
 
     arms = {"cache_only": 0, "memory": config.model.capacity}
     trained: dict[str, TrainingResult] = {}
@@ -103,29 +110,30 @@ def run_demo(
             console.print("Stopped. Run it again to start over; it will replace this folder.")
             return {}
 
-    console.print(story.title_evaluation(test))
+    console.print(story.title_evaluation(config, test))
     start_s = time.monotonic()
     with show_progress("evaluating") as progress:
         report = report_run(
             run_dir / "memory",
             use="test",
             against=run_dir / "cache_only",
-            precision=precision.name,
+            precision=speed.precision,
             device=device,
             progress=progress,
         )
     results, cache_only, differences = report.results, report.baseline, report.differences
     assert cache_only is not None
     model = load_model(run_dir / "memory", device=device).model
-    model.compute_dtype = precision.dtype
+    model.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[speed.precision]
     capacity = max(config.evaluation.capacities)
     helped = find_helped_tokens(
         results[str(capacity)],
         cache_only,
         test,
         tokenizer,
+        num_tokens=NUM_EXAMPLES,
         min_position=config.model.segment_len,
-        max_position=_READ_AGAIN,
+        max_position=READ_AGAIN,
     )
     traces = {}
     for index in {token.document for token in helped}:
@@ -155,6 +163,9 @@ def run_demo(
         "intervals": intervals,
         "train_s": train_s,
         "evaluate_s": evaluate_s,
+        "total_s": time.monotonic() - begin_s,
+        "expected": {"train_s": choice.train_s, "evaluate_s": choice.evaluate_s},
+        "speed": asdict(speed),
         "tokens_per_s": sum(arm.tokens for arm in trained.values()) / train_s,
         "by_model": {
             name: {
@@ -177,7 +188,7 @@ def run_demo(
         **baseline,
     )
     write_json(run_dir / "result.json", result)
-    console.print(story.point_to(run_dir))
+    console.print(story.point_to(run_dir, result["total_s"], train_s, evaluate_s))
     return result
 
 

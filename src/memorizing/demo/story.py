@@ -12,10 +12,10 @@ from rich.text import Text
 
 from memorizing.config import Config
 from memorizing.data import TokenizedDocument
-from memorizing.demo.probe import Estimate
+from memorizing.demo.choice import Choice, cut_length
+from memorizing.demo.probe import Speed
 from memorizing.evaluation import EvaluationResult
 from memorizing.metrics import Difference
-from memorizing.training import TokenizedCorpus
 
 
 def introduce(config: Config) -> RenderableType:
@@ -46,28 +46,50 @@ def introduce(config: Config) -> RenderableType:
 
 
 def announce(
-    config: Config, corpus: TokenizedCorpus, test: Sequence[TokenizedDocument], estimate: Estimate
+    whole: Config,
+    choice: Choice,
+    num_train: int,
+    lengths: Sequence[int],
+    speed: Speed,
+    minutes: float,
 ) -> RenderableType:
-    """What is read, and how long it will take."""
-    training = config.training
-    tokens = training.steps * training.rows * config.model.segment_len
-    num_test = sum(len(document.tokens) for document in test)
-    folders = sum(document.name.count("+") + 1 for document in test)
-    minutes = estimate.minutes
-    slow = minutes > 15
+    """What the machine can do, what was chosen for it, and how long that will take.
+
+    Args:
+        whole: the recipe.
+        choice: what is done of it.
+        num_train: tokens of the training documents.
+        lengths: tokens of the test documents.
+        speed: of the machine.
+        minutes: that were given; 0 is no limit.
+    """
+    training, limit = choice.config.training, choice.config.evaluation.max_tokens_per_document
+    tokens = training.steps * training.rows * choice.config.model.segment_len
+    num_test = sum(cut_length(length, limit) for length in lengths)
+    steps = f"all {training.steps} steps of the recipe"
+    if training.steps < whole.training.steps:
+        steps = f"{training.steps} of the recipe's {whole.training.steps} steps"
+    part = f"the first {limit:,} tokens of " if limit else ""
+    aim = f"To end within {_say_minutes(minutes)}" if minutes else "As the recipe says"
+    expected_s = choice.train_s + choice.evaluate_s
+    late = (
+        f" Less would not show anything, so it takes longer than the {_say_minutes(minutes)} that "
+        "were asked for: this machine is slower than those the demo is made for."
+    )
     return Group(
         Text(
-            f"Each model reads {tokens:,} of {sum(len(d.tokens) for d in corpus.train):,} training "
-            f"tokens ({training.steps} steps), and is then measured on {len(test)} documents of "
-            f"{num_test:,} tokens: {folders} model folders of the transformers package that "
-            "neither saw."
+            f"On this machine a step of training both models takes {speed.train_s:.2g} seconds in "
+            f"{speed.precision} ({speed.reason}). {aim}, each model reads {tokens:,} of "
+            f"{num_train:,} training tokens ({steps}), and is then "
+            f"measured on {part}{len(lengths)} documents, {num_test:,} tokens in all: model "
+            "folders of the transformers package that neither saw."
         ),
         Padding(
             Text.assemble(
-                "On this machine that will take about ",
-                (_say_minutes(minutes), "bold"),
-                f" ({_say_minutes(estimate.train_s / 60)} of it training).",
-                " It is slower than the two-core machine the demo is made for." if slow else "",
+                "That will take about ",
+                (_say_minutes(expected_s / 60), "bold"),
+                f" from now, {_say_minutes(choice.train_s / 60)} of it training.",
+                "" if choice.is_in_time else late,
             ),
             (1, 0, 0, 0),
         ),
@@ -80,15 +102,16 @@ def title_training(number: int, name: str) -> RenderableType:
     return Group(Text(), Rule(f"{number}/3  training: {what}", align="left"))
 
 
-def title_evaluation(test: Sequence[TokenizedDocument]) -> RenderableType:
+def title_evaluation(config: Config, test: Sequence[TokenizedDocument]) -> RenderableType:
     """Above the table, with what its numbers mean."""
-    lengths = sorted(len(document.tokens) for document in test)
+    limit = config.evaluation.max_tokens_per_document
+    lengths = sorted(cut_length(len(document.tokens), limit) for document in test)
     return Group(
         Text(),
         Rule("3/3  source code that neither model saw", align="left"),
         Text(
             f"{len(test)} documents of {lengths[0]:,} to {lengths[-1]:,} tokens, read from the "
-            "first token to the last. Perplexity is the number of equally likely tokens that would "
+            "first token on. Perplexity is the number of equally likely tokens that would "
             "be as hard to guess as the real one is for the model: lower is better."
         ),
     )
@@ -143,16 +166,21 @@ def title_examples() -> RenderableType:
     )
 
 
-def point_to(run_dir: Path) -> RenderableType:
-    """What was written, and where to go from here."""
+def point_to(run_dir: Path, total_s: float, train_s: float, evaluate_s: float) -> RenderableType:
+    """How long it took, what was written, and where to go from here."""
+    took = [_say_minutes(seconds / 60) for seconds in (total_s, train_s, evaluate_s)]
     return Group(
         Rule("Where to go from here", align="left"),
         Text(
+            f"This took {took[0]}: {took[1]} of training and {took[2]} of evaluation.\n\n"
             f"{run_dir}/result.json      these numbers\n"
             f"{run_dir}/perplexity.png   perplexity against the size of the memory\n"
             f"{run_dir}/memory           the run: configuration, log, metrics, checkpoint\n\n"
             f"memorizing evaluate {run_dir}/memory --against {run_dir}/cache_only \\\n"
             "    --corpus files:PATH            the same comparison on files of your own\n"
+            f"memorizing demo --recipe {run_dir}/memory/config.toml --minutes 0 --run runs/again\n"
+            "                                   exactly the same again, on any machine\n"
+            "memorizing demo --minutes 0        the whole recipe, however long it takes\n"
             "memorizing train small --run runs/small    a longer training"
         ),
     )
@@ -161,4 +189,4 @@ def point_to(run_dir: Path) -> RenderableType:
 def _say_minutes(minutes: float) -> str:
     if minutes < 1.5:
         return f"{max(10, round(minutes * 6) * 10)} seconds"
-    return f"{round(minutes)} minutes"
+    return f"{minutes:.1f}".removesuffix(".0") + " minutes"
