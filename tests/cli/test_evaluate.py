@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -42,7 +43,8 @@ def test_another_corpus_is_read_whole_or_in_part(run, trained, texts, tmp_path):
     assert outcome.status == 0
     result = json.loads(path.read_text())["results"]["0"]
     assert [document["tokens"] for document in result["documents"]] == [41] * 3
-    assert json.loads(path.read_text())["bits_per_byte"]["0"] is None
+    bits = result["nats"] / math.log(2) / sum(d["bytes"] for d in result["documents"])
+    assert json.loads(path.read_text())["bits_per_byte"]["0"] == pytest.approx(bits)
     assert "the first 41 of each" in outcome.out
 
 

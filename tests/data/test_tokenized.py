@@ -10,6 +10,7 @@ from memorizing.data import (
     Document,
     TokenizedDocument,
     cut_documents,
+    take_beginnings,
     tokenize_documents,
     train_tokenizer,
 )
@@ -149,6 +150,18 @@ def test_bytes_of_pieces_sum_to_the_raw_bytes_where_some_were_replaced(tokenizer
     pieces = cut_documents([TokenizedDocument("bad", tokens, 40)], tokenizer, max_tokens=11)
     assert sum(p.num_bytes for p in pieces) == 40
     assert all(p.num_bytes > 0 for p in pieces)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 13, 10_000])
+def test_beginnings_have_the_bytes_of_their_text(tokenizer, tmp_path, num_tokens):
+    documents = tokenize_documents(DOCUMENTS, tokenizer, tmp_path)
+    found = take_beginnings(documents, tokenizer, num_tokens)
+    assert [document.name for document in found] == ["d0", "d1", "d2"]
+    for document, beginning in zip(documents, found, strict=True):
+        expected = document.tokens[: num_tokens or None]
+        assert beginning.tokens.tolist() == expected.tolist()
+        if document.name != "d1" or len(expected) == len(document.tokens):  # d1: cut in characters
+            assert beginning.num_bytes == len(tokenizer.decode(expected).encode())
 
 
 def test_documents_below_the_minimum_are_left_out(tokenizer, tmp_path):
