@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": {"model", "evaluation", "huggingface", DATA_TYPES, "knn", "metrics"},
     "run_report": ALL,
     "benchmark": ALL,
-    "demo": {*ALL, "run_report"},
+    "demo": {*ALL, "run_report", "benchmark"},
     "serving": {"huggingface", "memory"},
     "cli": {*ALL, "run_report", "benchmark", "demo", "serving"},
     "__main__": {"cli"},

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from memorizing.benchmark.memory_use.asking import NUM_TIMED
 from memorizing.benchmark.memory_use.summary import BASE, RANKS
+from memorizing.benchmark.memory_use.tables import EXPLAINED, QUALITY, make_table, write_estimate
 from memorizing.benchmark.preparing import summarize_machine
 from memorizing.cli.pretrained import describe_bytes
 from memorizing.terminal import make_console
-
-_QUALITY = {
-    "right": ("right of {answer_len}", ".1f"),
-    "whole": ("whole answers", ".0%"),
-    "exact": ("exact", ".0%"),
-    "similarity": ("similarity", ".2f"),
-    "names": ("names", ".0%"),
-    "nats": ("nats a token", ".3f"),
-}
-"""Name of a number -> its column and how it is written."""
-_EXPLAINED = {
-    "recall": "right: tokens of the true answer that greedy decoding writes before its first "
-    "error; whole: answers without one; nats: of the true answer, less is better.",
-    "completion": "exact: arguments written as they stand in the file, but for white space; "
-    "similarity: 1 is the same letters, 0 all others (edit distance); names: of the true "
-    "answer's, how many are written; nats: of the true answer, less is better.",
-}
 
 
 def print_result(result: dict[str, Any]) -> None:
@@ -41,28 +21,28 @@ def print_result(result: dict[str, Any]) -> None:
         return
     console.print(_describe(result), highlight=False)
     keys = list(rows[0]["quality"])
-    columns = [_QUALITY[key][0].format(**result) for key in keys]
+    columns = [QUALITY[key][0].format(**result) for key in keys]
     console.print(
-        _make_table(
+        make_table(
             "quality, with 95% intervals",
             columns,
             rows,
-            lambda row: [_write(row["quality"][key], _QUALITY[key][1]) for key in keys],
+            lambda row: [write_estimate(row["quality"][key], QUALITY[key][1]) for key in keys],
         )
     )
     compared = [row for row in rows if row["minus_passages"]]
     if compared:
-        table = _make_table(
+        table = make_table(
             "the same less that of memory: passages, prompt by prompt",
             columns,
             compared,
             lambda row: [
-                _write(row["minus_passages"][key], "+" + _QUALITY[key][1]) for key in keys
+                write_estimate(row["minus_passages"][key], "+" + QUALITY[key][1]) for key in keys
             ],
         )
         console.print(table)
     console.print(
-        _make_table(
+        make_table(
             "what it costs",
             ["tokens given", "stored", "first token s", "ms a token"],
             rows,
@@ -76,7 +56,7 @@ def print_result(result: dict[str, Any]) -> None:
     )
     finding = [row for row in rows if row["found"]]
     if finding:
-        table = _make_table(
+        table = make_table(
             "the right place is among the best passages",
             [*(f"{most}" for most in RANKS), "whole in sight", "best score"],
             finding,
@@ -116,38 +96,6 @@ def _describe(result: dict[str, Any]) -> str:
     return f"{result['model']}: {what}; {asked}"
 
 
-def _make_table(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[dict[str, Any]],
-    list_cells: Callable[[dict[str, Any]], list[str]],
-) -> Table:
-    """A line per arm; those that are out of the ranking below a line."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    ordered = sorted(rows, key=lambda row: not row["is_ranked"])
-    for number, row in enumerate(ordered):
-        is_last_ranked = number + 1 < len(ordered) and not ordered[number + 1]["is_ranked"]
-        table.add_row(
-            row["label"], *list_cells(row), end_section=row["is_ranked"] and is_last_ranked
-        )
-    return table
-
-
-def _write(found: dict[str, Any] | None, form: str) -> str:
-    """A number, and its interval below it; a difference that excludes zero has a star."""
-    if found is None:
-        return "-"
-    numbers = [found["value"], *(found["interval"] or ())]
-    value, *ends = (format(number, form) for number in numbers)
-    if not ends:
-        return value
-    star = "*" if form.startswith("+") and found["excludes_zero"] else ""
-    return f"{star}{value}\n{ends[0].removesuffix('%')} to {ends[1]}"
-
-
 def _list_notes(result: dict[str, Any], is_compared: bool, is_found: bool) -> list[str]:
     from memorizing.huggingface.attaching.attachment import describe_heads
 
@@ -162,7 +110,7 @@ def _list_notes(result: dict[str, Any], is_compared: bool, is_found: bool) -> li
         if row["num_places"] < result["num_places"]
     ]
     return [
-        _EXPLAINED[result["verb"]],
+        EXPLAINED[result["verb"]],
         f"intervals: {result['num_drawn']} {result['drawn']} drawn again, and prompts in them."
         + (" *: the interval excludes zero." if is_compared else ""),
         f"passages: {memory['num_passages']} of {memory['passage_len']} tokens, found by {finders}"

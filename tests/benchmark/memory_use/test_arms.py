@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from memorizing.benchmark.memory_use.arms import ARMS, Remembering, choose_whole
+from memorizing.benchmark.memory_use.arms import ARMS, choose_whole
 from memorizing.benchmark.memory_use.asking import ask, find_rank, is_in_sight
-from memorizing.benchmark.memory_use.places import Place, Source, draw_quotes
+from memorizing.benchmark.memory_use.places import Place, Source, draw_quotes, encode_package
 from memorizing.benchmark.memory_use.retrievers import Found
 from memorizing.huggingface.attaching.attachment import find_attachment
+from memorizing.memory.disk import MemoryFolder
 from tests.benchmark.memory_use.tools import (
     NUM_PASSAGES,
     PASSAGE_LEN,
@@ -19,6 +20,7 @@ from tests.benchmark.memory_use.tools import (
     make_package,
     make_setup,
     read_plainly,
+    spell,
 )
 from tests.huggingface.sessions.tools import TOKENIZER
 
@@ -85,7 +87,7 @@ def test_what_is_pasted_stands_behind_a_start_token_the_best_one_last(setup, pac
         found = ask(reader, 0, place, is_ranked=True)
         best = reader.find(place, 8)
     num_passages = {"bm25": NUM_PASSAGES, "bm25-1": 1}[name]
-    assert list(begun.found) == best[:num_passages]
+    assert list(begun.found) == list(found.found) == best[:num_passages]
     pasted = [package.find(one.document).tokens[one.start : one.end] for one in best]
     standing = [*reversed(pasted[:num_passages]), pasted[0]]
     before = [START, *(token for one in standing for token in one)]
@@ -146,16 +148,37 @@ def test_a_document_that_is_left_out_is_not_seen_and_then_is_again(setup, packag
     assert after.num_given == before.num_given
 
 
-def test_a_memory_that_was_read_is_not_read_again_but_for_what_was_left_out(setup, package):
+def test_a_memory_that_is_there_is_not_read_again_nor_changed(setup, package, tmp_path):
     read: list[str] = []
     setup.on_read = read.append
-    expected = [{"a.txt", "b.txt", "c.txt"}, {"b.txt"}, set()]
-    for name, documents in zip(("b.txt", None, None), expected, strict=True):
+    setup.memories = {"package": tmp_path / "kept.memory"}
+    place = draw_quotes(package, 1, seed=0, **LENGTHS)[0]
+    for documents in ({"a.txt", "b.txt", "c.txt"}, set()):
         read.clear()
-        with ARMS["passages"].open(setup, package) as reader:
-            assert isinstance(reader, Remembering)
-            reader.leave_out(name)
+        for name in ("passages", "passages-1"):
+            with ARMS[name].open(setup, package) as reader:
+                reader.leave_out("b.txt")
+                ask(reader, 0, place)
         assert set(read) == documents
+    assert len(MemoryFolder.open(tmp_path / "kept.memory").documents) == 3
+
+
+def test_without_its_only_document_nothing_is_found(setup):
+    package = make_package(241, name="[ab]?*")
+    place = draw_quotes(package, 1, seed=0, **LENGTHS)[0]
+    with ARMS["passages"].open(setup, package) as reader:
+        reader.leave_out("a.txt")
+        assert reader.find(place, 8) == []
+        assert ask(reader, 0, place).num_given == 0
+
+
+def test_names_that_look_like_patterns_are_names(setup):
+    texts = [(f"{name}.txt", spell([3 + 7 * n] * 50)) for n, name in enumerate(("a", "[ab]", "*"))]
+    package = encode_package(TOKENIZER, "package", texts)
+    place = Place("package", "a.txt", tuple([3] * 19), (3,), (Source("a.txt", 30),))
+    with ARMS["passages"].open(setup, package) as reader:
+        reader.leave_out("a.txt")
+        assert {one.document for one in reader.find(place, 8)} == {"[ab].txt", "*.txt"}
 
 
 def test_the_same_whole_file_is_read_once_and_counted_for_each_prompt(setup, package):
@@ -212,11 +235,15 @@ def test_an_answer_is_in_sight_where_one_passage_has_all_of_it():
     assert not is_in_sight([Found("b.txt", 0, 200, 1.0)], place)
 
 
-def test_a_call_is_written_up_to_its_parenthesis(setup, package, monkeypatch):
+def test_a_quote_is_written_as_long_as_the_answer_and_a_call_up_to_its_parenthesis(
+    setup, package, monkeypatch
+):
     (place,) = draw_quotes(package, 1, seed=0, **LENGTHS)
     written = write_greedily(setup, [START, *place.prompt], 32)
     with ARMS["nothing"].open(setup, package) as reader:
-        found = ask(reader, 0, place, tokenizer=TOKENIZER)
+        as_long = ask(reader, 0, place, tokenizer=TOKENIZER)
+        assert as_long.written == TOKENIZER.decode(written[:5], skip_special_tokens=True)
+        found = ask(reader, 0, place, tokenizer=TOKENIZER, is_call=True)
         # Nothing that the model writes closes a parenthesis: it ends at twice the answer, or 32.
         assert found.written == TOKENIZER.decode(written, skip_special_tokens=True)
         assert ask(reader, 0, place).nats == pytest.approx(found.nats, abs=1e-4)
@@ -228,4 +255,4 @@ def test_a_call_is_written_up_to_its_parenthesis(setup, package, monkeypatch):
                 return " ".join("()"[token == written[3]] for token in tokens).replace("(", "x")
 
         expected = Closing().decode(written[: written.index(written[3]) + 1])
-        assert ask(reader, 0, place, tokenizer=Closing()).written == expected
+        assert ask(reader, 0, place, tokenizer=Closing(), is_call=True).written == expected

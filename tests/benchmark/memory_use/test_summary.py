@@ -25,6 +25,7 @@ def make_asked(place: int, num_right: int = 0, nats: float = 1.0, **changes) -> 
         "rank": None,
         "score": None,
         "is_in_sight": None,
+        "found": (),
         "token_s": None,
     }
     return Asked(place=place, num_right=num_right, nats=nats, **values | changes)

@@ -8,6 +8,7 @@ the prompt.
 from __future__ import annotations
 
 import copy
+import glob
 import inspect
 import itertools
 import time
@@ -29,7 +30,13 @@ from memorizing.benchmark.memory_use.retrievers import (
 )
 from memorizing.data.text import hash_name
 from memorizing.evaluation.bm25 import WordScorer
-from memorizing.huggingface import MemorySettings, add_memory, open_memory, remove_memory
+from memorizing.huggingface import (
+    MemorySession,
+    MemorySettings,
+    add_memory,
+    open_memory,
+    remove_memory,
+)
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.attaching.passage_room import (
     OwnText,
@@ -65,6 +72,8 @@ class Setup:
     """Last tokens of the prompt that passages from outside of the model are found by."""
     whole_len: int = 8192
     """Most tokens of whole files."""
+    memories: Mapping[str, Path] = field(default_factory=dict)
+    """By package: a memory of passages that is there, in the place of one in `folder`."""
     on_read: OnRead = lambda name: None
     finders: dict[tuple[str, str], Finder] = field(default_factory=dict)
     """By kind and package; made once for all arms."""
@@ -260,37 +269,43 @@ class Remembering:
     """A memory of the package, which the model reads with `open_memory`."""
 
     def __init__(self, setup: Setup, package: Package, path: Path) -> None:
-        """Read what is not read yet. The model has its memory already."""
+        """Read what is not read yet. The model has its memory layers already."""
         self._setup, self._package = setup, package
         self._attachment = get_attachment(setup.model)
         settings = self._attachment.settings
         self._finds = settings.read == "passages"
-        self.session = open_memory(setup.model, path, tokenizer=setup.tokenizer)
+        self._path, self._fingerprint = path, self._attachment.fingerprint()
         self._left_out: str | None = None
-        self._read(package.documents)
+        self._session = self._whole = self._open(path)
+        texts = {document.name: document.text for document in package.documents}
+        self._whole.read(setup.tokenizer, texts, progress=lambda name, _: setup.on_read(name))
         self.num_bytes = count_bytes(path)
 
-    def _read(self, documents: Sequence[Any]) -> None:
-        texts = {document.name: document.text for document in documents}
-        self.session.read(
-            self._setup.tokenizer, texts, progress=lambda name, _: self._setup.on_read(name)
-        )
-
     def leave_out(self, name: str | None) -> None:
-        """See `Reader`: forgets it, after the one that was left out before is read again."""
+        """See `Reader`: the memory stays as it is, and is opened without the document."""
         if name == self._left_out:
             return
-        if self._left_out is not None:
-            self._read([self._package.find(self._left_out)])
+        self._left_out, self._session = name, self._whole
         if name is not None:
-            self.session.forget(name)
-        self._left_out = name
+            others = [one.name for one in self._whole.documents if one.name != name]
+            patterns = list(map(glob.escape, others))
+            self._session = self._open(self._path, patterns) if others else self._open(None)
+
+    def _open(self, path: Path | None, documents: Sequence[str] | None = None) -> MemorySession:
+        return open_memory(
+            self._setup.model,
+            path,
+            tokenizer=self._setup.tokenizer,
+            documents=documents,
+            fingerprint=self._fingerprint,
+        )
 
     def begin(self, place: Place) -> Begun:
         """See `Reader`."""
-        cache = self.session.new_cache()
+        cache = self._session.new_cache()
         prompt = [*self._setup.prefix, *place.prompt]
-        logits = _call(self._setup.model, prompt, cache, is_last_only=True)
+        with self._session.use():
+            logits = _call(self._setup.model, prompt, cache, is_last_only=True)
         room = find_text(cache).room
         passages = () if room is None else room.passages[0]
         standing = [*passages, *passages[:1] * self._attachment.settings.num_again]
@@ -311,26 +326,28 @@ class Remembering:
         is_right_after = int(begun.cache.get_seq_length()) == begun.length
         if self._finds and is_right_after:
             changes["is_reading"] = False
-        with self._attachment.change_mode(**changes):
+        with self._session.use(), self._attachment.change_mode(**changes):
             return _call(self._setup.model, tokens, begun.cache, is_last_only=False)
 
     def find(self, place: Place, num_passages: int) -> list[Found] | None:
         """See `Reader`."""
-        attachment, opened = self._attachment, self._attachment.opened
-        if not self._finds or opened is None:
+        if not self._finds:
             return None
-        inner = unwrap(self._setup.model)
+        attachment, inner = self._attachment, unwrap(self._setup.model)
         prompt = torch.tensor([[*self._setup.prefix, *place.prompt]], device=inner.device)
-        cache = attachment.pass_cache(self.session.new_cache())
-        asked = attachment.ask(input_ids=prompt, **cache)
-        passages = find_passages(
-            {layer: queries[0] for layer, queries in asked.items()},
-            {layer: opened.open_heads[layer].places for layer in asked},
-            opened.collection,
-            opened.library,
-            OwnText(torch.zeros(0, dtype=torch.int64), 0, Collection((), {})),
-            replace(attachment.settings, num_passages=num_passages),
-        )
+        cache = attachment.pass_cache(self._session.new_cache())
+        with self._session.use():
+            opened = attachment.opened
+            assert opened is not None
+            asked = attachment.ask(input_ids=prompt, **cache)
+            passages = find_passages(
+                {layer: queries[0] for layer, queries in asked.items()},
+                {layer: opened.open_heads[layer].places for layer in asked},
+                opened.collection,
+                opened.library,
+                OwnText(torch.zeros(0, dtype=torch.int64), 0, Collection((), {})),
+                replace(attachment.settings, num_passages=num_passages),
+            )
         return [self._describe(one) for one in passages]
 
     def _describe(self, passage: Passage) -> Found:
@@ -354,12 +371,12 @@ class Arm:
 @contextmanager
 def _remember(setup: Setup, package: Package, settings: Mapping[str, Any]) -> Iterator[Reader]:
     kind = f"{settings.get('read', 'entries')}-{settings.get('keep', 'text')}"
+    path = setup.folder / f"{kind}-{hash_name(package.name):x}"
+    if settings.get("read") == "passages":
+        path = setup.memories.get(package.name, path)
     add_memory(setup.model, **settings)
     try:
-        path = setup.folder / f"{kind}-{hash_name(package.name):x}"
-        reader = Remembering(setup, package, path)
-        with reader.session:
-            yield reader
+        yield Remembering(setup, package, path)
     finally:
         remove_memory(setup.model)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ class Asked:
     nats: float
     """Of the true answer, summed."""
     num_given: int
+    found: tuple[Found, ...]
+    """The passages that were given, best first."""
     first_s: float
     """From the prompt to the first token of the answer, what is found for it included."""
     rank: int | None
@@ -52,7 +54,8 @@ class Asked:
     token_s: float | None
     """Per token that is written, where it was timed."""
     written: str | None = None
-    """What greedy decoding writes up to the closing parenthesis, where that is asked."""
+    """What greedy decoding writes, where that is asked: of a call up to the closing parenthesis,
+    of a quote as many tokens as the true answer has."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -68,6 +71,7 @@ def ask(
     is_timed: bool = False,
     is_ranked: bool = False,
     tokenizer: Any = None,
+    is_call: bool = False,
 ) -> Asked:
     """Read a prompt, then its true answer, as if the model wrote that.
 
@@ -78,6 +82,7 @@ def ask(
         is_timed: then also write some tokens, and time them.
         is_ranked: also look for the right place among the best passages.
         tokenizer: given, the answer is also written freely.
+        is_call: the answer is the arguments of a call.
     """
     start = time.perf_counter()
     begun = reader.begin(place)
@@ -85,8 +90,9 @@ def ask(
     first_s = time.perf_counter() - start + begun.shared_s
     written = None
     if tokenizer is not None:
-        limit = max(PIECE, 2 * len(place.answer))
-        written = _write_call(reader, copy_begun(begun), likeliest, limit, tokenizer)
+        limit = max(PIECE, 2 * len(place.answer)) if is_call else len(place.answer)
+        cut = cut_at_close if is_call else None
+        written = _write(reader, copy_begun(begun), likeliest, limit, tokenizer, cut)
     best = reader.find(place, MOST_RANKS) if is_ranked else None
     shown = best or begun.found
     logits, known = [begun.logits], place.answer[:-1]
@@ -100,6 +106,7 @@ def ask(
         num_tokens=len(place.answer),
         nats=float(compute_token_nats(joined, answer).sum()),
         num_given=begun.num_given,
+        found=begun.found,
         first_s=first_s,
         rank=None if best is None else find_rank(best, place.sources[0]),
         score=shown[0].score if shown else None,
@@ -132,12 +139,19 @@ def is_in_sight(found: Sequence[Found], place: Place) -> bool:
     )
 
 
-def _write_call(reader: Reader, begun: Begun, token: int, limit: int, tokenizer: Any) -> str:
-    """What greedy decoding writes from a token on, up to the closing parenthesis. In place."""
+def _write(
+    reader: Reader,
+    begun: Begun,
+    token: int,
+    limit: int,
+    tokenizer: Any,
+    cut: Callable[[str], str | None] | None,
+) -> str:
+    """What greedy decoding writes from a token on, until `cut` gives something. In place."""
     tokens = [token]
     while True:
         text = tokenizer.decode(tokens, skip_special_tokens=True)
-        closed = cut_at_close(text)
+        closed = None if cut is None else cut(text)
         if closed is not None or len(tokens) >= limit or tokens[-1] == tokenizer.eos_token_id:
             return text if closed is None else closed
         tokens.append(int(reader.go_on(begun, tokens[-1:])[0, -1].argmax()))

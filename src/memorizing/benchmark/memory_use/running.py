@@ -83,6 +83,7 @@ def run_arms(
     names: Sequence[str],
     *,
     writes: bool,
+    num_written: int = 0,
     on_place: OnPlace = lambda done, total, label: None,
 ) -> dict[str, Any]:
     """Ask at all places in every arm. An interrupt ends it with what is there.
@@ -93,6 +94,7 @@ def run_arms(
         places: in the order of the packages.
         names: of arms.
         writes: the answers are calls, which are also written freely.
+        num_written: of quotes, so many are also written freely, the first ones.
         on_place: called before every place.
 
     Returns:
@@ -101,6 +103,7 @@ def run_arms(
     """
     asked: dict[str, list[Asked]] = {}
     num_bytes: dict[str, int] = {}
+    tokenizer = setup.tokenizer
     is_interrupted, total = False, len(places) * len(names)
     try:
         for name in names:
@@ -121,13 +124,14 @@ def run_arms(
                             place,
                             is_timed=len(asked[name]) < NUM_TIMED,
                             is_ranked=not writes,
-                            tokenizer=setup.tokenizer if writes else None,
+                            tokenizer=tokenizer if writes or number < num_written else None,
+                            is_call=writes,
                         )
                         asked[name].append(found)
     except KeyboardInterrupt:
         is_interrupted = True
     groups = [place.document if len(packages) == 1 else place.package for place in places]
-    answers = [setup.tokenizer.decode(list(place.answer)) for place in places]
+    answers = [tokenizer.decode(list(place.answer)) for place in places]
     ratios = {
         name: [
             measure_call(one, answers[one.place]) if writes else measure_quote(one) for one in found
@@ -156,7 +160,7 @@ def run_arms(
             {
                 "package": place.package,
                 "document": place.document,
-                "prompt": setup.tokenizer.decode(list(place.prompt)),
+                "prompt": tokenizer.decode(list(place.prompt)),
                 "answer": answer,
                 "arms": {
                     name: one.to_dict()
