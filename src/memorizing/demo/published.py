@@ -25,9 +25,10 @@ from tokenizers.pre_tokenizers import Sequence as InTurn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from memorizing.errors import IndexUnavailableError, ResourceError
+from memorizing.data.tokenized import find_cache_dir
+from memorizing.errors import CheckpointError, IndexUnavailableError, ResourceError
 from memorizing.huggingface.loading import keep_quiet
-from memorizing.storage.folders import write_folder
+from memorizing.storage.folders import verify_folder, write_folder
 from memorizing.terminal import say
 
 _NEEDED = ("gguf", "accelerate")
@@ -87,6 +88,8 @@ SMOLLM2 = PublishedModel(
     make_tokenizer=make_smollm_tokenizer,
 )
 """Apache-2.0, of November 2024; weights rounded to 4 bits."""
+SMOLLM2_HEADS = {18: (6, 7)}
+"""By layer, those that find passages; found on files of this project (docs/log.md)."""
 
 
 def make_folder(
@@ -199,3 +202,26 @@ def convert(published: PublishedModel, gguf: Path, folder: Path) -> None:
     model.load_state_dict(weights | {"model.embed_tokens.weight": weights["lm_head.weight"]})
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def find_or_make(published: PublishedModel, remedy: str) -> Path:
+    """The folder of a model in the user's cache; it is made there the first time.
+
+    Args:
+        published: what is wanted.
+        remedy: what to do where it cannot be fetched.
+
+    Raises:
+        IndexUnavailableError, ResourceError: as `make_folder`.
+    """
+    folder = find_cache_dir() / "models" / published.name
+    if folder.is_dir():
+        try:
+            verify_folder(folder)
+        except CheckpointError as error:
+            say(f"the copy of {published.name} that was kept is damaged, and made again: {error}")
+        else:
+            return folder
+    make_folder(published, folder, remedy=remedy)
+    say(f"kept for the next time: {folder}")
+    return folder

@@ -85,7 +85,7 @@ def run_demo(
             f"the demo cannot run {recipe}: it needs a model with a memory (model.capacity) and "
             "two or more test documents (data.test)"
         )
-    _clear_folder(run_dir)
+    clear_folder(run_dir)
     console.print(story.introduce(config))
 
     corpus = prepare_corpus(config, make_display())
@@ -192,14 +192,27 @@ def run_demo(
     return result
 
 
-def _clear_folder(run_dir: Path) -> None:
-    """Remove an earlier demo, and mark the folder as one."""
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        if not (run_dir / _MARK).is_file():
-            raise RunFolderError(
-                f"{run_dir} exists and was not made by a demo; move it away, or run the demo "
-                "elsewhere"
-            )
+def check_folder(run_dir: Path) -> None:
+    """Refuse a folder that is not a demo's.
+
+    Raises:
+        RunFolderError: with what to do.
+    """
+    is_used = run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir()))
+    if is_used and not (run_dir / _MARK).is_file():
+        raise RunFolderError(
+            f"{run_dir} exists and was not made by a demo; move it away, or run the demo elsewhere"
+        )
+
+
+def clear_folder(run_dir: Path) -> None:
+    """Remove an earlier demo, and mark the folder as one.
+
+    Raises:
+        RunFolderError: the folder is not a demo's.
+    """
+    check_folder(run_dir)
+    if run_dir.exists():
         shutil.rmtree(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_bytes(run_dir / _MARK, b'{"made_by": "memorizing demo"}\n')

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memorizing.huggingface import open_memory
-from memorizing.huggingface.sessions.sources import _find_lines, _join_spans
+from memorizing.huggingface.sessions.sources import _join_spans, find_lines
 from tests.huggingface.sessions.tools import (
     DOCUMENTS,
     NUM_ENTRIES,
@@ -196,7 +196,7 @@ def test_places_are_the_most_used_entries_with_their_lines(path: Path | None):
     ],
 )
 def test_lines_are_counted_as_editors_do(text, start, end, lines):
-    assert _find_lines(text, start, end) == lines
+    assert find_lines(text, start, end) == lines
 
 
 def test_what_another_wrote_as_characters_of_tokens_is_no_crash():

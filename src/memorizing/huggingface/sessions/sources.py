@@ -102,7 +102,7 @@ class Sources:
         first = max(passage.start, passage.chunk)
         chunk = spans[first : min(passage.end, passage.chunk + CHUNK_LEN)]
         focus = _join_spans(chunk, text)
-        lines = _find_lines(text, start, end)
+        lines = find_lines(text, start, end)
         focus = (focus[0] - start, focus[1] - start)
         return Source(name, *lines, passage.score, text[start:end], focus, since)
 
@@ -173,7 +173,7 @@ class Sources:
                 found.append(
                     Source(
                         document.name,
-                        *_find_lines(text, start, end),
+                        *find_lines(text, start, end),
                         float(mass[place]) / total,
                         text[first : end + num_characters],
                         (start - first, end - first),
@@ -191,7 +191,7 @@ def _join_spans(spans: Tensor, text: str) -> tuple[int, int]:
     return (int(filled[:, 0].min()), int(filled[:, 1].max())) if len(filled) else (0, 0)
 
 
-def _find_lines(text: str, start: int, end: int) -> tuple[int, int]:
+def find_lines(text: str, start: int, end: int) -> tuple[int, int]:
     """Lines, from 1, of the first and the last character of a stretch that are not blank."""
     inner = text[start:end]
     if inner.strip():
