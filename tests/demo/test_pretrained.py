@@ -137,7 +137,14 @@ def test_what_is_shown_says_where_it_is_from_and_fits_a_terminal(shown, model, s
     assert f"({best['score']:.0%})" in said
     right = first["arms"]["nothing"]["num_right"]
     assert f"without it: {right} of 16 right" in said
-    for words in ("right of 16", "all 4, with 95%", "all 1, with 95%", "similarity", "It took"):
+    for words in (
+        "right of 16",
+        "Of 1 calls it writes",
+        "all 4, with 95%",
+        "all 1, with 95%",
+        "similarity",
+        "reading on it took",
+    ):
         assert words in said
     assert "\N{HORIZONTAL ELLIPSIS}" not in page
     # Commands are not broken, so that they can be copied.

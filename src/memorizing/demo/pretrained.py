@@ -46,7 +46,7 @@ def run_pretrained_demo(
     seed: int = 0,
     run_dir: Path | str = Path("runs/demo-pretrained"),
     source: Path = SOURCE,
-    num_tokens: int = 30_000,
+    num_tokens: int = 24_000,
     num_quotes: int = 12,
     num_calls: int = 4,
     settings: Mapping[str, Any] | None = None,
@@ -123,7 +123,7 @@ def run_pretrained_demo(
         "interrupted": False,
     }
     console.print(story.tell_reading(result, memory, given["heads"]))
-    for part, places, writes in (("quotes", quotes, False), ("calls", calls, True)):
+    for part, places in (("quotes", quotes), ("calls", calls)):
         start = time.perf_counter()
         with show_progress(f"{part}: prompts") as progress:
             found = run_arms(
@@ -131,13 +131,12 @@ def run_pretrained_demo(
                 [package],
                 places,
                 names,
-                writes=writes,
+                writes=part == "calls",
                 num_written=story.NUM_SHOWN[part],
                 on_place=lambda done, total, _, progress=progress: progress(done, total),
             )
         seconds[part] = time.perf_counter() - start
-        result[part] = found
-        result["interrupted"] = found["interrupted"]
+        result |= {part: found, "interrupted": found["interrupted"]}
         console.print(story.tell_part(part, found, places, package, tokenizer), highlight=False)
         if found["interrupted"]:
             console.print("Stopped: the tables show what was asked until then.")

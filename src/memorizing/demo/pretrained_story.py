@@ -23,6 +23,8 @@ from memorizing.huggingface.sessions.sources import find_lines
 
 NUM_SHOWN = {"quotes": 3, "calls": 1}
 """Prompts that are shown whole, the first ones; all are counted."""
+_WIDTH = 72
+"""Characters of a line that is shown."""
 _VERBS = {"quotes": "recall", "calls": "completion"}
 _LABELS = {"passages": "with the memory", "nothing": "without it", "bm25": "pasted"}
 """In the order in which they are shown."""
@@ -149,15 +151,18 @@ def _show_place(
 
 
 def _quote(text: str, answer: str = "") -> RenderableType:
-    """Lines as they are; what an answer begins with is green."""
+    """Lines as they are, long ones folded; what an answer begins with is green."""
     right = len(os.path.commonprefix([text, answer]))
     shown = Text(text or "(nothing)")
     shown.stylize("green", 0, right)
-    lines = Text("\n").join(
-        Text.assemble("\N{BOX DRAWINGS LIGHT VERTICAL} ", line) for line in shown.split("\n")
-    )
+    folded = [
+        line[first : first + _WIDTH]
+        for line in shown.split("\n", allow_blank=True)
+        for first in range(0, max(1, len(line)), _WIDTH)
+    ]
+    bar = "\N{BOX DRAWINGS LIGHT VERTICAL} "
+    lines = Text("\n").join(Text.assemble(bar, line) for line in folded)
     lines.no_wrap = True
-    lines.overflow = "ellipsis"
     return Padding(lines, (0, 0, 0, 5))
 
 
@@ -221,20 +226,24 @@ def conclude(result: Mapping[str, Any], notes: Sequence[str], *, is_ours: bool) 
         interval = pasted["interval"]
         ends = "" if interval is None else f" ({0 - interval[1]:+.1f} to {0 - interval[0]:+.1f})"
         verdict = (
-            "that is beyond chance."
+            "more than chance gives."
             if pasted["excludes_zero"]
             else "so few prompts do not tell which is better."
         )
         parts.append(
-            f"Against as much text pasted: {0 - pasted['value']:+.1f} tokens{ends}, "
-            f"{verdict} What finds them is the model's own attention, anew every 32 tokens that it "
-            "writes; nothing is cut, indexed or put into a prompt by hand."
+            f"Beside as much text pasted that is {0 - pasted['value']:+.1f} tokens{ends}, "
+            f"{verdict} Passages are found by the model's own attention, anew every 32 tokens that "
+            "it writes; nothing is cut, indexed or put into a prompt by hand."
         )
+    completed = {
+        row["name"]: round(row["quality"]["exact"]["value"] * row["num_places"])
+        for row in result["calls"]["arms"]
+    }
+    counts = [f"{completed[name]} {said}" for name, said in _LABELS.items() if name in completed]
     parts.append(
-        "A model of this size that nothing was trained of quotes and goes on; it does not reason. "
-        "It finds what looks like the prompt, and says what stands there next. Where what is asked "
-        "for must be made of what it has read, as the arguments of a call, look at the second "
-        "table before you count on it."
+        f"Of {result['calls']['num_places']} calls it writes {', '.join(counts)} as they stand: a "
+        "model of this size that nothing was trained of quotes and goes on, it does not reason. It "
+        "finds what looks like the prompt, and says what stands there next."
     )
     if is_ours:
         parts.append(
@@ -245,7 +254,8 @@ def conclude(result: Mapping[str, Any], notes: Sequence[str], *, is_ours: bool) 
     total = sum(result["seconds"].values())
     times = ", ".join(f"{part} {seconds:,.0f} s" for part, seconds in result["seconds"].items())
     parts.append(
-        f"It took {total / 60:.1f} minutes: {times}. {summarize_machine(result['quotes'])}"
+        f"From reading on it took {total / 60:.1f} minutes: {times}. "
+        + summarize_machine(result["quotes"])
     )
     return Group(
         Text(), Rule("What that says", align="left"), Text("\n\n".join([*parts, *notes])), Text()

