@@ -139,7 +139,7 @@ def test_what_is_shown_says_where_it_is_from_and_fits_a_terminal(shown, model, s
     assert f"without it: {right} of 16 right" in said
     for words in (
         "right of 16",
-        "Of 1 calls it writes",
+        "Of 1 calls it completes",
         "all 4, with 95%",
         "all 1, with 95%",
         "similarity",

@@ -44,6 +44,7 @@ app = typer.Typer(
     epilog="""\b
 examples:
   memorizing demo                                    what memory is worth, in ten minutes
+  memorizing demo --pretrained                       a small model quotes what it has read
   memorizing info recipes                            what can be trained as it is
   memorizing train small --run runs/small            train it
   memorizing evaluate runs/small --capacity 0,8192   measure it, without memory and with

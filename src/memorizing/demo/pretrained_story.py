@@ -226,7 +226,7 @@ def conclude(result: Mapping[str, Any], notes: Sequence[str], *, is_ours: bool) 
         interval = pasted["interval"]
         ends = "" if interval is None else f" ({0 - interval[1]:+.1f} to {0 - interval[0]:+.1f})"
         verdict = (
-            "more than chance gives."
+            "beyond what chance gives."
             if pasted["excludes_zero"]
             else "so few prompts do not tell which is better."
         )
@@ -241,9 +241,9 @@ def conclude(result: Mapping[str, Any], notes: Sequence[str], *, is_ours: bool) 
     }
     counts = [f"{completed[name]} {said}" for name, said in _LABELS.items() if name in completed]
     parts.append(
-        f"Of {result['calls']['num_places']} calls it writes {', '.join(counts)} as they stand: a "
-        "model of this size that nothing was trained of quotes and goes on, it does not reason. It "
-        "finds what looks like the prompt, and says what stands there next."
+        f"Of {result['calls']['num_places']} calls it completes as they stand {', '.join(counts)}. "
+        "A model of this size that nothing was trained of quotes and goes on, it does not reason: "
+        "it finds what looks like the prompt, and says what stands there next."
     )
     if is_ours:
         parts.append(
@@ -288,7 +288,7 @@ def point_to(result: Mapping[str, Any]) -> list[RenderableType]:
         ),
         Text(
             f"\n  memorizing generate {model} \\\n"
-            f"      --memory {memory} --sources --prompt 'def open_memory('\n"
+            f"      --memory {memory} --sources \\\n      --prompt 'def open_memory('\n"
             f"  memorizing serve {model} \\\n      --memory {memory}\n"
             f"  memorizing read {model} \\\n"
             f"      {shlex.quote(source['folder'])} \\\n"
