@@ -147,6 +147,7 @@ def test_what_is_shown_says_where_it_is_from_and_fits_a_terminal(shown, model, s
     ):
         assert words in said
     assert "\N{HORIZONTAL ELLIPSIS}" not in page
+    assert "      --prompt 'def one('\n" in page
     # Commands are not broken, so that they can be copied.
     memory = shown.folder / "source.memory"
     assert f"\n  memorizing serve {model.name} \\\n      --memory {memory}\n" in page

@@ -144,7 +144,7 @@ def run_pretrained_demo(
     else:
         missing = [note for note in notes if "BM25" in note]
         console.print(story.conclude(result, missing, is_ours=is_ours))
-        for number, block in enumerate(story.point_to(result)):
+        for number, block in enumerate(story.point_to(result, package)):
             console.print(block, soft_wrap=bool(number % 2))
     write_json(run_dir / "result.json", result)
     return result

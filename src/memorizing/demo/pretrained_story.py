@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os.path
+import re
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ NUM_SHOWN = {"quotes": 3, "calls": 1}
 """Prompts that are shown whole, the first ones; all are counted."""
 _WIDTH = 72
 """Characters of a line that is shown."""
+_DEFINED = re.compile(r"^def \w+\(", re.MULTILINE)
 _VERBS = {"quotes": "recall", "calls": "completion"}
 _LABELS = {"passages": "with the memory", "nothing": "without it", "bm25": "pasted"}
 """In the order in which they are shown."""
@@ -270,13 +272,15 @@ with memorizing.open_memory(model, "my.memory") as memory:
 """The same for another model."""
 
 
-def point_to(result: Mapping[str, Any]) -> list[RenderableType]:
+def point_to(result: Mapping[str, Any], package: Package) -> list[RenderableType]:
     """What was kept, and how to go on with it and with a model of one's own.
 
     Commands and lines of code are not to be wrapped, so that they can be copied: every second one.
     """
     model, memory = (shlex.quote(result[key]) for key in ("model", "memory"))
     source = result["source"]
+    defined = (_DEFINED.search(document.text) for document in package.documents)
+    prompt = next((found[0] for found in defined if found), "def ")
     left = source["tokens_left"] * result["seconds"]["reading"] / source["tokens"] / 60
     return [
         Group(
@@ -288,7 +292,7 @@ def point_to(result: Mapping[str, Any]) -> list[RenderableType]:
         ),
         Text(
             f"\n  memorizing generate {model} \\\n"
-            f"      --memory {memory} --sources \\\n      --prompt 'def open_memory('\n"
+            f"      --memory {memory} --sources \\\n      --prompt '{prompt}'\n"
             f"  memorizing serve {model} \\\n      --memory {memory}\n"
             f"  memorizing read {model} \\\n"
             f"      {shlex.quote(source['folder'])} \\\n"
