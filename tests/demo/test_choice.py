@@ -18,7 +18,7 @@ from memorizing.demo.probe import Speed
 
 CONFIG = load_config("demo")
 LENGTHS = [6_007, 11_003, 23_011, 52_009]
-FAST = Speed("bf16", "", train_s=0.29, read_s=2e-5, retrieve_s=1e-5, entry_s=1e-9)
+FAST = Speed("bf16", "", train_s=0.14, read_s=2e-5, retrieve_s=1e-5, entry_s=1e-9)
 
 
 def slow_down(factor):
@@ -35,14 +35,14 @@ def test_a_fast_machine_trains_the_whole_recipe_and_reads_whole_documents():
     assert choice.is_in_time
     expected = replace(CONFIG, training=replace(CONFIG.training, precision="bf16"))
     assert choice.config == expected
-    assert choice.train_s == pytest.approx(500 * 0.29)
+    assert choice.train_s == pytest.approx(CONFIG.training.steps * 0.14)
 
 
 def test_a_slow_machine_trains_fewer_steps_and_reads_beginnings():
     choice = choose(8)
     steps = choice.config.training.steps
-    assert steps == int(600 * SHARE_PLANNED * (1 - EVALUATION_SHARE) / (8 * 0.29))
-    assert choice.config.training.warmup_steps == round(CONFIG.training.warmup_steps * steps / 500)
+    assert steps == int(600 * SHARE_PLANNED * (1 - EVALUATION_SHARE) / (8 * 0.14))
+    assert choice.config.training.warmup_steps == round(CONFIG.training.warmup_steps * steps / CONFIG.training.steps)
     limit = choice.config.evaluation.max_tokens_per_document
     assert FEWEST_TOKENS <= limit < max(LENGTHS)
     assert limit % 2048 == 0
@@ -56,7 +56,7 @@ def test_a_very_slow_machine_does_the_least_that_shows_something_and_says_so():
     choice = choose(100)
     assert choice.config.training.steps == FEWEST_STEPS
     assert choice.config.evaluation.max_tokens_per_document == FEWEST_TOKENS
-    assert choice.train_s == pytest.approx(FEWEST_STEPS * 29)
+    assert choice.train_s == pytest.approx(FEWEST_STEPS * 14)
     assert not choice.is_in_time
     assert choose(100, 0.0).config == choice.config
 

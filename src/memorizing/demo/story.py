@@ -66,9 +66,9 @@ def announce(
     training, limit = choice.config.training, choice.config.evaluation.max_tokens_per_document
     tokens = training.steps * training.rows * choice.config.model.segment_len
     num_test = sum(cut_length(length, limit) for length in lengths)
-    steps = f"all {training.steps} steps of the recipe"
+    steps = f"all {training.steps:,} steps of the recipe"
     if training.steps < whole.training.steps:
-        steps = f"{training.steps} of the recipe's {whole.training.steps} steps"
+        steps = f"{training.steps:,} of the recipe's {whole.training.steps:,} steps"
     part = f"the first {limit:,} tokens of " if limit else ""
     aim = f"To end within {_say_minutes(minutes)}" if minutes else "As the recipe says"
     expected_s = choice.train_s + choice.evaluate_s
@@ -106,11 +106,12 @@ def title_evaluation(config: Config, test: Sequence[TokenizedDocument]) -> Rende
     """Above the table, with what its numbers mean."""
     limit = config.evaluation.max_tokens_per_document
     lengths = sorted(cut_length(len(document.tokens), limit) for document in test)
+    shortest = "" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to "
     return Group(
         Text(),
         Rule("3/3  source code that neither model saw", align="left"),
         Text(
-            f"{len(test)} documents of {lengths[0]:,} to {lengths[-1]:,} tokens, read from the "
+            f"{len(test)} documents of {shortest}{lengths[-1]:,} tokens, read from the "
             "first token on. Perplexity is the number of equally likely tokens that would "
             "be as hard to guess as the real one is for the model: lower is better."
         ),
