@@ -42,7 +42,9 @@ def test_a_slow_machine_trains_fewer_steps_and_reads_beginnings():
     choice = choose(8)
     steps = choice.config.training.steps
     assert steps == int(600 * SHARE_PLANNED * (1 - EVALUATION_SHARE) / (8 * 0.14))
-    assert choice.config.training.warmup_steps == round(CONFIG.training.warmup_steps * steps / CONFIG.training.steps)
+    assert choice.config.training.warmup_steps == round(
+        CONFIG.training.warmup_steps * steps / CONFIG.training.steps
+    )
     limit = choice.config.evaluation.max_tokens_per_document
     assert FEWEST_TOKENS <= limit < max(LENGTHS)
     assert limit % 2048 == 0

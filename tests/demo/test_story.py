@@ -41,8 +41,8 @@ def read(what):
             SLOW,
             10.0,
             "(this processor does not multiply bf16 itself). To end within 10 minutes, each model "
-            "reads {tokens} of 11,400,000 training tokens ({steps} of the recipe's 1,000 steps), and "
-            "is then measured on the first {limit} tokens of 4 documents, {num_test} tokens",
+            "reads {tokens} of 11,400,000 training tokens ({steps} of the recipe's 1,000 steps), "
+            "and is then measured on the first {limit} tokens of 4 documents, {num_test} tokens",
         ),
         (
             VERY_SLOW,
