@@ -44,7 +44,7 @@ def introduce(name: str, num_weights: int, *, is_ours: bool) -> RenderableType:
         Text(
             f"{Path(name).name} has {num_weights / 1e6:,.0f} million weights, and none of them is "
             f"changed. It reads source code of this package{newer}. Then it goes on from prompts "
-            "drawn from what it read:"
+            "drawn from what it read. Some five minutes on two cores; Ctrl-C shows what is there."
         ),
         Padding(
             Text.assemble(
