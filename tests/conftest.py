@@ -1,5 +1,6 @@
 """Settings of the process that runs the tests."""
 
+import gc
 import os
 import shutil
 
@@ -14,3 +15,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _IN_MEMORY, _ROOM = "/dev/shm", 2**31
 if os.access(_IN_MEMORY, os.W_OK) and shutil.disk_usage(_IN_MEMORY).free > _ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _IN_MEMORY)
+
+
+def pytest_collection_finish() -> None:
+    """Do not look through what was imported, again and again, for what can be freed."""
+    gc.collect()
+    gc.freeze()

@@ -87,22 +87,22 @@ def test_a_run_can_be_evaluated_with_another_index(run, trained, tmp_path):
 
 def test_evaluating_measures_the_controls_that_the_recipe_names(run, trained, settings, tmp_path):
     path = tmp_path / "result.json"
-    words = ("--capacity", "8,131", "--json", path)
+    words = ("--capacity", "131", "--json", path)
 
     def list_results(folder, *more) -> list[str]:
         outcome = run("evaluate", folder, *words, *more)
         assert outcome.status == 0, outcome.err
         return list(json.loads(path.read_text())["perplexity"])
 
-    assert list_results(trained) == ["8", "131"]
-    assert list_results(trained, "--controls") == ["8", "131", "off", "other_document", "shuffled"]
+    assert list_results(trained) == ["131"]
+    assert list_results(trained, "--controls") == ["131", "off", "other_document", "shuffled"]
     folder = tmp_path / "run"
     named = ("--set", "evaluation.controls=other_document,shuffled", "--set", "training.steps=1")
     assert run("train", "tiny", "--run", folder, *settings, *named).status == 0
-    assert list_results(folder) == ["8", "131", "other_document", "shuffled"]
-    assert list_results(folder, "--controls") == ["8", "131", "other_document", "shuffled"]
-    assert list_results(folder, "--no-controls") == ["8", "131"]
-    assert list_results(folder, "--documents", "1") == ["8", "131", "shuffled"]
+    assert list_results(folder) == ["131", "other_document", "shuffled"]
+    assert list_results(folder, "--controls") == ["131", "other_document", "shuffled"]
+    assert list_results(folder, "--no-controls") == ["131"]
+    assert list_results(folder, "--documents", "1") == ["131", "shuffled"]
     assert list_results(folder, "--capacity", "0") == ["0"]
 
 

@@ -21,7 +21,7 @@ def soak_server(monkeypatch):
 
 def test_many_requests_are_answered_right_and_leave_nothing_behind(served, soak_server):
     address = served.url.removeprefix("http://")
-    result = soak_server.soak(address, "tiny", num_requests=60, at_once=8)
+    result = soak_server.soak(address, "tiny", num_requests=20, at_once=8)
     assert result["wrong"] == []
     assert len(result["requests_mib_files"]) == 10
     # Both ends of nine connections, which are open while they are counted.

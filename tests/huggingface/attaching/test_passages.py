@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,6 +15,9 @@ from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
     Collection,
     choose_spans,
+    match_words,
+    rank_chunks,
+    score_chunks,
     weigh_chunks,
 )
 from memorizing.index_settings import parse_index
@@ -152,9 +156,15 @@ def share_out(part: Collection, weights: dict[int, float]) -> torch.Tensor:
     return shares
 
 
+def choose(parts: list[Collection], shares: list[torch.Tensor], count: int, length: int) -> list:
+    """By shares alone."""
+    nothing = [torch.zeros(share.shape[1]) for share in shares]
+    return choose_spans(parts, shares, rank_chunks(shares, nothing), count, length)
+
+
 def test_spans_lie_around_the_best_chunks_inside_their_documents_best_first():
     part = make_collection()
-    spans = choose_spans([part], [share_out(part, {141: 0.5, 3: 0.3, 71: 0.2})], 3, 48)
+    spans = choose([part], [share_out(part, {141: 0.5, 3: 0.3, 71: 0.2})], 3, 48)
     assert [(one.document, one.start, one.end) for one in spans] == [
         (3, 128, 176),  # the chunk is 136 to 168
         (0, 0, 48),  # moved into the document
@@ -165,7 +175,7 @@ def test_spans_lie_around_the_best_chunks_inside_their_documents_best_first():
 
 def test_spans_do_not_overlap_and_what_has_no_share_is_not_chosen():
     part = make_collection()
-    spans = choose_spans([part], [share_out(part, {141: 0.5, 169: 0.3, 72: 0.2})], 4, 48)
+    spans = choose([part], [share_out(part, {141: 0.5, 169: 0.3, 72: 0.2})], 4, 48)
     # Around the second best chunk, 168 to 200, a span would overlap that of the best.
     assert [(one.start, one.end) for one in spans] == [(128, 176), (72, 120)]
 
@@ -173,13 +183,13 @@ def test_spans_do_not_overlap_and_what_has_no_share_is_not_chosen():
 def test_the_best_chunk_of_several_collections_comes_first():
     parts = [make_collection(), make_collection((67,), seed=2)]
     shares = [share_out(parts[0], {10: 0.4}), share_out(parts[1], {40: 0.6})]
-    spans = choose_spans(parts, shares, 2, 32)
+    spans = choose(parts, shares, 2, 32)
     assert [(one.collection, one.start, one.end) for one in spans] == [(1, 32, 64), (0, 0, 32)]
 
 
 def test_nothing_is_found_in_nothing():
     nothing = Collection((), {})
-    assert choose_spans([nothing], weigh([nothing], list(range(6))), 4, 48) == []
+    assert choose([nothing], weigh([nothing], list(range(6))), 4, 48) == []
 
 
 def test_what_many_queries_point_to_goes_before_what_one_is_sure_of():
@@ -187,6 +197,74 @@ def test_what_many_queries_point_to_goes_before_what_one_is_sure_of():
     shares = share_out(part, {10: 0.15})
     shares[0, find_chunk(part, 10)] = 0.0
     shares[0, find_chunk(part, 150)] = 1.0
-    first, second = choose_spans([part], [shares], 2, 32)
+    first, second = choose([part], [shares], 2, 32)
     assert (first.start, second.start) == (0, 136)
     assert [first.score, second.score] == pytest.approx([0.12, 0.2])
+
+
+def with_ids(part: Collection, ids: torch.Tensor) -> Collection:
+    return replace(part, read_ids=lambda: ids)
+
+
+def match_naively(words: list[int], parts: list[Collection]) -> list[torch.Tensor]:
+    """BM25 with k1 = 1.2 and b = 0, by loops over words and chunks."""
+    chunks = []
+    for part in parts:
+        lists: list[list[int]] = [[] for _ in part.first_of_chunk]
+        for entry, word in enumerate(part.ids.tolist()):
+            lists[find_chunk(part, entry)].append(word)
+        chunks.append(lists)
+    all_chunks = [chunk for lists in chunks for chunk in lists]
+    scores = [torch.zeros(len(lists)) for lists in chunks]
+    for word in {word for word in words if word >= 0}:
+        df = sum(word in chunk for chunk in all_chunks)
+        idf = math.log(1 + (len(all_chunks) - df + 0.5) / (df + 0.5))
+        for score, lists in zip(scores, chunks, strict=True):
+            for number, chunk in enumerate(lists):
+                tf = chunk.count(word)
+                score[number] += idf * tf * 2.2 / (tf + 1.2)
+    return scores
+
+
+def test_words_are_matched_as_bm25_does_over_the_chunks_of_all_collections():
+    generator = torch.Generator().manual_seed(3)
+    parts = [
+        with_ids(one, torch.randint(9, (sum(one.num_entries),), generator=generator))
+        for one in (make_collection(sinks=(3, 73)), make_collection((37,), seed=2))
+    ]
+    parts[0].read_ids()[5] = -1  # type: ignore[misc]
+    parts.append(Collection((), {}))
+    for words in ([4, 4, -1, 12, 0], [2], [-1], [], [90]):
+        found = match_words(torch.tensor(words, dtype=torch.int64), parts)
+        for match, expected in zip(found, match_naively(words, parts), strict=True):
+            assert torch.allclose(match, expected, atol=1e-5)
+
+
+def test_no_word_of_a_sink_or_of_an_unknown_token_is_matched():
+    part = with_ids(make_collection(sinks=(3,)), torch.arange(sum(LENGTHS)))
+    (match,) = match_words(torch.tensor([3]), [part])
+    assert not match.any()
+    (match,) = match_words(torch.tensor([4]), [part])
+    assert match.nonzero().tolist() == [[0]]
+    assert not match_words(torch.tensor([4]), [make_collection()])[0].any()
+
+
+def test_what_heads_and_words_say_is_added_up_over_all_collections():
+    parts = [make_collection(), make_collection((37,), seed=2)]
+    shares = weigh(parts, list(range(6)))
+    matches = [torch.arange(len(part.first_of_chunk)).float() for part in parts]
+    odds = torch.cat(matches).exp()
+    expected = torch.cat([score_chunks(share) for share in shares])
+    expected += (odds / odds.sum() + 0.001).log()
+    assert torch.allclose(torch.cat(rank_chunks(shares, matches)), expected, atol=1e-5)
+
+
+def test_words_decide_where_heads_are_unsure_and_find_what_heads_do_not():
+    part = make_collection()
+    shares = share_out(part, {10: 0.3, 150: 0.3})
+    match = torch.zeros(len(part.first_of_chunk))
+    match[find_chunk(part, 150)], match[find_chunk(part, 201)] = 9.0, 3.0
+    spans = choose_spans([part], [shares], rank_chunks([shares], [match]), 4, 32)
+    # To the chunk of 201 no head gives anything; to the others neither heads nor words.
+    assert [one.start for one in spans] == [136, 0, 200 - 30]
+    assert [one.score for one in spans] == pytest.approx([0.3, 0.3, 0.0])

@@ -132,8 +132,9 @@ def test_passages_are_quotes_with_their_lines_and_when_they_were_in_sight(path: 
         read_all(memory, lines)
         with memory.record() as sources:
             cache = memory.new_cache()
-            call(model, make_tokens(1, 17, seed=1), cache)
-            for token in make_tokens(1, 31, seed=2)[0]:
+            first, second = make_tokens(1, 207, seed=0), make_tokens(1, 207, seed=1)
+            call(model, second[:, 8:25], cache)
+            for token in torch.cat([first[0, 64:112], second[0, 128:176]]):
                 call(model, token.view(1, 1), cache)
     own = [one for one in sources.passages if one.document is None]
     read = [one for one in sources.passages if one.document is not None]

@@ -343,6 +343,7 @@ class Remembering:
             passages = find_passages(
                 {layer: queries[0] for layer, queries in asked.items()},
                 {layer: opened.open_heads[layer].places for layer in asked},
+                prompt[0].cpu(),
                 opened.collection,
                 opened.library,
                 OwnText(torch.zeros(0, dtype=torch.int64), 0, Collection((), {})),

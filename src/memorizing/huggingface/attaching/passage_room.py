@@ -22,8 +22,11 @@ from torch import Tensor
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
+    LAST_WORDS,
     Collection,
     choose_spans,
+    match_words,
+    rank_chunks,
     weigh_chunks,
 )
 from memorizing.memory import Memory
@@ -88,6 +91,14 @@ class Library(Protocol):
 
         Raises:
             MemoryFolderError: its text was not kept.
+        """
+        ...
+
+    def read_ids(self) -> Tensor:
+        """The tokens (n,) int64 of the entries of all documents; -1 where no text was kept.
+
+        Raises:
+            MemoryFolderError: a text became other tokens than were read.
         """
         ...
 
@@ -190,7 +201,8 @@ def collect_own(
         for layer, memory in memories.items()
         if end > first
     }
-    return OwnText(ids, first, Collection((end - first,) if layers else (), layers))
+    lengths = (end - first,) if layers else ()
+    return OwnText(ids, first, Collection(lengths, layers, lambda: ids[first:end]))
 
 
 def _take_slots(ring: Tensor, first: int, end: int) -> Tensor:
@@ -205,20 +217,33 @@ def _take_slots(ring: Tensor, first: int, end: int) -> Tensor:
 def find_passages(
     queries: Mapping[int, Tensor],
     places: Mapping[int, Tensor],
+    ids: Tensor,
     base: Collection,
     library: Library | None,
     own: OwnText,
     settings: MemorySettings,
 ) -> tuple[Passage, ...]:
-    """The best passages of one row, best one first; see `weigh_chunks` and `choose_spans`.
+    """The best passages of one row, best one first.
+
+    Args:
+        queries: see `weigh_chunks`.
+        places: see `weigh_chunks`.
+        ids: (n,) of the tokens of the row's text, of which the last ones are looked for.
+        base: documents that were read before.
+        library: of these documents; None where there are none.
+        own: what the row has read itself.
+        settings: how many passages, how long.
 
     Raises:
-        MemoryFolderError: the text of a document that is found was not kept.
+        MemoryFolderError: the text of a document was not kept, or became other tokens.
     """
     collections = [base, own.collection]
     shares = weigh_chunks(queries, places, collections, settings.num_neighbors)
+    scores = rank_chunks(shares, match_words(ids[-LAST_WORDS:], collections))
     found = []
-    for span in choose_spans(collections, shares, settings.num_passages, settings.passage_len):
+    for span in choose_spans(
+        collections, shares, scores, settings.num_passages, settings.passage_len
+    ):
         part = collections[span.collection]
         first, last = part.first_entries[span.document : span.document + 2]
         start, end, chunk = span.start - first, span.end - first, span.chunk - first
@@ -226,12 +251,12 @@ def find_passages(
         if span.collection:
             name, entries, kept = None, None, None
             numbers = torch.arange(own.first, own.first + last)
-            ids = own.ids[numbers]
+            tokens = own.ids[numbers]
         else:
             assert library is not None
             name = library.names[span.document]
             entries = range(span.chunk, min(last, span.chunk + CHUNK_LEN))
-            numbers, ids = library.read_tokens(span.document)
+            numbers, tokens = library.read_tokens(span.document)
             kept = library.find_kept(span.document, chosen)
         found.append(
             Passage(
@@ -243,7 +268,7 @@ def find_passages(
                 # A text that is being read goes on behind what is found of it now.
                 is_at_end=span.end == last and not span.collection,
                 entries=entries,
-                ids=ids[chosen],
+                ids=tokens[chosen],
                 kept=kept,
             )
         )

@@ -1,15 +1,20 @@
 """Passages: contiguous stretches of what was read, found by a few heads, for all layers to read.
 
 A chunk is given a share of attention by every one of a text's last queries, if all entries that
-were ever read stood at one distance; and its score is what these queries say together:
+were ever read stood at one distance; and its score is what these queries say together, and the
+words of the text's last tokens:
 
     share(t, c) = mean over layers, heads h of  sum_{e in c} softmax_e(s_h q_ht . k_he)
     score(c) = mean over queries t of  log(share(t, c) + 0.001)
+               + log(softmax_c(bm25(c)) + 0.001)
+    bm25(c) = sum over different tokens w of  log(1 + (C - df_w + 0.5) / (df_w + 0.5))
+                                              * 2.2 tf_wc / (tf_wc + 1.2)
 
 (Wu et al. 2024, "retrieval heads"; QRRetriever, 2025, sums the shares: there one query that is sure
-of a wrong place outweighs fifteen that point to the right one.) The softmax is over all entries of
-all documents, but for sinks; of blocks that an index searches, over the k nearest to each query.
-Passages lie around the best chunks.
+of a wrong place outweighs fifteen that point to the right one. Robertson & Zaragoza 2009, BM25,
+which estimates logarithms of odds; chunks are equally long.) Where heads are unsure, words decide,
+and the other way round. The softmax is over all entries of all documents, but for sinks; of blocks
+that an index searches, over the k nearest to each query. Passages lie around the best chunks.
 
 Keys are read once, a tile at a time, as in the online softmax (Milakov & Gimelshein 2018): the logs
 of the sums over chunks are kept, and divided by the total when that is known.
@@ -21,8 +26,8 @@ chunks, F heads of queries that find, D head_dim, k neighbors.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
@@ -38,10 +43,14 @@ CHUNK_LEN = 32
 """Entries that are scored together."""
 LAST = 16
 """Queries that find: those of the last tokens."""
+LAST_WORDS = 64
+"""Tokens whose words find: the last ones."""
 _TILE = 256
 """Chunks that are scored at a time: keys in fp32 and scores of so many stay in a core's cache."""
 _LEAST_SHARE = 1e-3
 """What a query says of a chunk that it gives nothing."""
+_SATURATION = 1.2
+"""BM25's k1: how little a word counts that comes again."""
 _SINK = 0.35
 """Values shorter than this share of the median are sinks: first tokens of a text, and those that
 end one. Every query gives them weight, and they say nothing (Xiao et al. 2023)."""
@@ -55,6 +64,8 @@ class Collection:
     """Per document."""
     layers: Mapping[int, FrozenMemory]
     """Per layer that finds, the entries. No document goes over the end of a block."""
+    read_ids: Callable[[], Tensor] | None = field(default=None, compare=False)
+    """Gives the tokens (n,) of all entries, -1 where one is not known; None knows none."""
 
     @cached_property
     def first_entries(self) -> list[int]:
@@ -82,6 +93,18 @@ class Collection:
                 norms += [tile.float().norm(dim=-1).mean(0).cpu() for tile in tiles]
         length = torch.cat(norms)
         return length < _SINK * length.median() if len(length) else length.bool()
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """(n,) int32 on the CPU: the token of every entry; -1 of a sink, or where it is not known.
+
+        Raises:
+            MemoryFolderError: a text became other tokens than were read.
+        """
+        if self.read_ids is None:
+            return torch.full((self.first_entries[-1],), -1, dtype=torch.int32)
+        ids = self.read_ids().int()
+        return ids.masked_fill(self.is_sink, -1) if self.layers else ids
 
     def find_document(self, entry: int) -> int:
         """The number of the document of an entry."""
@@ -205,6 +228,51 @@ def score_chunks(shares: Tensor) -> Tensor:
     return (shares + _LEAST_SHARE).log().mean(-2)
 
 
+def match_words(words: Tensor, collections: Sequence[Collection]) -> list[Tensor]:
+    """BM25 (c,) fp32 of the chunks of each collection.
+
+    Nothing is indexed: a text that is written is a collection too, and is another one every time.
+
+    Args:
+        words: (w,) ids of tokens; those below 0 are none.
+        collections: chunks of all are counted together.
+    """
+    wanted = words[words >= 0].unique()
+    counts = [_count_words(wanted, part) for part in collections]
+    holding = torch.stack([(count > 0).sum(0) for count in counts]).sum(0)
+    rarity = torch.log1p((sum(map(len, counts)) - holding + 0.5) / (holding + 0.5))
+    return [count * (_SATURATION + 1) / (count + _SATURATION) @ rarity for count in counts]
+
+
+def _count_words(wanted: Tensor, part: Collection) -> Tensor:
+    """How often (c, W) fp32 every chunk has every one of different words (W,)."""
+    shape = len(part.first_of_chunk), len(wanted)
+    if not shape[0] or not shape[1]:
+        return torch.zeros(shape)
+    # The last place is that of -1.
+    column = torch.full((2 + max(int(wanted.max()), int(part.ids.max())),), -1)
+    column[wanted] = torch.arange(shape[1])
+    columns = column[part.ids]
+    entries = (columns >= 0).nonzero().flatten()
+    cells = part.find_chunks(entries) * shape[1] + columns[entries]
+    return cells.bincount(minlength=shape[0] * shape[1]).view(shape).float()
+
+
+def rank_chunks(shares: Sequence[Tensor], matches: Sequence[Tensor]) -> list[Tensor]:
+    """Scores (c,) of the chunks of each collection; -inf where neither heads nor words say a thing.
+
+    Args:
+        shares: of attention (T, c), per collection.
+        matches: BM25 (c,), per collection.
+    """
+    told = torch.cat(list(matches)).softmax(0).add(_LEAST_SHARE).log()
+    parts = told.split([len(match) for match in matches])
+    return [
+        (score_chunks(share) + said).masked_fill((share == 0).all(0) & (match == 0), -torch.inf)
+        for share, match, said in zip(shares, matches, parts, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Span:
     """Entries of one collection that make a passage."""
@@ -223,6 +291,7 @@ class Span:
 def choose_spans(
     collections: Sequence[Collection],
     shares: Sequence[Tensor],
+    scores: Sequence[Tensor],
     num_passages: int,
     passage_len: int,
 ) -> list[Span]:
@@ -230,35 +299,31 @@ def choose_spans(
 
     Args:
         collections: what they are chosen from.
-        shares: per collection, those of its chunks (T, chunks).
+        shares: per collection, those of its chunks (T, c).
+        scores: per collection, those of its chunks (c,); -inf is never chosen.
         num_passages: at most.
         passage_len: entries of each, at most: half of them before the middle of the chunk.
     """
     candidates: list[tuple[float, int, int, float]] = []
-    for number, (part, share) in enumerate(zip(collections, shares, strict=True)):
-        if not share.numel():
-            continue
-        scores = score_chunks(share)
+    for number, part in enumerate(collections):
         # A passage overlaps at most so many chunks besides its own.
         most = num_passages * (2 * (passage_len // CHUNK_LEN) + 3)
-        best = scores.topk(min(most, len(scores)))
-        first, mean = part.first_of_chunk[best.indices], share.mean(0)[best.indices]
-        numbers = [number] * len(first)
-        candidates += zip(best.values.tolist(), numbers, first.tolist(), mean.tolist(), strict=True)
+        best = scores[number].topk(min(most, len(scores[number])))
+        first = part.first_of_chunk[best.indices].tolist()
+        mean = shares[number][:, best.indices].mean(0).tolist()
+        candidates += zip(best.values.tolist(), [number] * len(first), first, mean, strict=True)
     chosen: list[Span] = []
-    for _, number, chunk, score in sorted(candidates, reverse=True):
+    for value, number, chunk, share in sorted(candidates, reverse=True):
+        if len(chosen) == num_passages or value == -torch.inf:
+            break
         part = collections[number]
         document = part.find_document(chunk)
         first, last = part.first_entries[document], part.first_entries[document + 1]
         start = max(first, min(chunk + CHUNK_LEN // 2 - passage_len // 2, last - passage_len))
         end = min(last, start + passage_len)
-        span = Span(number, document, start, end, chunk, score)
-        is_new = all(
+        if all(
             number != other.collection or end <= other.start or other.end <= start
             for other in chosen
-        )
-        if score > 0 and is_new:
-            chosen.append(span)
-        if len(chosen) == num_passages:
-            break
+        ):
+            chosen.append(Span(number, document, start, end, chunk, share))
     return chosen

@@ -53,13 +53,19 @@ class Reader(Calls):
         text.next_search = given.num_columns - 1 + settings.search_every
         queries, valid = text.queries, text.queries_valid
         is_new = given.num_tokens > 1 or not queries
+        ids = [text.list_ids(row) for row in range(given.num_rows)]
         if mode.looks_ahead and is_new and not step.needs_graph:
             asking = cache if given.start else self.make_cache()
             queries = self.ask(**{**kwargs, **self.pass_cache(asking)})
             valid = step.valid[:, -LAST:]
+            if step.ids is not None:
+                ids = [
+                    torch.cat([before, given_ids[is_there].cpu().long()])
+                    for before, given_ids, is_there in zip(ids, step.ids, step.valid, strict=True)
+                ]
         if not queries or valid is None:
             return
-        found = self._choose(step, queries, valid)
+        found = self._choose(step, queries, valid, ids)
         # Weights that are trained make something else of the same passages at every call.
         last = None if step.needs_graph else text.room
         before = [()] * given.num_rows if last is None else last.passages
@@ -93,9 +99,13 @@ class Reader(Calls):
         return asked
 
     def _choose(
-        self, step: Step, queries: Mapping[int, Tensor], valid: Tensor
+        self,
+        step: Step,
+        queries: Mapping[int, Tensor],
+        valid: Tensor,
+        ids: Sequence[Tensor],
     ) -> list[tuple[Passage, ...]]:
-        """The best passages of every row."""
+        """The best passages of every row, whose texts so far are `ids`."""
         text, settings, control = step.text, self.settings, step.mode.control
         opened = self.opened
         assert opened is not None
@@ -118,7 +128,9 @@ class Reader(Calls):
             }
             is_any = bool(asking.any()) and bool(base.num_entries or own.collection.num_entries)
             found.append(
-                find_passages(asked, places, base, opened.library, own, settings) if is_any else ()
+                find_passages(asked, places, ids[donor], base, opened.library, own, settings)
+                if is_any
+                else ()
             )
         if control is not None and control.shuffle_values:
             found = [tuple(_shuffle(one, control.seed) for one in row) for row in found]

@@ -79,9 +79,9 @@ class OpenMemory:
     @cached_property
     def collection(self) -> Collection:
         """What passages are found among."""
-        return Collection(
-            () if self.library is None else tuple(self.library.num_entries), self.base
-        )
+        if self.library is None:
+            return Collection((), self.base)
+        return Collection(tuple(self.library.num_entries), self.base, self.library.read_ids)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,15 @@ class KeptTexts:
             self._tokens[document] = (places, ids[places])
         return self._tokens[document]
 
+    def read_ids(self) -> Tensor:
+        """(n,) int64: the tokens of the entries of all documents.
+
+        Raises:
+            MemoryFolderError: a text became other tokens than were read.
+        """
+        ids = (self.read_tokens(document)[1] for document in range(len(self._documents)))
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *ids])
+
     def find_kept(self, document: int, numbers: Tensor) -> None:
         """Nothing: passages are read again."""
 
@@ -69,18 +78,32 @@ class KeptTexts:
 class KeptEntries:
     """Entries of all layers that a store keeps, as they are when it is made."""
 
-    def __init__(self, store: RamStore | FolderStore) -> None:
-        """Take the documents that are there now."""
+    def __init__(self, store: RamStore | FolderStore, tokenizer: Any) -> None:
+        """Take the documents that are there now.
+
+        Without all of their texts, or a tokenizer, no words find them.
+
+        Raises:
+            MemoryFolderError: another tokenizer than theirs.
+        """
         self._store = store
         self._documents = store.documents
         self.names: Sequence[str] = [document.name for document in self._documents]
         self.num_entries: Sequence[int] = [one.num_entries for one in self._documents]
         self._read = store.open_entries()
+        has_texts = all(map(store.has_text, store.documents))
+        self._texts = KeptTexts(store, tokenizer) if has_texts and tokenizer is not None else None
 
     def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
         """Of the entries of a document, their places (n,) in it, and -1 for each of them."""
         places = self._store.list_places(self._documents[document])
         return places, torch.full_like(places, -1)
+
+    def read_ids(self) -> Tensor:
+        """As of `KeptTexts`; -1 without texts."""
+        if self._texts is not None:
+            return self._texts.read_ids()
+        return torch.full((sum(self.num_entries),), -1)
 
     def find_kept(self, document: int, numbers: Tensor) -> KeptPassage:
         """What gives keys and values of entries (n,) of a document, counted from its first."""

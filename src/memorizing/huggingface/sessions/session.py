@@ -143,7 +143,7 @@ class MemorySession:
         attachment = self._attachment
         library = None
         if attachment.settings.keep == "entries":
-            library = KeptEntries(self._store)
+            library = KeptEntries(self._store, self._tokenizer)
         elif attachment.settings.finds_passages:
             library = KeptTexts(self._store, self._tokenizer)
         return self._store.open_layers(attachment.devices, attachment.open_heads), library
@@ -332,8 +332,9 @@ def open_memory(
         path: folder that holds a memory, or where one is made at the first `read`; None keeps what
             is read only as long as the session lives, unless `save` is called.
         keep_text: also keep the texts of documents read from now on, for `Sources` and reports.
-            Where passages are read from texts they always are.
-        tokenizer: of the model, where passages are read from texts in a folder; `read` gives one.
+            Where passages are read they always are.
+        tokenizer: of the model, where passages are read from a folder: words find them too. `read`
+            gives one. Without it, passages that are kept as entries are found by heads alone.
         documents: patterns of names; only documents that one of them matches are searched, as if
             the folder had no others, and nothing is read or forgotten. A pattern is a name, or one
             of `fnmatch` for whole names, in which case counts: `*` is any characters, slashes too,
@@ -379,7 +380,7 @@ def open_memory(
             remove_memory(model)
         raise
     settings = attachment.settings
-    keep_text = keep_text or (settings.finds_passages and settings.keep == "text")
+    keep_text = keep_text or settings.finds_passages
     return MemorySession(attachment, store, keep_text=keep_text, tokenizer=tokenizer)
 
 
