@@ -25,7 +25,7 @@ def main(name: str, folder: str, question: str) -> None:
     memory_folder = path.with_name(f"{path.name}.memory")
     if not memory_folder.exists():
         memorizing.add_memory(model)  # else the folder says which layers read it
-    with memorizing.open_memory(model, memory_folder, keep_text=True) as memory:
+    with memorizing.open_memory(model, memory_folder, tokenizer=tokenizer) as memory:
         report = memory.read(tokenizer, files.documents())
         print(f"read {report.num_documents} files, {report.num_tokens} tokens", file=sys.stderr)
 
@@ -43,8 +43,10 @@ def main(name: str, folder: str, question: str) -> None:
                 do_sample=False,
                 streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
             )
-        for document, share in sources.list()[:5]:
-            print(f"{share:6.1%} of what was retrieved: {document}", file=sys.stderr)
+        for one in sources.passages:
+            if one.document is not None:  # else it is the text itself
+                lines = f"lines {one.first_line} to {one.last_line}"
+                print(f"it read {one.document}, {lines}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def main(name: str, folder: str, num_steps: int, layer: int | None) -> None:
     model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
     window = min(512, model.config.max_position_embeddings // 2)
     layers = None if layer is None else [layer]
-    memorizing.add_memory(model, layers, window=window, capacity=8192)
+    memorizing.add_memory(model, layers, window=window, capacity=8192, read="entries")
     settings = memorizing.FinetuneSettings(
         train="lora", steps=num_steps, rows=2, lora_rank=8, evaluate_every=0
     )

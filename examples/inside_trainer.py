@@ -108,7 +108,7 @@ def main(name: str, folder: str, num_steps: int) -> None:
     documents = tokenize_documents(memorizing.load_corpus(config).documents(), tokenizer)
     model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
     window = min(512, model.config.max_position_embeddings // 2)
-    memorizing.add_memory(model, window=window, capacity=8192)
+    memorizing.add_memory(model, window=window, capacity=8192, read="entries")
     loader = SegmentLoader(documents, 2, window, tokenizer.start_token, seed=0, repeat=True)
     losses = train(model, loader, num_steps, 1e-4, "runs/inside_trainer")
     for step, loss in enumerate(losses, 1):

@@ -332,7 +332,7 @@ def write_adapter(folder: Path, strength: float) -> None:
     import memorizing
 
     model = AutoModelForCausalLM.from_pretrained(find_llama(folder), trust_remote_code=False)
-    memorizing.add_memory(model, layers=[1], window=17)
+    memorizing.add_memory(model, layers=[1], window=17, read="entries")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".memory." in name:

@@ -133,7 +133,7 @@ def train(tokenizer: PreTrainedTokenizerBase, adapter: Path, options: argparse.N
     """Finetune the base model, and save what was learned."""
     model, own_tokenizer = load_smollm(options.model, options.device)
     capacity = max(TRAIN_SEGMENTS) * SEGMENT_LEN
-    add_memory(model, layers=[LAYER], window=SEGMENT_LEN, capacity=capacity)
+    add_memory(model, layers=[LAYER], window=SEGMENT_LEN, capacity=capacity, read="entries")
     attachment = get_attachment(model)
     settings = make_settings(options)
     torch.manual_seed(settings.seed)

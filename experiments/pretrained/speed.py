@@ -70,7 +70,7 @@ def main() -> None:
     tokens = torch.tensor(tokenizer.encode(inspect.getsource(argparse)))
     segment = tokens[NUM_REAL : NUM_REAL + SEGMENT].to(model.device)
     layers = sorted({*options.layers, *chosen})
-    memorizing.add_memory(model, layers)
+    memorizing.add_memory(model, layers, read="entries")
     pieces = list(read_tokens(get_attachment(model), tokens[: NUM_REAL + 4]))
     entries = make_entries(pieces, model.device)
     memorizing.remove_memory(model)
@@ -111,7 +111,7 @@ def main() -> None:
 def add_heads(model: Any, heads: Heads) -> None:
     """Give the model a memory in these layers. In place."""
     chosen = {layer: one for layer, one in heads.items() if one}
-    memorizing.add_memory(model, list(heads), heads=chosen)
+    memorizing.add_memory(model, list(heads), heads=chosen, read="entries")
 
 
 def mark(model: Any) -> float:

@@ -163,7 +163,7 @@ def find_heads(
         documents = load_documents(family, "validation", tokenizer, corpora=corpora)
         document = next(d for d in documents if d.name == CALIBRATED_ON[family])
         tokens = [tokenizer.start_token, *document.tokens[:CALIBRATION_TOKENS].tolist()]
-        chosen = calibrate(model, tokens, max_layers=max_layers, search=search)
+        chosen = calibrate(model, tokens, read="entries", max_layers=max_layers, search=search)
         write_json(
             path,
             {
@@ -192,6 +192,7 @@ def restore_calibration(values: dict[str, Any]) -> EntryCalibration:
     """What `find_heads` gave, to be added to a model."""
     heads = {int(layer): tuple(heads) for layer, heads in values["heads"].items()}
     settings = {key: values[key] for key in ("window", "search", "bias") if key in values}
+    settings["read"] = "entries"
     return EntryCalibration(
         heads,
         tuple(values["candidates"]),

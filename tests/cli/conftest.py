@@ -100,7 +100,7 @@ def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("models") / "other", seed=1)
 
 
-MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32")
+MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32", "--set", "read=entries")
 """How the tests' memories are made."""
 
 

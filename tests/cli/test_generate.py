@@ -31,7 +31,7 @@ def generate_by_library(llama: Path, memory: Path | None, num_tokens: int) -> st
     inputs = tokenizer(PROMPT, return_tensors="pt")
     words = {"max_new_tokens": num_tokens, "do_sample": False, "pad_token_id": 0}
     if memory is None:
-        add_memory(model, [1], window=17)
+        add_memory(model, [1], window=17, read="entries")
         tokens = model.generate(**inputs, **words)
     else:
         with open_memory(model, memory):
@@ -329,7 +329,7 @@ def test_an_adapter_is_read_and_generated_with(run, llama, notes, tmp_path):
     from memorizing.huggingface.attaching.attachment import get_attachment
     from memorizing.huggingface.learning.adapter import save_adapter
 
-    model = add_memory(AutoModelForCausalLM.from_pretrained(llama), [1], window=17)
+    model = add_memory(AutoModelForCausalLM.from_pretrained(llama), [1], window=17, read="entries")
     with torch.no_grad():
         get_attachment(model).layers[1].bias += 1.5
     adapter, memory = tmp_path / "adapter", tmp_path / "adapted.memory"

@@ -10,7 +10,7 @@ import pytest
 from memorizing.memory.disk import MemoryFolder
 from tests.memory.disk.examples import make_folder
 
-MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32")
+MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32", "--set", "read=entries")
 NAMES = ["alpha.txt", "beta.txt", "delta.txt", "epsilon.txt", "gamma.txt"]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from memorizing.memory.disk import MemoryFolder
 
-MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32")
+MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32", "--set", "read=entries")
 FP32 = ("--precision", "fp32")
 NUM_SINKS = 4
 
@@ -95,7 +95,7 @@ def test_the_memory_is_what_the_library_reads(run, memory, llama, notes):
 
     from memorizing import add_memory, open_memory
 
-    model = add_memory(AutoModelForCausalLM.from_pretrained(llama), [1], window=17)
+    model = add_memory(AutoModelForCausalLM.from_pretrained(llama), [1], window=17, read="entries")
     documents = [(path.name, path.read_text()) for path in sorted(notes.iterdir())]
     copy = memory.with_name("library.memory")
     with open_memory(model, copy) as session:

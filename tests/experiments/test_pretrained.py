@@ -338,7 +338,7 @@ def test_without_memory_nothing_out_of_reach_of_all_layers_matters(scripts, num_
     model = make_model(VOCAB_SIZE, max_position_embeddings=65)
     tokens = random.Random(num_tokens).choices(range(VOCAB_SIZE), k=num_tokens)
     sample = scripts.passkey.PasskeySample(tokens, [0] * 5, "", 0.0, 0, "")
-    add_memory(model, [1], window=13, num_sinks=2, num_neighbors=7, capacity=64)
+    add_memory(model, [1], read="entries", window=13, num_sinks=2, num_neighbors=7, capacity=64)
     shown = []
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: shown.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -353,7 +353,7 @@ def test_without_memory_nothing_out_of_reach_of_all_layers_matters(scripts, num_
 def test_a_model_is_asked_for_what_only_its_memory_holds(scripts, tokenizer, sentences):
     module = scripts.passkey_test
     model = make_model(307)
-    add_memory(model, [1], window=83, num_sinks=2, num_neighbors=7, capacity=64, bias=20.0)
+    add_memory(model, [1], read="entries", window=83, num_sinks=2, num_neighbors=7, capacity=64, bias=20.0)
     samples = [
         scripts.passkey.make_sample(tokenizer, 307, 0.0, "s", sentences=sentences),
         scripts.passkey.make_sample(tokenizer, 307, 0.0, "t", sentences=sentences),
@@ -367,7 +367,7 @@ def test_a_model_is_asked_for_what_only_its_memory_holds(scripts, tokenizer, sen
 
 def test_a_key_that_the_prompt_shows_is_not_asked_for(scripts, model, tokenizer, sentences):
     sample = scripts.passkey.make_sample(tokenizer, 211, 1.0, "s", sentences=sentences)
-    add_memory(model, [1], window=83, num_sinks=2, num_neighbors=7, capacity=64)
+    add_memory(model, [1], read="entries", window=83, num_sinks=2, num_neighbors=7, capacity=64)
     try:
         with pytest.raises(ConfigError, match="no memory is needed to see it"):
             scripts.passkey_test.read_and_ask(model, tokenizer, START_TOKEN, sample)

@@ -138,6 +138,7 @@ def give_memory(model: Any, **settings: Any) -> Attachment:
             "num_neighbors": NUM_NEIGHBORS,
             "capacity": CAPACITY,
             "dtype": "float32",
+            "read": "entries",
         }
         | settings,
     )

@@ -414,7 +414,7 @@ def test_a_folder_that_is_replaced_added_to_or_removed_is_followed(model_folder,
         assert list_documents() == set(NOTES)
         # Another process adds to it.
         model, tokenizer = loaded
-        add_memory(model, layers=[1], window=17)
+        add_memory(model, layers=[1], window=17, read="entries")
         with open_memory(model, folder, keep_text=True) as memory:
             memory.read(tokenizer, OTHERS, progress=False)
             assert list_documents() == {*NOTES, *OTHERS}
@@ -437,7 +437,7 @@ def test_a_folder_that_is_replaced_added_to_or_removed_is_followed(model_folder,
 
 def test_memories_that_one_model_would_not_read_alike_are_refused(model_folder, notes, tmp_path):
     model, tokenizer = load_tiny(model_folder)
-    add_memory(model, layers=[1], window=19)
+    add_memory(model, layers=[1], window=19, read="entries")
     with open_memory(model, tmp_path / "wide") as memory:
         memory.read(tokenizer, OTHERS, progress=False)
     from memorizing.errors import MemoryFolderError

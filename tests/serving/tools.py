@@ -92,7 +92,7 @@ def generate(loaded: tuple[Any, Any], prompt: str, count: int, memory: Path | No
 
 def write_memory(model_folder: Path, folder: Path, documents: dict[str, str]) -> Path:
     model, tokenizer = load_tiny(model_folder)
-    add_memory(model, layers=[1], window=17)
+    add_memory(model, layers=[1], window=17, read="entries")
     with open_memory(model, folder, keep_text=True) as memory:
         memory.read(tokenizer, documents, progress=False)
     return folder

@@ -36,7 +36,7 @@ examples:
   memorizing evaluate runs/small --corpus files:books --max-tokens 100000
   memorizing evaluate runs/small --capacity 65536 --index faiss_hnsw
   memorizing evaluate MODEL --corpus files:books --controls
-  memorizing evaluate MODEL --corpus files:books --heads 18:6,7 --set read=passages \\
+  memorizing evaluate MODEL --corpus files:books --heads 18:6,7 --controls \\
       --retrieval bm25 --stride 16 --max-tokens 4096
 """
 
@@ -98,7 +98,7 @@ def run(
         int | None, option("N", "MODEL: tokens of local attention. Default: 512.", min=1)
     ] = None,
     settings: Annotated[
-        list[str] | None, set_option("MODEL: a setting of the memory, as read=passages.")
+        list[str] | None, set_option("MODEL: a setting of the memory, as read=entries.")
     ] = None,
     adapter: AdapterOption = None,
     retrieval: Annotated[

@@ -128,7 +128,7 @@ def run(
         "seed": seed,
         **tables["finetune"],
     }
-    memory = {"window": window, "capacity": capacity, **tables["memory"]}
+    memory = {"window": window, "capacity": capacity, "read": "entries", **tables["memory"]}
     prepare_files(json_file)
 
     from memorizing.config import DataConfig
@@ -177,10 +177,10 @@ def run(
 
 def restore_memory(model: Any, run_dir: Path) -> None:
     """Give a model the memory that a run began with. In place."""
-    from memorizing.huggingface import add_memory
+    from memorizing.huggingface import MemorySettings, add_memory
     from memorizing.huggingface.attaching.attachment import get_attachment, parse_heads
     from memorizing.training.finetuning.run import read_description
 
     description = read_description(run_dir)
-    add_memory(model, **description["memory"])
+    add_memory(model, **MemorySettings.from_dict(description["memory"]).to_dict())
     get_attachment(model).load_heads(parse_heads(description["heads"]), str(run_dir))

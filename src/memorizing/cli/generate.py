@@ -114,7 +114,7 @@ def run(
     if adapter is not None:
         load_adapter(loaded, adapter)
     elif memory is None:
-        add_memory(loaded, window=window or choose_window(loaded))
+        add_memory(loaded, window=window or choose_window(loaded), read="entries")
     if memory is not None:
         names = documents and list(map(clean_name, documents))
         session = open_memory(loaded, memory, tokenizer=tokenizer, documents=names)

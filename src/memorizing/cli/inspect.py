@@ -196,7 +196,7 @@ def inspect_pretrained(
     if adapter is not None:
         load_adapter(loaded, adapter)
     elif memory is None:
-        add_memory(loaded, window=choose_window(loaded))
+        add_memory(loaded, window=choose_window(loaded), read="entries")
     session = None if memory is None else open_memory(loaded, memory, tokenizer=tokenizer)
     with show_progress("reading") as progress, session or nullcontext():
         return inspect_model(

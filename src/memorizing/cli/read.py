@@ -43,9 +43,8 @@ examples:
   memorizing read runs/smollm2 src docs README.md --memory repo.memory
   memorizing read runs/smollm2 src --memory repo.memory --update
   memorizing read runs/smollm2 proofs --memory proofs.memory --calibrate
-  memorizing read runs/smollm2 src --memory repo.passages --set read=passages --calibrate
-  memorizing read runs/smollm2 src --memory repo.passages --set read=passages --heads 18:6,7
-  memorizing read runs/smollm2 'books/**/*.txt' --memory books.memory --layers 20 --keep-text
+  memorizing read runs/smollm2 src --memory repo.memory --set read=entries --heads 20:1,5
+  memorizing read runs/smollm2 'books/**/*.txt' --memory books.memory --layers 20
   memorizing read runs/smollm2 . --memory repo.memory --exclude node_modules --exclude '*.min.js'
   git log | memorizing read runs/smollm2 - --name history --memory repo.memory
 """
@@ -81,7 +80,7 @@ def run(
         list[str] | None, set_option("Another setting of the memory, as num_neighbors=64.")
     ] = None,
     keep_text: Annotated[
-        bool, flag("Also keep the texts, for `generate --sources` and reports.", "--keep-text")
+        bool, flag("Where entries are read: also keep the texts, to show sources.", "--keep-text")
     ] = False,
     update: Annotated[
         bool, flag("Read documents that have changed again, in their place.", "--update")

@@ -34,6 +34,7 @@ from tests.huggingface.tools import (
 PROMPT = make_tokens(2, 41, seed=11)
 SETTINGS: dict[str, Any] = {
     "layers": [LAYER],
+    "read": "entries",
     "window": WINDOW,
     "segment_len": SEGMENT_LEN,
     "num_sinks": NUM_SINKS,

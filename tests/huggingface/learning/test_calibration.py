@@ -43,7 +43,14 @@ def tokens():
     return torch.cat([phrase, torch.randint(53, (19,), generator=generator), phrase, phrase])
 
 
-SETTINGS = {"window": 13, "num_neighbors": 5, "capacity": 101, "dtype": "float32", "num_sinks": 2}
+SETTINGS = {
+    "read": "entries",
+    "window": 13,
+    "num_neighbors": 5,
+    "capacity": 101,
+    "dtype": "float32",
+    "num_sinks": 2,
+}
 
 
 def test_slopes_are_the_change_of_the_loss_with_a_heads_strength(model, tokens):

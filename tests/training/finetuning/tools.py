@@ -28,6 +28,7 @@ WINDOW = 11
 LAYER = 1
 MEMORY = {
     "layers": [LAYER],
+    "read": "entries",
     "window": WINDOW,
     "segment_len": SEGMENT_LEN,
     "num_sinks": 2,

@@ -371,7 +371,7 @@ class Arm:
 
 @contextmanager
 def _remember(setup: Setup, package: Package, settings: Mapping[str, Any]) -> Iterator[Reader]:
-    kind = f"{settings.get('read', 'entries')}-{settings.get('keep', 'text')}"
+    kind = f"{settings['read']}-{settings.get('keep', 'text')}"
     path = setup.folder / f"{kind}-{hash_name(package.name):x}"
     if settings.get("read") == "passages":
         path = setup.memories.get(package.name, path)
@@ -403,8 +403,8 @@ def _whole(setup: Setup, package: Package) -> Any:
 
 
 def _entries(setup: Setup, package: Package) -> Any:
-    """The memory as it is by default, with the window of the other."""
-    return _remember(setup, package, {"window": setup.settings.window})
+    """The paper's way, in the default layer, with the window of the other."""
+    return _remember(setup, package, {"window": setup.settings.window, "read": "entries"})
 
 
 def _passages(num_passages: int | None = None, **changes: Any) -> Callable[[Setup, Package], Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -355,6 +356,8 @@ def add_memory(
         distance=window if distance is None else distance,
         **settings,
     )
+    if "num_passages" not in settings and parsed.finds_passages:
+        parsed = replace(parsed, num_passages=count_passages(decoder, parsed))
     shapes = {decoder.shapes[layer] for layer in chosen}
     require(len(shapes) == 1, "layers", list(chosen), "layers with equally many and long heads")
     if parsed.keep == "entries":
@@ -369,6 +372,14 @@ def add_memory(
         attachment.remove()
         raise
     return model
+
+
+def count_passages(decoder: Decoder, settings: MemorySettings) -> int:
+    """As many as settings say, or fewer, to leave a model the positions that its window needs."""
+    segment_len = settings.segment_len
+    needed = segment_len * max(2, -(-settings.window // segment_len))
+    most = (decoder.max_positions - needed - 1) // settings.passage_len - settings.num_again
+    return min(settings.num_passages, max(1, most))
 
 
 def remove_memory(model: Any) -> Any:

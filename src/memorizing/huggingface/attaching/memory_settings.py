@@ -62,13 +62,14 @@ class MemorySettings:
     """Of what is stored while a text is read."""
     index: str = "exact"
     """What searches the memory, as `memorizing info indexes` lists them."""
-    read: Literal["entries", "passages", "both"] = "entries"
-    """What is read of a memory. `entries`: the heads that read it mix single entries into their
-    layer (the paper's way). `passages`: these heads find contiguous passages, which every layer
-    reads in front of the text; see `attaching/passage_room.py`. `both`: they do the one and the
-    other."""
+    read: Literal["passages", "entries", "both"] = "passages"
+    """What is read of a memory. `passages`: the heads that read it, and the words of the text, find
+    contiguous passages, which every layer reads in front of the text; see
+    `attaching/passage_room.py`. `entries`: these heads mix single entries into their layer (the
+    paper's way). `both`: they do the one and the other."""
     num_passages: int = 4
-    """Passages that are read at a time, at most."""
+    """Passages that are read at a time, at most; `add_memory` takes fewer by default, where the
+    model has no positions for so many."""
     passage_len: int = 128
     """Entries of a passage, at most."""
     best_readings: int = 2
@@ -138,16 +139,16 @@ class MemorySettings:
         if self.keep == "text":
             del values["keep"]
         if self.read == "entries":
-            for name in ("read", "num_passages", "passage_len", "best_readings", "search_every"):
+            for name in ("num_passages", "passage_len", "best_readings", "search_every"):
                 del values[name]
         return values
 
     @classmethod
     def from_dict(cls, values: Any) -> MemorySettings:
-        """What `to_dict` gave.
+        """What `to_dict` gave; one that does not say what is read is of the time of entries.
 
         Raises:
             ConfigError: an unknown or missing setting, or one that cannot work.
         """
         require(isinstance(values, dict) and "layers" in values, "memory", values, "has layers")
-        return build_dataclass(cls, values, "memory.")
+        return build_dataclass(cls, {"read": "entries", **values}, "memory.")

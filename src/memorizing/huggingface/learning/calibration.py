@@ -104,17 +104,17 @@ class PassageCalibration(Calibration):
 
 @overload
 def calibrate(
-    model: Any, tokens: Sequence[int] | Tensor, *, read: Literal["passages"], **settings: Any
-) -> PassageCalibration: ...
+    model: Any, tokens: Sequence[int] | Tensor, *, read: Literal["entries"], **settings: Any
+) -> EntryCalibration: ...
 @overload
 def calibrate(
-    model: Any, tokens: Sequence[int] | Tensor, *, read: Literal["entries"] = ..., **settings: Any
-) -> EntryCalibration: ...
+    model: Any, tokens: Sequence[int] | Tensor, *, read: Literal["passages"] = ..., **settings: Any
+) -> PassageCalibration: ...
 def calibrate(
     model: Any,
     tokens: Sequence[int] | Tensor,
     *,
-    read: Literal["entries", "passages"] = "entries",
+    read: Literal["passages", "entries"] = "passages",
     max_layers: int | None = None,
     candidates: Sequence[int] | None = None,
     biases: Sequence[float] | None = None,
@@ -160,12 +160,11 @@ def calibrate(
     # What is found comes in the order of the layers, whatever the order they are named in.
     layers = tuple(sorted(candidates))
     ids = torch.as_tensor(tokens, dtype=torch.int64).flatten()
-    settings = {"window": window, **settings}
+    settings = {"window": window, "read": read, **settings}
     if read == "entries":
         tried = (0.0, 1.0, 2.0) if biases is None else biases
         return _calibrate_entries(model, ids, layers, max_layers, tried, progress, settings)
     require(biases is None, "biases", biases, "None: passages have no gates")
-    settings = {"read": read, **settings}
     return _calibrate_passages(model, ids, layers, max_layers, progress, settings)
 
 
@@ -286,7 +285,7 @@ def add_calibrated_memory(
         ConfigError: there are too few tokens, or no head gains or finds passages.
     """
     num_tokens = _NUM_WINDOWS * settings.get("window", MemorySettings.window) + 1
-    if settings.get("read") == "passages":
+    if settings.get("read", MemorySettings.read) == "passages":
         num_tokens = _NUM_TOKENS
     tokens: list[int] = []
     for text in texts:

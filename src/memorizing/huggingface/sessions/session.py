@@ -413,7 +413,7 @@ def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprin
         raise MemoryFolderError(
             f"{folder.path} has entries of layers {list(found.layers)}, and passages that are kept "
             f"as entries need those of all, {list(layers)}; make such a memory with `memorizing "
-            "read MODEL FILES --memory NEW --set read=passages --set keep=entries`, or read "
+            "read MODEL FILES --memory NEW --set keep=entries`, or read "
             "passages again from texts (keep='text')"
         )
     if found.layers != layers:

@@ -55,7 +55,7 @@ def finetune(
 ) -> TrainingResult:
     """Finetune a model of `transformers` to use its memory, on documents read in order in rows.
 
-        memorizing.add_memory(model, layers=[20], capacity=8192)
+        memorizing.add_memory(model, layers=[20], capacity=8192, read="entries")
         finetune(model, tokenizer, documents, FinetuneSettings(train="lora"), "runs/mine")
 
     Each step reads the next segment of a document in every row, with that row's memory and window
