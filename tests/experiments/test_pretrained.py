@@ -353,7 +353,9 @@ def test_without_memory_nothing_out_of_reach_of_all_layers_matters(scripts, num_
 def test_a_model_is_asked_for_what_only_its_memory_holds(scripts, tokenizer, sentences):
     module = scripts.passkey_test
     model = make_model(307)
-    add_memory(model, [1], read="entries", window=83, num_sinks=2, num_neighbors=7, capacity=64, bias=20.0)
+    add_memory(
+        model, [1], read="entries", window=83, num_sinks=2, num_neighbors=7, capacity=64, bias=20.0
+    )
     samples = [
         scripts.passkey.make_sample(tokenizer, 307, 0.0, "s", sentences=sentences),
         scripts.passkey.make_sample(tokenizer, 307, 0.0, "t", sentences=sentences),
