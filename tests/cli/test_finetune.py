@@ -100,7 +100,14 @@ def test_layers_can_be_found_before_training(
     assert main(words) == 0
     assert "calibrated: layer 2, heads 0, 2; bias 1" in capsys.readouterr().err
     assert asked == [
-        {"tokens": 89, "window": 11, "num_neighbors": 5, "segment_len": 7, "combine": "gate"}
+        {
+            "tokens": 89,
+            "window": 11,
+            "read": "entries",
+            "num_neighbors": 5,
+            "segment_len": 7,
+            "combine": "gate",
+        }
     ]
     description = (tmp_path / "run" / "finetune.json").read_text()
     about = json.loads(description)

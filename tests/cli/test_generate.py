@@ -351,6 +351,7 @@ def test_calibration_chooses_layers_and_heads(run, llama, tmp_path):
     letters = random.Random(0).choices("abcdefgh ", k=300)
     (tmp_path / "long.txt").write_text("".join(letters))
     words = ("read", llama, tmp_path / "long.txt", "--calibrate", "--window", "17", *FP32)
+    words = (*words, "--set", "read=entries")
     memory, path = tmp_path / "found.memory", tmp_path / "info.json"
     outcome = run(*words, "--memory", memory)
     assert outcome.status == 0, outcome.err
@@ -372,8 +373,8 @@ def test_calibration_chooses_layers_and_heads(run, llama, tmp_path):
 DOCS = Path(__file__).parents[2] / "docs" / "how-to-read-a-repository.md"
 
 
-def find_block(language: str) -> str:
-    return DOCS.read_text(encoding="utf-8").split(f"```{language}\n")[1].partition("```")[0]
+def find_block(language: str, number: int = 1) -> str:
+    return DOCS.read_text(encoding="utf-8").split(f"```{language}\n")[number].partition("```")[0]
 
 
 def test_the_documented_commands_run(run, llama, notes, tmp_path, monkeypatch):
@@ -381,7 +382,7 @@ def test_the_documented_commands_run(run, llama, notes, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     names = {"HuggingFaceTB/SmolLM2-135M": str(llama), "my_repository": str(notes)}
-    lines = find_block("sh").splitlines()
+    lines = find_block("sh", 2).splitlines()
     for line in lines:
         program, *words = [names.get(word, word) for word in shlex.split(line)]
         assert program == "memorizing"

@@ -228,6 +228,40 @@ def test_families_whose_attention_is_another_are_refused(
     assert find_attachment(model) is None
 
 
+@pytest.mark.parametrize(
+    ("family", "max_positions", "given", "expected"),
+    [
+        ("llama", 4096, {}, (512, 4, 128)),
+        # A window of 512 and room for twelve hundred places.
+        ("llama", 1031, {}, (256, 3, 128)),
+        ("gpt2", 1024, {}, (512, 2, 128)),
+        ("llama", 128, {"window": 17}, (9, 1, 54)),
+        ("llama", 640, {"window": 64, "segment_len": 64}, (64, 2, 128)),
+        ("llama", 640, {"window": 64, "passage_len": 32}, (64, 4, 32)),
+        ("llama", 640, {"window": 128, "num_passages": 4}, (128, 4, 76)),
+        ("llama", 640, {"window": 64, "best_readings": 1}, (64, 3, 128)),
+    ],
+)
+def test_passages_are_as_many_and_as_long_as_a_model_has_positions_for(
+    family: str, max_positions: int, given: dict[str, Any], expected: tuple[int, int, int]
+):
+    name = "n_positions" if family == "gpt2" else "max_position_embeddings"
+    model = make_model(family, **{name: max_positions})
+    add_memory(model, [1], **given)
+    attachment = find_attachment(model)
+    assert attachment is not None
+    settings = attachment.settings
+    found = settings.segment_len, settings.num_passages, settings.passage_len
+    assert (settings.read, found) == ("passages", expected)
+
+
+def test_passages_that_have_no_positions_are_refused():
+    model = make_model("llama", max_position_embeddings=640)
+    with pytest.raises(ConfigError, match="less: they take 641 positions for passages"):
+        add_memory(model, [1], window=64, num_passages=4, passage_len=128)
+    assert find_attachment(model) is None
+
+
 def test_the_language_model_inside_of_a_wrapper_is_refused_at_once():
     with pytest.raises(ConfigError, match="does not generate by itself"):
         add_memory(find_model("gemma3_text").model)

@@ -28,7 +28,7 @@ from tests.memory.disk.examples import edit_manifest
 
 def test_add_memory_returns_the_model_and_defaults_to_its_window():
     model = find_model()
-    assert add_memory(model, [LAYER], window=61) is model
+    assert add_memory(model, [LAYER], window=61, read="entries") is model
     settings = get_attachment(model).settings
     assert (settings.window, settings.segment_len, settings.distance) == (61, 61, 61)
 

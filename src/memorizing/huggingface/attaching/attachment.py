@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -326,7 +326,8 @@ def add_memory(
             at three fifths.
         heads: per layer, the heads of queries that read it; in other layers all do.
         window: tokens that local attention sees, and the cache keeps.
-        segment_len: the memory's clock; by default the window.
+        segment_len: the memory's clock; by default the window, or half of it where passages need
+            the positions.
         distance: how far before a query retrieved entries seem to stand; by default the window.
         settings: as in `MemorySettings`.
 
@@ -356,8 +357,9 @@ def add_memory(
         distance=window if distance is None else distance,
         **settings,
     )
-    if "num_passages" not in settings and parsed.finds_passages:
-        parsed = replace(parsed, num_passages=count_passages(decoder, parsed))
+    if parsed.finds_passages:
+        given = {*settings, *(() if segment_len is None else ("segment_len",))}
+        parsed = fit_room(parsed, decoder, given)
     shapes = {decoder.shapes[layer] for layer in chosen}
     require(len(shapes) == 1, "layers", list(chosen), "layers with equally many and long heads")
     if parsed.keep == "entries":
@@ -374,12 +376,30 @@ def add_memory(
     return model
 
 
-def count_passages(decoder: Decoder, settings: MemorySettings) -> int:
-    """As many as settings say, or fewer, to leave a model the positions that its window needs."""
-    segment_len = settings.segment_len
-    needed = segment_len * max(2, -(-settings.window // segment_len))
-    most = (decoder.max_positions - needed - 1) // settings.passage_len - settings.num_again
-    return min(settings.num_passages, max(1, most))
+def fit_room(settings: MemorySettings, decoder: Decoder, given: Collection[str]) -> MemorySettings:
+    """Settings for a model that has few positions, as far as they are not `given`.
+
+    Segments become shorter, then passages fewer, then these shorter; see `Positions` for what a
+    window needs.
+    """
+    least = 1 if decoder.family.positions == "learned" else 2
+
+    def count_left(segment_len: int) -> int:
+        segments = max(least, -(-settings.window // segment_len))
+        return decoder.max_positions - segments * segment_len - 1
+
+    shorter = -(-settings.segment_len // 2)
+    one = (1 + settings.num_again) * settings.passage_len
+    if "segment_len" not in given and count_left(settings.segment_len) < one:
+        settings = replace(settings, segment_len=shorter)
+    left = count_left(settings.segment_len)
+    if "num_passages" not in given:
+        most = max(1, left // settings.passage_len - settings.num_again)
+        settings = replace(settings, num_passages=min(settings.num_passages, most))
+    if "passage_len" not in given:
+        most = max(1, left // (settings.num_passages + settings.num_again))
+        settings = replace(settings, passage_len=min(settings.passage_len, most))
+    return settings
 
 
 def remove_memory(model: Any) -> Any:

@@ -68,8 +68,8 @@ class MemorySettings:
     `attaching/passage_room.py`. `entries`: these heads mix single entries into their layer (the
     paper's way). `both`: they do the one and the other."""
     num_passages: int = 4
-    """Passages that are read at a time, at most; `add_memory` takes fewer by default, where the
-    model has no positions for so many."""
+    """Passages that are read at a time, at most. Where a model has no positions for so many,
+    `add_memory` takes fewer by default, and shorter ones."""
     passage_len: int = 128
     """Entries of a passage, at most."""
     best_readings: int = 2

@@ -362,6 +362,12 @@ class Positions:
             ConfigError: a window or segment that leaves no room for them.
         """
         self._decoder = decoder
+        require(
+            settings.window <= decoder.max_positions,
+            "window",
+            settings.window,
+            f"at most {decoder.max_positions}, the positions that this model has",
+        )
         # Passages stand in front of a text.
         most = decoder.max_positions - settings.room_len
         segment_len = settings.segment_len
