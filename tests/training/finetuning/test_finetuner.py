@@ -214,7 +214,7 @@ def test_a_resumed_run_is_bit_for_bit_the_whole_one(
     tmp_path: Path, train: str, dtype: torch.dtype, memory: dict[str, Any]
 ):
     def make() -> Any:
-        return add_memory(make_base().to(dtype), **MEMORY, **memory)
+        return add_memory(make_base().to(dtype), **{**MEMORY, **memory})
 
     whole, losses = make(), []
     Finetuner(
