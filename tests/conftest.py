@@ -18,6 +18,7 @@ if os.access(_IN_MEMORY, os.W_OK) and shutil.disk_usage(_IN_MEMORY).free > _ROOM
 
 
 def pytest_collection_finish() -> None:
-    """Do not look through what was imported, again and again, for what can be freed."""
+    """Do not look through what was imported for what can be freed, and seldom through the rest."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

@@ -244,8 +244,8 @@ def main(folder: Path) -> None:
     for task in (kill_merges, kill_creations):
         (folder / task.__name__).mkdir()
         task(folder / task.__name__)
-    kill_at_any_moment(folder, 7)
-    read_beside_a_writer(folder, 11)
+    kill_at_any_moment(folder, 4)
+    read_beside_a_writer(folder, 5)
 
 
 if __name__ == "__main__":
