@@ -9,6 +9,7 @@ import pytest
 
 from experiments.faults.tiny import save_llama
 from memorizing.benchmark.memory_use import asking
+from tests.benchmark.memory_use.tools import interrupt_at
 
 MEMORY = ("--layers", "1", "--window", "61", "--precision", "fp32")
 MEMORY += ("--set", "num_passages=2", "--set", "passage_len=16", "--set", "segment_len=61")
@@ -128,17 +129,7 @@ def test_calls_are_completed_without_their_own_file(run, reader, python, tmp_pat
 
 
 def test_an_interrupt_shows_what_is_there(run, reader, texts, tmp_path, monkeypatch):
-    from memorizing.benchmark.memory_use import running
-
-    asked = []
-
-    def interrupt(*words, **named):
-        asked.append(words)
-        if len(asked) == 6:
-            raise KeyboardInterrupt
-        return asking.ask(*words, **named)
-
-    monkeypatch.setattr(running, "ask", interrupt)
+    interrupt_at(monkeypatch, 6)
     path = tmp_path / "recall.json"
     words = ("--arms", "nothing,passages,bm25", "--json", path)
     outcome = run("benchmark", "recall", reader, texts, *RECALL, *words)

@@ -110,6 +110,17 @@ PASSAGES = ("--set", "read=passages", "--set", "num_passages=2", "--set", "passa
 MODEL = ("--layers", "1", "--window", "17", "--documents", "2", "--max-tokens", "61")
 
 
+def test_what_is_checked_before_a_model_is_loaded_has_the_defaults_of_add_memory(
+    run, llama, texts, tmp_path
+):
+    path = tmp_path / "result.json"
+    words = ("--corpus", f"files:{texts}", *MODEL, "--set", "keep=entries", "--json", path)
+    outcome = run("evaluate", llama, *words)
+    assert outcome.status == 0, outcome.err
+    settings = json.loads(path.read_text())["settings"]
+    assert (settings["read"], settings["keep"]) == ("passages", "entries")
+
+
 def test_a_model_of_transformers_is_measured_beside_its_window_and_its_rival(
     run, llama, texts, tmp_path
 ):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from memorizing.memory.disk import MemoryFolder
+from tests.memory.disk.examples import edit_manifest
 
 MEMORY_WORDS = ("--layers", "1", "--window", "17", "--precision", "fp32", "--set", "read=entries")
 FP32 = ("--precision", "fp32")
@@ -196,6 +197,21 @@ def test_settings_are_those_of_the_memory_that_is_there(run, memory, llama, note
         assert said in outcome.err
     words = ("--layers", "1", "--window", "17", "--set", "num_neighbors=32")
     assert run("read", llama, notes, "--memory", memory, *words, *FP32).status == 0
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_the_settings_that_a_memory_was_made_with_may_be_given_again(
+    run, llama, notes, tmp_path, is_older
+):
+    memory = tmp_path / "notes.memory"
+    words = ("read", llama, notes, "--memory", memory, *MEMORY_WORDS)
+    assert run(*words).status == 0
+    if is_older:  # than passages: it does not say what is read
+        edit_manifest(memory, lambda values: values["settings"]["memory"].pop("read"))
+    assert run(*words, "--set", "keep=text", "--set", "num_neighbors=32").status == 0
+    refused = run(*words[:-1], "read=passages")
+    assert refused.status == 2
+    assert "was made with read = entries, and passages is asked for" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from memorizing.huggingface.attaching.attachment import find_attachment
 from memorizing.huggingface.loading import load_pretrained
 from memorizing.memory.disk import MemoryFolder
 from memorizing.terminal import make_console
+from tests.benchmark.memory_use.tools import interrupt_at
 from tests.huggingface.tools import make_model
 
 SETTINGS = {
@@ -200,17 +201,7 @@ def test_a_folder_of_another_origin_is_left_as_it_is(model, source, tmp_path):
 
 
 def test_an_interrupt_shows_what_is_there_and_ends(model, source, tmp_path, monkeypatch):
-    from memorizing.benchmark.memory_use import running
-
-    asked = []
-
-    def interrupt(*words, **named):
-        asked.append(words)
-        if len(asked) == 6:
-            raise KeyboardInterrupt
-        return asking.ask(*words, **named)
-
-    monkeypatch.setattr(running, "ask", interrupt)
+    interrupt_at(monkeypatch, 6)
     result, page = tell(model, source, tmp_path / "demo")
     assert result["interrupted"]
     assert "calls" not in result

@@ -80,10 +80,12 @@ def evaluate(
     from memorizing.huggingface.attaching.attachment import get_attachment
     from memorizing.huggingface.learning.adapter import load_adapter
     from memorizing.memory.disk import MemoryFolder
+    from memorizing.settings import build_dataclass
 
     # Refused before anything is loaded.
     known = {key: value for key, value in wanted.items() if key not in ("layers", "heads")}
-    MemorySettings.from_dict({"layers": [0], "segment_len": wanted.get("window", 512), **known})
+    checked = {"layers": [0], "segment_len": wanted.get("window", MemorySettings.window), **known}
+    build_dataclass(MemorySettings, checked, "memory.")
     how = InContext() if stride is None else InContext(stride)
     if memory is not None:
         MemoryFolder.open(memory)

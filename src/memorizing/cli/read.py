@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -207,8 +208,12 @@ def check_settings(
     """
     if folder is None:
         return
-    stored = dict(folder.description.settings.get("memory", {}))
-    stored["dtype"] = folder.description.dtype
+    from memorizing.huggingface.attaching.memory_settings import MemorySettings
+
+    described = folder.description.settings.get("memory")
+    # All settings, also those that it leaves out because they are the default.
+    stored = {} if described is None else asdict(MemorySettings.from_dict(described))
+    stored |= {"layers": list(stored.get("layers", ())), "dtype": folder.description.dtype}
     if "heads" in wanted:
         from memorizing.huggingface.attaching.attachment import list_open_heads
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from memorizing.benchmark.preparing import DTYPES
 from memorizing.config import Config
 from memorizing.devices import synchronize
 from memorizing.knn import multiplies_bf16
@@ -51,7 +52,7 @@ def measure_speed(config: Config, device: torch.device) -> Speed:
     rows, capacity = config.training.rows, config.model.capacity
 
     def train(name: str, capacity: int) -> float:
-        model.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+        model.compute_dtype = DTYPES[name]
         return _time_step(model, rows, capacity, optimizer)
 
     setting = config.training.precision

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from memorizing.analysis import (
@@ -20,6 +19,7 @@ from memorizing.analysis import (
     render_examples,
     trace_document,
 )
+from memorizing.benchmark.preparing import DTYPES
 from memorizing.config import load_config
 from memorizing.data import tokenize_documents
 from memorizing.demo import story
@@ -124,7 +124,7 @@ def run_demo(
     results, cache_only, differences = report.results, report.baseline, report.differences
     assert cache_only is not None
     model = load_model(run_dir / "memory", device=device).model
-    model.compute_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[speed.precision]
+    model.compute_dtype = DTYPES[speed.precision]
     capacity = max(config.evaluation.capacities)
     helped = find_helped_tokens(
         results[str(capacity)],

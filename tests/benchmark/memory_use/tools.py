@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from memorizing.benchmark.memory_use import asking, running
 from memorizing.benchmark.memory_use.arms import Setup
 from memorizing.benchmark.memory_use.places import Package, encode_package
 from tests.huggingface.sessions.tools import TOKENIZER
@@ -49,3 +51,16 @@ def read_plainly(model: Any, tokens: list[int]) -> torch.Tensor:
     """Logits (T, V) of a text that is read at once."""
     with torch.no_grad():
         return model(torch.tensor([tokens]), use_cache=False).logits[0]
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Ctrl-C instead of the answer of this number, counted from 1."""
+    asked = []
+
+    def ask(*words: Any, **named: Any) -> asking.Asked:
+        asked.append(words)
+        if len(asked) == number:
+            raise KeyboardInterrupt
+        return asking.ask(*words, **named)
+
+    monkeypatch.setattr(running, "ask", ask)

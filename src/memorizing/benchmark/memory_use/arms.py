@@ -373,7 +373,7 @@ class Arm:
 def _remember(setup: Setup, package: Package, settings: Mapping[str, Any]) -> Iterator[Reader]:
     kind = f"{settings['read']}-{settings.get('keep', 'text')}"
     path = setup.folder / f"{kind}-{hash_name(package.name):x}"
-    if settings.get("read") == "passages":
+    if settings["read"] == "passages":
         path = setup.memories.get(package.name, path)
     add_memory(setup.model, **settings)
     try:

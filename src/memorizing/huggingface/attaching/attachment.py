@@ -358,7 +358,7 @@ def add_memory(
         **settings,
     )
     if parsed.finds_passages:
-        given = {*settings, *(() if segment_len is None else ("segment_len",))}
+        given = settings.keys() if segment_len is None else {*settings, "segment_len"}
         parsed = fit_room(parsed, decoder, given)
     shapes = {decoder.shapes[layer] for layer in chosen}
     require(len(shapes) == 1, "layers", list(chosen), "layers with equally many and long heads")

@@ -106,11 +106,11 @@ class Reader(Calls):
         ids: Sequence[Tensor],
     ) -> list[tuple[Passage, ...]]:
         """The best passages of every row, whose texts so far are `ids`."""
-        text, settings, control = step.text, self.settings, step.mode.control
+        settings, control = self.settings, step.mode.control
         opened = self.opened
         assert opened is not None
         base = opened.collection
-        places = {layer: text.open_heads[layer].places for layer in queries}
+        places = {layer: step.text.open_heads[layer].places for layer in queries}
         found = []
         for row in range(len(valid)):
             donor = row
@@ -118,9 +118,7 @@ class Reader(Calls):
                 # What another text asks for is what is wrong, also among the documents of all.
                 donor = int(control.donor_rows[row])
             end = int(step.history.position[donor]) - settings.window + 1
-            own = collect_own(
-                step.history.memories, donor, text.list_ids(donor), settings.num_sinks, end
-            )
+            own = collect_own(step.history.memories, donor, ids[donor], settings.num_sinks, end)
             asking = valid[donor]
             asked = {
                 layer: tensor[donor][:, asking.to(tensor.device)]
