@@ -14,7 +14,8 @@ from tests.benchmark.memory_use.tools import interrupt_at
 MEMORY = ("--layers", "1", "--window", "61", "--precision", "fp32")
 MEMORY += ("--set", "num_passages=2", "--set", "passage_len=16", "--set", "segment_len=61")
 RECALL = ("--prompts", "4", "--prompt-len", "23", "--answer-len", "5", *MEMORY)
-ARMS = ["nothing", "entries", "passages", "passages-1", "bm25", "bm25-1", "whole"]
+ARMS = ["nothing", "entries", "passages", "passages-1", "passages-entries"]
+ARMS += ["bm25", "bm25-1", "bm25-entries", "whole"]
 
 
 @pytest.fixture(scope="module")

@@ -52,8 +52,8 @@ ArmsOption = Annotated[
     str | None,
     option(
         "NAME,NAME,...",
-        "Only these: nothing, entries, passages, passages-1, bm25, bm25-1, embedder, embedder-1, "
-        "whole. Default: all that can be had.",
+        "Only these: nothing, entries, passages, passages-1, passages-entries, bm25, bm25-1, "
+        "bm25-entries, embedder, embedder-1, whole. Default: all that can be had.",
     ),
 ]
 EmbedderOption = Annotated[
@@ -142,6 +142,7 @@ def recall(
     facts = {"verb": "recall", "prompt_len": prompt_len, "answer_len": answer_len, "seed": seed}
     facts |= {"rename": rename, "absent": absent}
     setup = {"query_len": query_len, "whole_len": whole_len, "embedder": embedder}
+    setup["is_told"] = arms is not None
     _measure(loaded, tokenizer, [package], places, chosen, wanted, setup, facts, notes, json_file)
 
 
@@ -194,6 +195,7 @@ def completion(
     drawn = draw_calls(packages, places, tokenizer, prompt_len=prompt_len, seed=seed)
     facts = {"verb": "completion", "prompt_len": prompt_len, "seed": seed}
     setup = {"query_len": query_len, "whole_len": whole_len, "embedder": embedder}
+    setup["is_told"] = arms is not None
     _measure(loaded, tokenizer, packages, drawn, chosen, wanted, setup, facts, notes, json_file)
 
 
@@ -300,9 +302,9 @@ def _measure(
     json_file: Path | None,
 ) -> None:
     """Run the arms, print the tables, and write the result."""
-    from memorizing.benchmark.memory_use.arms import Setup
+    from memorizing.benchmark.memory_use.readers import Setup
     from memorizing.benchmark.memory_use.retrievers import SentenceEncoder
-    from memorizing.benchmark.memory_use.running import limit_whole, run_arms
+    from memorizing.benchmark.memory_use.running import leave_out_kept, limit_whole, run_arms
     from memorizing.cli.benchmark_memory_tables import print_result
 
     embedder = options["embedder"]
@@ -327,6 +329,7 @@ def _measure(
             options["query_len"],
             on_read=show_reading,
         )
+        arms, left_out = leave_out_kept(setup, arms, is_told=options["is_told"])
         room_len = setup.settings.room_len
         setup.whole_len = limit_whole(model, places, room_len, options["whole_len"])
         display.start(0, len(places) * len(arms), "prompt")
@@ -341,7 +344,7 @@ def _measure(
             )
         finally:
             display.stop()
-    result = {**facts, "embedder": embedder, "notes": list(notes), **result}
+    result = {**facts, "embedder": embedder, "notes": [*notes, *left_out], **result}
     print_result(result)
     write_result(json_file, result)
     if result["interrupted"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memorizing.benchmark.memory_use.asking import NUM_TIMED
-from memorizing.benchmark.memory_use.summary import BASE, RANKS
+from memorizing.benchmark.memory_use.summary import RANKS
 from memorizing.benchmark.memory_use.tables import EXPLAINED, QUALITY, make_table, write_estimate
 from memorizing.benchmark.preparing import summarize_machine
 from memorizing.cli.pretrained import describe_bytes
@@ -115,9 +115,9 @@ def _list_notes(result: dict[str, Any], is_compared: bool, is_found: bool) -> li
         + (" *: the interval excludes zero." if is_compared else ""),
         f"passages: {memory['num_passages']} of {memory['passage_len']} tokens, found by {finders}"
         + (
-            "; pasted ones are as many and as long, found by the last "
+            "; those of BM25 and an embedder are as many and as long, found by the last "
             f"{result['query_len']} tokens of the prompt."
-            if names - {"nothing", "entries", BASE, "passages-1"}
+            if any(name.startswith(("bm25", "embedder")) for name in names)
             else "."
         ),
         *(

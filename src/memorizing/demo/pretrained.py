@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from memorizing.benchmark.memory_use.arms import Setup
 from memorizing.benchmark.memory_use.completion import draw_calls
 from memorizing.benchmark.memory_use.places import Package, draw_quotes, encode_package
+from memorizing.benchmark.memory_use.readers import Setup
 from memorizing.benchmark.memory_use.running import choose_arms, limit_whole, run_arms
 from memorizing.data.text import shuffle_names
 from memorizing.demo import pretrained_story as story

@@ -7,11 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from memorizing.benchmark.memory_use.arms import ARMS, choose_whole
+from memorizing.benchmark.memory_use.arms import ARMS
 from memorizing.benchmark.memory_use.asking import ask, find_rank, is_in_sight
 from memorizing.benchmark.memory_use.places import Place, Source, draw_quotes, encode_package
+from memorizing.benchmark.memory_use.readers import Setup, choose_whole
 from memorizing.benchmark.memory_use.retrievers import Found
+from memorizing.benchmark.memory_use.running import leave_out_kept
+from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.attachment import find_attachment
+from memorizing.huggingface.attaching.window_cache import find_text
 from memorizing.memory.disk import MemoryFolder
 from tests.benchmark.memory_use.tools import (
     NUM_PASSAGES,
@@ -23,6 +27,7 @@ from tests.benchmark.memory_use.tools import (
     spell,
 )
 from tests.huggingface.sessions.tools import TOKENIZER
+from tests.huggingface.tools import LAYER, NUM_SINKS, find_model
 
 LENGTHS = {"prompt_len": 19, "answer_len": 5}
 
@@ -123,6 +128,72 @@ def test_passages_of_a_memory_are_worth_what_they_are_pasted(setup, package, nam
         assert reader.num_bytes > 1000
 
 
+@pytest.mark.parametrize("name", ["passages-entries", "bm25-entries"])
+def test_entries_of_a_whole_document_are_worth_what_it_is_pasted(setup, name):
+    package = make_package(13)
+    setup = Setup(setup.model, TOKENIZER, setup.folder, {**setup.given, "num_sinks": 1})
+    tokens = package.documents[0].tokens
+    place = Place("package", "a.txt", tokens[:7], tokens[7:12], (Source("a.txt", 7),))
+    with ARMS[name].open(setup, package) as reader:
+        found = ask(reader, 0, place, is_ranked=True)
+    right, nats = judge(setup, [START, *tokens, START], place)
+    assert found.nats == pytest.approx(nats, abs=1e-3)
+    assert (found.num_right, found.num_given) == (right, 13)
+    assert [(one.document, one.start, one.end) for one in found.found] == [("a.txt", 0, 13)]
+    assert (found.rank, found.is_in_sight) == (1, True)
+
+
+def test_what_bm25_finds_stands_as_entries_and_stays_while_the_model_goes_on(setup, package):
+    place = draw_quotes(package, 3, seed=0, **LENGTHS)[1]
+    with ARMS["bm25"].open(setup, package) as reader:
+        wanted, pasting = reader.begin(place).found, reader
+    with ARMS["passages-entries"].open(setup, package) as reader:
+        memory_bytes = reader.num_bytes
+    with ARMS["bm25-entries"].open(setup, package) as reader:
+        assert reader.find(place, 8) == pasting.find(place, 8)
+        begun = reader.begin(place)
+        room = find_text(begun.cache).room
+        reader.go_on(begun, package.documents[1].tokens[:37])
+        reader.go_on(begun, package.documents[2].tokens[:2])
+        assert find_text(begun.cache).room.passages == room.passages
+    assert begun.found == wanted
+    assert begun.num_given == NUM_PASSAGES * PASSAGE_LEN
+    assert room.ids.tolist() == [[START] + [-1] * begun.num_given]
+    texts = sum(len(one.text.encode()) for one in package.documents)
+    assert reader.num_bytes == memory_bytes + pasting.num_bytes - texts
+
+
+def test_of_a_passage_at_the_beginning_of_a_document_first_tokens_have_no_entries(setup):
+    tokens = (package := make_package(31)).documents[0].tokens
+    place = Place("package", "a.txt", tokens[:9], tokens[9:12], (Source("a.txt", 9),))
+    with ARMS["bm25-entries"].open(setup, package) as reader:
+        begun = reader.begin(place)
+    # The start token is one of them.
+    assert begun.found[0].start == NUM_SINKS - 1
+    assert begun.found[0].end == PASSAGE_LEN
+    assert begun.num_given == sum(one.end - one.start for one in begun.found)
+    short = make_package(NUM_SINKS - 1, name="short")
+    place = replace(place, prompt=short.documents[0].tokens)
+    with ARMS["bm25-entries"].open(setup, short) as reader:
+        assert len(reader.find(place, 8)) == 1
+        assert ask(reader, 0, place).num_given == 0
+
+
+def test_arms_that_a_model_cannot_have_are_left_out_unless_they_are_asked_for(tmp_path):
+    given = {"layers": [LAYER], "window": 37, "num_passages": 1, "passage_len": 16}
+    names = ["nothing", "passages-entries", "bm25", "bm25-entries"]
+    for family, can in (("llama", True), ("gpt2", False)):
+        setup = Setup(find_model(family), TOKENIZER, tmp_path, given)
+        kept, notes = leave_out_kept(setup, names, is_told=False)
+        assert kept == (names if can else ["nothing", "bm25"])
+        assert len(notes) == (not can)
+        assert leave_out_kept(setup, ["bm25", "entries"], is_told=True) == (["bm25", "entries"], [])
+        if not can:
+            assert "bm25-entries: left out: " in notes[0]
+            with pytest.raises(ConfigError, match="the arm bm25-entries cannot be had.* positions"):
+                leave_out_kept(setup, names[2:], is_told=True)
+
+
 def test_entries_change_what_the_model_says_and_find_no_passages(setup, package):
     (place,) = draw_quotes(package, 1, seed=0, **LENGTHS)
     with ARMS["entries"].open(setup, package) as reader:
@@ -133,7 +204,9 @@ def test_entries_change_what_the_model_says_and_find_no_passages(setup, package)
     assert found.first_s > 0
 
 
-@pytest.mark.parametrize("name", ["passages", "bm25", "entries", "whole"])
+@pytest.mark.parametrize(
+    "name", ["passages", "bm25", "entries", "whole", "passages-entries", "bm25-entries"]
+)
 def test_a_document_that_is_left_out_is_not_seen_and_then_is_again(setup, package, name):
     place = draw_quotes(package, 3, seed=0, **LENGTHS)[1]
     with ARMS[name].open(setup, package) as reader:

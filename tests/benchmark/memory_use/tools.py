@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from memorizing.benchmark.memory_use import asking, running
-from memorizing.benchmark.memory_use.arms import Setup
 from memorizing.benchmark.memory_use.places import Package, encode_package
+from memorizing.benchmark.memory_use.readers import Setup
 from tests.huggingface.sessions.tools import TOKENIZER
 from tests.huggingface.tools import LAYER, NUM_SINKS, SEGMENT_LEN, WINDOW, find_model, make_tokens
 

@@ -93,6 +93,37 @@ def test_passages_are_their_documents_tokens_the_best_one_last():
     assert room.ids[0].tolist() == wanted
 
 
+def test_passages_that_are_given_stand_there_and_none_are_looked_for():
+    model, tokens = find_model(), make_tokens(1, 11)
+    attachment = give_passages(model)
+    with open_memory(model) as memory, torch.no_grad():
+        empty = call(model, tokens, attachment.make_cache()).logits
+        read_all(memory)
+        cache = attachment.make_cache()
+        call(model, make_tokens(1, 17, seed=17), cache)
+        room = find_text(cache).room
+        assert room is not None
+        (passages,) = room.passages
+        other = (passages[1],)
+        for given in (passages, other, ()):
+            cache = attachment.make_cache()
+            with attachment.change_mode(passages=given):
+                call(model, tokens[:, :5], cache)
+                logits = call(model, tokens[:, 5:], cache).logits
+            text = find_text(cache)
+            assert (() if text.room is None else text.room.passages[0]) == given
+            if given:
+                wanted = run_pasted(text, tokens, "llama", "eager")[:, 5:]
+                assert torch.allclose(logits, wanted, atol=1e-4)
+            else:
+                assert torch.allclose(logits, empty[:, 5:], atol=1e-5)
+        with attachment.change_mode(passages=passages):
+            call(model, tokens, cache)
+        text = find_text(cache)
+        assert text.room is not None
+        assert text.room.passages == (passages,)
+
+
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 def test_rows_with_padding_are_what_they_are_alone(family):
     model = find_model(family)

@@ -1,276 +1,53 @@
-"""The arms of the comparison: what a model has of a package when it sees a prompt.
-
-Every arm reads the same prompt with the same weights, and goes on from it in the same way. What is
-pasted stands as the passages of a memory do: a start token, the passages, the best one last, then
-the prompt.
-"""
+"""The arms of the comparison: what a model has of a package when it sees a prompt."""
 
 from __future__ import annotations
 
-import copy
 import glob
-import inspect
-import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from memorizing.benchmark.memory_use.places import Package, Place
-from memorizing.benchmark.memory_use.retrievers import (
-    Finder,
-    Found,
-    SentenceEncoder,
+from memorizing.benchmark.memory_use.readers import (
+    Begun,
+    Pasting,
+    Reader,
+    Setup,
+    WholeFiles,
+    call_model,
 )
+from memorizing.benchmark.memory_use.retrievers import Finder, Found
 from memorizing.data.text import hash_name
 from memorizing.evaluation.bm25 import WordScorer
-from memorizing.huggingface import (
-    MemorySession,
-    MemorySettings,
-    add_memory,
-    open_memory,
-    remove_memory,
-)
+from memorizing.huggingface import MemorySession, add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.attaching.passage_room import (
     OwnText,
     Passage,
     find_passages,
-    look_up_start_token,
+    make_passage,
 )
-from memorizing.huggingface.attaching.passages import Collection
+from memorizing.huggingface.attaching.passages import Collection, Span
 from memorizing.huggingface.attaching.window_cache import find_text
-from memorizing.huggingface.releases import CACHE_NAME
-from memorizing.huggingface.sessions.texts import encode_text
 from memorizing.storage.folders import count_bytes
-
-OnRead = Callable[[str], None]
-"""Called with the name of the document that is being read."""
-
-
-@dataclass
-class Setup:
-    """What all arms have in common."""
-
-    model: Any
-    """Without a memory."""
-    tokenizer: Any
-    folder: Path
-    """Where memories are kept; for this comparison alone."""
-    given: Mapping[str, Any]
-    """Settings of the memory that finds passages, as `add_memory` takes them."""
-    settings: MemorySettings = field(init=False)
-    """The same in full."""
-    encoder: SentenceEncoder | None = None
-    query_len: int = 64
-    """Last tokens of the prompt that passages from outside of the model are found by."""
-    whole_len: int = 8192
-    """Most tokens of whole files."""
-    memories: Mapping[str, Path] = field(default_factory=dict)
-    """By package: a memory of passages that is there, in the place of one in `folder`."""
-    on_read: OnRead = lambda name: None
-    finders: dict[tuple[str, str], Finder] = field(default_factory=dict)
-    """By kind and package; made once for all arms."""
-
-    def __post_init__(self) -> None:
-        """Fill the settings in.
-
-        Raises:
-            ConfigError: one that cannot work with this model.
-        """
-        add_memory(self.model, **self.given, read="passages")
-        self.settings = get_attachment(self.model).settings
-        remove_memory(self.model)
-
-    @property
-    def start_tokens(self) -> list[int]:
-        """Before what is pasted; the same as before the passages of a memory."""
-        token = look_up_start_token(unwrap(self.model).config)
-        return [] if token is None else [token]
-
-    @property
-    def prefix(self) -> list[int]:
-        """What the tokenizer puts before a text of its own."""
-        whole = encode_text(self.tokenizer, "a", is_whole=True).tolist()
-        bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and whole[:1] == [bos] else []
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A prompt that was read."""
-
-    cache: Any
-    logits: Tensor
-    """(1, 1, V): what the model expects next."""
-    num_given: int
-    """Tokens of passages or files that it sees besides the prompt."""
-    found: tuple[Found, ...] = ()
-    """The passages among them, best first."""
-    shared_s: float = 0.0
-    """Seconds that reading them took for an earlier prompt."""
-    length: int = 0
-    """Tokens of the text that a memory knows now: those of the prompt."""
-
-
-class Reader(Protocol):
-    """A model with what an arm gives it, in one package."""
-
-    num_bytes: int
-    """Stored for the package."""
-
-    def begin(self, place: Place) -> Begun:
-        """Find what helps, and read the prompt."""
-        ...
-
-    def go_on(self, begun: Begun, tokens: Sequence[int]) -> Tensor:
-        """Logits (1, T, V) after each of more tokens. Changes the cache of `begun`."""
-        ...
-
-    def find(self, place: Place, num_passages: int) -> list[Found] | None:
-        """The best passages, best first; None where the arm finds none."""
-        ...
-
-    def leave_out(self, name: str | None) -> None:
-        """From now on nothing of this document is found, but all else."""
-        ...
-
-
-def copy_begun(begun: Begun) -> Begun:
-    """Another one, to go on from twice."""
-    return replace(begun, cache=copy.deepcopy(begun.cache))
-
-
-@torch.inference_mode()
-def _call(model: Any, tokens: Sequence[int], cache: Any, *, is_last_only: bool) -> Tensor:
-    """Logits (1, T or 1, V)."""
-    inner = unwrap(model)
-    ids = torch.tensor([list(tokens)], device=inner.get_input_embeddings().weight.device)
-    arguments: dict[str, Any] = {CACHE_NAME: cache, "use_cache": True}
-    if is_last_only and "logits_to_keep" in inspect.signature(inner.forward).parameters:
-        arguments["logits_to_keep"] = 1
-    logits = inner(input_ids=ids, **arguments).logits
-    return logits[:, -1:] if is_last_only else logits
-
-
-class Pasting:
-    """Passages in front of the prompt, as text; or none."""
-
-    def __init__(
-        self, setup: Setup, package: Package, finder: Finder | None, num_passages: int
-    ) -> None:
-        """Take what finds the passages."""
-        self._setup, self._package = setup, package
-        self._finder, self._num_passages = finder, num_passages
-        self.num_bytes = 0 if finder is None else finder.num_bytes
-        self._without: str | None = None
-
-    def begin(self, place: Place) -> Begun:
-        """See `Reader`."""
-        found = tuple(self.find(place, self._num_passages) or ())
-        parts = [self._package.find(one.document).tokens[one.start : one.end] for one in found]
-        setup = self._setup
-        # As passages of the memory stand: the best one last, and more than once.
-        standing = [*reversed(parts), *parts[:1] * setup.settings.num_again]
-        pasted = [*itertools.chain.from_iterable(standing)]
-        before = [*setup.start_tokens, *pasted] if pasted else setup.prefix
-        cache = DynamicCache(config=unwrap(setup.model).config)
-        logits = _call(setup.model, [*before, *place.prompt], cache, is_last_only=True)
-        return Begun(cache, logits, len(pasted), found)
-
-    def go_on(self, begun: Begun, tokens: Sequence[int]) -> Tensor:
-        """See `Reader`."""
-        return _call(self._setup.model, tokens, begun.cache, is_last_only=False)
-
-    def find(self, place: Place, num_passages: int) -> list[Found] | None:
-        """See `Reader`."""
-        if self._finder is None:
-            return None
-        query = place.prompt[-self._setup.query_len :]
-        return self._finder.find(query, num_passages, without=self._without)
-
-    def leave_out(self, name: str | None) -> None:
-        """See `Reader`."""
-        self._without = name
-
-
-class WholeFiles:
-    """The files that the answer is in, or made of, in front of the prompt: who could know that?
-
-    Of one that is too long the part around the place. What is the same before several prompts is
-    read once, and its time counted for each.
-    """
-
-    def __init__(self, setup: Setup, package: Package) -> None:
-        """Plan for a package."""
-        self._setup, self._package = setup, package
-        self.num_bytes = sum(len(one.text.encode()) for one in package.documents)
-        self._before: tuple[int, ...] = ()
-        self._cache: Any = None
-        self._read_s = 0.0
-        self._without: str | None = None
-
-    def begin(self, place: Place) -> Begun:
-        """See `Reader`."""
-        setup, shared_s = self._setup, self._read_s
-        tokens = choose_whole(self._package, place, setup.whole_len, self._without)
-        before = (*setup.start_tokens, *tokens) if tokens else tuple(setup.prefix)
-        if self._cache is None or before != self._before:
-            start, shared_s = time.perf_counter(), 0.0
-            self._cache = DynamicCache(config=unwrap(setup.model).config)
-            if before:
-                _call(setup.model, before, self._cache, is_last_only=True)
-            self._read_s, self._before = time.perf_counter() - start, before
-        cache = copy.deepcopy(self._cache)
-        logits = _call(setup.model, place.prompt, cache, is_last_only=True)
-        return Begun(cache, logits, len(tokens), (), shared_s)
-
-    def go_on(self, begun: Begun, tokens: Sequence[int]) -> Tensor:
-        """See `Reader`."""
-        return _call(self._setup.model, tokens, begun.cache, is_last_only=False)
-
-    def find(self, place: Place, num_passages: int) -> list[Found] | None:
-        """See `Reader`."""
-        return None
-
-    def leave_out(self, name: str | None) -> None:
-        """See `Reader`."""
-        self._without = name
-
-
-def choose_whole(
-    package: Package, place: Place, most: int, without: str | None = None
-) -> tuple[int, ...]:
-    """Tokens of the files that a place needs, the most important one last, `most` together.
-
-    Parts of a longer file begin at multiples of half of what is left, so that places near one
-    another have the same.
-    """
-    parts: list[tuple[int, ...]] = []
-    for source in place.sources:
-        if source.document == without:
-            continue
-        tokens, left = package.find(source.document).tokens, most - sum(map(len, parts))
-        if len(tokens) > left:
-            step = max(1, left // 2)
-            start = max(0, (source.token - left // 4) // step * step)
-            tokens = tokens[start : start + left]
-        parts.append(tokens)
-    return tuple(itertools.chain.from_iterable(reversed(parts)))
 
 
 class Remembering:
-    """A memory of the package, which the model reads with `open_memory`."""
+    """A memory of the package, which the model reads with `open_memory`.
 
-    def __init__(self, setup: Setup, package: Package, path: Path) -> None:
+    Its passages are found by the memory itself, or from outside of the model by a finder.
+    """
+
+    def __init__(
+        self, setup: Setup, package: Package, path: Path, finder: Finder | None = None
+    ) -> None:
         """Read what is not read yet. The model has its memory layers already."""
-        self._setup, self._package = setup, package
+        self._setup, self._package, self._finder = setup, package, finder
         self._attachment = get_attachment(setup.model)
         settings = self._attachment.settings
         self._finds = settings.read == "passages"
@@ -279,7 +56,7 @@ class Remembering:
         self._session = self._whole = self._open(path)
         texts = {document.name: document.text for document in package.documents}
         self._whole.read(setup.tokenizer, texts, progress=lambda name, _: setup.on_read(name))
-        self.num_bytes = count_bytes(path)
+        self.num_bytes = count_bytes(path) + (0 if finder is None else finder.index_bytes)
 
     def leave_out(self, name: str | None) -> None:
         """See `Reader`: the memory stays as it is, and is opened without the document."""
@@ -304,8 +81,8 @@ class Remembering:
         """See `Reader`."""
         cache = self._session.new_cache()
         prompt = [*self._setup.prefix, *place.prompt]
-        with self._session.use():
-            logits = _call(self._setup.model, prompt, cache, is_last_only=True)
+        with self._session.use(), self._attachment.change_mode(passages=self._choose(place)):
+            logits = call_model(self._setup.model, prompt, cache, is_last_only=True)
         room = find_text(cache).room
         passages = () if room is None else room.passages[0]
         standing = [*passages, *passages[:1] * self._attachment.settings.num_again]
@@ -324,15 +101,20 @@ class Remembering:
         """
         changes: dict[str, Any] = {"looks_ahead": False}
         is_right_after = int(begun.cache.get_seq_length()) == begun.length
-        if self._finds and is_right_after:
+        if self._finder is not None:  # what is there stays, as what is pasted does
+            room = find_text(begun.cache).room
+            changes["passages"] = () if room is None else room.passages[0]
+        elif self._finds and is_right_after:
             changes["is_reading"] = False
         with self._session.use(), self._attachment.change_mode(**changes):
-            return _call(self._setup.model, tokens, begun.cache, is_last_only=False)
+            return call_model(self._setup.model, tokens, begun.cache, is_last_only=False)
 
     def find(self, place: Place, num_passages: int) -> list[Found] | None:
         """See `Reader`."""
         if not self._finds:
             return None
+        if self._finder is not None:
+            return self._search(self._finder, place, num_passages)
         attachment, inner = self._attachment, unwrap(self._setup.model)
         prompt = torch.tensor([[*self._setup.prefix, *place.prompt]], device=inner.device)
         cache = attachment.pass_cache(self._session.new_cache())
@@ -350,6 +132,33 @@ class Remembering:
                 replace(attachment.settings, num_passages=num_passages),
             )
         return [self._describe(one) for one in passages]
+
+    def _search(self, finder: Finder, place: Place, num_passages: int) -> list[Found]:
+        query = place.prompt[-self._setup.query_len :]
+        return finder.find(query, num_passages, without=self._left_out)
+
+    def _choose(self, place: Place) -> tuple[Passage, ...] | None:
+        """What the finder finds, as the open memory has it; None where the memory finds.
+
+        First tokens of a document have no entries, and are left out.
+        """
+        if self._finder is None:
+            return None
+        opened, extra = self._attachment.opened, len(self._setup.prefix)
+        assert opened is not None
+        assert opened.library is not None
+        found = self._search(self._finder, place, self._attachment.settings.num_passages)
+        passages = []
+        for one in found:
+            document = list(opened.library.names).index(one.document)
+            places, _ = opened.library.read_tokens(document)
+            edges = torch.tensor([one.start + extra, one.end + extra])
+            first = opened.collection.first_entries[document]
+            start, end = (first + torch.searchsorted(places, edges)).tolist()
+            if start < end:
+                span = Span(0, document, start, end, start, one.score)
+                passages.append(make_passage(span, opened.collection, opened.library))
+        return tuple(one for one in passages if len(one.ids))
 
     def _describe(self, passage: Passage) -> Found:
         """By the tokens of the text; those that the tokenizer puts before it are not counted."""
@@ -370,28 +179,35 @@ class Arm:
 
 
 @contextmanager
-def _remember(setup: Setup, package: Package, settings: Mapping[str, Any]) -> Iterator[Reader]:
-    kind = f"{settings['read']}-{settings.get('keep', 'text')}"
-    path = setup.folder / f"{kind}-{hash_name(package.name):x}"
-    if settings["read"] == "passages":
+def _remember(
+    setup: Setup, package: Package, settings: Mapping[str, Any], finder: Finder | None = None
+) -> Iterator[Reader]:
+    keep = settings.get("keep", "text")
+    path = setup.folder / f"{settings['read']}-{keep}-{hash_name(package.name):x}"
+    if settings["read"] == "passages" and keep == setup.settings.keep:
         path = setup.memories.get(package.name, path)
     add_memory(setup.model, **settings)
     try:
-        yield Remembering(setup, package, path)
+        yield Remembering(setup, package, path, finder)
     finally:
         remove_memory(setup.model)
+
+
+def _prepare_finder(setup: Setup, package: Package, kind: str, make_scorer: Any) -> Finder:
+    key = (kind, package.name)
+    if key not in setup.finders:
+        setup.on_read(f"all, for {kind}")
+        length = setup.settings.passage_len
+        setup.finders[key] = Finder(package, length, setup.tokenizer, make_scorer)
+    return setup.finders[key]
 
 
 @contextmanager
 def _paste(
     setup: Setup, package: Package, kind: str, make_scorer: Any, num_passages: int
 ) -> Iterator[Reader]:
-    key = (kind, package.name)
-    if key not in setup.finders:
-        setup.on_read(f"all, for {kind}")
-        length = setup.settings.passage_len
-        setup.finders[key] = Finder(package, length, setup.tokenizer, make_scorer)
-    yield Pasting(setup, package, setup.finders[key], num_passages)
+    finder = _prepare_finder(setup, package, kind, make_scorer)
+    yield Pasting(setup, package, finder, num_passages)
 
 
 def _nothing(setup: Setup, package: Package) -> Any:
@@ -423,6 +239,12 @@ def _bm25(num_passages: int | None = None) -> Callable[[Setup, Package], Any]:
     )
 
 
+def _bm25_entries(setup: Setup, package: Package) -> Any:
+    settings = {**setup.given, "read": "passages", "keep": "entries"}
+    finder = _prepare_finder(setup, package, "BM25", WordScorer)
+    return _remember(setup, package, settings, finder)
+
+
 def _embedder(num_passages: int | None = None) -> Callable[[Setup, Package], Any]:
     def open_arm(setup: Setup, package: Package) -> Any:
         assert setup.encoder is not None
@@ -437,8 +259,10 @@ ARMS: dict[str, Arm] = {
     "entries": Arm("memory: entries", _entries),
     "passages": Arm("memory: passages", _passages()),
     "passages-1": Arm("  the best one", _passages(1)),
+    "passages-entries": Arm("  kept as entries", _passages(keep="entries")),
     "bm25": Arm("BM25, pasted", _bm25()),
     "bm25-1": Arm("  the best one", _bm25(1)),
+    "bm25-entries": Arm("  read as entries", _bm25_entries),
     "embedder": Arm("embedder, pasted", _embedder()),
     "embedder-1": Arm("  the best one", _embedder(1)),
     "whole": Arm("whole files", _whole, is_ranked=False),

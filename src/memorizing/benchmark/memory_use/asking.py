@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from memorizing.benchmark.memory_use.arms import Begun, Reader, copy_begun
 from memorizing.benchmark.memory_use.call_sites import cut_at_close
 from memorizing.benchmark.memory_use.places import Place, Source
+from memorizing.benchmark.memory_use.readers import Begun, Reader, copy_begun
 from memorizing.benchmark.memory_use.retrievers import Found
 from memorizing.loss import compute_token_nats
 

@@ -60,10 +60,12 @@ class Finder:
             [tokenizer.decode(list(tokens[name][start:end])) for name, start, end in self.spans]
         )
         self._tokenizer = tokenizer
-        self.num_bytes = self._scorer.num_bytes + sum(
+        self.index_bytes = self._scorer.num_bytes
+        """Of what the scorer keeps."""
+        self.num_bytes = self.index_bytes + sum(
             len(document.text.encode()) for document in package.documents
         )
-        """Of what is kept: the scorer's, and the texts."""
+        """Of that and the texts."""
 
     def find(
         self, query: Sequence[int], num_passages: int, *, without: str | None = None

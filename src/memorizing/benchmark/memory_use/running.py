@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from memorizing.benchmark.memory_use.arms import ARMS, Setup
+from memorizing.benchmark.memory_use.arms import ARMS
 from memorizing.benchmark.memory_use.asking import NUM_TIMED, PIECE, Asked, ask
 from memorizing.benchmark.memory_use.places import Package, Place
+from memorizing.benchmark.memory_use.readers import Setup
 from memorizing.benchmark.memory_use.summary import measure_call, measure_quote, summarize
 from memorizing.benchmark.preparing import describe_machine
 from memorizing.errors import ConfigError, IndexUnavailableError
@@ -48,6 +49,28 @@ def choose_arms(wanted: Sequence[str] | None, *, has_embedder: bool) -> tuple[li
             names = [name for name in names if not name.startswith("bm25")]
             notes.append(f"BM25 is left out: {error}")
     return names, notes
+
+
+def leave_out_kept(
+    setup: Setup, names: Sequence[str], *, is_told: bool
+) -> tuple[list[str], list[str]]:
+    """Names of arms that this model can have, and sentences about those that are left out.
+
+    Args:
+        setup: of the model.
+        names: as `choose_arms` gave them.
+        is_told: whether just these are wanted.
+
+    Raises:
+        ConfigError: one cannot be had, and just these are wanted.
+    """
+    kept = [name for name in names if name.endswith("-entries")]
+    if setup.cannot_keep is None or not kept:
+        return list(names), []
+    if is_told:
+        raise ConfigError(f"the arm {kept[0]} cannot be had: {setup.cannot_keep}")
+    note = f"{', '.join(kept)}: left out: {setup.cannot_keep}"
+    return [name for name in names if name not in kept], [note]
 
 
 def limit_whole(model: Any, places: Sequence[Place], room_len: int, most: int) -> int:

@@ -24,6 +24,7 @@ from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
     LAST_WORDS,
     Collection,
+    Span,
     choose_spans,
     match_words,
     rank_chunks,
@@ -240,36 +241,46 @@ def find_passages(
     collections = [base, own.collection]
     shares = weigh_chunks(queries, places, collections, settings.num_neighbors)
     scores = rank_chunks(shares, match_words(ids[-LAST_WORDS:], collections))
-    found = []
-    for span in choose_spans(
-        collections, shares, scores, settings.num_passages, settings.passage_len
-    ):
-        part = collections[span.collection]
-        first, last = part.first_entries[span.document : span.document + 2]
-        start, end, chunk = span.start - first, span.end - first, span.chunk - first
-        chosen = torch.arange(start, end)[~part.is_sink[span.start : span.end]]
-        if span.collection:
-            name, entries, kept = None, None, None
-            numbers = torch.arange(own.first, own.first + last)
-            tokens = own.ids[numbers]
-        else:
-            assert library is not None
-            name = library.names[span.document]
-            entries = range(span.chunk, min(last, span.chunk + CHUNK_LEN))
-            numbers, tokens = library.read_tokens(span.document)
-            kept = library.find_kept(span.document, chosen)
-        found.append(
-            Passage(
-                document=name,
-                start=int(numbers[start]),
-                end=int(numbers[end - 1]) + 1,
-                score=span.score,
-                chunk=int(numbers[chunk]),
-                # A text that is being read goes on behind what is found of it now.
-                is_at_end=span.end == last and not span.collection,
-                entries=entries,
-                ids=tokens[chosen],
-                kept=kept,
-            )
-        )
-    return tuple(found)
+    spans = choose_spans(collections, shares, scores, settings.num_passages, settings.passage_len)
+    return tuple(
+        make_passage(span, collections[span.collection], own if span.collection else library)
+        for span in spans
+    )
+
+
+def make_passage(span: Span, part: Collection, source: Library | OwnText | None) -> Passage:
+    """What stands in the room of a span of one or more entries.
+
+    Args:
+        span: inside of one document.
+        part: the collection that it is of.
+        source: what this is a collection of.
+
+    Raises:
+        MemoryFolderError: the text of a document was not kept, or became other tokens.
+    """
+    first, last = part.first_entries[span.document : span.document + 2]
+    start, end, chunk = span.start - first, span.end - first, span.chunk - first
+    chosen = torch.arange(start, end)[~part.is_sink[span.start : span.end]]
+    if isinstance(source, OwnText):
+        name, entries, kept = None, None, None
+        numbers = torch.arange(source.first, source.first + last)
+        tokens = source.ids[numbers]
+    else:
+        assert source is not None
+        name = source.names[span.document]
+        entries = range(span.chunk, min(last, span.chunk + CHUNK_LEN))
+        numbers, tokens = source.read_tokens(span.document)
+        kept = source.find_kept(span.document, chosen)
+    return Passage(
+        document=name,
+        start=int(numbers[start]),
+        end=int(numbers[end - 1]) + 1,
+        score=span.score,
+        chunk=int(numbers[chunk]),
+        # A text that is being read goes on behind what is found of it now.
+        is_at_end=span.end == last and name is not None,
+        entries=entries,
+        ids=tokens[chosen],
+        kept=kept,
+    )

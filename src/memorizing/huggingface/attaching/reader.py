@@ -51,6 +51,35 @@ class Reader(Calls):
         if self._positions.is_learned and given.start and not text.room_len:
             return  # positions that were added cannot be moved
         text.next_search = given.num_columns - 1 + settings.search_every
+        # Weights that are trained make something else of the same passages at every call.
+        last = None if step.needs_graph else text.room
+        before = [()] * given.num_rows if last is None else [*last.passages]
+        if mode.passages is not None:
+            kept = [mode.passages] * given.num_rows
+        else:
+            found = self._look_up(step, cache, given, kwargs)
+            if found is None:
+                return
+            is_written = given.num_tokens == 1
+            kept = [
+                _exchange(old, new, only_best=is_written)
+                for old, new in zip(before, found, strict=True)
+            ]
+        _tell_passages(mode, given.start, kept)
+        if last is None or kept != before:
+            start_token = look_up_start_token(self.decoder.base.config)
+            # It is read as it stands before a text that begins, and moved from there.
+            front = torch.zeros(1, dtype=torch.int64), torch.tensor([[settings.room_len]])
+            old = None if last is None else self._turn_room(last, *front)
+            read = self._read_room(plan_room(kept, start_token, settings.num_again), old)
+            text.room = None if read is None else replace(read, end=front[1])
+            self._move_room(text, given)
+
+    def _look_up(
+        self, step: Step, cache: DynamicCache, given: CallInputs, kwargs: dict[str, Any]
+    ) -> list[tuple[Passage, ...]] | None:
+        """The best passages of every row now; None where nothing was read that asks for any."""
+        text, mode = step.text, step.mode
         queries, valid = text.queries, text.queries_valid
         is_new = given.num_tokens > 1 or not queries
         ids = [text.list_ids(row) for row in range(given.num_rows)]
@@ -63,26 +92,7 @@ class Reader(Calls):
                     torch.cat([before, given_ids[is_there].cpu().long()])
                     for before, given_ids, is_there in zip(ids, step.ids, step.valid, strict=True)
                 ]
-        if not queries or valid is None:
-            return
-        found = self._choose(step, queries, valid, ids)
-        # Weights that are trained make something else of the same passages at every call.
-        last = None if step.needs_graph else text.room
-        before = [()] * given.num_rows if last is None else last.passages
-        is_written = given.num_tokens == 1
-        kept = [
-            _exchange(old, new, only_best=is_written)
-            for old, new in zip(before, found, strict=True)
-        ]
-        _tell_passages(mode, given.start, kept)
-        if last is None or tuple(kept) != tuple(before):
-            start_token = look_up_start_token(self.decoder.base.config)
-            # It is read as it stands before a text that begins, and moved from there.
-            front = torch.zeros(1, dtype=torch.int64), torch.tensor([[settings.room_len]])
-            old = None if last is None else self._turn_room(last, *front)
-            read = self._read_room(plan_room(kept, start_token, settings.num_again), old)
-            text.room = None if read is None else replace(read, end=front[1])
-            self._move_room(text, given)
+        return None if not queries or valid is None else self._choose(step, queries, valid, ids)
 
     def ask(self, **arguments: Any) -> dict[int, Tensor]:
         """What the last tokens of a call ask for, which is made as far as the layers that find.

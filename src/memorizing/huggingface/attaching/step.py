@@ -123,6 +123,8 @@ class CallMode:
     looks_ahead: bool = True
     """A call of several tokens looks for passages by its own last ones, so that all of them see
     what these find. Otherwise by those of the calls before."""
+    passages: tuple[Passage, ...] | None = None
+    """Given, these stand in the room, best one first, and none are looked for."""
 
 
 @dataclass
