@@ -65,18 +65,28 @@ def serve(folder: Path, *words: str) -> Iterator[str]:
 def ask(
     connection: http.client.HTTPConnection, model: str, number: int, *, goes_away: bool = False
 ) -> str:
-    """The text of an answer; the request depends on the number alone."""
+    """The text of an answer; the request depends on the number alone.
+
+    A connection that the server has closed, since nothing was asked for some seconds (this process
+    was paused), is opened again.
+    """
     body: dict[str, Any] = {
         "model": model if number % 3 == 0 else f"{model}+notes",
         "prompt": f"{WORDS[number % len(WORDS)]} {number % 7}; ",
         "max_tokens": NUM_TOKENS,
         "stream": number % 2 == 0,
     }
-    connection.request("POST", "/v1/completions", json.dumps(body))
-    if goes_away:
+    words = ("POST", "/v1/completions", json.dumps(body))
+    try:
+        connection.request(*words)
+        if goes_away:
+            connection.close()
+            return ""
+        response = connection.getresponse()
+    except ConnectionError:
         connection.close()
-        return ""
-    response = connection.getresponse()
+        connection.request(*words)
+        response = connection.getresponse()
     content = response.read().decode()
     if response.status != 200:
         return f"status {response.status}"

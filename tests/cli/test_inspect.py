@@ -207,21 +207,26 @@ def test_two_sizes_of_a_memory_are_compared(run, trained, python_text, tmp_path)
     assert "with 16 entries" in path.read_text()
 
 
-def test_an_approximate_index_says_its_recall(run, trained, python_text, tmp_path, monkeypatch):
-    from memorizing.training import checkpoint
-
-    read = checkpoint._read_description
-
-    def read_with_index(folder):
-        import dataclasses
-
-        config, tokenizer = read(folder)
-        return dataclasses.replace(config, index="buckets"), tokenizer
-
-    monkeypatch.setattr(checkpoint, "_read_description", read_with_index)
-    path, data = inspect(run, tmp_path, trained, "--text", python_text, "--capacity", "131")
+def test_an_approximate_index_says_its_recall(run, trained, python_text, tmp_path):
+    words = (trained, "--text", python_text, "--capacity", "131", "--index", "buckets")
+    path, data = inspect(run, tmp_path, *words)
     assert 0.5 < data["recall"] <= 1
-    assert "The search is approximate" in path.read_text()
+    assert "The search is approximate (buckets)" in path.read_text()
+
+
+def test_an_index_that_a_pretrained_model_has_says_its_recall(
+    run, llama, notes, tmp_path, python_text
+):
+    folder, index = tmp_path / "notes.memory", "buckets:num_buckets=37"
+    words = ("--layers", "1", "--window", "17", "--precision", "fp32", "--set", "read=entries")
+    more = ("--set", "num_neighbors=31", "--set", f"index={index}")
+    assert run("read", llama, notes, "--memory", folder, *words, *more).status == 0
+    words = (llama, "--text", python_text, "--precision", "fp32", "--memory", folder)
+    path, data = inspect(run, tmp_path, *words)
+    # One of each bucket is found: where two of the nearest share one, the other is missed.
+    assert 0.3 < data["recall"] < 0.95
+    assert f"The search is approximate ({index})" in path.read_text()
+    assert "leave it out" in run("inspect", *words, "--index", "exact").err
 
 
 def test_only_the_first_tokens_are_read_where_that_is_asked(run, trained, python_text, tmp_path):

@@ -3,6 +3,7 @@
 from memorizing.analysis.examples import Example, Place, explain_helped_tokens
 from memorizing.analysis.helped import HelpedToken, find_helped_tokens
 from memorizing.analysis.inspecting import inspect_model, inspect_run
+from memorizing.analysis.lookups import find_uses, rate_lookups
 from memorizing.analysis.page import write_inspection
 from memorizing.analysis.plots import plot_capacities, plot_lengths
 from memorizing.analysis.rendering import render_examples
@@ -17,12 +18,14 @@ __all__ = [
     "describe_reach",
     "explain_helped_tokens",
     "find_helped_tokens",
+    "find_uses",
     "inspect_model",
     "inspect_run",
     "make_position_table",
     "make_result_table",
     "plot_capacities",
     "plot_lengths",
+    "rate_lookups",
     "render_examples",
     "trace_document",
     "write_inspection",

@@ -53,7 +53,7 @@ def inspect_run(
     capacity = config.capacity if capacity is None else capacity
     _check_sizes(capacity, against)
     source, tokenized = _tokenize(tokenizer, document, max_tokens)
-    is_exact = parse_index(config.index) == parse_index("exact")
+    is_exact = _is_exact(config.index)
     passes = 2 if is_exact else 3
 
     def trace(number: int, size: int, kept: int = KEPT) -> Trace:
@@ -123,6 +123,7 @@ def inspect_model(
     """
     from memorizing.evaluation import evaluate_model
     from memorizing.huggingface.attaching.attachment import get_attachment
+    from memorizing.huggingface.sessions.scoring import search_exactly
     from memorizing.huggingface.sessions.texts import wrap_tokenizer
 
     attachment = get_attachment(model)
@@ -136,22 +137,32 @@ def inspect_model(
             "`tokenizers` package, as almost all models have"
         )
     source, tokenized = _tokenize(wrapped, document, max_tokens)
-    num_tokens = source.num_tokens
-    with record_retrieval(attachment, num_tokens) as (recorder, count):
-        shown = _share(progress, 0, 2)
+    # Passages are not found entry by entry.
+    is_compared = settings.read != "passages" and not _is_exact(settings.index)
+    passes = 3 if is_compared else 2
 
-        def on_progress(done: int, total: int) -> None:
-            count(done, total)
-            if shown is not None:
-                shown(done, total)
+    def read(number: int) -> Trace:
+        kept = settings.num_neighbors if is_compared else KEPT
+        with record_retrieval(attachment, source.num_tokens, kept) as (recorder, count):
+            shown = _share(progress, number, passes)
 
-        result = evaluate_model(
-            model, [tokenized], tokenizer, capacity=capacity, progress=on_progress
-        )
+            def on_progress(done: int, total: int) -> None:
+                count(done, total)
+                if shown is not None:
+                    shown(done, total)
+
+            result = evaluate_model(
+                model, [tokenized], tokenizer, capacity=capacity, progress=on_progress
+            )
+        return recorder.finish(result.documents[0].token_nats)
+
+    trace, recall = read(0), None
     baseline = evaluate_model(
-        model, [tokenized], tokenizer, capacity=against, progress=_share(progress, 1, 2)
+        model, [tokenized], tokenizer, capacity=against, progress=_share(progress, 1, passes)
     )
-    trace = recorder.finish(result.documents[0].token_nats)
+    if is_compared:
+        with search_exactly(attachment):
+            recall = compute_recall(trace, read(2))
     sources, trace, sights = _find_sources(source, trace, session, tokenizer)
     return Inspection(
         model=name,
@@ -163,9 +174,14 @@ def inspect_model(
         segment_len=settings.segment_len,
         capacity=capacity,
         num_bytes=tokenized.num_bytes or None,
-        index=settings.index,
         sights=sights,
+        index=settings.index,
+        recall=recall,
     )
+
+
+def _is_exact(index: str) -> bool:
+    return parse_index(index) == parse_index("exact")
 
 
 def _check_sizes(capacity: int, against: int) -> None:

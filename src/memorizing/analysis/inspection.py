@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memorizing.analysis.definitions import WORD, Definition, find_definitions
+from memorizing.analysis.definitions import Definition, find_definitions
 from memorizing.analysis.token_classes import (
     CLASSES,
     classify_tokens,
@@ -24,7 +23,7 @@ from memorizing.analysis.token_classes import (
     name_times,
 )
 from memorizing.analysis.traces import DISTANCE_EDGES, Trace
-from memorizing.metrics import Totals, bootstrap_ratio
+from memorizing.metrics import Totals
 
 MARKED = math.log(2)
 """Nats: tokens that memory makes at least twice as likely are counted as helped."""
@@ -72,27 +71,6 @@ class Row:
     nats: float
     """A token, with memory."""
     baseline_nats: float
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How often something was right, with a 95% interval that draws names."""
-
-    name: str
-    rate: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Lookups:
-    """Where memory helped with a name, how often it looked at the line that defines it."""
-
-    what: str
-    num_tokens: int
-    num_names: int
-    rates: tuple[Rate, ...]
-    """The memory's heaviest place, the newest exact match of the token before, chance."""
 
 
 @dataclass(frozen=True)
@@ -188,26 +166,6 @@ class Inspection:
         found = np.where(places < 0, _NOTHING, found)
         return self.count_by(found.tolist(), [_NOTHING, *names, _READ_BEFORE])
 
-    def count_lookups(self) -> list[Lookups]:
-        """See `Lookups`; of lemmas and of everything else that is defined."""
-        found = _find_uses(self)
-        results = []
-        for is_lemma, what in ((False, "definitions"), (True, "lemmas")):
-            uses = [use for use in found if use.is_lemma == is_lemma]
-            names = sorted({use.name for use in uses})
-            if not uses:
-                continue
-            rates = [
-                _make_rate(uses, names, label, right)
-                for label, right in (
-                    ("the memory's heaviest place", lambda use: float(use.memory)),
-                    ("newest exact match of the token before", lambda use: float(use.match)),
-                    ("any entry, by chance", lambda use: use.chance),
-                )
-            ]
-            results.append(Lookups(what, len(uses), len(names), tuple(rates)))
-        return results
-
 
 _READ_BEFORE = "in what was read before"
 _NOTHING = "nothing retrieved"
@@ -220,77 +178,3 @@ def name_distances() -> list[str]:
         *(f"{low:,} to {high - 1:,}" for low, high in bounds),
         f"{DISTANCE_EDGES[-1]:,} or more",
     ]
-
-
-@dataclass(frozen=True)
-class _Use:
-    """A helped token of a name whose definition could be retrieved."""
-
-    name: str
-    is_lemma: bool
-    memory: bool
-    match: bool
-    chance: float
-
-
-def _make_rate(
-    uses: Sequence[_Use], names: Sequence[str], label: str, right: Callable[[_Use], float]
-) -> Rate:
-    sums, counts = np.zeros(len(names)), np.zeros(len(names))
-    numbers = {name: number for number, name in enumerate(names)}
-    for use in uses:
-        sums[numbers[use.name]] += right(use)
-        counts[numbers[use.name]] += 1
-    low, high = bootstrap_ratio(sums, counts, [len(names)])
-    return Rate(label, float(sums.sum() / counts.sum()), max(0.0, low), min(1.0, high))
-
-
-def _find_uses(found: Inspection) -> list[_Use]:
-    text, trace = found.text, found.trace
-    assert text.text is not None
-    lines: dict[str, list[tuple[int, int, bool]]] = defaultdict(list)
-    others: dict[int, int] = {}
-    num_others = 0
-    for source in found.sources:
-        for one in source.definitions:
-            lines[one.name].append((*source.find_places(one.start, one.end), one.is_lemma))
-        if source is not text:
-            num_others += source.num_tokens
-            others |= {int(token): source.first + i + 1 for i, token in enumerate(source.tokens)}
-    places, _ = found.pooled
-    own: dict[int, int] = {}
-    uses, begun = [], 0
-    for word in WORD.finditer(text.text):
-        known = lines.get(word[0], ())
-        first, last = text.find_places(*word.span())
-        if not known or any(low <= first < high for low, high, _ in known):
-            continue
-        for token in range(first, min(last, trace.num_tokens)):
-            if found.gains[token] < MARKED or places[token] < 0 or token < 1:
-                continue
-            end = token // found.segment_len * found.segment_len
-            start = max(0, end - found.capacity)
-            for place in range(max(begun, 1), end):
-                own[int(text.tokens[place - 1])] = place
-            begun = max(begun, end)
-            held = [
-                (max(low, start), min(high, end)) if low < text.num_tokens else (low, high)
-                for low, high, _ in known
-            ]
-            held = [(low, high) for low, high in held if low < high]
-            if not held:
-                continue
-            before = int(text.tokens[token - 1])
-            match = own.get(before, -1)
-            match = match if match >= start else others.get(before, -1)
-            num_held = sum(high - low for low, high in held)
-            uses.append(
-                _Use(
-                    word[0],
-                    known[0][2],
-                    any(low <= places[token] < high for low, high in held),
-                    any(low <= match < high for low, high in held),
-                    num_held / (end - start + num_others),
-                )
-            )
-    return uses

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from memorizing import __version__
 from memorizing.analysis.charts import draw_along, draw_lines, embed_figure
 from memorizing.analysis.inspection import MARKED, Inspection, Source, name_distances
+from memorizing.analysis.lookups import find_uses, rate_lookups
 from memorizing.analysis.traces import NUM_AGES
 from memorizing.metrics import compare_token_nats
 from memorizing.storage.files import write_output
@@ -88,7 +89,7 @@ def write_inspection(found: Inspection, path: Path) -> Path:
         "by_earlier": found.count_earlier(),
         "by_distance": found.count_distances() if trace.heads else [],
     }
-    lookups, heads = found.count_lookups(), _describe_heads(found)
+    lookups, heads = rate_lookups([find_uses(found)]), _describe_heads(found)
     is_joint = _is_joint(found)
     page = render_page(
         "inspect.html",

@@ -262,18 +262,19 @@ def trace_document(
 
 @contextmanager
 def record_retrieval(
-    attachment: Attachment, num_tokens: int
+    attachment: Attachment, num_tokens: int, kept: int = KEPT
 ) -> Iterator[tuple[Recorder, Progress]]:
     """Record what a model of `transformers` retrieves for the one text that is scored inside.
 
     Args:
         attachment: of the model.
         num_tokens: of the text.
+        kept: entries kept per token and head.
 
     Yields:
         The recorder, and what must be called after every segment.
     """
-    recorder, begun = Recorder(num_tokens, KEPT), 0
+    recorder, begun = Recorder(num_tokens, kept), 0
     done: dict[int, int] = {}
 
     def on_retrieved(layer: int, findings: Sequence[Finding], gates: Tensor) -> None:

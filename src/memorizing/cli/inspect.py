@@ -27,6 +27,7 @@ examples:
   memorizing inspect runs/small --text src/model.py --out report.html
   memorizing inspect runs/small --text proof.thy --capacity 65536 --against 512
   memorizing inspect HuggingFaceTB/SmolLM2-135M --text new.py --memory repo.memory
+  memorizing inspect HuggingFaceTB/SmolLM2-135M --text book.txt --index faiss_hnsw
 """
 
 MAX_TOKENS = 32_768
@@ -58,13 +59,21 @@ def run(
     max_tokens: Annotated[
         int, option("N", "Only the first N tokens of the text; 0 is all.", min=0)
     ] = MAX_TOKENS,
+    index: Annotated[
+        str | None,
+        option(
+            "INDEX",
+            "What searches the memory (`memorizing info indexes`). Default: as the model has it.",
+        ),
+    ] = None,
     adapter: AdapterOption = None,
     precision: ModelPrecisionOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """A page that shows what a memory does: where it helps, and what it looked at.
 
-    The text is read twice, with memory and without. The page needs no network and no server: open
+    The text is read twice, with memory and without; and once more by exact search, where an
+    approximate index searches. The page needs no network and no server: open
     it in a browser.
     """
     if out.suffix.lower() not in (".html", ".htm"):
@@ -73,7 +82,16 @@ def run(
     document = load_document(text)
 
     from memorizing.analysis import write_inspection
+    from memorizing.index_settings import parse_index
+    from memorizing.knn import make_index
 
+    if index is not None:
+        if memory is not None or adapter is not None:
+            raise ConfigError(
+                f"--index is given, and {memory or adapter} says what searches the memory; leave "
+                "it out (another index: `memorizing read MODEL FILES --set index=...`)"
+            )
+        make_index(parse_index(index))  # a missing package is said before the work
     settings = {"capacity": capacity, "against": against, "max_tokens": max_tokens}
     if is_run(Path(model).expanduser()):
         if memory is not None or adapter is not None:
@@ -81,9 +99,12 @@ def run(
                 "--memory and --adapter are of models of transformers; a run reads the text into "
                 "its own memory: leave them out"
             )
-        found = inspect_own(Path(model).expanduser(), document, precision, device, settings)
+        path = Path(model).expanduser()
+        found = inspect_own(path, document, index, precision, device, settings)
     else:
-        found = inspect_pretrained(model, document, memory, adapter, precision, device, settings)
+        found = inspect_pretrained(
+            model, document, memory, adapter, index, precision, device, settings
+        )
     data = write_inspection(found, out)
     totals, baseline = (found.sum_nats(n) for n in (found.trace.nats, found.baseline_nats))
     print(
@@ -123,7 +144,12 @@ def is_run(path: Path) -> bool:
 
 
 def inspect_own(
-    run_dir: Path, document: Document, precision: Any, device: str, settings: dict[str, Any]
+    run_dir: Path,
+    document: Document,
+    index: str | None,
+    precision: Any,
+    device: str,
+    settings: dict[str, Any],
 ) -> Inspection:
     """A text in a model of ours.
 
@@ -147,6 +173,8 @@ def inspect_own(
     precision = "fp32" if precision == "auto" else precision
     choice = choose_precision(precision, shape.model_dim, shape.ffn_dim, place)
     loaded.model.compute_dtype = choice.dtype
+    if index is not None:
+        loaded.model.config = dataclasses.replace(shape, index=index)
     with show_progress("reading") as progress:
         found = inspect_run(
             loaded.model,
@@ -169,6 +197,7 @@ def inspect_pretrained(
     document: Document,
     memory: Path | None,
     adapter: Path | None,
+    index: str | None,
     precision: Any,
     device: str,
     settings: dict[str, Any],
@@ -196,7 +225,8 @@ def inspect_pretrained(
     if adapter is not None:
         load_adapter(loaded, adapter)
     elif memory is None:
-        add_memory(loaded, window=choose_window(loaded), read="entries")
+        window = choose_window(loaded)
+        add_memory(loaded, window=window, read="entries", index=index or "exact")
     session = None if memory is None else open_memory(loaded, memory, tokenizer=tokenizer)
     with show_progress("reading") as progress, session or nullcontext():
         return inspect_model(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -134,6 +135,16 @@ class FrozenMemory:
         """Per block, the number of its first entry."""
         counts = [block.num_entries for block in self.blocks]
         return tuple(sum(counts[:place]) for place in range(len(counts)))
+
+    def search_exactly(self) -> FrozenMemory:
+        """The same entries without their index; nothing is copied."""
+
+        def load(block: FrozenBlock) -> Memory:
+            held = block.load()
+            return make_block(held.keys, held.values, ExactSettings())
+
+        blocks = [FrozenBlock(one.num_entries, partial(load, one)) for one in self.blocks]
+        return FrozenMemory(self.num_heads, self.head_dim, blocks)
 
     def prepare(self) -> None:
         """Load everything now, and not at the first search. May take minutes.

@@ -8,7 +8,7 @@ import pytest
 from memorizing.errors import ConfigError
 from memorizing.evaluation import compare_results
 from memorizing.evaluation.pretrained import evaluate_model
-from memorizing.huggingface.sessions.scoring import find_start_token
+from memorizing.huggingface.sessions.scoring import find_start_token, search_exactly
 from memorizing.huggingface.sessions.session import open_memory
 from tests.training.finetuning.tools import (
     SEGMENT_LEN,
@@ -67,6 +67,20 @@ def test_an_open_memory_is_read_too_and_stays_open(model: Any):
         assert model.memorizing.is_bound
     assert knowing.nats != before.nats
     assert off.nats == evaluate_model(model, documents[1:], tokenizer, capacity=0).nats
+
+
+def test_searching_exactly_is_what_a_memory_without_an_index_does(model: Any):
+    tokenizer, documents = make_tokenizer(), make_texts(101, 103)
+    other = make_model(capacity=61, index="buckets:num_buckets=5,per_bucket=1")
+    found = []
+    for one in (model, other):
+        with open_memory(one) as memory:
+            memory.read(tokenizer, documents[1:], progress=False)
+            found.append(evaluate_model(one, documents[:1], tokenizer).nats)
+            with search_exactly(one.memorizing):
+                found.append(evaluate_model(one, documents[:1], tokenizer).nats)
+    exact, again, approximate, mended = found
+    assert exact == again == mended != approximate
 
 
 def test_the_start_token_is_that_of_the_tokenizer_then_of_the_model():

@@ -233,6 +233,7 @@ class Calls:
         settings, mode, heads = self.settings, self.mode, self.open_heads
         capacity = settings.capacity if mode.capacity is None else mode.capacity
         layers = settings.layers if capacity else ()
+        index = parse_index(settings.index) if mode.index is None else mode.index
         # The last layer of a call that only reads retrieves for nothing; for passages, all do.
         last = None if mode.collected is None else max(settings.layers)
         if mode.collected is not None and settings.finds_passages:
@@ -248,7 +249,7 @@ class Calls:
                     self.entry_shape[1],
                     self.stored_dtype,
                     self.devices[layer],
-                    parse_index(settings.index),
+                    index,
                 )
                 for layer in layers
                 if heads[layer].is_any and layer != last

@@ -27,6 +27,7 @@ from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import Library, Passage
 from memorizing.huggingface.attaching.passages import LAST, Collection
 from memorizing.huggingface.attaching.window_cache import TextState
+from memorizing.index_settings import IndexSettings
 from memorizing.memory import Entries, History, Memory, RetrievalControl, Retrieved
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.memory.history import count_hidden
@@ -103,6 +104,8 @@ class CallMode:
     """Read in the place of what is open for all."""
     capacity: int | None = None
     """Of the memories of texts that begin now; None is that of the settings."""
+    index: IndexSettings | None = None
+    """What searches these memories; None is that of the settings."""
     is_reading: bool = True
     """Memory layers retrieve."""
     control: RetrievalControl | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.attachment import Attachment, get_attachment, unwrap
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import look_up_start_token
+from memorizing.index_settings import ExactSettings
 from memorizing.loss import compute_token_nats
 from memorizing.model import RetrievalControl, evaluation_mode
 
@@ -167,4 +169,13 @@ def read_memory(attachment: Attachment, capacity: int | None = None) -> Iterator
         is_reading = attachment.mode.is_reading and capacity > 0
         changes |= {"capacity": capacity, "is_reading": is_reading}
     with attachment.change_mode(**changes):
+        yield
+
+
+@contextmanager
+def search_exactly(attachment: Attachment) -> Iterator[None]:
+    """Inside, what is open and the memories of texts that begin are searched without an index."""
+    opened = attachment.opened or attachment.plan_opening({})
+    base = {layer: memory.search_exactly() for layer, memory in opened.base.items()}
+    with attachment.change_mode(opened=replace(opened, base=base), index=ExactSettings()):
         yield
