@@ -69,7 +69,7 @@ def test_quotes_are_measured_in_every_arm_and_shown(run, reader, texts, tmp_path
         "4 prompts of 23 tokens, the next 5 asked for",
         "right of 5",
         "the same less that of memory: passages",
-        "passages: 2 of 16 tokens, found by layers 1",
+        "passages: 2 of 16 tokens at most, found by layers 1",
         "an embedder is left out: none was given with --embedder",
         "what it costs",
     ):

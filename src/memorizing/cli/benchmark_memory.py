@@ -119,8 +119,8 @@ def recall(
     """Does a model say what it has read? Against retrieval that is pasted into the prompt.
 
     Prompts are stretches of the files; what is asked for is what stands next in the file, by greedy
-    decoding. Each arm has as many tokens of the files in sight as the passages of the memory, but
-    for whole files, which no search could know. Files must be newer than the model to say anything.
+    decoding. Pasted arms have as many tokens of the files in sight as a memory has at most, but not
+    whole files, which no search could know. Files must be newer than the model to say anything.
     """
     wanted, chosen, notes = _prepare(
         arms, embedder, layers, heads, calibrate, window, settings, json_file

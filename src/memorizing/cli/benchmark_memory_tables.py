@@ -113,9 +113,10 @@ def _list_notes(result: dict[str, Any], is_compared: bool, is_found: bool) -> li
         EXPLAINED[result["verb"]],
         f"intervals: {result['num_drawn']} {result['drawn']} drawn again, and prompts in them."
         + (" *: the interval excludes zero." if is_compared else ""),
-        f"passages: {memory['num_passages']} of {memory['passage_len']} tokens, found by {finders}"
+        f"passages: {memory['num_passages']} of {memory['passage_len']} tokens at most, found by "
+        + finders
         + (
-            "; those of BM25 and an embedder are as many and as long, found by the last "
+            "; those of BM25 and an embedder are as many as that, and as long, found by the last "
             f"{result['query_len']} tokens of the prompt."
             if any(name.startswith(("bm25", "embedder")) for name in names)
             else "."

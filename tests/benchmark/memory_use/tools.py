@@ -41,6 +41,7 @@ def make_setup(folder: Path, **changes: Any) -> Setup:
         "segment_len": SEGMENT_LEN,
         "num_sinks": NUM_SINKS,
         "num_passages": NUM_PASSAGES,
+        "passage_margin": 20.0,
         "passage_len": PASSAGE_LEN,
         "dtype": "float32",
     }

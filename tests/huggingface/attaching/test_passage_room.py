@@ -26,42 +26,32 @@ def make_passage(ids: list[int], document: str | None = "a", **values: int | boo
     return Passage(document, **fields | values, entries=None, ids=torch.tensor(ids))
 
 
-@pytest.mark.parametrize(
-    ("num_again", "ids", "first"),
-    [
-        (0, [[1, 5, 7, 8], [0, 0, 0, 0], [0, 0, 1, 9]], [0, 4, 2]),
-        (1, [[1, 5, 7, 8, 7, 8], [0] * 6, [0, 0, 0, 1, 9, 9]], [0, 6, 3]),
-        (2, [[1, 5, 7, 8, 7, 8, 7, 8], [0] * 8, [0, 0, 0, 0, 1, 9, 9, 9]], [0, 8, 4]),
-    ],
-)
-def test_rows_end_together_each_behind_a_start_token_the_best_passage_last(
-    num_again: int, ids: list[list[int]], first: list[int]
-):
-    rows = [(make_passage([7, 8]), make_passage([5])), (), (make_passage([9]),)]
-    room = plan_room(rows, 1, num_again)
+def test_rows_end_together_each_behind_a_start_token_what_is_named_first_last():
+    best, other = make_passage([7, 8]), make_passage([5])
+    room = plan_room([(best, best, other), (), (make_passage([9]),)], 1)
     assert room is not None
-    assert room.ids.tolist() == ids
-    assert room.first.tolist() == first
-    assert room.length == len(ids[0])
+    assert room.ids.tolist() == [[1, 5, 7, 8, 7, 8], [0] * 6, [0, 0, 0, 0, 1, 9]]
+    assert room.first.tolist() == [0, 6, 4]
+    assert room.length == 6
 
 
 def test_without_a_start_token_passages_stand_alone_and_nothing_needs_no_room():
-    room = plan_room([(make_passage([7, 8]),)], None, 0)
+    room = plan_room([(make_passage([7, 8]),)], None)
     assert room is not None
     assert room.ids.tolist() == [[7, 8]]
-    assert plan_room([(), ()], 1, 2) is None
+    assert plan_room([(), ()], 1) is None
 
 
 @pytest.mark.parametrize(
     ("start", "end", "is_at_end", "chunk", "is_shown"),
     [
-        (10, 10 + 3 * CHUNK_LEN, False, 10 + CHUNK_LEN, True),
-        (10, 9 + 3 * CHUNK_LEN, False, 10 + CHUNK_LEN, False),  # too little behind it
-        (10, 9 + 3 * CHUNK_LEN, True, 10 + CHUNK_LEN, True),
-        (10, 10 + 3 * CHUNK_LEN, False, 9, False),  # before it
+        (10, 10 + 4 * CHUNK_LEN, False, 10 + CHUNK_LEN, True),
+        (10, 9 + 4 * CHUNK_LEN, False, 10 + CHUNK_LEN, False),  # too little behind it
+        (10, 9 + 4 * CHUNK_LEN, True, 10 + CHUNK_LEN, True),
+        (10, 10 + 4 * CHUNK_LEN, False, 9, False),  # before it
     ],
 )
-def test_a_passage_shows_a_chunk_that_has_as_much_behind_it(
+def test_a_passage_shows_a_chunk_that_has_twice_as_much_behind_it(
     start: int, end: int, is_at_end: bool, chunk: int, is_shown: bool
 ):
     held = make_passage([3], start=start, end=end, is_at_end=is_at_end)

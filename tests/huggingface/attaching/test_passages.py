@@ -156,17 +156,23 @@ def share_out(part: Collection, weights: dict[int, float]) -> torch.Tensor:
     return shares
 
 
-def choose(parts: list[Collection], shares: list[torch.Tensor], count: int, length: int) -> list:
+def choose(
+    parts: list[Collection],
+    shares: list[torch.Tensor],
+    count: int,
+    length: int,
+    margin: float = 20.0,
+) -> list:
     """By shares alone."""
     nothing = [torch.zeros(share.shape[1]) for share in shares]
-    return choose_spans(parts, shares, rank_chunks(shares, nothing), count, length)
+    return choose_spans(parts, shares, rank_chunks(shares, nothing), count, length, margin)
 
 
 def test_spans_lie_around_the_best_chunks_inside_their_documents_best_first():
     part = make_collection()
     spans = choose([part], [share_out(part, {141: 0.5, 3: 0.3, 71: 0.2})], 3, 48)
     assert [(one.document, one.start, one.end) for one in spans] == [
-        (3, 128, 176),  # the chunk is 136 to 168
+        (3, 136, 184),
         (0, 0, 48),  # moved into the document
         (1, 71, 72),  # a document of one entry
     ]
@@ -177,7 +183,16 @@ def test_spans_do_not_overlap_and_what_has_no_share_is_not_chosen():
     part = make_collection()
     spans = choose([part], [share_out(part, {141: 0.5, 169: 0.3, 72: 0.2})], 4, 48)
     # Around the second best chunk, 168 to 200, a span would overlap that of the best.
-    assert [(one.start, one.end) for one in spans] == [(128, 176), (72, 120)]
+    assert [(one.start, one.end) for one in spans] == [(136, 184), (72, 120)]
+
+
+@pytest.mark.parametrize(("margin", "count"), [(0.0, 1), (0.6, 1), (0.8, 2), (3.0, 2), (3.3, 3)])
+def test_chunks_that_score_much_lower_than_the_best_are_not_chosen(margin: float, count: int):
+    part = make_collection()
+    # Logarithms of the shares lie 0.69 and 3.2 below that of the best.
+    shares = share_out(part, {141: 0.5, 3: 0.25, 71: 0.02})
+    spans = choose([part], [shares], 3, 32, margin)
+    assert [one.document for one in spans] == [3, 0, 1][:count]
 
 
 def test_the_best_chunk_of_several_collections_comes_first():
@@ -264,7 +279,7 @@ def test_words_decide_where_heads_are_unsure_and_find_what_heads_do_not():
     shares = share_out(part, {10: 0.3, 150: 0.3})
     match = torch.zeros(len(part.first_of_chunk))
     match[find_chunk(part, 150)], match[find_chunk(part, 201)] = 9.0, 3.0
-    spans = choose_spans([part], [shares], rank_chunks([shares], [match]), 4, 32)
+    spans = choose_spans([part], [shares], rank_chunks([shares], [match]), 4, 32, 20.0)
     # To the chunk of 201 no head gives anything; to the others neither heads nor words.
     assert [one.start for one in spans] == [136, 0, 200 - 30]
     assert [one.score for one in spans] == pytest.approx([0.3, 0.3, 0.0])

@@ -200,7 +200,7 @@ def test_shares_of_a_head_are_those_that_passages_are_chosen_by():
     for heads in ([4], [0, 5], list(range(KEY_HEADS * GROUPS))):
         wanted = weigh_chunks({3: queries[2]}, {3: torch.tensor(heads)}, [collection], 1)
         torch.testing.assert_close(shares[2, heads].mean(0), wanted[0])
-        (best,) = choose_spans([collection], wanted, [score_chunks(wanted[0])], 1, CHUNK_LEN)
+        (best,) = choose_spans([collection], wanted, [score_chunks(wanted[0])], 1, CHUNK_LEN, 0.0)
         scores = score_chunks(shares[2:3, heads].mean(1))
         chunk = collection.find_chunks(torch.tensor([best.chunk]))
         assert rank_places(scores, chunk).tolist() == [1]

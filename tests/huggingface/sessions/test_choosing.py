@@ -15,7 +15,13 @@ from tests.huggingface.tools import call, find_model, give_memory, make_tokens
 
 WAYS: list[dict[str, Any]] = [
     {},
-    {"read": "passages", "num_passages": 2, "passage_len": 23, "temperature": 0.2},
+    {
+        "read": "passages",
+        "num_passages": 2,
+        "passage_len": 23,
+        "passage_margin": 20.0,
+        "temperature": 0.2,
+    },
 ]
 
 

@@ -84,13 +84,12 @@ class Remembering:
         with self._session.use(), self._attachment.change_mode(passages=self._choose(place)):
             logits = call_model(self._setup.model, prompt, cache, is_last_only=True)
         room = find_text(cache).room
-        passages = () if room is None else room.passages[0]
-        standing = [*passages, *passages[:1] * self._attachment.settings.num_again]
+        standing = () if room is None else room.passages[0]
         return Begun(
             cache,
             logits,
             sum(len(one.ids) for one in standing),
-            tuple(map(self._describe, passages)),
+            tuple(map(self._describe, dict.fromkeys(standing))),
             length=len(prompt),
         )
 

@@ -21,6 +21,7 @@ _ONE_OR_MORE = (
     "best_readings",
     "search_every",
 )
+_OF_PASSAGES = ("num_passages", "passage_len", "passage_margin", "best_readings", "search_every")
 _MOST = 2**31
 """Positions and slots are numbered in 32 bits."""
 
@@ -76,6 +77,9 @@ class MemorySettings:
     """Times that the best passage stands there, one behind the other, where passages are read
     again: a model that has just read something twice goes on to say it. Entries that are kept know
     nothing of what stands before them: with `keep="entries"` it stands there once."""
+    passage_margin: float = 6.0
+    """Passages whose score, a logarithm, is so much lower than that of the best one are left out:
+    one that is certain says more alone, and is read sooner. From 14 on, none are left out."""
     search_every: int = 32
     """Tokens that are written until passages are looked for again."""
     keep: Literal["text", "entries"] = "text"
@@ -99,6 +103,7 @@ class MemorySettings:
         )
         check_capacity(self.capacity, self.num_neighbors)
         require(self.temperature > 0, "temperature", self.temperature, "above 0")
+        require(self.passage_margin >= 0, "passage_margin", self.passage_margin, "0 or more")
         most = torch.finfo(torch.float16).max
         require(abs(self.bias) <= most, "bias", self.bias, f"from {-most:,.0f} to {most:,.0f}")
         parse_index(self.index)
@@ -139,7 +144,7 @@ class MemorySettings:
         if self.keep == "text":
             del values["keep"]
         if self.read == "entries":
-            for name in ("num_passages", "passage_len", "best_readings", "search_every"):
+            for name in _OF_PASSAGES:
                 del values[name]
         return values
 

@@ -61,14 +61,15 @@ class Passage:
     """Gives these entries; None where the tokens are read again."""
 
     def shows(self, other: Passage) -> bool:
-        """Whether this one has the chunk of another, and as much behind it: a quote goes on there.
+        """Whether this one has the chunk of another, and twice as much behind it.
 
-        Where the document ends earlier, that is enough.
+        What the last tokens are like most is a chunk that they have left: a quote is in the next
+        one, and goes on. Where the document ends earlier, that is enough.
         """
         return (
             self.document == other.document
             and self.start <= other.chunk
-            and (other.chunk + 2 * CHUNK_LEN <= self.end or self.is_at_end)
+            and (other.chunk + 3 * CHUNK_LEN <= self.end or self.is_at_end)
         )
 
 
@@ -113,7 +114,7 @@ class Room:
     """What is in the room, for all rows."""
 
     passages: tuple[tuple[Passage, ...], ...]
-    """Per row, best one first."""
+    """Per row, what stands there, from the last to the first; one may stand there twice."""
     ids: Tensor
     """(B, R) int64 on the CPU: a start token and the tokens of the passages, at the end; -1 where
     their entries are kept."""
@@ -138,18 +139,13 @@ class Room:
         return int((self.ids == other.ids).all(0)[:-1].long().cumprod(0).sum())
 
 
-def plan_room(
-    passages: Sequence[tuple[Passage, ...]], start_token: int | None, num_again: int
-) -> Room | None:
-    """Passages of all rows with a start token before them, the best ones last; None of none.
-
-    The best one stands there `num_again` times more.
-    """
+def plan_room(passages: Sequence[tuple[Passage, ...]], start_token: int | None) -> Room | None:
+    """Passages of all rows, the first ones last, with a start token before; None of none."""
     start = torch.tensor([] if start_token is None else [start_token], dtype=torch.int64)
     rows = []
     for found in passages:
-        standing = [*reversed(found), *found[:1] * num_again]
-        rows.append(torch.cat([start, *(one.ids for one in standing)]) if found else start[:0])
+        ids = [one.ids for one in reversed(found)]
+        rows.append(torch.cat([start, *ids]) if found else start[:0])
     length = max(map(len, rows))
     if not length:
         return None
@@ -241,7 +237,14 @@ def find_passages(
     collections = [base, own.collection]
     shares = weigh_chunks(queries, places, collections, settings.num_neighbors)
     scores = rank_chunks(shares, match_words(ids[-LAST_WORDS:], collections))
-    spans = choose_spans(collections, shares, scores, settings.num_passages, settings.passage_len)
+    spans = choose_spans(
+        collections,
+        shares,
+        scores,
+        settings.num_passages,
+        settings.passage_len,
+        settings.passage_margin,
+    )
     return tuple(
         make_passage(span, collections[span.collection], own if span.collection else library)
         for span in spans

@@ -294,6 +294,7 @@ def choose_spans(
     scores: Sequence[Tensor],
     num_passages: int,
     passage_len: int,
+    margin: float,
 ) -> list[Span]:
     """Spans around the best chunks, best first, inside their documents; no two overlap.
 
@@ -302,7 +303,9 @@ def choose_spans(
         shares: per collection, those of its chunks (T, c).
         scores: per collection, those of its chunks (c,); -inf is never chosen.
         num_passages: at most.
-        passage_len: entries of each, at most: half of them before the middle of the chunk.
+        passage_len: entries of each, at most, from the first of the chunk on: what the last tokens
+            of a text are like goes on behind it.
+        margin: chunks whose score is so much lower than that of the best are not chosen.
     """
     candidates: list[tuple[float, int, int, float]] = []
     for number, part in enumerate(collections):
@@ -313,13 +316,15 @@ def choose_spans(
         mean = shares[number][:, best.indices].mean(0).tolist()
         candidates += zip(best.values.tolist(), [number] * len(first), first, mean, strict=True)
     chosen: list[Span] = []
-    for value, number, chunk, share in sorted(candidates, reverse=True):
-        if len(chosen) == num_passages or value == -torch.inf:
+    candidates.sort(reverse=True)
+    least = candidates[0][0] - margin if candidates else 0.0
+    for value, number, chunk, share in candidates:
+        if len(chosen) == num_passages or value == -torch.inf or value < least:
             break
         part = collections[number]
         document = part.find_document(chunk)
         first, last = part.first_entries[document], part.first_entries[document + 1]
-        start = max(first, min(chunk + CHUNK_LEN // 2 - passage_len // 2, last - passage_len))
+        start = max(first, min(chunk, last - passage_len))
         end = min(last, start + passage_len)
         if all(
             number != other.collection or end <= other.start or other.end <= start

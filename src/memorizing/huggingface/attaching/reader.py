@@ -62,7 +62,7 @@ class Reader(Calls):
                 return
             is_written = given.num_tokens == 1
             kept = [
-                _exchange(old, new, only_best=is_written)
+                _exchange(old, _repeat_best(new, settings.num_again), only_last=is_written)
                 for old, new in zip(before, found, strict=True)
             ]
         _tell_passages(mode, given.start, kept)
@@ -71,7 +71,7 @@ class Reader(Calls):
             # It is read as it stands before a text that begins, and moved from there.
             front = torch.zeros(1, dtype=torch.int64), torch.tensor([[settings.room_len]])
             old = None if last is None else self._turn_room(last, *front)
-            read = self._read_room(plan_room(kept, start_token, settings.num_again), old)
+            read = self._read_room(plan_room(kept, start_token), old)
             text.room = None if read is None else replace(read, end=front[1])
             self._move_room(text, given)
 
@@ -218,14 +218,19 @@ class Reader(Calls):
         return tuple((layer.keys, layer.values) for layer in layers)
 
 
+def _repeat_best(found: tuple[Passage, ...], num_again: int) -> tuple[Passage, ...]:
+    return (*found[:1] * num_again, *found)
+
+
 def _exchange(
-    old: tuple[Passage, ...], new: tuple[Passage, ...], *, only_best: bool
+    old: tuple[Passage, ...], new: tuple[Passage, ...], *, only_last: bool
 ) -> tuple[Passage, ...]:
     """What shall be in sight: the old ones, if they show what is best now."""
     if not new or any(one.shows(new[0]) for one in old):
         return old
-    # The best one stands last: what stands before it need not be read again.
-    return (new[0], *old[1:]) if only_best and old else new
+    # What stands before the last one need not be read again. The best one need not stand there
+    # twice: what is written on its way has said it once.
+    return (new[0], *old[1:]) if only_last and old else new
 
 
 def _tell_passages(mode: CallMode, since: int, passages: Sequence[tuple[Passage, ...]]) -> None:
@@ -233,7 +238,7 @@ def _tell_passages(mode: CallMode, since: int, passages: Sequence[tuple[Passage,
     if not mode.listeners:
         return
     findings = []
-    for one in itertools.chain.from_iterable(passages):
+    for one in itertools.chain.from_iterable(map(dict.fromkeys, passages)):
         is_own = one.entries is None
         entries = torch.tensor(one.entries or range(one.chunk, one.chunk + CHUNK_LEN))
         shares = torch.full((1, 1, 1, len(entries)), one.score / len(entries))

@@ -127,7 +127,7 @@ class CallMode:
     """A call of several tokens looks for passages by its own last ones, so that all of them see
     what these find. Otherwise by those of the calls before."""
     passages: tuple[Passage, ...] | None = None
-    """Given, these stand in the room, best one first, and none are looked for."""
+    """Given, these stand in the room, the first one last, and none are looked for."""
 
 
 @dataclass
