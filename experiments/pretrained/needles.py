@@ -12,24 +12,21 @@ name stands in other needles too; one has `The pass key is 48213. Remember it.`
 
 **What is asked.** `needle`: `What is the special magic number for slow-tortoise?`, and the answer
 begun. `asked`: in other words, by the model's template of chats. `off`: the first, without memory.
-Right is the number and no digit more. `quotes`: `memorizing benchmark recall`'s
-prompts from the files of `--quotes`: at which rank their place is, among these files alone, 100,000
-tokens, and all.
+Right is the number and no digit more. `passage_search.py` asks for places of the files of
+`--quotes`.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import itertools
 import random
 import re
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +36,8 @@ from command_line import make_parser, run_command
 from documents import NAMES
 
 from memorizing import DataConfig, MemorySession, add_memory, load_corpus, open_memory
-from memorizing.benchmark.memory_use.asking import MOST_RANKS, find_rank
-from memorizing.benchmark.memory_use.places import Place, draw_quotes, encode_package
-from memorizing.benchmark.memory_use.retrievers import Found
 from memorizing.benchmark.preparing import describe_machine
 from memorizing.evaluation.answers import compute_wilson_interval
-from memorizing.huggingface.attaching.attachment import get_attachment
-from memorizing.huggingface.attaching.passage_room import OwnText, find_passages
-from memorizing.huggingface.attaching.passages import Collection
 from memorizing.huggingface.loading import load_pretrained
 from memorizing.huggingface.sessions.texts import encode_chat, encode_text
 from memorizing.storage.files import write_json
@@ -82,6 +73,7 @@ NOUNS = [
     "sparrow",
 ]
 NEEDLES, ANSWER_LEN = 50, 12
+NEWER = "newer/"
 FORMS = ("needle", "asked", "off")
 PASSKEY = "The pass key is {}. Remember it."
 NEEDLE = "The special magic number for {} is {}."
@@ -155,7 +147,6 @@ def main() -> int:
     """Read what is not read yet, ask, and write the JSON."""
     parser = make_parser(__doc__)
     parser.add_argument("--quotes", type=Path, help="a folder of files newer than the model")
-    parser.add_argument("--prompts", type=int, default=200, help="quotes")
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--memory", type=Path, default=MEMORY)
     parser.add_argument("--json", type=Path, default=RESULTS)
@@ -169,7 +160,7 @@ def measure(options: argparse.Namespace) -> None:
     newer: list[tuple[str, str]] = []
     if options.quotes is not None:
         corpus = load_corpus(DataConfig(corpus=f"files:{options.quotes}"))
-        newer = [(f"newer/{one.name}", one.text) for one in corpus.documents()]
+        newer = [(f"{NEWER}{one.name}", one.text) for one in corpus.documents()]
     add_memory(model, layers=sorted(HEADS), heads=HEADS, read="passages")
     memory = open_memory(model, options.memory, tokenizer=tokenizer)
     start = time.monotonic()
@@ -194,13 +185,6 @@ def measure(options: argparse.Namespace) -> None:
         values[form] = ask_all(model, tokenizer, memory, questions, form)
         show(form, values[form])
         write_json(options.json, values)
-    if newer:
-        values["quotes"] = find_quotes(
-            model, tokenizer, memory, options.memory, newer, files, options.prompts
-        )
-        write_json(options.json, values)
-        for line in values["quotes"]:
-            print(line)
     print(f"written: {options.json}")
 
 
@@ -262,71 +246,6 @@ def ask_all(
         "passkey": [one["is_right"] for one in answers if one["about"] == "passkey"],
         "answers": answers,
     }
-
-
-def find_quotes(
-    model: Any,
-    tokenizer: Any,
-    memory: MemorySession,
-    path: Path,
-    newer: Sequence[tuple[str, str]],
-    files: Sequence[tuple[str, str]],
-    num_prompts: int,
-) -> list[dict[str, Any]]:
-    """How often the place of a quote is among the best passages, by how much was read."""
-    package = encode_package(tokenizer, "newer", newer)
-    places = draw_quotes(package, num_prompts, prompt_len=48, answer_len=16, seed=SEED)
-    by_name = {one.name: one for one in memory.documents}
-    lines = []
-    for most in (0, 100_000, sum(one.num_tokens for one in memory.documents)):
-        names, total = (
-            [name for name, _ in newer],
-            sum(by_name[name].num_tokens for name, _ in newer),
-        )
-        for name, _ in files:
-            if total >= most:
-                break
-            names.append(name)
-            total += by_name[name].num_tokens
-        patterns = list(map(glob.escape, names))
-        part = open_memory(model, path, tokenizer=tokenizer, documents=patterns)
-        ranks, seconds = [], []
-        for place in places:
-            start = time.monotonic()
-            found = find(model, part, place)
-            seconds.append(time.monotonic() - start)
-            ranks.append(find_rank(found, place.sources[0]))
-        lines.append(
-            {
-                "tokens": total,
-                "prompts": len(ranks),
-                "among": {
-                    k: sum(0 < rank <= k for rank in ranks) / len(ranks) for k in (1, 2, 4, 8)
-                },
-                "search_s": statistics.median(seconds),
-            }
-        )
-    return lines
-
-
-@torch.inference_mode()
-def find(model: Any, memory: MemorySession, place: Place) -> list[Found]:
-    """The best passages for a prompt, best first; nothing is read behind them."""
-    attachment, prompt = get_attachment(model), torch.tensor([place.prompt])
-    with memory:
-        opened = attachment.opened
-        assert opened is not None
-        asked = attachment.ask(input_ids=prompt, **attachment.pass_cache(memory.new_cache()))
-        passages = find_passages(
-            {layer: queries[0] for layer, queries in asked.items()},
-            {layer: opened.open_heads[layer].places for layer in asked},
-            prompt[0],
-            opened.collection,
-            opened.library,
-            OwnText(torch.zeros(0, dtype=torch.int64), 0, Collection((), {})),
-            replace(attachment.settings, num_passages=MOST_RANKS, passage_margin=20.0),
-        )
-    return [Found(str(one.document), one.start, one.end, one.score) for one in passages]
 
 
 if __name__ == "__main__":
