@@ -198,6 +198,38 @@ def test_passages_in_sight_are_shown_with_their_lines(run, llama, notes, tmp_pat
     assert "passage 1" in shown
     assert ".txt, lines" in shown
     assert page.evaluate("found.places") is None
+    rows = {row["name"]: row["tokens"] for row in data["by_passage"]}
+    assert sum(rows.values()) == len(data["tokens"]["nats"])
+    assert rows.keys() <= {
+        "this text",
+        "no passage in sight",
+        *(one.name for one in notes.iterdir()),
+    }
+    assert "best passage is of" in page.locator("#where ~ .pair").inner_text()
+
+
+def test_a_passage_is_marked_where_it_says_what_the_text_says(run, llama, notes, tmp_path, visit):
+    folder, text = tmp_path / "notes.passages", tmp_path / "text.txt"
+    words = ("--layers", "1", "--window", "17", "--precision", "fp32", "--set", "passage_len=23")
+    assert run("read", llama, notes, "--memory", folder, *words).status == 0
+    text.write_text("".join(one.read_text() for one in sorted(notes.iterdir())))
+    words = (llama, "--text", text, "--memory", folder, "--precision", "fp32")
+    path, data = inspect(run, tmp_path, *words)
+    page = visit(path)
+    marked = page.evaluate(
+        """Array.from(tokens.keys()).map((token) => {
+          select(token, false);
+          const quotes = [...detail.querySelectorAll(".quote")];
+          const find = (kind) => (quote) => quote.querySelector(kind)?.textContent;
+          return quotes.map((quote) => [find("b")(quote), find(".stored")(quote)]);
+        })"""
+    )
+    pieces = data["tokens"]["text"]
+    for token, passages in enumerate(marked):
+        for word, before in passages:
+            assert word in (None, pieces[token])
+            assert "".join(pieces[:token]).endswith(before or "")
+    assert any(before for passages in marked for _, before in passages)
 
 
 def test_two_sizes_of_a_memory_are_compared(run, trained, python_text, tmp_path):

@@ -5,10 +5,11 @@ Shapes: n tokens of the text.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -166,9 +167,31 @@ class Inspection:
         found = np.where(places < 0, _NOTHING, found)
         return self.count_by(found.tolist(), [_NOTHING, *names, _READ_BEFORE])
 
+    def count_passages(self) -> list[Row]:
+        """By the text that the best passage in sight is of, most tokens first."""
+        firsts = [source.first for source in self.sources]
+        found = np.full(self.trace.num_tokens, -1)
+        for sight in self.sights:
+            found[sight.first :] = bisect.bisect_right(firsts, sight.passages[0][0]) - 1
+        counts = np.bincount(found + 1, minlength=len(firsts) + 1)[1:]
+        shown = np.argsort(-counts, kind="stable")[:_MOST_SHOWN].tolist()
+        # Documents may be called anything, also alike.
+        names = {number: f"{number}" for number in shown}
+        rows = self.count_by(
+            [_NO_PASSAGE if n < 0 else names.get(n, _OTHERS) for n in found.tolist()],
+            [*names.values(), _OTHERS, _NO_PASSAGE],
+        )
+        titles = {"0": _THIS_TEXT} | {f"{n}": self.sources[n].name for n in shown if n}
+        return [replace(row, name=titles.get(row.name, row.name)) for row in rows]
+
 
 _READ_BEFORE = "in what was read before"
 _NOTHING = "nothing retrieved"
+_NO_PASSAGE = "no passage in sight"
+_THIS_TEXT = "this text"
+_OTHERS = "other documents"
+_MOST_SHOWN = 12
+"""Documents with a line of their own."""
 
 
 def name_distances() -> list[str]:

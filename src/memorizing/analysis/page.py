@@ -88,6 +88,7 @@ def write_inspection(found: Inspection, path: Path) -> Path:
         "by_class": found.count_classes(),
         "by_earlier": found.count_earlier(),
         "by_distance": found.count_distances() if trace.heads else [],
+        "by_passage": found.count_passages() if found.sights else [],
     }
     lookups, heads = rate_lookups([find_uses(found)]), _describe_heads(found)
     is_joint = _is_joint(found)

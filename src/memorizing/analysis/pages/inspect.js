@@ -56,24 +56,26 @@ function write() {
   reader.append(all);
 }
 
-function quote(source, from, to, stored, next) {
-  const box = make("span", "quote"), around = 24;
+// Parts of a source, [from, to, tag, class].
+const AROUND = 24;
+function excerpt(source, parts, flat) {
+  const box = make("span", "quote");
   box.dir = "auto";
-  const parts = [[Math.max(0, from - around), from, ""], [from, to, ""], [to, Math.min(source.ends.length, to + around), ""]];
-  if (stored >= 0) {
-    parts[0][1] = stored;
-    parts.splice(1, 1, [stored, stored + 1, "stored"], [next, Math.min(next + 1, source.ends.length), "next"]);
-    parts[parts.length - 1][0] = Math.min(next + 1, source.ends.length);
-  }
   if (parts[0][0] > 0) box.append("\u2026");
-  for (const [a, b, kind] of parts) {
-    if (b <= a) continue;
-    const string = show(piece(source, a, b)).replace(/\s*\n\s*/g, " \u23ce ");
-    if (kind === "next") box.append(make("b", "", string));
-    else if (kind === "stored") box.append(make("span", "stored", string));
-    else box.append(string);
+  for (const [from, to, tag, kind] of parts) {
+    if (to <= from) continue;
+    const string = show(piece(source, from, to));
+    box.append(make(tag, kind, flat ? string.replace(/\s*\n\s*/g, " \u23ce ") : string));
   }
   return box;
+}
+// What was stored, and what came next, in the text around them.
+function quote(source, at) {
+  const after = Math.min(at + 1, source.ends.length), before = Math.max(at - 1, 0);
+  return excerpt(source, [
+    [Math.max(0, before - AROUND), before, "span", ""], [before, at, "span", "stored"], [at, after, "b", ""],
+    [after, Math.min(after + AROUND, source.ends.length), "span", ""],
+  ], true);
 }
 function locate(place) {
   let number = sources.length - 1;
@@ -98,7 +100,7 @@ function describe(place, token) {
     where.append(show(source.name) + (source.ends ? `, line ${number(line(source, at))}` : `, token ${number(at)}; its text is not on this page`));
   }
   box.append(where);
-  if (source.ends) box.append(quote(source, at, at, Math.max(at - 1, 0), at));
+  if (source.ends) box.append(quote(source, at));
   return [box, where];
 }
 function list(token) {
@@ -125,25 +127,51 @@ function list(token) {
   }
   return [cards.map(([, card]) => card), places];
 }
+function inSight(token) {
+  let passages = [];
+  for (const one of data.sights) if (one.first <= token) passages = one.passages;
+  return passages;
+}
 function sight(token) {
-  let now = null;
-  for (const one of data.sights) if (one.first <= token) now = one;
-  if (!now) return [[], new Map()];
   const cards = [], places = new Map();
-  now.passages.forEach((one, i) => {
+  inSight(token).forEach((one, i) => {
     const [source, from] = locate(one.place), card = make("section", "head");
     const title = make("h3", "", `passage ${i + 1}`);
-    title.append(make("small", "", `${percent(one.score)} of the attention that finds`));
+    title.append(make("small", "", `heads give it ${percent(one.score)}`));
     const box = make("div", "place"), where = make("div", "where");
     if (source === text) where.append(link(from, `tokens ${number(from)} to ${number(from + one.len - 1)} of this text, line ${number(line(source, from))}`));
-    else where.append(show(source.name) + (source.ends ? `, lines ${number(line(source, from))} to ${number(line(source, from + one.len))}` : ""));
+    else where.append(show(source.name) + (source.ends ? `, lines ${number(line(source, from))} to ${number(line(source, from + one.len - 1))}` : ""));
     box.append(where);
-    if (source.ends) box.append(quote(source, from, Math.min(from + one.len, source.ends.length), -1, -1));
     card.append(title, box);
+    if (source.ends) {
+      const to = Math.min(from + one.len, source.ends.length), same = match(source, from, to, token);
+      box.append(passage(source, from, to, same));
+      if (same.len > 1) where.append(` \u00b7 ${number(same.len - 1)} token${same.len > 2 ? "s" : ""} before it the same`);
+    }
     cards.push(card);
     if (source === text) for (let t = from; t < from + one.len; t++) places.set(t, 1);
   });
   return [cards, places];
+}
+// Where a passage says the token, behind most tokens that are also before it in the text.
+function match(source, from, to, token) {
+  const equal = (a, b) => a >= from && b >= 0 && piece(source, a, a + 1) === piece(text, b, b + 1);
+  let found = { at: -1, len: 0 };
+  for (let at = from; at < to; at++) {
+    let len = 0;
+    while (equal(at - len, token - len)) len++;
+    if (len > found.len) found = { at, len };
+  }
+  return found;
+}
+// It, with what stands around it, and the token in it.
+function passage(source, from, to, { at, len }) {
+  const same = len ? at - len + 1 : to, [word, after] = len ? [at, at + 1] : [to, to];
+  return excerpt(source, [
+    [Math.max(0, from - AROUND), from, "span", "quiet"], [from, same, "span", ""],
+    [same, word, "span", "stored"], [word, after, "b", ""], [after, to, "span", ""],
+    [to, Math.min(to + AROUND, source.ends.length), "span", "quiet"],
+  ], false);
 }
 
 let now = -1, hits = [];
@@ -158,7 +186,12 @@ function select(token, focus) {
   reader.setAttribute("aria-activedescendant", span.id);
   const box = reader.getBoundingClientRect(), at = span.getBoundingClientRect();
   if (at.top < box.top || at.bottom > box.bottom) reader.scrollTop += at.top - box.top - box.height / 3;
-  const [cards, places] = data.sights.length ? sight(token) : data.shape ? list(token) : [[], new Map()];
+  const [cards, places] = data.sights.length ? sight(token) : [[], new Map()];
+  if (data.shape) {
+    const [others, more] = list(token);
+    cards.push(...others);
+    for (const [place, weight] of more) places.set(place, weight);
+  }
   hits = [...places.keys()].filter((place) => place < count).map((place) => tokens[place]);
   for (const hit of hits) hit.classList.add("hit");
   const summary = make("p", "");
@@ -246,14 +279,23 @@ overview.addEventListener("click", (event) => {
   go(Math.min(count - 1, Math.floor(((event.clientX - box.left) / box.width) * count)));
 });
 
-// What was looked up for the tokens that gained most.
+// What was looked up for the tokens that gained most; of passages, where one says the token.
+function look(token, place) {
+  let most = 0;
+  for (const one of place < 0 ? inSight(token) : []) {
+    const [source, from] = locate(one.place);
+    const same = source.ends ? match(source, from, Math.min(from + one.len, source.ends.length), token) : { len: 0 };
+    if (same.len > most) [most, place] = [same.len, source.first + same.at];
+  }
+  return place;
+}
 function fill() {
   for (const item of document.querySelectorAll("[data-token]")) {
-    const token = Number(item.dataset.token), box = quote(text, token, token + 1, Math.max(token - 1, 0), token);
+    const token = Number(item.dataset.token), box = quote(text, token);
     const head = make("div", "where"), gain = `${percent(Math.exp(-baseline[token]))} \u2192 ${percent(Math.exp(-nats[token]))}`;
     head.append(link(token, `line ${number(line(text, token))}, token ${number(token)}`), ` \u00b7 probability ${gain}`);
     item.append(head, box);
-    const place = Number(item.dataset.place);
+    const place = look(token, Number(item.dataset.place));
     if (place >= 0) {
       const [other, where] = describe(place, token);
       where.prepend("looked at: ");
