@@ -14,8 +14,8 @@ FILES are newer than the model and of no document that it was trained on here.
 **Training.** A text behind passages of a memory is worth what it is in one text with them: start
 token, passages, text, the best passage last and twice (`attaching/passage_room.py`); so no memory
 is needed to train with passages in sight. The text is 64 to 128 tokens of a training package; the
-passages, 1 to 4 of 128 tokens, are those of the first 32,768 tokens of its package that the words
-of its first 48 tokens find. Of every second text these hold the text itself, so that the best
+passages, at most 1 to 4 of 128 tokens, are those of the first 32,768 tokens of its package that the
+words of its first 48 tokens find. Of every second text these hold the text itself, so that the best
 passages have what comes next; of the others nothing within 128 tokens of it. LoRA on all layers as
 `memorizing finetune` sets it up, a text a step, loss on the text alone.
 
@@ -49,8 +49,14 @@ from memorizing.benchmark.memory_use.summary import estimate
 from memorizing.benchmark.preparing import describe_machine
 from memorizing.data import Tokenizer
 from memorizing.errors import CheckpointError, ConfigError
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import look_up_start_token
-from memorizing.huggingface.attaching.passages import Collection, choose_spans, match_words
+from memorizing.huggingface.attaching.passages import (
+    Collection,
+    choose_spans,
+    match_words,
+    rank_chunks,
+)
 from memorizing.huggingface.learning.adapter import (
     add_lora,
     find_lora,
@@ -75,7 +81,7 @@ PASSAGE_LEN = 128
 PACKAGE_TOKENS = 32_768
 """Of each package, which passages are found among."""
 NUM_PASSAGES = {1: 3, 2: 5, 3: 1, 4: 1}
-"""How many -> how often, of 10: most are short, so that a step is."""
+"""How many, at most -> how often, of 10."""
 KINDS = ("quoted", "other", "alone")
 NUM_TESTS = 20
 """Texts of each held-out package."""
@@ -221,14 +227,16 @@ def find_passages(
     """
     part = package.collection
     words = torch.tensor(package.tokens[start : start + PROMPT_LEN])
-    (scores,) = match_words(words, [part])
-    hidden = scores == 0
+    (matches,) = match_words(words, [part])
     if kind == "other":
         first = part.first_of_chunk
-        hidden |= (first >= start - PASSAGE_LEN) & (first < start + length + PASSAGE_LEN)
-    shares = torch.zeros(1, len(scores))
-    scores = scores.masked_fill(hidden, -torch.inf)
-    spans = choose_spans([part], [shares], [scores], number, PASSAGE_LEN)
+        is_near = (first >= start - PASSAGE_LEN) & (first < start + length + PASSAGE_LEN)
+        matches = matches.masked_fill(is_near, 0.0)
+    shares = torch.zeros(1, len(matches))  # words alone find
+    scores = rank_chunks([shares], [matches])
+    spans = choose_spans(
+        [part], [shares], scores, number, PASSAGE_LEN, MemorySettings.passage_margin
+    )
     return [package.tokens[span.start : span.end] for span in spans]
 
 
