@@ -164,7 +164,7 @@ def choose(
     margin: float = 20.0,
 ) -> list:
     """By shares alone."""
-    nothing = [torch.zeros(share.shape[1]) for share in shares]
+    nothing = [torch.zeros(2, share.shape[1]) for share in shares]
     return choose_spans(parts, shares, rank_chunks(shares, nothing), count, length, margin)
 
 
@@ -222,7 +222,7 @@ def with_ids(part: Collection, ids: torch.Tensor) -> Collection:
 
 
 def match_naively(words: list[int], parts: list[Collection]) -> list[torch.Tensor]:
-    """BM25 with k1 = 1.2 and b = 0, by loops over words and chunks."""
+    """BM25 with k1 = 1.2 and b = 0, by loops over words and chunks; then with near words first."""
     chunks = []
     for part in parts:
         lists: list[list[int]] = [[] for _ in part.first_of_chunk]
@@ -230,14 +230,16 @@ def match_naively(words: list[int], parts: list[Collection]) -> list[torch.Tenso
             lists[find_chunk(part, entry)].append(word)
         chunks.append(lists)
     all_chunks = [chunk for lists in chunks for chunk in lists]
-    scores = [torch.zeros(len(lists)) for lists in chunks]
+    scores = [torch.zeros(2, len(lists)) for lists in chunks]
     for word in {word for word in words if word >= 0}:
         df = sum(word in chunk for chunk in all_chunks)
         idf = math.log(1 + (len(all_chunks) - df + 0.5) / (df + 0.5))
+        distance = words[::-1].index(word)
         for score, lists in zip(scores, chunks, strict=True):
             for number, chunk in enumerate(lists):
                 tf = chunk.count(word)
-                score[number] += idf * tf * 2.2 / (tf + 1.2)
+                said = idf * tf * 2.2 / (tf + 1.2)
+                score[:, number] += torch.tensor([said, said / (1 + distance / 4)])
     return scores
 
 
@@ -260,25 +262,41 @@ def test_no_word_of_a_sink_or_of_an_unknown_token_is_matched():
     (match,) = match_words(torch.tensor([3]), [part])
     assert not match.any()
     (match,) = match_words(torch.tensor([4]), [part])
-    assert match.nonzero().tolist() == [[0]]
+    assert match.nonzero().tolist() == [[0, 0], [1, 0]]
     assert not match_words(torch.tensor([4]), [make_collection()])[0].any()
 
 
 def test_what_heads_and_words_say_is_added_up_over_all_collections():
     parts = [make_collection(), make_collection((37,), seed=2)]
     shares = weigh(parts, list(range(6)))
-    matches = [torch.arange(len(part.first_of_chunk)).float() for part in parts]
-    odds = torch.cat(matches).exp()
-    expected = torch.cat([score_chunks(share) for share in shares])
-    expected += (odds / odds.sum() + 0.001).log()
+    generator = torch.Generator().manual_seed(4)
+    matches = [torch.rand(2, len(part.first_of_chunk), generator=generator) for part in parts]
+    odds = torch.cat(matches, 1).exp()
+    told = (odds[0] / odds[0].sum() + odds[1] / odds[1].sum()) / 2
+    expected = torch.cat([score_chunks(share) for share in shares]) + (told + 0.001).log()
     assert torch.allclose(torch.cat(rank_chunks(shares, matches)), expected, atol=1e-5)
+
+
+def test_a_text_finds_what_it_is_about_and_what_it_names_last():
+    # Of six chunks, one has three words of the text, and another the name that it ends with.
+    lengths = (96, 96)
+    ids = torch.arange(192) % 8 + 50
+    ids[32:64] = torch.arange(32)
+    ids[170] = 40
+    part = with_ids(make_collection(lengths), ids)
+    words = torch.tensor([0, 1, 2, *range(60, 80), 40])
+    shares = torch.zeros(QUERIES, len(part.first_of_chunk))
+    spans = choose_spans(
+        [part], [shares], rank_chunks([shares], match_words(words, [part])), 2, 32, 2.0
+    )
+    assert [(one.document, one.start) for one in spans] == [(0, 32), (1, 160)]
 
 
 def test_words_decide_where_heads_are_unsure_and_find_what_heads_do_not():
     part = make_collection()
     shares = share_out(part, {10: 0.3, 150: 0.3})
-    match = torch.zeros(len(part.first_of_chunk))
-    match[find_chunk(part, 150)], match[find_chunk(part, 201)] = 9.0, 3.0
+    match = torch.zeros(2, len(part.first_of_chunk))
+    match[:, find_chunk(part, 150)], match[:, find_chunk(part, 201)] = 9.0, 3.0
     spans = choose_spans([part], [shares], rank_chunks([shares], [match]), 4, 32, 20.0)
     # To the chunk of 201 no head gives anything; to the others neither heads nor words.
     assert [one.start for one in spans] == [136, 0, 200 - 30]

@@ -6,15 +6,18 @@ words of the text's last tokens:
 
     share(t, c) = mean over layers, heads h of  sum_{e in c} softmax_e(s_h q_ht . k_he)
     score(c) = mean over queries t of  log(share(t, c) + 0.001)
-               + log(softmax_c(bm25(c)) + 0.001)
-    bm25(c) = sum over different tokens w of  log(1 + (C - df_w + 0.5) / (df_w + 0.5))
-                                              * 2.2 tf_wc / (tf_wc + 1.2)
+               + log((softmax_c(bm25(c, 1)) + softmax_c(bm25(c, r))) / 2 + 0.001)
+    bm25(c, a) = sum over different tokens w of  a_w log(1 + (C - df_w + 0.5) / (df_w + 0.5))
+                                                 * 2.2 tf_wc / (tf_wc + 1.2)
+    r_w = 1 / (1 + d_w / 4), where w stands last d_w tokens before the end
 
 (Wu et al. 2024, "retrieval heads"; QRRetriever, 2025, sums the shares: there one query that is sure
 of a wrong place outweighs fifteen that point to the right one. Robertson & Zaragoza 2009, BM25,
 which estimates logarithms of odds; chunks are equally long.) Where heads are unsure, words decide,
-and the other way round. The softmax is over all entries of all documents, but for sinks; of blocks
-that an index searches, over the k nearest to each query. Passages lie around the best chunks.
+and the other way round. All words tell what a text is about, the nearest ones what it names: what a
+quote goes on with is found by the former, and what is called, or asked for, by the latter. The
+softmax of shares is over all entries of all documents, but for sinks; of blocks that an index
+searches, over the k nearest to each query. Passages begin with the best chunks.
 
 Keys are read once, a tile at a time, as in the online softmax (Milakov & Gimelshein 2018): the logs
 of the sums over chunks are kept, and divided by the total when that is known.
@@ -49,6 +52,8 @@ _TILE = 256
 """Chunks that are scored at a time: keys in fp32 and scores of so many stay in a core's cache."""
 _LEAST_SHARE = 1e-3
 """What a query says of a chunk that it gives nothing."""
+_REACH = 4
+"""Tokens before the end at which a word counts half, where near ones count most."""
 _SATURATION = 1.2
 """BM25's k1: how little a word counts that comes again."""
 _SINK = 0.35
@@ -229,19 +234,23 @@ def score_chunks(shares: Tensor) -> Tensor:
 
 
 def match_words(words: Tensor, collections: Sequence[Collection]) -> list[Tensor]:
-    """BM25 (c,) fp32 of the chunks of each collection.
+    """BM25 (2, c) fp32 of the chunks of each collection: by all words alike, and by near ones.
 
     Nothing is indexed: a text that is written is a collection too, and is another one every time.
 
     Args:
-        words: (w,) ids of tokens; those below 0 are none.
+        words: (w,) ids of tokens, the last one nearest; those below 0 are none.
         collections: chunks of all are counted together.
     """
-    wanted = words[words >= 0].unique()
+    wanted, place = words.clamp(min=-1).unique(return_inverse=True)
+    weights = 1 / (1 + torch.arange(len(words) - 1, -1, -1) / _REACH)
+    nearest = torch.zeros(len(wanted)).scatter_reduce_(0, place, weights, "amax")
+    nearest, wanted = nearest[wanted >= 0], wanted[wanted >= 0]
     counts = [_count_words(wanted, part) for part in collections]
     holding = torch.stack([(count > 0).sum(0) for count in counts]).sum(0)
     rarity = torch.log1p((sum(map(len, counts)) - holding + 0.5) / (holding + 0.5))
-    return [count * (_SATURATION + 1) / (count + _SATURATION) @ rarity for count in counts]
+    columns = torch.stack([rarity, rarity * nearest], 1)
+    return [(count * (_SATURATION + 1) / (count + _SATURATION) @ columns).t() for count in counts]
 
 
 def _count_words(wanted: Tensor, part: Collection) -> Tensor:
@@ -263,12 +272,12 @@ def rank_chunks(shares: Sequence[Tensor], matches: Sequence[Tensor]) -> list[Ten
 
     Args:
         shares: of attention (T, c), per collection.
-        matches: BM25 (c,), per collection.
+        matches: as `match_words` gives them, per collection.
     """
-    told = torch.cat(list(matches)).softmax(0).add(_LEAST_SHARE).log()
-    parts = told.split([len(match) for match in matches])
+    told = torch.cat(list(matches), 1).softmax(1).mean(0).add(_LEAST_SHARE).log()
+    parts = told.split([match.shape[1] for match in matches])
     return [
-        (score_chunks(share) + said).masked_fill((share == 0).all(0) & (match == 0), -torch.inf)
+        (score_chunks(share) + said).masked_fill((share == 0).all(0) & (match[0] == 0), -torch.inf)
         for share, match, said in zip(shares, matches, parts, strict=True)
     ]
 
