@@ -232,7 +232,7 @@ def find_passages(
         first = part.first_of_chunk
         is_near = (first >= start - PASSAGE_LEN) & (first < start + length + PASSAGE_LEN)
         matches = matches.masked_fill(is_near, 0.0)
-    shares = torch.zeros(1, len(matches))  # words alone find
+    shares = torch.zeros(1, matches.shape[1])  # words alone find
     scores = rank_chunks([shares], [matches])
     spans = choose_spans(
         [part], [shares], scores, number, PASSAGE_LEN, MemorySettings.passage_margin
