@@ -53,7 +53,8 @@ ArmsOption = Annotated[
     option(
         "NAME,NAME,...",
         "Only these: nothing, entries, passages, passages-1, passages-entries, bm25, bm25-1, "
-        "bm25-entries, embedder, embedder-1, whole. Default: all that can be had.",
+        "bm25-entries, embedder, embedder-1, whole. Default: all that can be had, but those that "
+        "keep entries.",
     ),
 ]
 EmbedderOption = Annotated[
@@ -142,7 +143,6 @@ def recall(
     facts = {"verb": "recall", "prompt_len": prompt_len, "answer_len": answer_len, "seed": seed}
     facts |= {"rename": rename, "absent": absent}
     setup = {"query_len": query_len, "whole_len": whole_len, "embedder": embedder}
-    setup["is_told"] = arms is not None
     _measure(loaded, tokenizer, [package], places, chosen, wanted, setup, facts, notes, json_file)
 
 
@@ -195,7 +195,6 @@ def completion(
     drawn = draw_calls(packages, places, tokenizer, prompt_len=prompt_len, seed=seed)
     facts = {"verb": "completion", "prompt_len": prompt_len, "seed": seed}
     setup = {"query_len": query_len, "whole_len": whole_len, "embedder": embedder}
-    setup["is_told"] = arms is not None
     _measure(loaded, tokenizer, packages, drawn, chosen, wanted, setup, facts, notes, json_file)
 
 
@@ -304,7 +303,7 @@ def _measure(
     """Run the arms, print the tables, and write the result."""
     from memorizing.benchmark.memory_use.readers import Setup
     from memorizing.benchmark.memory_use.retrievers import SentenceEncoder
-    from memorizing.benchmark.memory_use.running import leave_out_kept, limit_whole, run_arms
+    from memorizing.benchmark.memory_use.running import check_kept, limit_whole, run_arms
     from memorizing.cli.benchmark_memory_tables import print_result
 
     embedder = options["embedder"]
@@ -329,7 +328,7 @@ def _measure(
             options["query_len"],
             on_read=show_reading,
         )
-        arms, left_out = leave_out_kept(setup, arms, is_told=options["is_told"])
+        check_kept(setup, arms)
         room_len = setup.settings.room_len
         setup.whole_len = limit_whole(model, places, room_len, options["whole_len"])
         display.start(0, len(places) * len(arms), "prompt")
@@ -344,7 +343,7 @@ def _measure(
             )
         finally:
             display.stop()
-    result = {**facts, "embedder": embedder, "notes": [*notes, *left_out], **result}
+    result = {**facts, "embedder": embedder, "notes": [*notes], **result}
     print_result(result)
     write_result(json_file, result)
     if result["interrupted"]:

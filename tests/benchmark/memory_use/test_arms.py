@@ -12,7 +12,7 @@ from memorizing.benchmark.memory_use.asking import ask, find_rank, is_in_sight
 from memorizing.benchmark.memory_use.places import Place, Source, draw_quotes, encode_package
 from memorizing.benchmark.memory_use.readers import Setup, choose_whole
 from memorizing.benchmark.memory_use.retrievers import Found
-from memorizing.benchmark.memory_use.running import leave_out_kept
+from memorizing.benchmark.memory_use.running import check_kept
 from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.attachment import find_attachment
 from memorizing.huggingface.attaching.window_cache import find_text
@@ -179,19 +179,13 @@ def test_of_a_passage_at_the_beginning_of_a_document_first_tokens_have_no_entrie
         assert ask(reader, 0, place).num_given == 0
 
 
-def test_arms_that_a_model_cannot_have_are_left_out_unless_they_are_asked_for(tmp_path):
+def test_arms_that_a_model_cannot_have_are_refused(tmp_path):
     given = {"layers": [LAYER], "window": 37, "num_passages": 1, "passage_len": 16}
-    names = ["nothing", "passages-entries", "bm25", "bm25-entries"]
-    for family, can in (("llama", True), ("gpt2", False)):
-        setup = Setup(find_model(family), TOKENIZER, tmp_path, given)
-        kept, notes = leave_out_kept(setup, names, is_told=False)
-        assert kept == (names if can else ["nothing", "bm25"])
-        assert len(notes) == (not can)
-        assert leave_out_kept(setup, ["bm25", "entries"], is_told=True) == (["bm25", "entries"], [])
-        if not can:
-            assert "bm25-entries: left out: " in notes[0]
-            with pytest.raises(ConfigError, match="the arm bm25-entries cannot be had.* positions"):
-                leave_out_kept(setup, names[2:], is_told=True)
+    check_kept(Setup(find_model(), TOKENIZER, tmp_path, given), ["bm25", "bm25-entries"])
+    setup = Setup(find_model("gpt2"), TOKENIZER, tmp_path, given)
+    check_kept(setup, ["nothing", "entries", "bm25"])
+    with pytest.raises(ConfigError, match="the arm bm25-entries cannot be had.* positions"):
+        check_kept(setup, ["bm25", "bm25-entries"])
 
 
 def test_entries_change_what_the_model_says_and_find_no_passages(setup, package):

@@ -16,6 +16,8 @@ from memorizing.evaluation.bm25 import import_bm25s
 from memorizing.huggingface.attaching.attachment import unwrap
 from memorizing.settings import describe_unknown
 
+KEPT = "-entries"
+"""Ends the names of arms that keep entries of all layers."""
 OnPlace = Callable[[int, int, str], None]
 """Called before every place: done and all places of all arms, and the label of the arm."""
 
@@ -24,7 +26,8 @@ def choose_arms(wanted: Sequence[str] | None, *, has_embedder: bool) -> tuple[li
     """Names of arms in the order of the tables, and sentences about those that are left out.
 
     Args:
-        wanted: names; None takes all that can be had.
+        wanted: names; None takes all that can be had, but for those that keep entries of all layers:
+            these are read anew, and may fill a disk.
         has_embedder: whether an embedder is given.
 
     Raises:
@@ -34,7 +37,8 @@ def choose_arms(wanted: Sequence[str] | None, *, has_embedder: bool) -> tuple[li
     for name in wanted or ():
         if name not in ARMS:
             raise ConfigError(describe_unknown("arm", name, list(ARMS)))
-    names, notes = [name for name in ARMS if wanted is None or name in wanted], []
+    usual = [name for name in ARMS if not name.endswith(KEPT)]
+    names, notes = [name for name in ARMS if name in (usual if wanted is None else wanted)], []
     if not has_embedder and any(name.startswith("embedder") for name in names):
         if wanted is not None:
             raise ConfigError("the arm embedder needs an encoder; add --embedder FOLDER_OR_NAME")
@@ -51,26 +55,19 @@ def choose_arms(wanted: Sequence[str] | None, *, has_embedder: bool) -> tuple[li
     return names, notes
 
 
-def leave_out_kept(
-    setup: Setup, names: Sequence[str], *, is_told: bool
-) -> tuple[list[str], list[str]]:
-    """Names of arms that this model can have, and sentences about those that are left out.
+def check_kept(setup: Setup, names: Sequence[str]) -> None:
+    """Refuse arms that keep entries where the model cannot.
 
     Args:
         setup: of the model.
-        names: as `choose_arms` gave them.
-        is_told: whether just these are wanted.
+        names: of arms.
 
     Raises:
-        ConfigError: one cannot be had, and just these are wanted.
+        ConfigError: with the reason.
     """
-    kept = [name for name in names if name.endswith("-entries")]
-    if setup.cannot_keep is None or not kept:
-        return list(names), []
-    if is_told:
+    kept = [name for name in names if name.endswith(KEPT)]
+    if setup.cannot_keep is not None and kept:
         raise ConfigError(f"the arm {kept[0]} cannot be had: {setup.cannot_keep}")
-    note = f"{', '.join(kept)}: left out: {setup.cannot_keep}"
-    return [name for name in names if name not in kept], [note]
 
 
 def limit_whole(model: Any, places: Sequence[Place], room_len: int, most: int) -> int:
