@@ -72,7 +72,6 @@ def test_quotes_are_measured_in_every_arm_and_shown(run, reader, texts, tmp_path
         "right of 5",
         "the same less that of memory: passages",
         "passages: 2 of 16 tokens at most, found by layers 1",
-        "an embedder is left out: none was given with --embedder",
         "what it costs",
     ):
         assert words in said
@@ -126,6 +125,7 @@ def test_calls_are_completed_without_their_own_file(run, reader, python, tmp_pat
     assert {row["name"]: row["tokens_given"] for row in result["arms"]}["whole"] == home
     said = " ".join(outcome.out.split())
     assert "2 packages of 4 files" in said
+    assert "an embedder is left out: none was given with --embedder" in said
     assert "2 calls to complete, after up to 37 tokens of their file" in said
     assert max(map(len, outcome.out.splitlines())) <= 80
     assert "\N{HORIZONTAL ELLIPSIS}" not in outcome.out

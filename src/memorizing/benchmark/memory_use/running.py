@@ -26,7 +26,7 @@ def choose_arms(wanted: Sequence[str] | None, *, has_embedder: bool) -> tuple[li
     """Names of arms in the order of the tables, and sentences about those that are left out.
 
     Args:
-        wanted: names; None takes all that can be had, but for those that keep entries of all layers:
+        wanted: names; None takes all that can be had, but those that keep entries of all layers:
             these are read anew, and may fill a disk.
         has_embedder: whether an embedder is given.
 
