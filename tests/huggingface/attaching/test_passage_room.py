@@ -96,6 +96,7 @@ def test_what_is_known_by_its_embedding_only_ends_what_is_found():
 def test_a_start_token_is_that_of_the_first_who_has_one():
     nothing, ends = SimpleNamespace(bos_token_id=None), SimpleNamespace(eos_token_id=[7, 8])
     both = SimpleNamespace(bos_token_id=3, eos_token_id=5)
-    assert look_up_start_token(None, nothing, ends, both) == 7
+    assert look_up_start_token(None, nothing, ends) == 7
+    assert look_up_start_token(None, nothing, ends, both) == 3
     assert look_up_start_token(both, ends) == 3
     assert look_up_start_token(nothing, SimpleNamespace(bos_token_id=True)) is None

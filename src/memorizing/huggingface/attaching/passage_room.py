@@ -156,9 +156,12 @@ def plan_room(passages: Sequence[tuple[Passage, ...]], start_token: int | None) 
 
 
 def look_up_start_token(*sources: Any) -> int | None:
-    """The `bos_token_id` or else `eos_token_id` of the first that has one."""
-    for source in sources:
-        for name in ("bos_token_id", "eos_token_id"):
+    """The `bos_token_id` of the first that has one, or else the `eos_token_id`.
+
+    A tokenizer need not know the one that its model has (Qwen2.5).
+    """
+    for name in ("bos_token_id", "eos_token_id"):
+        for source in sources:
             token = getattr(source, name, None)
             token = token[0] if isinstance(token, (list, tuple)) and token else token
             if isinstance(token, int) and not isinstance(token, bool):

@@ -28,8 +28,8 @@ Progress = Callable[[int, int], None]
 def find_start_token(model: Any, tokenizer: Any = None) -> int:
     """Id of the token that precedes every text: what the model knows as a text's beginning.
 
-    The tokenizer's `bos_token_id`, else its `eos_token_id` (which stands between texts in the
-    training of most models that have no other), else those of the model's configuration.
+    The `bos_token_id` of the tokenizer, or of the model's configuration; else an `eos_token_id`,
+    which stands between texts in the training of most models that have no other.
 
     Raises:
         ConfigError: there is none.
