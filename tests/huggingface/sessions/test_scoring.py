@@ -83,6 +83,23 @@ def test_searching_exactly_is_what_a_memory_without_an_index_does(model: Any):
     assert exact == again == mended != approximate
 
 
+def test_calls_are_short_only_where_passages_are_looked_for():
+    model, calls = make_model(read="passages", num_passages=1, passage_len=7, search_every=2), []
+    documents = make_documents(23)
+    for capacity, call_len in ((61, 2), (0, SEGMENT_LEN)):
+        calls.clear()
+        evaluate_model(
+            model, documents, capacity=capacity, progress=lambda done, _: calls.append(done)
+        )
+        ends = [min(start + SEGMENT_LEN, 23) for start in range(0, 23, SEGMENT_LEN)]
+        starts = [0, *ends[:-1]]
+        assert calls == [
+            min(at + call_len, end)
+            for start, end in zip(starts, ends, strict=True)
+            for at in range(start, end, call_len)
+        ]
+
+
 def test_the_start_token_is_that_of_the_tokenizer_then_of_the_model():
     assert find_start_token(make_base(), make_tokenizer()) == 257
     assert find_start_token(make_base(bos_token_id=None, eos_token_id=[5, 7])) == 5

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from memorizing.config import Control, check_capacity, check_control
 from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.attachment import Attachment, get_attachment, unwrap
-from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import look_up_start_token
 from memorizing.index_settings import ExactSettings
 from memorizing.loss import compute_token_nats
@@ -115,7 +114,7 @@ def _score_rows(
     inputs = torch.cat([torch.full((len(rows), 1), start_token), targets[:, :-1]], 1)
     inputs = inputs[:, : targets.shape[1]]
     cache = attachment.make_cache()
-    for span in _cut_calls(attachment.settings, targets.shape[1]):
+    for span in _cut_calls(attachment, targets.shape[1]):
         wrong = _make_control(control, len(rows), seed + span.start)
         with attachment.change_mode(control=wrong, looks_ahead=False):
             logits = model(
@@ -124,13 +123,14 @@ def _score_rows(
         yield compute_token_nats(logits[:1], targets[:1, span].to(device))[0].cpu().numpy()
 
 
-def _cut_calls(settings: MemorySettings, num_tokens: int) -> Iterator[slice]:
+def _cut_calls(attachment: Attachment, num_tokens: int) -> Iterator[slice]:
     """What is read at once: a segment; where passages are read, as much as goes by the same ones.
 
     So passages are looked for as often as where a text is written.
     """
+    settings = attachment.settings
     segment_len, call_len = settings.segment_len, settings.segment_len
-    if settings.finds_passages:
+    if settings.finds_passages and attachment.mode.is_reading:
         call_len = min(call_len, settings.search_every)
     for begin in range(0, num_tokens, segment_len):
         end = min(begin + segment_len, num_tokens)
