@@ -39,7 +39,7 @@ def main() -> None:
     if "://" not in target:
         target = Path(target).resolve().as_uri()
     if options.token is not None:
-        target += f"#t{options.token}"
+        target += f"#token-{options.token}"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"], timeout=120_000

@@ -119,10 +119,12 @@ def test_a_click_shows_what_was_retrieved_and_a_link_leads_there(
     )
     assert framed
     assert set(framed) <= places
-    links = detail.locator("a").evaluate_all("all => all.map((a) => +a.hash.slice(2))")
+    links = detail.locator("a").evaluate_all("all => all.map((a) => +a.hash.slice(7))")
     assert set(links) == set(framed)
+    at = page.evaluate("scrollY")
     detail.locator("a").first.click()
     assert page.evaluate("now") == links[0]
+    assert page.evaluate("scrollY") == at
     page.go_back()
     page.wait_for_function(f"now === {token}")
 
@@ -143,7 +145,7 @@ def test_the_keyboard_is_enough(run, trained, python_text, tmp_path, visit):
     text.press("End")
     assert page.evaluate("now === count - 1")
     text.press("Enter")
-    assert page.evaluate("document.activeElement.hash.startsWith('#t')")
+    assert page.evaluate("document.activeElement.hash.startsWith('#token-')")
 
 
 def test_hostile_text_is_text(run, trained, tmp_path, visit):
@@ -221,7 +223,7 @@ def test_a_passage_is_marked_where_it_says_what_the_text_says(run, llama, notes,
           select(token, false);
           const quotes = [...detail.querySelectorAll(".quote")];
           const find = (kind) => (quote) => quote.querySelector(kind)?.textContent;
-          return quotes.map((quote) => [find("b")(quote), find(".stored")(quote)]);
+          return quotes.map((quote) => [find("b")(quote), find(".same")(quote)]);
         })"""
     )
     pieces = data["tokens"]["text"]

@@ -87,9 +87,11 @@ function line(source, token) {
   for (let i = source.text.indexOf("\n"); i >= 0 && i < start(source, token); i = source.text.indexOf("\n", i + 1)) lines++;
   return lines;
 }
+// No element is called so: the browser scrolls to none, and the page stays where it is.
+const address = (token) => "#token-" + token;
 function link(token, content) {
   const anchor = make("a", "", content);
-  anchor.href = "#t" + token;
+  anchor.href = address(token);
   return anchor;
 }
 function describe(place, token) {
@@ -169,7 +171,7 @@ function passage(source, from, to, { at, len }) {
   const same = len ? at - len + 1 : to, [word, after] = len ? [at, at + 1] : [to, to];
   return excerpt(source, [
     [Math.max(0, from - AROUND), from, "span", "quiet"], [from, same, "span", ""],
-    [same, word, "span", "stored"], [word, after, "b", ""], [after, to, "span", ""],
+    [same, word, "span", "same"], [word, after, "b", ""], [after, to, "span", ""],
     [to, Math.min(to + AROUND, source.ends.length), "span", "quiet"],
   ], false);
 }
@@ -207,12 +209,14 @@ function select(token, focus) {
   draw();
 }
 function go(token) {
-  if (location.hash === "#t" + token) select(token, true);
-  else location.hash = "t" + token;
+  if (location.hash === address(token)) select(token, true);
+  else location.hash = address(token);
 }
 function follow() {
-  const match = /^#t(\d+)$/.exec(location.hash);
-  if (match) select(Number(match[1]), true);
+  const found = /^#token-(\d+)$/.exec(location.hash);
+  if (!found) return;
+  select(Number(found[1]), true);
+  reader.scrollIntoView({ block: "nearest" });
 }
 
 // Lines above and below: the token nearest to the same column.
@@ -242,7 +246,7 @@ reader.addEventListener("keydown", (event) => {
   if (key) {
     event.preventDefault();
     select(key(Math.max(now, 0)), false);
-    history.replaceState(null, "", "#t" + now);
+    history.replaceState(null, "", address(now));
   } else if (event.key === "Enter") {
     detail.querySelector("a")?.focus();
   }
