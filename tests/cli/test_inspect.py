@@ -219,7 +219,7 @@ def test_a_passage_is_marked_where_it_says_what_the_text_says(run, llama, notes,
     path, data = inspect(run, tmp_path, *words)
     page = visit(path)
     marked = page.evaluate(
-        """Array.from(tokens.keys()).map((token) => {
+        """Array.from(tokens.keys()).filter((token) => token % 7 === 3).map((token) => {
           select(token, false);
           const quotes = [...detail.querySelectorAll(".quote")];
           const find = (kind) => (quote) => quote.querySelector(kind)?.textContent;
@@ -227,7 +227,8 @@ def test_a_passage_is_marked_where_it_says_what_the_text_says(run, llama, notes,
         })"""
     )
     pieces = data["tokens"]["text"]
-    for token, passages in enumerate(marked):
+    for number, passages in enumerate(marked):
+        token = 7 * number + 3
         for word, before in passages:
             assert word in (None, pieces[token])
             assert "".join(pieces[:token]).endswith(before or "")
