@@ -333,19 +333,21 @@ def test_another_documents_passages_are_those_that_it_finds():
 @pytest.mark.parametrize("search_every", [5, 13, 64])
 def test_passages_are_looked_for_as_often_as_a_text_is_written(search_every):
     model = find_model()
-    attachment = give_passages(model, search_every=search_every)
+    give_passages(model, search_every=search_every)
     text = make_tokens(1, 3 * SEGMENT_LEN + 2)[0].numpy()
-    starts = []
-    hook = attachment.decoder.base.register_forward_pre_hook(
-        lambda _, args, kwargs: starts.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    calls = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
+    pieces = {5: [5, 5, 3] * 3 + [2], 13: [13, 13, 13, 2], 64: [13, 13, 13, 2]}
     with open_memory(model) as memory:
         read_all(memory)
-        starts.clear()
-        score_texts(model, [text], 1, control="off")
+        score_texts(model, [text], 1)
+        assert calls == pieces[search_every]
+        calls.clear()
+        score_texts(model, [text], 1, control="off")  # nothing is looked for
+        assert calls == [13, 13, 13, 2]
     hook.remove()
-    pieces = {5: [5, 5, 3] * 3 + [2], 13: [13, 13, 13, 2], 64: [13, 13, 13, 2]}
-    assert starts == pieces[search_every]
 
 
 def test_documents_are_read_in_the_models_own_context():

@@ -17,7 +17,7 @@ which estimates logarithms of odds; chunks are equally long.) Where heads are un
 and the other way round. All words tell what a text is about, the nearest ones what it names: what a
 quote goes on with is found by the former, and what is called, or asked for, by the latter. The
 softmax of shares is over all entries of all documents, but for sinks; of blocks that an index
-searches, over the k nearest to each query. Passages begin with the best chunks.
+searches, over the k nearest to each query. Passages lie around the best chunks.
 
 Keys are read once, a tile at a time, as in the online softmax (Milakov & Gimelshein 2018): the logs
 of the sums over chunks are kept, and divided by the total when that is known.
@@ -312,8 +312,8 @@ def choose_spans(
         shares: per collection, those of its chunks (T, c).
         scores: per collection, those of its chunks (c,); -inf is never chosen.
         num_passages: at most.
-        passage_len: entries of each, at most, from the first of the chunk on: what the last tokens
-            of a text are like goes on behind it.
+        passage_len: entries of each, at most, a quarter of them before the chunk: what stands
+            before it tells the place, and a quote goes on behind it.
         margin: chunks whose score is so much lower than that of the best are not chosen.
     """
     candidates: list[tuple[float, int, int, float]] = []
@@ -333,7 +333,7 @@ def choose_spans(
         part = collections[number]
         document = part.find_document(chunk)
         first, last = part.first_entries[document], part.first_entries[document + 1]
-        start = max(first, min(chunk, last - passage_len))
+        start = max(first, min(chunk - passage_len // 4, last - passage_len))
         end = min(last, start + passage_len)
         if all(
             number != other.collection or end <= other.start or other.end <= start
