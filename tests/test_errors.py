@@ -28,6 +28,7 @@ def test_every_error_can_be_caught_as_a_memorizing_error(cls):
         ("IndexUnavailableError", ImportError),
         ("ResourceError", OSError),
         ("NonFiniteLossError", ArithmeticError),
+        ("RankError", RuntimeError),
     ],
 )
 def test_an_error_is_also_the_builtin_a_caller_expects(name, builtin):

@@ -21,7 +21,7 @@ DATA_TYPES = "data types"
 
 CARRIERS = {"Document", "SegmentBatch", "TokenizedDocument", "Tokenizer"}
 
-CORE = {"data", "devices", "knn", "memory", "model", "loss", "metrics", "terminal"}
+CORE = {"data", "devices", "knn", "memory", "model", "loss", "metrics", "ranks", "terminal"}
 ALL = {*CORE, "evaluation", "generation", "huggingface", "training", "analysis"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "storage": {"errors"},
     "terminal": set(),
     "devices": set(),
+    "ranks": {"devices"},
     "recipes": set(),
     "data": set(),
     "knn": {"devices"},
@@ -39,9 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"memory", "devices"},
     "loss": set(),
     "metrics": set(),
-    "evaluation": {"model", "huggingface", "devices", DATA_TYPES, "loss", "metrics"},
+    "evaluation": {"model", "huggingface", "devices", DATA_TYPES, "loss", "metrics", "ranks"},
     "generation": {"model", DATA_TYPES, "loss", "metrics"},
-    "huggingface": {"memory", "knn", "model", "loss", "terminal", DATA_TYPES},
+    "huggingface": {"memory", "knn", "model", "loss", "ranks", "terminal", DATA_TYPES},
     "training": ALL - {"training", "analysis"},
     "analysis": {"model", "evaluation", "huggingface", DATA_TYPES, "knn", "metrics"},
     "run_report": ALL,

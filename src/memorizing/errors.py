@@ -11,7 +11,8 @@
     │   └── NonFiniteQueryError  (also ArithmeticError) a query of a memory is NaN or infinite
     ├── IndexUnavailableError    (also ImportError) an optional package that is not installed
     ├── ResourceError            (also OSError)     not enough memory or disk for what was asked
-    └── NonFiniteLossError       (also ArithmeticError) the loss is NaN or infinite: stopped
+    ├── NonFiniteLossError       (also ArithmeticError) the loss is NaN or infinite: stopped
+    └── RankError                (also RuntimeError) another process of the run is gone, or differs
 
 The command line prints the message of a `MemorizingError` on one line and exits with status 2.
 """
@@ -63,3 +64,7 @@ class ResourceError(MemorizingError, OSError):
 
 class NonFiniteLossError(MemorizingError, ArithmeticError):
     """The training loss is NaN or infinite. The state before the bad step is saved."""
+
+
+class RankError(MemorizingError, RuntimeError):
+    """Another process of the same run is gone, failed, or does something else."""

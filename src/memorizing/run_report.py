@@ -20,7 +20,7 @@ from memorizing.data import (
     take_beginnings,
     tokenize_documents,
 )
-from memorizing.devices import find_device
+from memorizing.data.loader import hash_documents
 from memorizing.errors import CheckpointError, CorpusError, ResourceError, TokenizerError
 from memorizing.evaluation import (
     Control,
@@ -35,11 +35,12 @@ from memorizing.index_settings import parse_index
 from memorizing.knn import make_index
 from memorizing.memory import memory_bytes
 from memorizing.metrics import Difference
+from memorizing.ranks import ALONE, Ranks
 from memorizing.training import (
     LoadedModel,
     choose_precision,
     load_model,
-    measure_available,
+    measure_share,
     read_run_config,
 )
 
@@ -96,6 +97,7 @@ def report_run(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> RunReport:
     """Evaluate the last checkpoint of a run, and of another one on the same tokens.
 
@@ -118,6 +120,7 @@ def report_run(
         seed: of the shuffled values and of the bootstrap.
         device: where to evaluate; None is CUDA where there is a GPU, else the CPU.
         progress: called with the tokens read so far and in all, first of the other run.
+        ranks: processes that read the documents together; each has the whole report.
 
     Raises:
         RunFolderError, CheckpointError: a folder is not a run, or its checkpoint cannot be used.
@@ -128,7 +131,7 @@ def report_run(
         ResourceError: memories of this capacity do not fit into the machine.
     """
     start_s = time.monotonic()
-    device = find_device(device)
+    device = ranks.find_device(device)
     loaded, tokenizer = _load(run, precision, device)
     if index is not None:
         loaded.model.config = dataclasses.replace(loaded.config, index=index)
@@ -154,12 +157,15 @@ def report_run(
     description, documents = _read_documents(data, use, tokenizer, num_documents, max_tokens)
     controls, left_out = _choose_controls(controls, config, capacities, len(documents))
     longest = max(len(document.tokens) for document in documents)
-    _check_memory(loaded.config, capacities, rows, longest, device)
+    _check_memory(loaded.config, capacities, rows, longest, device, ranks)
+    read = [str(loaded.model.compute_dtype), loaded.model.config.index, hash_documents(documents)]
+    ranks.check_equal("precision, index or list of documents", read)
     check_capacities(loaded.model, documents, capacities, controls, rows)
     settings: dict[str, Any] = {
         "rows": rows,
         "seed": seed,
         "progress": progress,
+        "ranks": ranks,
     }
     baseline = None
     if other is not None:
@@ -229,11 +235,16 @@ def _choose_controls(
 
 
 def _check_memory(
-    model: ModelConfig, capacities: Sequence[int], rows: int, longest: int, device: torch.device
+    model: ModelConfig,
+    capacities: Sequence[int],
+    rows: int,
+    longest: int,
+    device: torch.device,
+    ranks: Ranks,
 ) -> None:
     """Say what the largest memory takes before anything is read; none grows beyond a document."""
     capacity = min(max(capacities, default=0), longest)
-    needed, available = memory_bytes(model, rows, capacity), measure_available(device)
+    needed, available = memory_bytes(model, rows, capacity), measure_share(device, ranks)
     if needed > available:
         raise ResourceError(
             f"memories of {capacity:,} entries in {rows:,} rows need {needed / 2**30:,.1f} GiB and "

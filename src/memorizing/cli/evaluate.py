@@ -24,6 +24,7 @@ from memorizing.cli.options import (
     set_option,
     write_result,
 )
+from memorizing.cli.ranks import join_launched
 from memorizing.config import Use
 from memorizing.errors import ConfigError
 from memorizing.terminal import make_console, show_progress
@@ -35,6 +36,7 @@ examples:
   memorizing evaluate runs/small --use test --json test.json --plot test.png
   memorizing evaluate runs/small --corpus files:books --max-tokens 100000
   memorizing evaluate runs/small --capacity 65536 --index faiss_hnsw
+  torchrun --nproc-per-node 2 -m memorizing evaluate runs/small
   memorizing evaluate MODEL --corpus files:books --controls
   memorizing evaluate MODEL --corpus files:books --heads 18:6,7 --controls \\
       --retrieval bm25 --stride 16 --max-tokens 4096
@@ -140,83 +142,90 @@ def run(
             raise ConfigError(
                 f"{name} is given, and {run_or_model!r} is {is_what}; leave {name} out"
             )
-    if is_model:
-        prepare_files(json_file)
-        evaluate_pretrained.evaluate(
-            run_or_model,
-            corpus,
-            text_column,
-            numbers,
-            controls=bool(controls),
-            num_documents=documents,
-            max_tokens=max_tokens or 0,
-            memory=memory,
-            layers=layers,
-            heads=heads,
-            window=window,
-            settings=settings,
-            adapter=adapter,
-            retrieval=retrieval,
-            stride=stride,
-            precision=precision,
-            device=device,
-            json_file=json_file,
-        )
-        return
-    if plot is not None and numbers is not None and not any(numbers):
-        raise ConfigError(
-            f"--plot with --capacity {capacity} has no memory to draw; give a capacity above 0"
-        )
-    prepare_files(json_file, plot=plot)
+    with join_launched(device) as ranks:
+        if not ranks.is_main:
+            json_file = plot = None
+        if ranks.size > 1:
+            device = str(ranks.find_device())
+        if is_model:
+            prepare_files(json_file)
+            evaluate_pretrained.evaluate(
+                run_or_model,
+                corpus,
+                text_column,
+                numbers,
+                controls=bool(controls),
+                num_documents=documents,
+                max_tokens=max_tokens or 0,
+                memory=memory,
+                layers=layers,
+                heads=heads,
+                window=window,
+                settings=settings,
+                adapter=adapter,
+                retrieval=retrieval,
+                stride=stride,
+                precision=precision,
+                device=device,
+                json_file=json_file,
+                ranks=ranks,
+            )
+            return
+        if plot is not None and numbers is not None and not any(numbers):
+            raise ConfigError(
+                f"--plot with --capacity {capacity} has no memory to draw; give a capacity above 0"
+            )
+        prepare_files(json_file, plot=plot)
 
-    from memorizing.analysis import (
-        describe_reach,
-        make_position_table,
-        make_result_table,
-        plot_capacities,
-    )
-    from memorizing.run_report import report_run
+        from memorizing.analysis import (
+            describe_reach,
+            make_position_table,
+            make_result_table,
+            plot_capacities,
+        )
+        from memorizing.run_report import report_run
 
-    with show_progress("evaluating") as progress:
-        report = report_run(
-            Path(run_or_model),
-            corpus=corpus,
-            text_column=text_column,
-            use=use,
-            capacities=numbers,
-            controls=controls,
-            against=against,
-            num_documents=documents,
-            max_tokens=max_tokens,
-            rows=rows,
-            precision=precision,
-            index=index,
-            device=None if device == "auto" else device,
-            progress=progress,
+        with show_progress("evaluating") as progress:
+            report = report_run(
+                Path(run_or_model),
+                corpus=corpus,
+                text_column=text_column,
+                use=use,
+                capacities=numbers,
+                controls=controls,
+                against=against,
+                num_documents=documents,
+                max_tokens=max_tokens,
+                rows=rows,
+                precision=precision,
+                index=index,
+                device=None if device == "auto" else device,
+                progress=progress,
+                ranks=ranks,
+            )
+        console = make_console()
+        for line in report.corpus:
+            console.print(line, markup=False, highlight=False)
+        baseline = report.baseline
+        other = against.name if against else ""
+        console.print(
+            make_result_table(
+                report.results,
+                baseline=baseline,
+                baseline_name=other,
+                differences=report.differences if baseline else None,
+            )
         )
-    console = make_console()
-    for line in report.corpus:
-        console.print(line, markup=False, highlight=False)
-    baseline = report.baseline
-    other = against.name if against else ""
-    console.print(
-        make_result_table(
-            report.results,
-            baseline=baseline,
-            baseline_name=other,
-            differences=report.differences if baseline else None,
-        )
-    )
-    columns = {
-        f"{result.capacity:,}": result
-        for result in report.results.values()
-        if result.control is None
-    }
-    console.print(make_position_table({**({other: baseline} if baseline else {}), **columns}))
-    reach = describe_reach(report.results)
-    if reach:
-        console.print(reach, highlight=False)
-    write_result(json_file, report.to_dict())
-    if plot is not None:
-        plot_capacities(report.results, plot, baseline=baseline, baseline_name=other)
-        console.print(f"written: {plot}", markup=False, highlight=False)
+        columns = {
+            f"{result.capacity:,}": result
+            for result in report.results.values()
+            if result.control is None
+        }
+        console.print(make_position_table({**({other: baseline} if baseline else {}), **columns}))
+        reach = describe_reach(report.results)
+        if reach:
+            console.print(reach, highlight=False)
+        write_result(json_file, report.to_dict())
+        if plot is not None:
+            plot_capacities(report.results, plot, baseline=baseline, baseline_name=other)
+            console.print(f"written: {plot}", markup=False, highlight=False)

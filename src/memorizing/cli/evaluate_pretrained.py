@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from memorizing.cli.options import Precision, write_result
 from memorizing.cli.pretrained import load_model
@@ -16,6 +16,9 @@ from memorizing.cli.read import read_settings
 from memorizing.config import Control, DataConfig
 from memorizing.errors import ConfigError
 from memorizing.terminal import make_console, say, show_progress
+
+if TYPE_CHECKING:
+    from memorizing.ranks import Ranks
 
 OURS = ("memorizing_transformer", "memorizing")
 """What `config.json` calls a model that `memorizing train` wrote."""
@@ -55,6 +58,7 @@ def evaluate(
     precision: Precision,
     device: str,
     json_file: Path | None,
+    ranks: Ranks,
 ) -> None:
     """Perplexity of whole documents with each memory, beside the window alone; see `evaluate.run`.
 
@@ -86,6 +90,8 @@ def evaluate(
     known = {key: value for key, value in wanted.items() if key not in ("layers", "heads")}
     checked = {"layers": [0], "segment_len": wanted.get("window", MemorySettings.window), **known}
     build_dataclass(MemorySettings, checked, "memory.")
+    if retrieval is not None and ranks.size > 1:
+        raise ConfigError("--retrieval works in one process; leave it out, or start one")
     how = InContext() if stride is None else InContext(stride)
     if memory is not None:
         MemoryFolder.open(memory)
@@ -111,13 +117,13 @@ def evaluate(
         options["progress"] = stack.enter_context(show_progress("evaluating"))
         results = {
             f"{capacity}": evaluate_model(
-                loaded, documents, tokenizer, capacity=capacity, **options
+                loaded, documents, tokenizer, capacity=capacity, ranks=ranks, **options
             )
             for capacity in sorted(set(capacities))
         }
         for control in get_args(Control) if controls else ():
             results[control] = evaluate_model(
-                loaded, documents, tokenizer, control=control, **options
+                loaded, documents, tokenizer, control=control, ranks=ranks, **options
             )
         rival = None
         if retrieval is not None:

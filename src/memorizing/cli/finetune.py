@@ -24,6 +24,7 @@ from memorizing.cli.options import (
     set_option,
 )
 from memorizing.cli.pretrained import calibrate_memory, load_model
+from memorizing.cli.ranks import join_launched
 from memorizing.cli.train import report_training
 from memorizing.errors import ConfigError
 from memorizing.terminal import say, show
@@ -35,6 +36,8 @@ examples:
   memorizing finetune runs/smollm2 --corpus python:torch --out runs/torch --layers 20 \\
       --train gates --held-out 'torch/nn/*' --set memory.combine=gate
   memorizing finetune runs/smollm2 --corpus files:books --out runs/books --resume
+  torchrun --nproc-per-node 2 -m memorizing finetune runs/smollm2 --corpus files:books \\
+      --out runs/books
 """
 
 
@@ -149,30 +152,34 @@ def run(
 
     # Refused before anything is loaded.
     MemorySettings.from_dict({"layers": chosen_layers or [0], "segment_len": window, **memory})
-    loaded, tokenizer = load_model(model, precision, device)
-    splits = load_splits(reading)
-    for line in splits.describe():
-        say(line)
-    if not calibrate:
-        add_memory(loaded, chosen_layers, heads=chosen_heads, **memory)
-    elif resume:
-        restore_memory(loaded, out)
-    else:
-        texts = (document.text for document in splits.train)
-        calibrate_memory(loaded, tokenizer, texts, "corpus", memory)
-    result = finetune(
-        loaded,
-        tokenizer,
-        splits.train,
-        tuning,
-        out,
-        validation=splits.validation if tuning.evaluate_every else (),
-        resume=resume,
-        overwrite=overwrite,
-        about={"model": model, "data": dataclasses.asdict(reading)},
-    )
-    report_training(result, "finetuned", out, json_file, "the same command with --resume")
-    show(f"adapter: {out / 'adapter'}")
+    with join_launched(device) as ranks:
+        place = device if ranks.size == 1 else str(ranks.find_device())
+        loaded, tokenizer = load_model(model, precision, place)
+        splits = load_splits(reading)
+        for line in splits.describe():
+            say(line)
+        if not calibrate:
+            add_memory(loaded, chosen_layers, heads=chosen_heads, **memory)
+        elif resume:
+            restore_memory(loaded, out)
+        else:
+            texts = (document.text for document in splits.train)
+            calibrate_memory(loaded, tokenizer, texts, "corpus", memory)
+        result = finetune(
+            loaded,
+            tokenizer,
+            splits.train,
+            tuning,
+            out,
+            validation=splits.validation if tuning.evaluate_every else (),
+            resume=resume,
+            overwrite=overwrite,
+            about={"model": model, "data": dataclasses.asdict(reading)},
+        )
+    resuming = "the same command with --resume"
+    report_training(result, "finetuned", out, json_file, resuming, ranks)
+    if ranks.is_main:
+        show(f"adapter: {out / 'adapter'}")
 
 
 def restore_memory(model: Any, run_dir: Path) -> None:

@@ -29,6 +29,7 @@ from memorizing.cli import (
     train,
 )
 from memorizing.cli.options import INTERRUPTED_STATUS
+from memorizing.cli.ranks import check_verb
 from memorizing.errors import MemorizingError
 from memorizing.storage.files import FULL_DISK, describe_failure
 from memorizing.terminal import say, show
@@ -68,11 +69,13 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _set_up(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
     ),
 ) -> None:
     """Options of the program itself."""
+    check_verb(context.invoked_subcommand)
 
 
 VERBS = {

@@ -20,9 +20,11 @@ from memorizing.cli.options import (
     set_option,
     write_result,
 )
+from memorizing.cli.ranks import join_launched
 from memorizing.terminal import say, show
 
 if TYPE_CHECKING:
+    from memorizing.ranks import Ranks
     from memorizing.training import TrainingResult
 
 EXAMPLES = """\b
@@ -33,6 +35,7 @@ examples:
       --set data.validation= --set data.test= --set data.held_out_share=0.2
   memorizing train mine.toml --run runs/mine
   memorizing train small --run runs/small --resume
+  torchrun --nproc-per-node 2 -m memorizing train small --run runs/small
 """
 
 
@@ -54,24 +57,33 @@ def run(
 ) -> None:
     """Train a model by a recipe.
 
-    Ctrl-C saves and ends with status 130; --resume continues bit for bit.
+    Ctrl-C saves and ends with status 130; --resume continues bit for bit. Processes that torchrun
+    or accelerate launch start train one model.
     """
     from memorizing.config import load_config
 
-    config = load_config(recipe).replace(settings or [])
-    prepare_files(json_file)
+    with join_launched() as ranks:
+        config = load_config(recipe).replace(settings or [])
+        prepare_files(json_file if ranks.is_main else None)
 
-    from memorizing.training import train
+        from memorizing.training import train
 
-    result = train(config, run_dir, resume=resume, overwrite=overwrite)
+        result = train(config, run_dir, resume=resume, overwrite=overwrite)
     resuming = describe_resuming(recipe, run_dir, settings or [])
-    report_training(result, "trained", run_dir, json_file, resuming)
+    report_training(result, "trained", run_dir, json_file, resuming, ranks)
 
 
 def report_training(
-    result: TrainingResult, done: str, run_dir: Path, json_file: Path | None, resuming: str
+    result: TrainingResult,
+    done: str,
+    run_dir: Path,
+    json_file: Path | None,
+    resuming: str,
+    ranks: Ranks,
 ) -> None:
     """Print what a training did, and where; write it as JSON where that is wanted.
+
+    Of several processes the main one does.
 
     Args:
         result: of the training.
@@ -79,10 +91,20 @@ def report_training(
         run_dir: its folder.
         json_file: of `--json`.
         resuming: how to go on where it was stopped.
+        ranks: the processes that trained.
 
     Raises:
         typer.Exit: it was stopped.
     """
+    if ranks.is_main:
+        _report(result, done, run_dir, json_file, resuming)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED_STATUS)
+
+
+def _report(
+    result: TrainingResult, done: str, run_dir: Path, json_file: Path | None, resuming: str
+) -> None:
     from memorizing.metrics import compute_perplexity
 
     validation = ""
@@ -97,7 +119,6 @@ def report_training(
     write_result(json_file, {**dataclasses.asdict(result), "run_dir": str(run_dir)})
     if result.interrupted:
         say(f"to go on: {resuming}")
-        raise typer.Exit(INTERRUPTED_STATUS)
 
 
 def describe_resuming(recipe: str, run_dir: Path, settings: Sequence[str]) -> str:

@@ -47,6 +47,11 @@ class SegmentBatch:
         """Tokens that count in the loss."""
         return int(self.valid.sum())
 
+    def take_rows(self, rows: range) -> SegmentBatch:
+        """The batch of these rows only, one after another, by reference."""
+        parts = {name: tensor[rows.start : rows.stop] for name, tensor in vars(self).items()}
+        return SegmentBatch(**parts)
+
     def to(self, device: torch.device | str) -> SegmentBatch:
         """The batch with its (B, T) tensors on a device; what the clock needs stays on the CPU."""
         moved = {name: getattr(self, name).to(device) for name in ("tokens", "targets", "valid")}

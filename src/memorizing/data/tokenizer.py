@@ -85,6 +85,11 @@ class Tokenizer:
             # What was checked is what is read: of a key that stands twice the last counts.
             return cls(tokenizers.Tokenizer.from_str(json.dumps(spec)))
 
+    @classmethod
+    def parse(cls, text: str) -> Tokenizer:
+        """The tokenizer that `backend.to_str()` described."""
+        return cls(tokenizers.Tokenizer.from_str(text))
+
     @property
     def backend(self) -> tokenizers.Tokenizer:
         """The `tokenizers` tokenizer itself."""

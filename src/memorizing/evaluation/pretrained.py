@@ -16,6 +16,7 @@ from memorizing.evaluation.results import DocumentResult, EvaluationResult
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.sessions.scoring import Tokens, find_start_token, score_texts
 from memorizing.huggingface.sessions.texts import encode_text
+from memorizing.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from memorizing.data import Document, TokenizedDocument
@@ -32,6 +33,7 @@ def evaluate_model(
     seed: int = 0,
     start_token: int | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> EvaluationResult:
     """Read documents from their first token to their last and keep the nats of every token.
 
@@ -48,6 +50,7 @@ def evaluate_model(
         seed: of `shuffled`.
         start_token: precedes every document; None takes `find_start_token`.
         progress: called after every segment.
+        ranks: processes that read these documents together; each has the whole result.
 
     Raises:
         ConfigError: nothing to read, texts without a tokenizer, or what `score_texts` refuses.
@@ -62,6 +65,7 @@ def evaluate_model(
         max_tokens=max_tokens,
         seed=seed,
         progress=progress,
+        ranks=ranks,
     )
     held = get_attachment(unwrap(model)).settings.capacity if capacity is None else capacity
     results = _name_nats(documents, tokens, found)

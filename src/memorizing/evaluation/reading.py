@@ -27,6 +27,7 @@ from memorizing.model import (
     RetrievalControl,
     evaluation_mode,
 )
+from memorizing.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from memorizing.data import TokenizedDocument
@@ -47,6 +48,7 @@ def evaluate_documents(
     seed: int = 0,
     on_output: Callable[[ModelOutput], None] | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> EvaluationResult:
     """Read documents from their first token to their last and keep the nats of every token.
 
@@ -65,6 +67,7 @@ def evaluate_documents(
         seed: of `shuffled`.
         on_output: called with what the model makes of every segment, what it retrieved included.
         progress: see `Progress`.
+        ranks: processes that read these documents together; each has the whole result.
 
     Raises:
         ConfigError: no document; a capacity below the model's neighbors or for a model without
@@ -73,7 +76,9 @@ def evaluate_documents(
     capacity = 0 if control == "off" else capacity
     check_evaluation(model, documents, capacity, rows, control)
     tokens = [d.tokens[:max_tokens] if max_tokens else d.tokens for d in documents]
-    total, done = sum(len(part) for part in tokens), 0
+    lengths, done = [len(part) for part in tokens], 0
+    groups = _make_groups(lengths, rows, control, ranks.size)[ranks.rank :: ranks.size]
+    total = sum(lengths[i] for group in groups for i in group)
 
     def report(num_tokens: int) -> None:
         nonlocal done
@@ -83,17 +88,17 @@ def evaluate_documents(
 
     token_nats: dict[int, NDArray[np.float32]] = {}
     with evaluation_mode(model):
-        for group in _make_groups([len(part) for part in tokens], rows, control):
+        for group in groups:
             texts = [tokens[i] for i in group]
             nats = _read_group(
                 model, texts, start_token, capacity, control, seed, on_output, report
             )
             token_nats |= dict(zip(group, nats, strict=True))
     results = []
-    for index, document in enumerate(documents):
-        is_whole = len(tokens[index]) == len(document.tokens)
-        num_bytes = document.num_bytes if is_whole else None
-        results.append(DocumentResult(document.name, token_nats[index], num_bytes))
+    all_nats = ranks.join_arrays(token_nats, lengths)
+    for document, nats in zip(documents, all_nats, strict=True):
+        num_bytes = document.num_bytes if len(nats) == len(document.tokens) else None
+        results.append(DocumentResult(document.name, nats, num_bytes))
     return EvaluationResult(tuple(results), capacity, control)
 
 
@@ -108,6 +113,7 @@ def evaluate_capacities(
     max_tokens: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, EvaluationResult]:
     """Evaluate one model with several memories, and with controls at the largest.
 
@@ -142,6 +148,7 @@ def evaluate_capacities(
                 max_tokens=max_tokens,
                 seed=seed,
                 progress=None if progress is None else _shift(progress, len(done), num_runs),
+                ranks=ranks,
             )
     return {
         name: replace(done[settings[name]], capacity=capacity, control=control)
@@ -204,11 +211,18 @@ def count_reachable(longest: int, model: MemorizingTransformer) -> int:
     return max(model.config.num_neighbors, (longest - 1) // segment_len * segment_len)
 
 
-def _make_groups(lengths: list[int], rows: int, control: Control | None) -> list[list[int]]:
-    """Documents of like length side by side, longest first: none of them idles for long."""
+def _make_groups(
+    lengths: list[int], rows: int, control: Control | None, num_ranks: int
+) -> list[list[int]]:
+    """Documents of like length side by side, longest first: none of them idles for long.
+
+    As many groups as there are ranks, where a document does not read the memory of its neighbor.
+    """
     num_groups = -(-len(lengths) // rows)
     if control == "other_document":
         num_groups = min(num_groups, len(lengths) // 2)  # no group of one
+    else:
+        num_groups = max(num_groups, min(num_ranks, len(lengths)))
     order = np.argsort(-np.array(lengths), kind="stable")
     return [group.tolist() for group in np.array_split(order, num_groups)]
 

@@ -19,6 +19,7 @@ from memorizing.training.resources import (
     count_weights,
     estimate_needs,
     measure_available,
+    measure_share,
 )
 from memorizing.training.run_folder import read_run_config
 from memorizing.training.train import TokenizedCorpus, prepare_corpus, train
@@ -48,6 +49,7 @@ __all__ = [
     "load_model",
     "make_display",
     "measure_available",
+    "measure_share",
     "prepare_corpus",
     "read_metrics",
     "read_run_config",

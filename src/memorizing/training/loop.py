@@ -6,6 +6,7 @@ then clip, update, commit. What differs between kinds of models is what `Trainin
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import threading
@@ -24,6 +25,7 @@ from memorizing.config import TrainingConfig
 from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument
 from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
 from memorizing.evaluation import Progress
+from memorizing.ranks import ALONE, Ranks
 from memorizing.terminal import Display, SilentDisplay
 from memorizing.training.checkpoint import (
     TrainingState,
@@ -88,11 +90,13 @@ class LoopOptions(TypedDict, total=False):
     on_step: Callable[[StepMetrics], None] | None
     """Called after every step."""
     on_begin: Callable[[], None] | None
-    """Called once, after the first step and before anything is written."""
+    """Called once, in the main process, after the first step and before anything is written."""
+    ranks: Ranks
+    """The processes that train together; by default this one alone."""
 
 
 class Histories(ABC):
-    """What a model remembers of the documents in its rows."""
+    """What a model remembers of the documents in the rows that this process reads."""
 
     @abstractmethod
     def commit(self) -> None:
@@ -100,15 +104,15 @@ class Histories(ABC):
 
     @abstractmethod
     def measure_fill(self) -> dict[int, float]:
-        """Per memory layer, entries held / entries that all rows could hold."""
+        """Per memory layer, entries held / entries that these rows could hold."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """All histories as of the last commit, as `row.<row>.<name>`, by reference."""
+        """All histories as of the last commit, as `row.<global row>.<name>`, by reference."""
 
     @abstractmethod
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state_dict` gave. In place.
+        """Put back what `state_dict` gave, of all rows of the run: each takes its own. In place.
 
         Raises:
             CheckpointError: they are of another model, capacity or number of rows.
@@ -129,6 +133,10 @@ class TrainingLoop(ABC):
     checkpoint and what it tells: the abstract methods.
 
     Nothing is written before the first step of a session has been taken.
+
+    Several processes (`LoopOptions.ranks`) hold the same weights, loader and optimizer. Each reads
+    rows of its own, with their histories; gradients and nats are summed, and the main process
+    writes what one process would.
     """
 
     settings_prefix: str
@@ -156,6 +164,8 @@ class TrainingLoop(ABC):
         self.config, self.loader, self.optimizer = config, loader, optimizer
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
         self._on_begin, self._rows, self._device = options.get("on_begin"), rows, device
+        self._ranks = options.get("ranks", ALONE)
+        self._mine = self._ranks.deal(config.rows)
         self._held_out = HeldOut(options.get("validation", ()), loader, config.evaluate_tokens)
         self._reporter = Reporter(options.get("display") or SilentDisplay(), rows.measure_fill)
         self._draws = torch.Generator().manual_seed(config.seed)
@@ -169,10 +179,11 @@ class TrainingLoop(ABC):
         """Within this context steps are taken: the model is in training mode."""
 
     @abstractmethod
-    def _read(self, batches: Sequence[SegmentBatch]) -> float:
-        """Forward and backward over the next segments of every row; gives the summed nats.
+    def _read(self, batches: Sequence[SegmentBatch], num_targets: int) -> float:
+        """Forward and backward over the next segments of own rows; gives the summed nats.
 
-        Gradients of the summed nats / target tokens of all batches add to the parameters'.
+        Gradients of the summed nats / `num_targets`, which counts all rows of all batches, add to
+        the parameters'.
         """
 
     @abstractmethod
@@ -220,16 +231,16 @@ class TrainingLoop(ABC):
         with catch_stop_signals() as stop:
             try:
                 self._reporter.start(self.step, last)
+                self._check_ranks()
                 with self._open():
-                    self._run_steps(last, stop)
+                    was_stopped = self._run_steps(last, stop)
                     self.save()
             finally:
                 self._reporter.close()
-        interrupted = bool(stop) and self.step < last
+        interrupted = was_stopped and self.step < last
         if interrupted:
-            self._reporter.display.say(
-                f"{stop[0]}: stopped after step {self.step}; resume to go on"
-            )
+            name = stop[0] if stop else "a signal to another process"
+            self._reporter.display.say(f"{name}: stopped after step {self.step}; resume to go on")
         return TrainingResult(
             self._run_dir,
             self.step,
@@ -240,15 +251,34 @@ class TrainingLoop(ABC):
             self._held_out.last_nats,
         )
 
-    def _run_steps(self, last: int, stop: list[str]) -> None:
+    def _check_ranks(self) -> None:
+        """Refuse ranks that would train something else.
+
+        Raises:
+            RankError: with the ranks, and what differs.
+        """
+        if self._ranks.size > 1:
+            self._ranks.check_equal("step", self.step)
+            self._ranks.check_equal("setting", [repr(self.config), self._identify()])
+            self._ranks.check_equal("list of documents", self.loader.state_dict())
+            self._ranks.check_equal("set of weights", self._hash_weights())
+
+    def _hash_weights(self) -> str:
+        sums = [torch.hash_tensor(p.detach()).item() for p in self.optimizer.parameters()]
+        return hashlib.sha256(repr(sums).encode()).hexdigest()
+
+    def _run_steps(self, last: int, stop: list[str]) -> bool:
+        """Take steps up to `last`; whether a signal ended them before."""
         counters, config = self._counters, self.config
         before_s = counters.seconds - time.monotonic()
         is_first = True
-        while self.step < last and (is_first or not stop):
+        while self.step < last:
+            if self._ranks.is_any(bool(stop) and not is_first):
+                return True
             metrics = self._take_step()
             if metrics is None:
                 self._reporter.display.say(f"the documents ended after step {self.step}")
-                return
+                return False
             counters.seconds = before_s + time.monotonic()
             if is_first:
                 self._begin()
@@ -266,19 +296,29 @@ class TrainingLoop(ABC):
                     "seconds": counters.seconds,
                     "rate": self.optimizer.rates(),
                 }
+                values["memory_fill"] = self._measure_fill()
                 self._reporter.log_training(self.step, window, values, self._describe_heads())
             is_best = self._is_due(config.evaluate_every, at_end=True) and self._judge()
             counters.seconds = before_s + time.monotonic()
             if is_best or self._is_due(config.checkpoint_every):
                 self.save()
+        return False
 
     def _begin(self) -> None:
         """Write from now on: the session's first step has been taken."""
-        if not self._has_begun and self._on_begin is not None:
+        if not self._has_begun and self._on_begin is not None and self._ranks.is_main:
             self._on_begin()
         self._has_begun = True
-        if self._run_dir is not None:
+        if self._run_dir is not None and self._ranks.is_main:
             self._reporter.open(self._run_dir, self.step - 1)
+
+    def _measure_fill(self) -> dict[str, float]:
+        """Of all rows, by layer."""
+        fills = self._rows.measure_fill()
+        held = self._ranks.sum([fill * len(self._mine) for fill in fills.values()])
+        return {
+            str(layer): total / self.config.rows for layer, total in zip(fills, held, strict=True)
+        }
 
     def _is_due(self, every: int, at_end: bool = False) -> bool:
         return every > 0 and (self.step % every == 0 or (at_end and self.step == self.config.steps))
@@ -293,12 +333,17 @@ class TrainingLoop(ABC):
             return None
         num_targets = sum(batch.num_targets for batch in batches)
         self.optimizer.zero_grad()
+        if self._ranks.size > 1:
+            # Dropout of its own in every rank, and the same again after a resume.
+            torch.manual_seed(self._seed_step())
         try:
-            nats = self._read(batches)
-            norm = self.optimizer.clip_gradients(self.config.clip_norm)
+            nats = self._read([batch.take_rows(self._mine) for batch in batches], num_targets)
         except NonFiniteQueryError:
             # What the search refuses would have made the loss NaN.
-            nats = norm = math.nan
+            nats = math.nan
+        (nats,) = self._ranks.sum([nats])
+        self.optimizer.sum_gradients(self._ranks)
+        norm = self.optimizer.clip_gradients(self.config.clip_norm)
         if not (math.isfinite(nats) and math.isfinite(norm)):
             self._stop_at_bad_step(nats, norm, before)
         self.optimizer.set_step(self.step + 1)
@@ -307,6 +352,10 @@ class TrainingLoop(ABC):
         step_s = time.perf_counter() - start_s
         self._counters.add(nats, num_targets, norm, step_s)
         return StepMetrics(self.step, nats, num_targets, norm, step_s)
+
+    def _seed_step(self) -> int:
+        name = f"{self.config.seed}/{self.step}/{self._mine.start}"
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
 
     def _next_segments(self) -> list[SegmentBatch]:
         """The segments of a step: one, or in the phase of crossbatch several."""
@@ -375,7 +424,8 @@ class TrainingLoop(ABC):
                 )
             self._write_checkpoint(self._capture_position())
         # Also where it was saved before: the process may have been killed before it deleted.
-        prune_checkpoints(self._run_dir, self.config.keep_checkpoints, self._held_out.best_step)
+        if self._ranks.is_main:
+            prune_checkpoints(self._run_dir, self.config.keep_checkpoints, self._held_out.best_step)
         return locate_checkpoint(self._run_dir, self.step)
 
     def _capture_position(self) -> _Position:
@@ -386,6 +436,17 @@ class TrainingLoop(ABC):
 
     def _write_checkpoint(self, position: _Position) -> Path:
         assert self._run_dir is not None
+        path = locate_checkpoint(self._run_dir, self.step)
+        if self._ranks.size > 1:
+            self._ranks.check_equal(f"set of weights after step {self.step}", self._hash_weights())
+        rows = self._ranks.collect(self._rows.state_dict())
+        if self._ranks.is_main:
+            self._write_files(path, rows, position)
+        self._ranks.wait()
+        self._saved_step = self.step
+        return path
+
+    def _write_files(self, path: Path, rows: dict[str, Tensor], position: _Position) -> None:
         tensors, numbers = self.optimizer.state_dict()
         trainer = {
             "counters": self._counters.to_dict(),
@@ -394,14 +455,11 @@ class TrainingLoop(ABC):
             "optimizer": numbers,
             **{name.rpartition(".")[2]: value for name, value in self._identify().items()},
         }
-        state = {**self._rows.state_dict(), **position.generators}
-        path = locate_checkpoint(self._run_dir, self.step)
+        state = {**rows, **position.generators}
         # What is trained is what is saved of a model.
         num_bytes = sum(p.numel() * p.element_size() for p in self.optimizer.parameters())
         training = TrainingState(tensors, state, trainer)
         write_checkpoint(path, self._write_model, num_bytes, training)
-        self._saved_step = self.step
-        return path
 
     @final
     def load(self, checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from memorizing.config import TrainingConfig
 from memorizing.errors import CheckpointError
+from memorizing.ranks import Ranks
 from memorizing.training.muon import Muon
 
 Parameters = dict[str, nn.Parameter]
@@ -133,6 +134,11 @@ class Optimizer:
         with torch.no_grad():
             for parameter, copy in self._pairs:
                 parameter.copy_(copy)
+
+    def sum_gradients(self, ranks: Ranks) -> None:
+        """Sum the gradients of several processes. In place."""
+        self._take_gradients()
+        ranks.sum_gradients(self.parameters())
 
     def clip_gradients(self, clip_norm: float) -> float:
         """Clip the gradients in place, where `clip_norm` is not 0; their norm before that.

@@ -295,7 +295,6 @@ class Reporter:
             "tokens_per_s": window.num_targets / window.seconds,
             "grad_norm": window.grad_norm / window.steps,
             **counted,
-            "memory_fill": {str(k): v for k, v in self._measure_fill().items()},
             **heads,
         }
         self._write(step, {"train": values})

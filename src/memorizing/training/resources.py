@@ -13,6 +13,7 @@ from memorizing.errors import ResourceError
 from memorizing.memory import memory_bytes
 from memorizing.model import MemorizingTransformer
 from memorizing.model.attention import choose_block_len
+from memorizing.ranks import Ranks
 
 _STATE_PER_WEIGHT = {"adafactor": 4, "adamw": 8, "muon": 8}
 """Bytes of optimizer state per weight: one or two fp32 moments (Muon is rounded up)."""
@@ -134,6 +135,12 @@ def measure_available(device: torch.device | str = "cpu") -> int:
     available = psutil.virtual_memory().available
     limits = map(_read_control_group, _find_control_groups())
     return min([available, *(limit for limit in limits if limit is not None)])
+
+
+def measure_share(device: torch.device, ranks: Ranks) -> int:
+    """Bytes free for this process, where those of one machine divide its memory."""
+    available = measure_available(device)
+    return available // ranks.num_here if device.type == "cpu" else available
 
 
 def _find_control_groups() -> list[Path]:

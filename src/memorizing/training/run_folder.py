@@ -31,6 +31,7 @@ import torch
 from memorizing import __version__
 from memorizing.config import Config
 from memorizing.errors import ConfigError, MemorizingError, RunFolderError
+from memorizing.ranks import ALONE, Ranks
 from memorizing.settings import flatten_tables
 from memorizing.storage.files import (
     explain_failures,
@@ -208,15 +209,23 @@ class RunFolder:
 
 @contextlib.contextmanager
 def open_run(
-    run_dir: Path, kind: RunKind, *, resume: bool = False, overwrite: bool = False
+    run_dir: Path,
+    kind: RunKind,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[RunFolder]:
     """Be the only one who writes the folder of a run, for as long as the block lasts.
+
+    Of several processes the main one is; the others wait until it has opened the folder, and read.
 
     Args:
         run_dir: the folder: missing, empty, or a run, with one of the two flags.
         kind: of the run.
         resume: the folder must hold such a run.
         overwrite: the folder may hold such a run, which is replaced at `begin`.
+        ranks: the processes that work on the run.
 
     Raises:
         RunFolderError: the folder holds something and neither flag is given; it is not a run of
@@ -224,6 +233,10 @@ def open_run(
         ResourceError: the folder cannot be made.
     """
     run = RunFolder(run_dir, kind, resume=resume, overwrite=overwrite)
+    if not ranks.is_main:
+        ranks.wait()
+        yield run
+        return
     run.check()
     made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     try:
@@ -240,6 +253,7 @@ def open_run(
                 run.restore()
             if resume:
                 read_sessions(run_dir)
+            ranks.wait()
             yield run
     finally:
         if made and not run.has_begun:

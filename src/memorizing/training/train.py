@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from memorizing.data import (
     tokenize_documents,
     train_tokenizer,
 )
-from memorizing.devices import find_device
 from memorizing.errors import CheckpointError, ConfigError
 from memorizing.model import MemorizingTransformer
+from memorizing.ranks import Ranks, join_ranks
 from memorizing.storage.files import write_bytes
 from memorizing.terminal import Display, make_display
 from memorizing.training.checkpoint import (
@@ -37,7 +37,7 @@ from memorizing.training.resources import (
     check_resources,
     count_weights,
     estimate_needs,
-    measure_available,
+    measure_share,
 )
 from memorizing.training.run_folder import (
     CONFIG_FILE,
@@ -66,6 +66,10 @@ def train(
     The model's vocabulary is that of the tokenizer. Initialization, order of documents and dropout
     follow `training.seed`, through torch's global generator.
 
+    Started by `torchrun` or `accelerate launch`, the processes train one model: rows are dealt
+    among them, and everything else is as in one process (dropout draws other masks). A run goes on
+    with any number of processes.
+
     Args:
         config: everything about the run.
         run_dir: a new or empty folder, unless one of the two flags is given.
@@ -84,9 +88,15 @@ def train(
         ResourceError: too little memory, said before anything is started; or no space left.
         CheckpointError: the last checkpoint is truncated or altered.
         NonFiniteLossError: the loss is NaN or infinite; the state before that step is saved.
+        RankError: another process of the run is gone, failed, or has other files.
     """
-    with open_run(Path(run_dir), TRAINING, resume=resume, overwrite=overwrite) as run:
-        return _train_in(run, config, find_device(device), make_display(progress), corpus)
+    path = Path(run_dir)
+    with (
+        join_ranks(device) as ranks,
+        open_run(path, TRAINING, resume=resume, overwrite=overwrite, ranks=ranks) as run,
+    ):
+        display = make_display(progress and ranks.is_main)
+        return _train_in(run, config, ranks.find_device(device), display, corpus, ranks)
 
 
 def _train_in(
@@ -95,6 +105,7 @@ def _train_in(
     device: torch.device,
     display: Display,
     corpus: TokenizedCorpus | None,
+    ranks: Ranks,
 ) -> TrainingResult:
     """`train` in a folder that is nobody else's."""
     changes: list[str] = []
@@ -103,18 +114,29 @@ def _train_in(
         del saved["model"]["vocab_size"]  # that of the tokenizer, whatever the recipe says
         changes = compare_settings(saved, config.to_dict(), TRAINING.must_stay)
     last = run.checkpoints[-1] if run.checkpoints else None
-    precision = _settle_precision(config, last, device)
-    _check_memory(config, precision, device)
+    ranks.check_equal("setting or last checkpoint", [config.to_dict(), str(last)])
+    # What a probe finds may differ.
+    precision = Precision(**ranks.share(asdict(_settle_precision(config, last, device))))
+    _check_memory(config, precision, device, ranks)
     start_from = config.training.start_from
     origin = find_checkpoint(Path(start_from)) if start_from and last is None else None
     if corpus is None:
-        corpus = prepare_corpus(config, display, _find_tokenizer(run, origin, last))
+        tokenizer = _find_tokenizer(run, origin, last)
+        if ranks.is_main:
+            corpus = prepare_corpus(config, display, tokenizer)
+        if ranks.size > 1:
+            text = ranks.share(corpus and corpus.tokenizer.backend.to_str())
+            # What the main process has tokenized is in the cache.
+            corpus = corpus or prepare_corpus(config, display, Tokenizer.parse(text))
+        assert corpus is not None
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
     )
-    _check_memory(config, precision, device)  # now that the vocabulary is known
+    _check_memory(config, precision, device, ranks)  # now that the vocabulary is known
     for change in changes:
         display.say(f"resumed with another setting: {change}")
+    if ranks.size > 1:
+        display.say(f"{ranks.size} processes read {config.training.rows} rows")
     display.say(f"precision {precision.reason}")
 
     def begin() -> None:
@@ -122,7 +144,8 @@ def _train_in(
             write_bytes(folder / CONFIG_FILE, config.to_toml().encode())
             corpus.tokenizer.save(folder)
 
-        run.begin(write, {"precision": precision.name, "num_weights": num_weights})
+        about = {"precision": precision.name, "num_weights": num_weights}
+        run.begin(write, {**about, "processes": ranks.size})
         display.open_log(run.path / LOG_FILE)
 
     torch.manual_seed(config.training.seed)
@@ -145,6 +168,7 @@ def _train_in(
         precision=precision,
         display=display,
         on_begin=begin,
+        ranks=ranks,
     )
     num_weights = sum(p.numel() for p in model.parameters())
     display.say(
@@ -198,15 +222,20 @@ def _settle_precision(config: Config, last: Path | None, device: torch.device) -
     )
 
 
-def _check_memory(config: Config, precision: Precision, device: torch.device) -> None:
+def _check_memory(config: Config, precision: Precision, device: torch.device, ranks: Ranks) -> None:
+    num_rows, training = len(ranks.deal(config.training.rows)), config.training
+    if ranks.size > 1:
+        # As many rows at once, where there are so many.
+        num_parts = max(num_rows * training.accumulation // training.rows, 1)
+        training = dataclasses.replace(training, rows=num_rows, accumulation=num_parts)
     needs = estimate_needs(
         config.model,
-        config.training,
+        training,
         count_weights(config.model),
         2 if precision.name == "bf16" else 4,
         device,
     )
-    check_resources(needs, config.model, config.training, measure_available(device))
+    check_resources(needs, config.model, training, measure_share(device, ranks))
 
 
 def prepare_corpus(

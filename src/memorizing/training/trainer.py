@@ -13,10 +13,11 @@ from torch import Tensor
 from memorizing.config import TrainingConfig
 from memorizing.data import SegmentBatch, SegmentLoader, Tokenizer
 from memorizing.devices import send
-from memorizing.errors import CheckpointError, StateError
+from memorizing.errors import CheckpointError, ConfigError, StateError
 from memorizing.evaluation import Progress, evaluate_documents
 from memorizing.loss import sum_nats
 from memorizing.model import Exposed, MemorizingTransformer, ModelState, join_exposed
+from memorizing.ranks import ALONE
 from memorizing.training.checkpoint import load_weights, write_model
 from memorizing.training.loop import Histories, LoopOptions, TrainingLoop
 from memorizing.training.optimizer import Optimizer, group_parameters
@@ -26,23 +27,28 @@ from memorizing.training.reporting import Evaluation, HeldOut
 
 @final
 class Rows(Histories):
-    """One `ModelState` per accumulation part; part i holds the rows from i * rows / parts on.
+    """One `ModelState` per accumulation part, of rows / parts rows one after another.
 
     `read` computes a step's gradient, `commit` makes it part of the history. A step that is read
     and never committed leaves the history usable: what `read` resets in place are rows that start a
     document, and it resets them again.
     """
 
-    def __init__(self, model: MemorizingTransformer, num_rows: int, num_parts: int = 1) -> None:
+    def __init__(
+        self, model: MemorizingTransformer, num_rows: int, num_parts: int, mine: range
+    ) -> None:
         """Start with empty histories, on the device of the weights.
 
         Args:
             model: made for; its `compute_dtype` must not change afterwards.
             num_rows: rows of the whole batch.
-            num_parts: divides num_rows.
+            num_parts: divides num_rows; as many rows are read at once in every process.
+            mine: the rows that this process reads.
         """
-        self._part_len = num_rows // num_parts
-        self._states = [model.init_state(self._part_len) for _ in range(num_parts)]
+        self._num_rows, part_len = num_rows, num_rows // num_parts
+        self._parts = [mine[first : first + part_len] for first in range(0, len(mine), part_len)]
+        self._first = mine.start
+        self._states = [model.init_state(len(part)) for part in self._parts]
         self._next: list[ModelState] = []
 
     def read(
@@ -50,6 +56,7 @@ class Rows(Histories):
         model: MemorizingTransformer,
         batches: Sequence[SegmentBatch],
         memory_open: Tensor,
+        num_targets: int,
         num_exposed_rows: int = 1,
     ) -> float:
         """Forward and backward over a segment of every row; gradients add to the parameters'.
@@ -61,20 +68,21 @@ class Rows(Histories):
 
         Args:
             model: read with.
-            batches: the next segment of every row, or the next few; only in the first a document
-                may begin.
-            memory_open: (rows,) bool.
+            batches: the next segment of every own row, or the next few; only in the first a
+                document may begin.
+            memory_open: (own rows,) bool.
+            num_targets: of all rows, those of other processes too.
             num_exposed_rows: with several segments, rows whose entries each row sees.
 
         Returns:
             Summed nats.
         """
         device = model.embedding.weight.device
-        num_targets = max(sum(batch.num_targets for batch in batches), 1)
+        num_targets = max(num_targets, 1)
         totals: list[Tensor] = []
         self._next = []
-        for part, state in enumerate(self._states):
-            rows = slice(part * self._part_len, (part + 1) * self._part_len)
+        for part, state in zip(self._parts, self._states, strict=True):
+            rows = slice(part.start - self._first, part.stop - self._first)
             state = state.start_documents(batches[0].doc_start[rows])
             live: list[Mapping[int, Exposed]] = []
             nats: list[Tensor] = []
@@ -122,10 +130,10 @@ class Rows(Histories):
     def state_dict(self) -> dict[str, Tensor]:
         """See `Histories`."""
         return {
-            f"row.{part * self._part_len + row}.{name}": tensor[row]
-            for part, state in enumerate(self._states)
+            f"row.{row}.{name}": tensor[row - part.start]
+            for part, state in zip(self._parts, self._states, strict=True)
             for name, tensor in state.state_dict().items()
-            for row in range(self._part_len)
+            for row in part
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -134,24 +142,22 @@ class Rows(Histories):
         for key, tensor in tensors.items():
             _, row, name = key.split(".", 2)
             by_row.setdefault(int(row), {})[name] = tensor
-        num_rows = len(self._states) * self._part_len
-        if sorted(by_row) != list(range(num_rows)):
+        if sorted(by_row) != list(range(self._num_rows)):
             raise CheckpointError(
-                f"the checkpoint holds {len(by_row)} rows and this run has {num_rows}; resume with "
-                "the same training.rows"
+                f"the checkpoint holds {len(by_row)} rows and this run has {self._num_rows}; "
+                "resume with the same training.rows"
             )
         self._states = [
-            self._load_part(
-                state, [by_row[part * self._part_len + row] for row in range(self._part_len)]
-            )
-            for part, state in enumerate(self._states)
+            self._load_part(state, [by_row[row] for row in part])
+            for part, state in zip(self._parts, self._states, strict=True)
         ]
 
     @staticmethod
     def _load_part(state: ModelState, rows: list[dict[str, Tensor]]) -> ModelState:
         device = state.xl_caches[0].keys.device
         try:
-            whole = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            names = dict.fromkeys(name for row in rows for name in row)
+            whole = {name: _stack_rows(name, rows) for name in names}
             on_cpu = ("position", "num_appended")
             return state.load_state_dict(
                 {n: t if n.rpartition(".")[2] in on_cpu else t.to(device) for n, t in whole.items()}
@@ -161,6 +167,29 @@ class Rows(Histories):
                 f"the checkpoint's caches and memories do not fit this run: {error}; resume with "
                 "its settings"
             ) from error
+
+
+def _stack_rows(name: str, rows: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """A tensor of rows that may have been read in different parts, or by different processes.
+
+    What waits to be written, and the caches, are as long as the longest of the rows that are read
+    together; where nothing waits there is nothing.
+    """
+    kind = name.partition(".")[0]
+    if kind not in ("staged", "xl_caches"):
+        return torch.stack([row[name] for row in rows])
+    dim = 0 if name.endswith(".valid") else 1
+    like = next(row[name] for row in rows if name in row)
+    nothing = like.narrow(dim, 0, 0)
+    found = [row.get(name, nothing) if kind == "staged" else row[name] for row in rows]
+    longest = max(tensor.shape[dim] for tensor in found)
+    padded = []
+    for tensor in found:
+        shape = list(tensor.shape)
+        shape[dim] = longest - shape[dim]
+        # Not valid; a cache is aligned on the right, and what is new follows what waits.
+        padded.append(torch.cat([tensor.new_zeros(shape), tensor], dim))
+    return torch.stack(padded)
 
 
 @final
@@ -201,7 +230,13 @@ class Trainer(TrainingLoop):
         model.compute_dtype = self.precision.dtype
         model.gradient_checkpointing = config.gradient_checkpointing
         groups = group_parameters(model, [model.embedding.weight], model.memory_parameters())
-        rows = Rows(model, config.rows, config.accumulation)
+        ranks = options.get("ranks", ALONE)
+        if ranks.size > 1 and config.crossbatch_segments and config.crossbatch_rows > 1:
+            raise ConfigError(
+                f"training.crossbatch_rows is {config.crossbatch_rows}, and rows of another "
+                "process are not seen; set it to 1, or train in one process"
+            )
+        rows = Rows(model, config.rows, config.accumulation, ranks.deal(config.rows))
         super().__init__(config, loader, Optimizer(groups, config), rows, device, **options)
 
     @contextmanager
@@ -209,10 +244,11 @@ class Trainer(TrainingLoop):
         self.model.train()
         yield
 
-    def _read(self, batches: Sequence[SegmentBatch]) -> float:
+    def _read(self, batches: Sequence[SegmentBatch], num_targets: int) -> float:
         rows = self._rows
         assert isinstance(rows, Rows)
-        return rows.read(self.model, batches, self._draw_open_rows(), self.config.crossbatch_rows)
+        is_open = self._draw_open_rows()[self._mine.start : self._mine.stop]
+        return rows.read(self.model, batches, is_open, num_targets, self.config.crossbatch_rows)
 
     def _draw_open_rows(self) -> Tensor:
         """Which rows read their memory in this segment."""
@@ -242,6 +278,7 @@ class Trainer(TrainingLoop):
                 rows=self.config.rows,
                 max_tokens=held_out.max_tokens,
                 progress=progress,
+                ranks=self._ranks,
             )
         )
 

@@ -18,6 +18,7 @@ from memorizing.huggingface.attaching.passage_room import look_up_start_token
 from memorizing.index_settings import ExactSettings
 from memorizing.loss import compute_token_nats
 from memorizing.model import RetrievalControl, evaluation_mode
+from memorizing.ranks import ALONE, Ranks
 
 Tokens = NDArray[np.integer[Any]]
 Progress = Callable[[int, int], None]
@@ -52,6 +53,7 @@ def score_texts(
     max_tokens: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[NDArray[np.float32]]:
     """Nats of every token of every text, each read from its first token with a memory of its own.
 
@@ -73,6 +75,7 @@ def score_texts(
         max_tokens: only the first tokens of each text are read; 0 reads all.
         seed: of `shuffled`.
         progress: see `Progress`.
+        ranks: processes that read these texts together; each has all nats.
 
     Raises:
         ConfigError: no text for `other_document`, a capacity below the neighbors, or no memory.
@@ -84,11 +87,16 @@ def score_texts(
     check_capacity(capacity, attachment.settings.num_neighbors)
     cut = [text[:max_tokens] if max_tokens else text for text in texts]
     check_control(control, capacity, len(cut))
-    total, done = sum(len(text) for text in cut), 0
-    donors = _choose_donors([len(text) for text in cut]) if control == "other_document" else None
-    scored = []
+    lengths, done = [len(text) for text in cut], 0
+    donors = _choose_donors(lengths) if control == "other_document" else None
+    # By length, so that ranks read about as much.
+    order = sorted(range(len(cut)), key=lambda index: -lengths[index])
+    mine = sorted(order[ranks.rank :: ranks.size])
+    total = sum(lengths[index] for index in mine)
+    scored: dict[int, NDArray[np.float32]] = {}
     with evaluation_mode(model), read_memory(attachment, 0 if control == "off" else capacity):
-        for index, text in enumerate(cut):
+        for index in mine:
+            text = cut[index]
             rows = [text] if donors is None else [text, np.resize(cut[donors[index]], len(text))]
             nats = [np.zeros(0, dtype=np.float32)]
             for piece in _score_rows(model, attachment, rows, start_token, control, seed):
@@ -96,8 +104,8 @@ def score_texts(
                 done += len(piece)
                 if progress is not None:
                     progress(done, total)
-            scored.append(np.concatenate(nats))
-    return scored
+            scored[index] = np.concatenate(nats)
+    return ranks.join_arrays(scored, lengths)
 
 
 def _score_rows(

@@ -40,6 +40,7 @@ from memorizing.huggingface.learning.adapter import (
 from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.loss import sum_nats
+from memorizing.ranks import ALONE
 from memorizing.storage.folders import verify_folder, write_folder
 from memorizing.storage.tensors import check_shapes, read_tensors
 from memorizing.training.checkpoint import MODEL_FILE, advise
@@ -57,10 +58,13 @@ class FinetuneRows(Histories):
     Caches last as long as a memory is open; between two times they are kept as tensors.
     """
 
-    def __init__(self, model: Any, attachment: Attachment, loader: SegmentLoader) -> None:
-        """Start with empty histories of what a loader is about to give."""
+    def __init__(
+        self, model: Any, attachment: Attachment, loader: SegmentLoader, mine: range
+    ) -> None:
+        """Start with empty histories of what a loader is about to give in the rows of `mine`."""
         self._model, self._attachment, self._loader = model, attachment, loader
-        self._caches: list[DynamicCache | None] = [None] * loader.num_rows
+        self._mine = mine
+        self._caches: list[DynamicCache | None] = [None] * len(mine)
         self._kept: dict[str, Tensor] | None = {}
         """Histories while they are not in caches that can be read on: of the last commit."""
 
@@ -75,7 +79,8 @@ class FinetuneRows(Histories):
         for key, tensor in (self._kept or {}).items():
             _, row, name = key.split(".", 2)
             by_row.setdefault(int(row), {})[name] = tensor
-        needed = [row for row, is_ended in enumerate(self._find_doc_ends()) if not is_ended]
+        is_ended = self._find_doc_ends()
+        needed = [row for row in self._mine if not is_ended[row]]
         if sorted(by_row) != needed:
             raise CheckpointError(
                 f"the checkpoint holds the histories of rows {sorted(by_row)}, and rows {needed} "
@@ -83,17 +88,21 @@ class FinetuneRows(Histories):
             )
         self._caches = [
             load_cache(self._attachment, by_row[row]) if row in by_row else None
-            for row in range(self._loader.num_rows)
+            for row in self._mine
         ]
         self._kept = None
         yield
         self._kept = self.state_dict()
 
-    def read(self, batch: SegmentBatch) -> float:
-        """Forward and backward over a segment of every row; gradients add to the parameters'.
+    def read(self, batch: SegmentBatch, num_targets: int) -> float:
+        """Forward and backward over a segment of every own row; gradients add to the parameters'.
 
         The loss is summed nats / target tokens of all rows. What the cache holds of segments before
         takes no gradient.
+
+        Args:
+            batch: the next segment of every own row.
+            num_targets: of all rows, those of other processes too.
 
         Returns:
             Summed nats.
@@ -101,7 +110,7 @@ class FinetuneRows(Histories):
         # Reading changes the caches in place: what a step that fails goes back to is kept.
         self._kept = self._dump(batch.doc_start.tolist())
         device = self._model.get_input_embeddings().weight.device
-        num_targets = max(batch.num_targets, 1)
+        num_targets = max(num_targets, 1)
         total = 0.0
         for row, length in enumerate(batch.valid.sum(1).tolist()):
             if batch.doc_start[row]:
@@ -140,22 +149,25 @@ class FinetuneRows(Histories):
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Histories`; a row whose document is read to its end has none."""
-        return self._dump(self._find_doc_ends()) if self._kept is None else self._kept
+        if self._kept is not None:
+            return self._kept
+        return self._dump(self._find_doc_ends()[self._mine.start : self._mine.stop])
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Histories`; what cannot be used is refused by `open`."""
-        self._kept = dict(tensors)
+        others = {str(row) for row in range(self._loader.num_rows) if row not in self._mine}
+        self._kept = {n: t for n, t in tensors.items() if n.split(".", 2)[1] not in others}
 
     def _find_doc_ends(self) -> list[bool]:
-        """Per row, whether its next segment begins a document."""
+        """Per row of all, whether its next segment begins a document."""
         rows = self._loader.state_dict()["rows"]
         lengths = [len(document.tokens) for document in self._loader.documents]
         return [index < 0 or place >= lengths[index] for index, place in rows]
 
     def _dump(self, doc_ends: Sequence[bool]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
-        for row, cache in enumerate(self._caches):
-            if cache is not None and not doc_ends[row]:
+        for row, cache, is_ended in zip(self._mine, self._caches, doc_ends, strict=True):
+            if cache is not None and not is_ended:
                 dumped = dump_cache(self._attachment, cache) or {}
                 tensors |= {f"row.{row}.{name}": tensor for name, tensor in dumped.items()}
         return tensors
@@ -211,7 +223,8 @@ class Finetuner(TrainingLoop):
             settings.seed,
             repeat=True,
         )
-        self._caches = FinetuneRows(inner, attachment, loader)
+        mine = options.get("ranks", ALONE).deal(settings.rows)
+        self._caches = FinetuneRows(inner, attachment, loader, mine)
         optimizer = Optimizer(group_weights(inner, attachment), config)
         device = inner.get_input_embeddings().weight.device
         super().__init__(config, loader, optimizer, self._caches, device, **options)
@@ -225,9 +238,9 @@ class Finetuner(TrainingLoop):
         finally:
             self.model.eval()
 
-    def _read(self, batches: Sequence[SegmentBatch]) -> float:
+    def _read(self, batches: Sequence[SegmentBatch], num_targets: int) -> float:
         (batch,) = batches
-        return self._caches.read(batch)
+        return self._caches.read(batch, num_targets)
 
     def _identify(self) -> dict[str, Any]:
         return {
@@ -295,6 +308,7 @@ class Finetuner(TrainingLoop):
                 max_tokens=held_out.max_tokens,
                 start_token=held_out.start_token,
                 progress=lambda done, total: progress(number * total + done, num_runs * total),
+                ranks=self._ranks,
             )
 
         return Evaluation(read(0, capacity), read(1, 0) if capacity else None)

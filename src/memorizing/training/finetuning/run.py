@@ -13,12 +13,13 @@ from memorizing.errors import ConfigError, CorpusError, ResourceError, RunFolder
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
 from memorizing.huggingface.sessions.scoring import find_start_token
 from memorizing.huggingface.sessions.texts import encode_text, wrap_tokenizer
+from memorizing.ranks import Ranks, join_ranks
 from memorizing.storage.files import read_json, write_json
 from memorizing.terminal import make_display
 from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.finetuning.settings import FinetuneSettings
 from memorizing.training.reporting import StepMetrics, TrainingResult
-from memorizing.training.resources import measure_available
+from memorizing.training.resources import measure_share
 from memorizing.training.run_folder import LOG_FILE, RunKind, compare_settings, open_run
 
 SETTINGS_FILE = "finetune.json"
@@ -92,7 +93,10 @@ def finetune(
     """
     inner = unwrap(model)
     attachment = get_attachment(inner)
-    with open_run(Path(run_dir), FINETUNING, resume=resume, overwrite=overwrite) as run:
+    with (
+        join_ranks(inner.get_input_embeddings().weight.device) as ranks,
+        open_run(Path(run_dir), FINETUNING, resume=resume, overwrite=overwrite, ranks=ranks) as run,
+    ):
         description = {
             "finetune": settings.to_dict(),
             "memory": attachment.settings.to_dict(),
@@ -105,8 +109,9 @@ def finetune(
             before = read_description(run.path)
             changes = _compare(before, description)
             description["heads"] = before["heads"]
+        ranks.check_equal("model, memory or setting", description)
         start_token = find_start_token(inner, tokenizer)
-        display = make_display(progress)
+        display = make_display(progress and ranks.is_main)
         display.say("reading the documents")
         most = settings.max_document_tokens
         train = tokenize_for_model(
@@ -139,9 +144,10 @@ def finetune(
             display=display,
             on_step=on_step,
             on_begin=begin,
+            ranks=ranks,
         )
         num_weights = sum(p.numel() for p in tuner.optimizer.parameters())
-        _check_memory(tuner, num_weights)
+        _check_memory(tuner, num_weights, ranks)
         display.say(
             f"{num_weights:,} weights are trained; {tuner.loader.num_targets:,} training tokens in "
             f"{len(train)} documents"
@@ -152,7 +158,7 @@ def finetune(
         elif run.is_resumed:
             display.say("the run has no checkpoint yet: it starts at the beginning")
         result = tuner.run()
-        if not result.interrupted:
+        if ranks.is_main and not result.interrupted:
             tuner.save_result(run.path / RESULT_FOLDER)
             display.say(f"saved in {run.path / RESULT_FOLDER}")
         return result
@@ -166,17 +172,17 @@ def _compare(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return compare_settings(before, now, FINETUNING.must_stay)
 
 
-def _check_memory(tuner: Finetuner, num_weights: int) -> None:
+def _check_memory(tuner: Finetuner, num_weights: int, ranks: Ranks) -> None:
     """Refuse what cannot fit: gradients and moments of what is trained, and memories of all rows.
 
     Raises:
         ResourceError: with what is needed and what there is.
     """
-    attachment, rows = tuner.attachment, tuner.settings.rows
+    attachment, rows = tuner.attachment, len(ranks.deal(tuner.settings.rows))
     capacity, num_layers = attachment.settings.capacity, len(attachment.settings.layers)
     entry = 2 * math.prod(attachment.entry_shape) * attachment.stored_dtype.itemsize
     weights, memories = 3 * 4 * num_weights, rows * num_layers * capacity * entry
-    available = measure_available(tuner.model.get_input_embeddings().weight.device)
+    available = measure_share(tuner.model.get_input_embeddings().weight.device, ranks)
     if weights + memories > available:
         raise ResourceError(
             f"finetuning needs {(weights + memories) / 2**30:,.1f} GiB besides the model and "

@@ -1,0 +1,11 @@
+"""Several processes that train or evaluate as one: `torchrun` or `accelerate launch`.
+
+A *rank* is one of them, by its number from 0. All have the same weights and read the same list of
+documents; each reads rows, or documents, of its own. What is summed over all of them is the
+gradient, the nats and a few counts. A memory stays with its row.
+"""
+
+from memorizing.ranks.group import ALONE, Ranks
+from memorizing.ranks.joining import find_world, join_ranks
+
+__all__ = ["ALONE", "Ranks", "find_world", "join_ranks"]

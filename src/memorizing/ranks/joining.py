@@ -1,0 +1,110 @@
+"""Becoming one of several processes, as the environment says that a launcher set."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from memorizing.devices import find_device
+from memorizing.errors import ConfigError, IndexUnavailableError
+from memorizing.ranks.group import ALONE, Ranks
+from memorizing.ranks.pulse import Pulse
+
+TIMEOUT_VARIABLE = "MEMORIZING_RANK_TIMEOUT_S"
+TIMEOUT_S = 45.0
+"""A rank that stands still for so long, while others wait for it, ends the run."""
+_NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_FOREVER = timedelta(days=365)
+"""Torch's own limit, which cannot tell a rank that is busy from one that is gone; `Pulse` can."""
+
+_joined: list[Ranks] = []
+"""This process among the others, once it is: torch has one group per process."""
+_open: list[Ranks] = []
+"""The same, within `join_ranks`."""
+
+
+def find_world() -> int:
+    """How many processes the launcher of this one started: 1 without a launcher."""
+    words = os.environ.get("WORLD_SIZE", "1")
+    is_complete = all(os.environ.get(name) for name in _NEEDED)
+    return int(words) if is_complete and words.isdecimal() else 1
+
+
+@contextmanager
+def join_ranks(device: torch.device | str | None = None) -> Iterator[Ranks]:
+    """Within this context the processes of a launcher work as one; without a launcher, `ALONE`.
+
+    An error in the outermost context ends the other ranks too: the next time they wait for this
+    one, they raise it as their own.
+
+    Args:
+        device: where to compute; None is CUDA where there is one, a GPU per process.
+
+    Raises:
+        ConfigError: fewer GPUs than processes.
+        IndexUnavailableError: accelerate is not installed.
+        RankError: the others are not reached.
+    """
+    if find_world() == 1 or _open:
+        yield _open[0] if _open else ALONE
+        return
+    if not _joined:
+        _joined.append(_join(find_device(device)))
+    (ranks,) = _joined
+    _open.append(ranks)
+    try:
+        yield ranks
+        ranks.wait()
+    except BaseException as error:
+        ranks.leave(error)
+        raise
+    finally:
+        _open.clear()
+
+
+def _join(device: torch.device) -> Ranks:
+    try:
+        from accelerate.state import PartialState
+    except ImportError as error:
+        raise IndexUnavailableError(
+            "several processes need accelerate, which is not installed; "
+            'pip install "memorizing[trainer]"'
+        ) from error
+    timeout_s = _read_timeout()
+    num_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    is_cpu = device.type == "cpu"
+    if device.type == "cuda" and num_here > torch.cuda.device_count():
+        raise ConfigError(
+            f"{num_here} processes were started on a machine with {torch.cuda.device_count()} "
+            "GPUs; start one per GPU, or set CUDA_VISIBLE_DEVICES= to compute on the CPU"
+        )
+    with warnings.catch_warnings():
+        # The number of threads that it takes where none is set is right.
+        warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
+        state = PartialState(
+            cpu=is_cpu, backend="gloo" if is_cpu else "cuda:nccl,cpu:gloo", timeout=_FOREVER
+        )
+    rank, size = state.process_index, state.num_processes
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    pulse = Pulse(host, port, rank, size, timeout_s)
+    atexit.register(dist.destroy_process_group)
+    atexit.register(pulse.stop)  # the last that is registered is called first
+    return Ranks(rank, size, torch.device(state.device or device), pulse, num_here)
+
+
+def _read_timeout() -> float:
+    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    try:
+        seconds = float(text or TIMEOUT_S)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds < float("inf"):
+        raise ConfigError(f"{TIMEOUT_VARIABLE} is {text!r}; allowed: seconds from 1 on, such as 45")
+    return seconds

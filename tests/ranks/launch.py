@@ -1,0 +1,322 @@
+"""Runs what the tests of several processes read, all in one go: `python -m tests.ranks.launch DIR`.
+
+What is imported is imported once; every process is forked from this one. A launcher's part, the
+environment and a free port, is played here; results go to JSON files, checkpoints to run folders.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import accelerate.state
+import numpy as np
+import peft
+import rich.console
+import rich.progress
+import rich.table
+import tensorboard.compat.proto.event_pb2
+import tensorboard.summary.writer.record_writer
+import torch
+import torch.profiler
+
+import memorizing.analysis
+import memorizing.run_report
+from memorizing.cli import main
+from memorizing.config import Control, ModelConfig, TrainingConfig
+from memorizing.data import SegmentLoader, TokenizedDocument
+from memorizing.errors import ConfigError, MemorizingError, RankError
+from memorizing.evaluation import evaluate_documents, evaluate_model
+from memorizing.model import MemorizingTransformer
+from memorizing.ranks import Ranks, join_ranks
+from memorizing.training import StepMetrics, Trainer, list_checkpoints
+from memorizing.training.finetuning import FinetuneSettings
+from memorizing.training.finetuning.finetuner import Finetuner
+from tests.training.finetuning import tools
+
+NEEDED = (accelerate, peft, rich, tensorboard, memorizing.analysis, memorizing.run_report)
+"""So that no child imports them."""
+LENGTHS = (67, 17, 29, 73, 5, 41, 53, 61, 3)
+SEGMENT_LEN, ROWS, STEPS = 11, 5, 6
+MODEL = ModelConfig(
+    vocab_size=31, num_layers=3, model_dim=13, num_heads=2, head_dim=7, ffn_dim=37,
+    segment_len=SEGMENT_LEN, window=SEGMENT_LEN, memory_layers=(1,), capacity=23, num_neighbors=5,
+    smear_keys=True,
+)  # fmt: skip
+TRAINING = TrainingConfig(
+    steps=STEPS, rows=ROWS, warmup_steps=3, learning_rate=3e-3, log_every=2, precision="fp32",
+    evaluate_every=3, evaluate_tokens=101, checkpoint_every=2, memory_closed_share=0.3,
+    keep_checkpoints=9,
+)  # fmt: skip
+RECIPE = """
+[model]
+num_layers = 2
+model_dim = 13
+num_heads = 2
+head_dim = 7
+ffn_dim = 37
+segment_len = 11
+window = 11
+memory_layers = [1]
+capacity = 23
+num_neighbors = 5
+[tokenizer]
+vocab_size = 300
+[data]
+corpus = "files:{texts}"
+validation = ["text3*"]
+[training]
+steps = 4
+rows = 3
+precision = "fp32"
+log_every = 1
+evaluate_every = 4
+evaluate_tokens = 101
+[evaluation]
+capacities = [0, 23]
+controls = ["other_document"]
+"""
+TIMEOUT_S = 4
+
+
+def make_documents() -> list[TokenizedDocument]:
+    rng = np.random.default_rng(0)
+    return [
+        TokenizedDocument(f"document {i}", rng.integers(1, 31, n).astype(np.int32), 2 * n)
+        for i, n in enumerate(LENGTHS)
+    ]
+
+
+def make_trainer(ranks: Ranks, run_dir: Path, on_step: Any = None, **changes: Any) -> Trainer:
+    config = replace(TRAINING, **changes)
+    torch.manual_seed(config.seed)
+    model = MemorizingTransformer(MODEL)
+    documents = make_documents()
+    loader = SegmentLoader(documents, config.rows, SEGMENT_LEN, 0, config.seed, repeat=True)
+    return Trainer(
+        model, loader, config, run_dir=run_dir, validation=documents[:3], on_step=on_step,
+        ranks=ranks,
+    )  # fmt: skip
+
+
+def train(
+    run_dir: Path,
+    until: int = STEPS,
+    on_step: Callable[[StepMetrics], None] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Train up to a step, from the last checkpoint of the folder where there is one."""
+    steps: list[Any] = []
+
+    def note(metrics: StepMetrics) -> None:
+        steps.append([metrics.nats, metrics.num_targets, metrics.grad_norm])
+        if on_step is not None:
+            on_step(metrics)
+
+    with join_ranks("cpu") as ranks:
+        trainer = make_trainer(ranks, run_dir, note, **changes)
+        if checkpoints := list_checkpoints(run_dir):
+            trainer.load(checkpoints[-1])
+        result = trainer.run(until)
+    return {
+        "steps": steps,
+        "stopped": result.interrupted,
+        "last": result.steps,
+        "validation": result.validation_nats,
+    }
+
+
+def evaluate(_: Path) -> dict[str, Any]:
+    torch.manual_seed(3)
+    model = MemorizingTransformer(MODEL)
+    controls: list[Control | None] = [None, "off", "other_document", "shuffled"]
+    with join_ranks("cpu") as ranks:
+        own = {
+            str(control): evaluate_documents(
+                model, make_documents(), 0, capacity=23, rows=2, control=control, ranks=ranks
+            )
+            for control in controls
+        }
+        pretrained = {
+            str(control): evaluate_model(
+                tools.make_model(), tools.make_documents(31, 2, 17), control=control, ranks=ranks
+            )
+            for control in controls
+        }
+    return {
+        kind: {
+            name: [document.token_nats.tolist() for document in result.documents]
+            for name, result in results.items()
+        }
+        for kind, results in (("own", own), ("pretrained", pretrained))
+    }
+
+
+def finetune(run_dir: Path, until: int = 4, **changes: Any) -> dict[str, Any]:
+    steps: list[Any] = []
+    settings = FinetuneSettings(**{
+        "steps": 4, "rows": 3, "lora_rank": 3, "evaluate_every": 0, "warmup_steps": 2,
+        "gate_learning_rate": 0.1, "log_every": 1, "checkpoint_every": 2, **changes,
+    })  # fmt: skip
+    with join_ranks("cpu") as ranks:
+        tuner = Finetuner(
+            tools.make_model(), tools.make_documents(3 * 7, 47, 5 * 7 + 1, 2), tools.START,
+            settings, run_dir=run_dir, ranks=ranks,
+            on_step=lambda m: steps.append([m.nats, m.num_targets, m.grad_norm]),
+        )  # fmt: skip
+        if checkpoints := list_checkpoints(run_dir):
+            tuner.load(checkpoints[-1])
+        tuner.run(until)
+    return {"steps": steps}
+
+
+def signal_after(step: int, number: int) -> Callable[[StepMetrics], None]:
+    """Send a process a signal after a step, if it is rank 1."""
+
+    def on_step(metrics: StepMetrics) -> None:
+        if metrics.step == step and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), number)
+
+    return on_step
+
+
+def refuse(_: Path) -> dict[str, Any]:
+    """What ranks refuse together; after an error nothing is waited for."""
+    refused = []
+    with join_ranks("cpu") as ranks:
+        trials: list[Callable[[], object]] = [
+            lambda: ranks.check_equal("number", ranks.rank),
+            lambda: ranks.deal(1),
+            lambda: make_trainer(ranks, Path("none"), crossbatch_segments=1),
+            lambda: ranks.check_equal("number", ranks.size),
+        ]
+        for trial in trials:
+            try:
+                trial()
+                refused.append("")
+            except (ConfigError, RankError) as error:
+                refused.append(str(error))
+        rows = ranks.share([[rank, *Ranks(rank, 3).deal(7)] for rank in range(3)])
+    return {"refused": refused, "rows": rows}
+
+
+class Launcher:
+    """Forks processes and keeps what they return and print."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.results = folder, dict[str, Any]()
+
+    def run(self, name: str, size: int, work: Callable[[], Any], **settings: str) -> None:
+        """Run something in `size` processes; note what each returns, prints and ends with."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        start_s, children = time.monotonic(), []
+        for rank in range(size):
+            files = [self.folder / f"{name}.{rank}.{end}" for end in ("out", "err", "json")]
+            child = os.fork()
+            if not child:
+                if size > 1:
+                    os.environ.update(
+                        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size),
+                        LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="localhost", MASTER_PORT=str(port),
+                    )  # fmt: skip
+                os.environ.update(settings)
+                _run_child(work, files)
+            children.append((child, files))
+        ends: dict[int, float] = {}
+        statuses: dict[int, int] = {}
+        while len(ends) < size:
+            child, status = os.wait()
+            ends[child] = time.monotonic() - start_s
+            statuses[child] = os.waitstatus_to_exitcode(status)
+        self.results[name] = [
+            {
+                "status": statuses[child],
+                "seconds": ends[child],
+                "out": files[0].read_text(),
+                "err": files[1].read_text(),
+                "value": json.loads(files[2].read_text()) if files[2].exists() else None,
+            }
+            for child, files in children
+        ]
+
+
+def _run_child(work: Callable[[], Any], files: list[Path]) -> None:
+    for number, file in enumerate(files[:2], 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    status = 0
+    try:
+        value = work()
+        status = value if isinstance(value, int) else 0
+        files[2].write_text(json.dumps(value))
+    except MemorizingError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        status = 3
+    except BaseException:
+        traceback.print_exc()
+        status = 4
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def launch(folder: Path) -> dict[str, Any]:
+    """Everything, in some seconds."""
+    os.environ["MEMORIZING_CACHE"] = str(folder / "cache")
+    torch.set_num_threads(1)
+    main(["--version"])  # what it imports too
+    launcher = Launcher(folder)
+    run = launcher.run
+    for size in (1, 2):
+        run(f"evaluate {size}", size, lambda: evaluate(folder))
+        run(f"train {size}", size, lambda size=size: train(folder / f"train {size}"))
+        name = f"finetune gates {size}"
+        run(name, size, lambda name=name: finetune(folder / name, train="gates"))
+    for sizes in ((1, 2, 1), (2, 3)):
+        name = "train " + "-".join(map(str, sizes))
+        # Its first two steps were taken already.
+        kept = Path("checkpoints", "step-000002")
+        shutil.copytree(folder / f"train {sizes[0]}" / kept, folder / name / kept)
+        for size, until in zip(sizes[1:], (4, STEPS) if len(sizes) > 2 else (STEPS,), strict=True):
+            run(f"{name}, {until}", size, lambda n=name, u=until: train(folder / n, u))
+    run("finetune 1", 1, lambda: finetune(folder / "finetune 1"))
+    run("finetune 2-1, 2", 2, lambda: finetune(folder / "finetune 2-1", 2))
+    run("finetune 2-1, 4", 1, lambda: finetune(folder / "finetune 2-1"))
+    run("refuse", 2, lambda: refuse(folder))
+    limit = {"MEMORIZING_RANK_TIMEOUT_S": str(TIMEOUT_S)}
+    killed, stop = folder / "killed", signal_after(3, signal.SIGKILL)
+    run("killed", 2, lambda: train(killed, on_step=stop), **limit)
+    run("killed, resumed", 2, lambda: train(killed))
+    asked = signal_after(3, signal.SIGTERM)
+    run("stopped", 2, lambda: train(folder / "stopped", on_step=asked))
+    texts = folder / "texts"
+    texts.mkdir()
+    rng = np.random.default_rng(1)
+    for index in range(6):
+        words = rng.integers(0, 43, 60 + 31 * index)
+        (texts / f"text{index}.txt").write_text(" ".join(f"word{word}" for word in words))
+    (folder / "recipe.toml").write_text(RECIPE.format(texts=texts))
+    for size in (1, 2):
+        words = [str(folder / "recipe.toml"), "--run", str(folder / f"cli {size}")]
+        run(f"cli train {size}", size, lambda w=words: main(["train", *w]))
+        shown = [words[2], "--use", "all", "--json", str(folder / f"evaluated {size}.json")]
+        run(f"cli evaluate {size}", size, lambda w=shown: main(["evaluate", *w]))
+    run("cli train again", 2, lambda: main(["train", *words]), **limit)
+    return launcher.results
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    (place / "results.json").write_text(json.dumps(launch(place)))

@@ -1,0 +1,175 @@
+"""What several processes train and evaluate is what one does: read from what `launch` did."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from memorizing.training import read_metrics
+from tests.ranks.launch import ROWS, STEPS, TIMEOUT_S
+
+CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-6}
+"""Sums of the same fp32 numbers in another order, after a few steps of an optimizer."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("accelerate")
+    folder = tmp_path_factory.mktemp("ranks")
+    root = Path(__file__).parents[2]
+    words = [sys.executable, "-m", "tests.ranks.launch", str(folder)]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def get_values(results: dict[str, Any], name: str) -> list[Any]:
+    """What the processes returned; all ended well."""
+    assert [one["status"] for one in results[name]] == [0] * len(results[name]), results[name]
+    return [one["value"] for one in results[name]]
+
+
+def load_checkpoint(run: Path, step: int = STEPS) -> dict[str, torch.Tensor]:
+    """Without what waits for the end of a segment: only rows that end their documents have any,
+    and where rows are read together it is there for all of them."""
+    files = ("model", "optimizer", "state")
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    return {
+        f"{file}/{name}": tensor
+        for file in files
+        for name, tensor in load_file(folder / f"{file}.safetensors").items()
+        if not name.startswith("rng.") and ".staged." not in name
+    }
+
+
+def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_steps_of_two_processes_are_those_of_one(results):
+    (one,) = get_values(results, "train 1")
+    first, second = get_values(results, "train 2")
+    assert first == second
+    assert len(first["steps"]) == first["last"] == STEPS
+    np.testing.assert_allclose(first["steps"], one["steps"], **CLOSE)
+    assert first["validation"] == pytest.approx(one["validation"], rel=1e-5)
+
+
+def test_two_processes_write_what_one_writes(folder):
+    one, two = folder / "train 1", folder / "train 2"
+    assert_close(load_checkpoint(one), load_checkpoint(two))
+    rows = {name.split(".")[1] for name in load_checkpoint(two) if "row." in name}
+    assert rows == {str(row) for row in range(ROWS)}
+    fills = [
+        [line["train"]["memory_fill"]["1"] for line in read_metrics(run / "metrics.jsonl")
+         if "train" in line]
+        for run in (one, two)
+    ]  # fmt: skip
+    assert fills[0] == pytest.approx(fills[1])
+    assert len(fills[0]) == STEPS // 2
+
+
+@pytest.mark.parametrize(("name", "ends"), [("train 1-2-1", (4, 6)), ("train 2-3", (6,))])
+def test_a_run_goes_on_in_another_number_of_processes(results, folder, name, ends):
+    (one,) = get_values(results, "train 1")
+    parts = [get_values(results, f"{name}, {end}")[0] for end in ends]
+    steps = [step for part in parts for step in part["steps"]]
+    np.testing.assert_allclose(steps, one["steps"][2:], **CLOSE)
+    assert_close(load_checkpoint(folder / name), load_checkpoint(folder / "train 1"))
+
+
+def test_a_run_that_was_killed_goes_on_bit_for_bit_in_as_many_processes(results, folder):
+    whole, resumed = load_checkpoint(folder / "train 2"), load_checkpoint(folder / "killed")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    last = get_values(results, "killed, resumed")[0]
+    assert last["steps"] == get_values(results, "train 2")[0]["steps"][2:]
+
+
+def test_a_process_that_is_killed_ends_the_others_who_name_it(results):
+    survivor, killed = results["killed"]
+    assert killed["status"] == -9
+    assert survivor["status"] == 3
+    assert "RankError: rank 1 of 2 is gone" in survivor["err"]
+    assert "resume" in survivor["err"]
+    assert survivor["seconds"] - killed["seconds"] < 2 * TIMEOUT_S
+
+
+def test_a_signal_to_one_process_ends_all_after_the_same_step(results, folder):
+    values = get_values(results, "stopped")
+    assert [(value["stopped"], value["last"]) for value in values] == [(True, 3)] * 2
+    assert (folder / "stopped" / "checkpoints" / "step-000003").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["own", "pretrained"])
+@pytest.mark.parametrize("control", ["None", "off", "other_document", "shuffled"])
+def test_an_evaluation_gives_the_same_nats(results, kind, control):
+    (one,) = get_values(results, "evaluate 1")
+    first, second = get_values(results, "evaluate 2")
+    assert first == second
+    for mine, theirs in zip(one[kind][control], first[kind][control], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_gates_that_have_no_gradient_in_any_process_are_not_stepped(results):
+    (one,) = get_values(results, "finetune gates 1")
+    first, second = get_values(results, "finetune gates 2")
+    assert first == second
+    assert first["steps"][0][2] == 0  # no memory holds anything yet
+    np.testing.assert_allclose(first["steps"], one["steps"], rtol=1e-4)
+
+
+def test_finetuning_begins_in_two_processes_and_goes_on_in_one(results):
+    (one,) = get_values(results, "finetune 1")
+    first, second = get_values(results, "finetune 2-1, 2")
+    assert first == second
+    steps = first["steps"] + get_values(results, "finetune 2-1, 4")[0]["steps"]
+    np.testing.assert_allclose(steps, one["steps"], rtol=1e-4)
+
+
+def test_what_differs_or_cannot_be_shared_is_refused_in_all_processes(results):
+    first, second = get_values(results, "refuse")
+    assert first == second
+    differs, rows, crossbatch, equal = first["refused"]
+    assert "rank 1 of 2 has another number than rank 0" in differs
+    assert "2 processes and 1 rows" in rows
+    assert "training.crossbatch_rows is 2" in crossbatch
+    assert equal == ""
+    assert first["rows"] == [[0, 0, 1], [1, 2, 3], [2, 4, 5, 6]]
+
+
+def test_the_commands_show_once_what_they_show_in_one_process(results, folder):
+    for verb in ("train", "evaluate"):
+        get_values(results, f"cli {verb} 2")
+        alone, main, other = *results[f"cli {verb} 1"], *results[f"cli {verb} 2"]
+        assert other["out"] + other["err"] == ""
+        shown, expected = (one["out"].splitlines() for one in (main, alone))
+        assert len(shown) == len(expected) > 1
+    assert "2 processes read 3 rows" in results["cli train 2"][0]["err"]
+    session = json.loads((folder / "cli 2" / "run.json").read_text())["sessions"][0]
+    assert session["processes"] == 2
+    found = [json.loads((folder / f"evaluated {size}.json").read_text()) for size in (1, 2)]
+    assert found[0]["perplexity"] == pytest.approx(found[1]["perplexity"], rel=1e-4)
+    assert set(found[0]["perplexity"]) == {"0", "23", "other_document"}
+
+
+def test_an_error_is_told_once_and_by_the_main_process(results):
+    main, other = results["cli train again"]
+    assert main["status"] == other["status"] == 2
+    assert "holds a run already" in main["err"]
+    assert "error:" not in other["err"]
