@@ -123,7 +123,7 @@ def test_with_other_document_a_finished_document_is_still_read_by_its_neighbor()
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 @pytest.mark.parametrize("num_documents", [2, 3, 5, 7, 11])
 def test_no_document_is_left_without_another_to_read(rows, num_documents):
-    groups = _make_groups(list(range(num_documents)), rows, "other_document")
+    groups = _make_groups(list(range(num_documents)), rows, "other_document", num_ranks=3)
     assert sorted(sum(groups, [])) == list(range(num_documents))
     assert all(2 <= len(group) <= max(rows, 3) for group in groups)
 

@@ -237,10 +237,19 @@ class Launcher:
             children.append((child, files))
         ends: dict[int, float] = {}
         statuses: dict[int, int] = {}
+        stopped: set[int] = set()
         while len(ends) < size:
-            child, status = os.wait()
+            child, status = os.waitpid(-1, os.WUNTRACED)
+            if os.WIFSTOPPED(status):
+                stopped.add(child)
+                start_s = time.monotonic()
+                continue
             ends[child] = time.monotonic() - start_s
             statuses[child] = os.waitstatus_to_exitcode(status)
+            if len(ends) + len(stopped) == size:
+                for one in stopped:
+                    os.kill(one, signal.SIGKILL)
+                stopped = set()
         self.results[name] = [
             {
                 "status": statuses[child],
@@ -298,6 +307,8 @@ def launch(folder: Path) -> dict[str, Any]:
     limit = {"MEMORIZING_RANK_TIMEOUT_S": str(TIMEOUT_S)}
     killed, stop = folder / "killed", signal_after(3, signal.SIGKILL)
     run("killed", 2, lambda: train(killed, on_step=stop), **limit)
+    still = signal_after(1, signal.SIGSTOP)
+    run("stalled", 2, lambda: train(folder / "stalled", on_step=still), **limit)
     run("killed, resumed", 2, lambda: train(killed))
     asked = signal_after(3, signal.SIGTERM)
     run("stopped", 2, lambda: train(folder / "stopped", on_step=asked))

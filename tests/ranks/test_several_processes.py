@@ -104,10 +104,18 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit_in_as_many_processes(results,
 def test_a_process_that_is_killed_ends_the_others_who_name_it(results):
     survivor, killed = results["killed"]
     assert killed["status"] == -9
-    assert survivor["status"] == 3
+    assert survivor["status"] == 2
     assert "RankError: rank 1 of 2 is gone" in survivor["err"]
     assert "resume" in survivor["err"]
     assert survivor["seconds"] - killed["seconds"] < 2 * TIMEOUT_S
+
+
+def test_a_process_that_stands_still_ends_the_others_who_name_it(results):
+    survivor, stopped = results["stalled"]
+    assert stopped["status"] == -9  # by the launcher, when the other had ended
+    assert survivor["status"] == 2
+    assert "RankError: rank 1 of 2 is gone" in survivor["err"]
+    assert TIMEOUT_S / 2 < survivor["seconds"] < 4 * TIMEOUT_S
 
 
 def test_a_signal_to_one_process_ends_all_after_the_same_step(results, folder):

@@ -29,7 +29,8 @@ from memorizing.ranks.pulse import Pulse
 
 _BUCKET = 1 << 24
 """Numbers that are summed at once: 64 MiB of fp32."""
-_POLL_S = 0.0002
+_POLL_S = (0.0002, 0.002)
+"""What a step waits for comes soon; what takes long may be seen later."""
 _ALIGNMENT = 16
 
 
@@ -56,6 +57,8 @@ class Ranks:
         """
         self.rank, self.size, self.num_here = rank, size, num_here
         self._device, self._pulse = device, pulse
+        self.has_failed = False
+        """Whether another rank ended this one."""
         self.is_told = False
         """Whether rank 0 tells why this one ended."""
 
@@ -206,8 +209,10 @@ class Ranks:
         assert work is not None
         assert self._pulse is not None
         look_s = time.monotonic() + self._pulse.interval_s
+        poll_s, longest_s = _POLL_S
         while not work.is_completed():
-            time.sleep(_POLL_S)
+            time.sleep(poll_s)
+            poll_s = min(1.05 * poll_s, longest_s)
             if time.monotonic() >= look_s:
                 self._pulse.check()
                 look_s = time.monotonic() + self._pulse.interval_s
@@ -220,8 +225,8 @@ class Ranks:
         """End with an error that the other ranks are told, unless it is theirs."""
         assert self._pulse is not None
         words = " ".join(str(error).split()) or type(error).__name__
-        is_theirs = isinstance(error, RankError)
-        self.is_told = self._pulse.leave(words if is_theirs else f"rank {self.rank}: {words}")
+        self.has_failed = isinstance(error, RankError)
+        self.is_told = self._pulse.leave(words if self.has_failed else f"rank {self.rank}: {words}")
 
 
 ALONE = Ranks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ TIMEOUT_VARIABLE = "MEMORIZING_RANK_TIMEOUT_S"
 TIMEOUT_S = 45.0
 """A rank that stands still for so long, while others wait for it, ends the run."""
 _NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+_FAILED_STATUS = 2
+"""As the command line has it for what a user can mend."""
 _FOREVER = timedelta(days=365)
 """Torch's own limit, which cannot tell a rank that is busy from one that is gone; `Pulse` can."""
 
@@ -91,12 +94,21 @@ def _join(device: torch.device) -> Ranks:
         state = PartialState(
             cpu=is_cpu, backend="gloo" if is_cpu else "cuda:nccl,cpu:gloo", timeout=_FOREVER
         )
+    atexit.register(_end_at_once)  # the last that is registered is called first
+    atexit.register(dist.destroy_process_group)
     rank, size = state.process_index, state.num_processes
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     pulse = Pulse(host, port, rank, size, timeout_s)
-    atexit.register(dist.destroy_process_group)
-    atexit.register(pulse.stop)  # the last that is registered is called first
+    atexit.register(pulse.stop)
     return Ranks(rank, size, torch.device(state.device or device), pulse, num_here)
+
+
+def _end_at_once() -> None:
+    """End where another rank is gone: torch would wait at exit for what that one does not send."""
+    if _joined and _joined[0].has_failed:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_FAILED_STATUS)
 
 
 def _read_timeout() -> float:
