@@ -94,21 +94,22 @@ def _join(device: torch.device) -> Ranks:
         state = PartialState(
             cpu=is_cpu, backend="gloo" if is_cpu else "cuda:nccl,cpu:gloo", timeout=_FOREVER
         )
-    atexit.register(_end_at_once)  # the last that is registered is called first
-    atexit.register(dist.destroy_process_group)
     rank, size = state.process_index, state.num_processes
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     pulse = Pulse(host, port, rank, size, timeout_s)
-    atexit.register(pulse.stop)
-    return Ranks(rank, size, torch.device(state.device or device), pulse, num_here)
+    ranks = Ranks(rank, size, torch.device(state.device or device), pulse, num_here)
+    atexit.register(_end, ranks, pulse)
+    return ranks
 
 
-def _end_at_once() -> None:
-    """End where another rank is gone: torch would wait at exit for what that one does not send."""
-    if _joined and _joined[0].has_failed:
+def _end(ranks: Ranks, pulse: Pulse) -> None:
+    pulse.stop()
+    if ranks.has_failed:
+        # Torch would wait, at exit, for what a rank that is gone does not send.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(_FAILED_STATUS)
+    dist.destroy_process_group()
 
 
 def _read_timeout() -> float:
