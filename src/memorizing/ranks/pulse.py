@@ -5,6 +5,9 @@ closed; one that stands still says nothing. So every rank counts up a number in 
 found the ranks with, and looks whether the others' numbers move.
 """
 
+# torch documents its stores, and does not export them.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import os
