@@ -7,6 +7,7 @@ environment and a free port, is played here; results go to JSON files, checkpoin
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -286,6 +287,7 @@ def launch(folder: Path) -> dict[str, Any]:
     os.environ["MEMORIZING_CACHE"] = str(folder / "cache")
     torch.set_num_threads(1)
     main(["--version"])  # what it imports too
+    gc.freeze()
     launcher = Launcher(folder)
     run = launcher.run
     for size in (1, 2):
