@@ -67,7 +67,7 @@ def check_verb(name: str | None) -> None:
     """
     words = os.environ.get("WORLD_SIZE", "1")
     is_launched = words.isdecimal() and int(words) > 1 and "RANK" in os.environ
-    if is_launched and name not in VERBS:
+    if is_launched and name is not None and name not in VERBS:
         raise ConfigError(
             f"{name} was started in {words} processes, and works in one; start it without torchrun "
             f"(in several work {', '.join(VERBS)})"

@@ -97,7 +97,8 @@ def _join(device: torch.device) -> Ranks:
     rank, size = state.process_index, state.num_processes
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     pulse = Pulse(host, port, rank, size, timeout_s)
-    ranks = Ranks(rank, size, torch.device(state.device or device), pulse, num_here)
+    place = device if is_cpu or state.device is None else state.device
+    ranks = Ranks(rank, size, place, pulse, num_here)
     atexit.register(_end, ranks, pulse)
     return ranks
 

@@ -131,6 +131,7 @@ class Pulse:
         turns, stuck = self._waits
         self._waits = (self._turns, stuck + 1 if turns == self._turns else 0)
         if self._waits[1] > patience or not self._thread.is_alive():
+            self._missed[0] = self._patience
             raise RankError(self._describe_gone(0, "it keeps the others' addresses"))
         for rank, missed in enumerate(self._missed):
             if missed >= patience and rank != self._rank:
@@ -166,7 +167,7 @@ class Pulse:
     def stop(self) -> None:
         """End the beats: this process is about to."""
         self._is_over.set()
-        self._thread.join(_STORE_TIMEOUT.total_seconds())
+        self._thread.join(_MISSED * self._interval_s)
 
     def _sleep_until(self, is_done: Callable[[], bool]) -> None:
         for _ in range(10 * self._patience):

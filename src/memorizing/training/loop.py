@@ -262,6 +262,7 @@ class TrainingLoop(ABC):
             self._ranks.check_equal("setting", [repr(self.config), self._identify()])
             self._ranks.check_equal("list of documents", self.loader.state_dict())
             self._ranks.check_equal("set of weights", self._hash_weights())
+            self._reporter.display.say(f"{self._ranks.size} processes read {self.config.rows} rows")
 
     def _hash_weights(self) -> str:
         sums = [torch.hash_tensor(p.detach()).item() for p in self.optimizer.parameters()]

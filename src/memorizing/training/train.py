@@ -135,8 +135,6 @@ def _train_in(
     _check_memory(config, precision, device, ranks)  # now that the vocabulary is known
     for change in changes:
         display.say(f"resumed with another setting: {change}")
-    if ranks.size > 1:
-        display.say(f"{ranks.size} processes read {config.training.rows} rows")
     display.say(f"precision {precision.reason}")
 
     def begin() -> None:

@@ -129,7 +129,7 @@ def finetune(
         def begin() -> None:
             run.begin(
                 lambda folder: write_json(folder / SETTINGS_FILE, description),
-                {"num_weights": num_weights},
+                {"num_weights": num_weights, "processes": ranks.size},
             )
             display.open_log(run.path / LOG_FILE)
 
