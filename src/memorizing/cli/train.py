@@ -35,7 +35,7 @@ examples:
       --set data.validation= --set data.test= --set data.held_out_share=0.2
   memorizing train mine.toml --run runs/mine
   memorizing train small --run runs/small --resume
-  torchrun --nproc-per-node 2 -m memorizing train small --run runs/small
+  torchrun --nproc-per-node 2 -m -- memorizing train small --run runs/small
 """
 
 

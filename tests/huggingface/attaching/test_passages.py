@@ -179,6 +179,14 @@ def test_spans_lie_around_the_best_chunks_inside_their_documents_best_first():
     assert [one.score for one in spans] == pytest.approx([0.5, 0.3, 0.2])
 
 
+def test_a_text_that_is_written_on_needs_nothing_before_the_chunk():
+    part = make_collection()
+    shares = [share_out(part, {141: 0.5, 201: 0.3})]
+    nothing = [torch.zeros(2, len(part.first_of_chunk))]
+    spans = choose_spans([part], shares, rank_chunks(shares, nothing), 2, 32, 20.0, is_written=True)
+    assert [(one.start, one.end) for one in spans] == [(136, 168), (170, 202)]
+
+
 def test_spans_do_not_overlap_and_what_has_no_share_is_not_chosen():
     part = make_collection()
     spans = choose([part], [share_out(part, {141: 0.5, 169: 0.3, 72: 0.2})], 4, 48)

@@ -222,6 +222,8 @@ def find_passages(
     library: Library | None,
     own: OwnText,
     settings: MemorySettings,
+    *,
+    is_written: bool = False,
 ) -> tuple[Passage, ...]:
     """The best passages of one row, best one first.
 
@@ -233,6 +235,7 @@ def find_passages(
         library: of these documents; None where there are none.
         own: what the row has read itself.
         settings: how many passages, how long.
+        is_written: see `choose_spans`.
 
     Raises:
         MemoryFolderError: the text of a document was not kept, or became other tokens.
@@ -247,6 +250,7 @@ def find_passages(
         settings.num_passages,
         settings.passage_len,
         settings.passage_margin,
+        is_written=is_written,
     )
     return tuple(
         make_passage(span, collections[span.collection], own if span.collection else library)

@@ -136,7 +136,16 @@ class Reader(Calls):
             }
             is_any = bool(asking.any()) and bool(base.num_entries or own.collection.num_entries)
             found.append(
-                find_passages(asked, places, ids[donor], base, opened.library, own, settings)
+                find_passages(
+                    asked,
+                    places,
+                    ids[donor],
+                    base,
+                    opened.library,
+                    own,
+                    settings,
+                    is_written=step.valid.shape[1] == 1,
+                )
                 if is_any
                 else ()
             )
