@@ -63,8 +63,8 @@ def test_passages_have_the_text_or_nothing_near_it_and_the_best_one_stands_last_
         assert start == START_TOKEN
         best = tuple(pasted[-128:])
         assert tuple(pasted[-256:-128]) == best
-        # It begins with a chunk of 32 that has words of the first 48.
-        assert place - 32 < find(package.tokens, best) < place + script.PROMPT_LEN
+        # It begins 32 tokens before a chunk of 32 that has words of the first 48.
+        assert place - 64 < find(package.tokens, best) < place + script.PROMPT_LEN
 
 
 def test_passages_that_are_other_do_not_overlap_the_text(script):

@@ -65,8 +65,8 @@ def test_gradients_flow_between_all_segments_of_a_step(make_trainer: MakeTrainer
         )
         for n in range(3)
     ]
-    rows = Rows(model, 2)
-    nats = rows.read(model, batches, torch.ones(2, dtype=torch.bool), 2)
+    rows = Rows(model, 2, 1, range(2))
+    nats = rows.read(model, batches, torch.ones(2, dtype=torch.bool), 6 * SEGMENT_LEN, 2)
     found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     rows.commit()
     assert rows.measure_fill()[1] > 0
