@@ -343,7 +343,7 @@ def _measure(
             )
         finally:
             display.stop()
-    result = {**facts, "embedder": embedder, "notes": [*notes], **result}
+    result = {**facts, "embedder": embedder, "notes": list(notes), **result}
     print_result(result)
     write_result(json_file, result)
     if result["interrupted"]:

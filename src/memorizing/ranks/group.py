@@ -175,9 +175,7 @@ class Ranks:
         described = [
             [name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in mine.items()
         ]
-        headers = self._gather(
-            torch.frombuffer(bytearray(json.dumps(described).encode()), dtype=torch.uint8)
-        )
+        headers = self._gather(_encode(described))
         contents = self._gather(_join_bytes(mine.values()))
         found = dict(tensors) if self.is_main else {}
         for header, content in zip(headers, contents, strict=True):

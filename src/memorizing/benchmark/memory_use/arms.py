@@ -113,7 +113,7 @@ class Remembering:
         if not self._finds:
             return None
         if self._finder is not None:
-            return self._search(self._finder, place, num_passages)
+            return self._setup.search(self._finder, place, num_passages, self._left_out)
         attachment, inner = self._attachment, unwrap(self._setup.model)
         prompt = torch.tensor([[*self._setup.prefix, *place.prompt]], device=inner.device)
         cache = attachment.pass_cache(self._session.new_cache())
@@ -132,10 +132,6 @@ class Remembering:
             )
         return [self._describe(one) for one in passages]
 
-    def _search(self, finder: Finder, place: Place, num_passages: int) -> list[Found]:
-        query = place.prompt[-self._setup.query_len :]
-        return finder.find(query, num_passages, without=self._left_out)
-
     def _choose(self, place: Place) -> tuple[Passage, ...] | None:
         """What the finder finds, as the open memory has it; None where the memory finds.
 
@@ -146,7 +142,8 @@ class Remembering:
         opened, extra = self._attachment.opened, len(self._setup.prefix)
         assert opened is not None
         assert opened.library is not None
-        found = self._search(self._finder, place, self._attachment.settings.num_passages)
+        num_passages = self._attachment.settings.num_passages
+        found = self._setup.search(self._finder, place, num_passages, self._left_out)
         passages = []
         for one in found:
             document = list(opened.library.names).index(one.document)

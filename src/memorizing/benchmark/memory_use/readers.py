@@ -22,10 +22,8 @@ from transformers import DynamicCache
 
 from memorizing.benchmark.memory_use.places import Package, Place
 from memorizing.benchmark.memory_use.retrievers import Finder, Found, SentenceEncoder
-from memorizing.errors import ConfigError
 from memorizing.huggingface import MemorySettings, add_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
-from memorizing.huggingface.attaching.kept_passages import check_kept
 from memorizing.huggingface.attaching.passage_room import look_up_start_token
 from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.huggingface.sessions.texts import encode_text
@@ -47,8 +45,6 @@ class Setup:
     """Settings of the memory that finds passages, as `add_memory` takes them."""
     settings: MemorySettings = field(init=False)
     """The same in full."""
-    cannot_keep: str | None = field(init=False, default=None)
-    """Why this model cannot read entries of all layers, if that is so."""
     encoder: SentenceEncoder | None = None
     query_len: int = 64
     """Last tokens of the prompt that passages from outside of the model are found by."""
@@ -67,12 +63,7 @@ class Setup:
             ConfigError: one that cannot work with this model.
         """
         add_memory(self.model, **self.given, read="passages")
-        attachment = get_attachment(self.model)
-        self.settings = attachment.settings
-        try:
-            check_kept(attachment.decoder, replace(self.settings, keep="entries"))
-        except ConfigError as error:
-            self.cannot_keep = str(error)
+        self.settings = get_attachment(self.model).settings
         remove_memory(self.model)
 
     @property
@@ -87,6 +78,12 @@ class Setup:
         whole = encode_text(self.tokenizer, "a", is_whole=True).tolist()
         bos = self.tokenizer.bos_token_id
         return [bos] if bos is not None and whole[:1] == [bos] else []
+
+    def search(
+        self, finder: Finder, place: Place, num_passages: int, without: str | None
+    ) -> list[Found]:
+        """What is found from outside of the model, best first; nothing of one document."""
+        return finder.find(place.prompt[-self.query_len :], num_passages, without=without)
 
 
 @dataclass(frozen=True)
@@ -179,8 +176,7 @@ class Pasting:
         """See `Reader`."""
         if self._finder is None:
             return None
-        query = place.prompt[-self._setup.query_len :]
-        return self._finder.find(query, num_passages, without=self._without)
+        return self._setup.search(self._finder, place, num_passages, self._without)
 
     def leave_out(self, name: str | None) -> None:
         """See `Reader`."""

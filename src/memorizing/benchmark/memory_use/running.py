@@ -13,6 +13,7 @@ from memorizing.benchmark.memory_use.summary import measure_call, measure_quote,
 from memorizing.benchmark.preparing import describe_machine
 from memorizing.errors import ConfigError, IndexUnavailableError
 from memorizing.evaluation.bm25 import import_bm25s
+from memorizing.huggingface import add_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import unwrap
 from memorizing.settings import describe_unknown
 
@@ -66,8 +67,13 @@ def check_kept(setup: Setup, names: Sequence[str]) -> None:
         ConfigError: with the reason.
     """
     kept = [name for name in names if name.endswith(KEPT)]
-    if setup.cannot_keep is not None and kept:
-        raise ConfigError(f"the arm {kept[0]} cannot be had: {setup.cannot_keep}")
+    if not kept:
+        return
+    try:
+        add_memory(setup.model, **{**setup.given, "read": "passages", "keep": "entries"})
+    except ConfigError as error:
+        raise ConfigError(f"the arm {kept[0]} cannot be had: {error}") from error
+    remove_memory(setup.model)
 
 
 def limit_whole(model: Any, places: Sequence[Place], room_len: int, most: int) -> int:
