@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "benchmark": ALL,
     "demo": {*ALL, "run_report", "benchmark"},
     "serving": {"huggingface", "memory"},
-    "cli": {*ALL, "run_report", "benchmark", "demo", "serving"},
+    "ray": {"huggingface", "memory", "knn", DATA_TYPES},
+    "cli": {*ALL, "run_report", "benchmark", "demo", "ray", "serving"},
     "__main__": {"cli"},
 }
 """Place -> places it may import, besides itself and EVERYWHERE."""

@@ -6,7 +6,7 @@ import torch
 
 from memorizing.errors import ConfigError
 from memorizing.evaluation.pretrained import evaluate_model
-from memorizing.huggingface.sessions.session import open_memory
+from memorizing.huggingface.sessions.opening import open_memory
 from memorizing.loss import compute_token_nats
 from tests.training.finetuning.tools import (
     SEGMENT_LEN,

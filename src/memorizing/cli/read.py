@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from memorizing.data.text import ReadLog
     from memorizing.huggingface import MemorySession
     from memorizing.memory.disk import MemoryFolder, StoredDocument
+    from memorizing.ray import RayReaders
 
 EXAMPLES = """\b
 examples:
@@ -47,6 +49,8 @@ examples:
   memorizing read runs/smollm2 src --memory repo.memory --set read=entries --heads 20:1,5
   memorizing read runs/smollm2 'books/**/*.txt' --memory books.memory --layers 20
   memorizing read runs/smollm2 . --memory repo.memory --exclude node_modules --exclude '*.min.js'
+  memorizing read runs/smollm2 src --memory repo.memory --workers 4
+  memorizing read runs/smollm2 src --memory /shared/repo.memory --workers 64 --ray head:6379
   git log | memorizing read runs/smollm2 - --name history --memory repo.memory
 """
 
@@ -95,6 +99,13 @@ def run(
     ] = 2.0,
     prefix: Annotated[str, option("TEXT", "Put before all names, as other_repository/.")] = "",
     name: Annotated[str | None, option("NAME", "Name of what is read from standard input.")] = None,
+    workers: Annotated[
+        int | None, option("N", "Processes that read, each with a model of its own.", min=1)
+    ] = None,
+    ray: Annotated[
+        str | None,
+        option("ADDRESS", "Workers run in this Ray cluster: HOST:PORT, or auto.", "--ray"),
+    ] = None,
     adapter: AdapterOption = None,
     precision: ModelPrecisionOption = "auto",
     device: DeviceOption = "auto",
@@ -111,6 +122,8 @@ def run(
             "--calibrate finds layers and heads, and --layers, --heads or --adapter has them; give "
             "one"
         )
+    if ray is not None and workers is None:
+        raise ConfigError(f"--ray {ray} is where workers run, and there are none; add --workers N")
     prepare_files(json_file)
     wanted = read_settings(layers, heads, window, settings)
 
@@ -139,6 +152,10 @@ def run(
         calibrate_memory(loaded, tokenizer, texts, "files", wanted)
     elif folder is None:
         add_memory(loaded, **wanted)
+    readers = None
+    if workers is not None:
+        options = {} if folder else wanted
+        readers = make_readers(workers, ray, plan, loaded, model, adapter, options)
     session = open_memory(loaded, memory, keep_text=keep_text, dtype=None if folder else dtype)
     say(describe_plan(plan, memory, get_attachment(loaded).settings.layers))
     progress = ReadingProgress(plan)
@@ -146,7 +163,13 @@ def run(
     is_interrupted = False
     try:
         if plan.sources:
-            session.read(tokenizer, progress.follow(), update=update, progress=progress.count)
+            session.read(
+                tokenizer,
+                progress.follow(),
+                update=update,
+                progress=progress.count,
+                readers=readers,
+            )
     except KeyboardInterrupt:
         is_interrupted = True
     finally:
@@ -229,6 +252,37 @@ def check_settings(
             )
 
 
+def make_readers(
+    num_workers: int,
+    address: str | None,
+    plan: Plan,
+    loaded: Any,
+    model: str,
+    adapter: Path | None,
+    settings: dict[str, Any],
+) -> RayReaders:
+    """Workers that read as the model that was loaded here.
+
+    Raises:
+        IndexUnavailableError: Ray is not installed.
+    """
+    from memorizing.ray.cluster import import_ray
+    from memorizing.ray.reading import RayReaders, load_reader
+
+    import_ray()
+    place = Path(model)
+    load = functools.partial(
+        load_reader,
+        str(place.resolve()) if place.exists() else model,
+        str(loaded.dtype).removeprefix("torch."),
+        loaded.device.type,
+        adapter and adapter.resolve(),
+        settings,
+    )
+    is_gpu = loaded.device.type == "cuda"
+    return RayReaders(load, num_workers, address, num_gpus=is_gpu, num_bytes=plan.num_bytes)
+
+
 class ReadingProgress:
     """Gives the documents out, counts what is read of them, and shows it."""
 
@@ -236,7 +290,10 @@ class ReadingProgress:
         """Take what there is to read."""
         self.num_tokens = 0
         self._plan = plan
-        self._num_begun = self._bytes_done = self._bytes_now = self._tokens_done = 0
+        self._bytes: dict[str, int] = {}
+        """Of every document that was given out."""
+        self._begun: set[str] = set()
+        self._bytes_begun = self._bytes_done = self._tokens_done = 0
         self._display = make_display(is_patient=True, is_transient=True)
         self._display.start(0, 100, "percent")
         self._start_s = time.perf_counter()
@@ -252,20 +309,22 @@ class ReadingProgress:
         for source in self._plan.sources:
             text = source.load()
             if text is not None:
-                self._bytes_done += self._bytes_now
-                self._bytes_now, self._tokens_done = source.num_bytes, self.num_tokens
-                self._num_begun += 1
+                self._bytes[source.name] = source.num_bytes
                 yield source.name, text
 
     def count(self, name: str, num_tokens: int) -> None:
-        """Tokens of a document were read."""
+        """Tokens of a document were read; those before it are read whole."""
+        if name not in self._begun:
+            self._begun.add(name)
+            self._bytes_done, self._tokens_done = self._bytes_begun, self.num_tokens
+            self._bytes_begun += self._bytes[name]
         self.num_tokens += num_tokens
         bytes_per_token = _BYTES_PER_TOKEN
         if self._tokens_done:
             bytes_per_token = self._bytes_done / self._tokens_done
-        read = min((self.num_tokens - self._tokens_done) * bytes_per_token, self._bytes_now)
+        read = min((self.num_tokens - self._tokens_done) * bytes_per_token, self._bytes[name])
         facts = {
-            "documents": f"{self._num_begun:,} of {len(self._plan.sources):,}",
+            "documents": f"{len(self._begun):,} of {len(self._plan.sources):,}",
             "tokens": f"{self.num_tokens:,}",
             "tokens/s": f"{self.measure()['tokens_per_s']:,.0f}",
             "reading": name[-40:],

@@ -10,7 +10,8 @@ from memorizing.huggingface.learning.calibration import Calibration, calibrate
 from memorizing.huggingface.own_model.cache import MemorizingCache
 from memorizing.huggingface.own_model.config import MemorizingTokenizer, MemorizingTransformerConfig
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
-from memorizing.huggingface.sessions.session import MemorySession, open_memory
+from memorizing.huggingface.sessions.opening import open_memory
+from memorizing.huggingface.sessions.session import MemorySession
 
 __all__ = [
     "Calibration",

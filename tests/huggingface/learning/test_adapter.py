@@ -27,7 +27,7 @@ from memorizing.huggingface.learning.adapter import (
     save_adapter,
     train_only,
 )
-from memorizing.huggingface.sessions.session import open_memory
+from memorizing.huggingface.sessions.opening import open_memory
 from tests.memory.disk.killing import fork, kill_before
 from tests.training.finetuning.tools import (
     MEMORY,

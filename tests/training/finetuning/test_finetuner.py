@@ -9,7 +9,7 @@ from memorizing.errors import (
     ConfigError,
 )
 from memorizing.huggingface.attaching.attachment import add_memory
-from memorizing.huggingface.sessions.session import open_memory
+from memorizing.huggingface.sessions.opening import open_memory
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.optimizer import compute_schedule

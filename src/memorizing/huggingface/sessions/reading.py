@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,30 @@ from memorizing.terminal import is_terminal, make_display
 
 OnRead = Callable[[str, int], None]
 """Called after every segment that was read: name of its document, and its tokens."""
+
+
+class Readers(Protocol):
+    """Other processes that read, each into folders of its own."""
+
+    def read(
+        self, documents: Iterator[Document], memory: Path, *, keep_text: bool, on_read: OnRead
+    ) -> Iterator[Path]:
+        """Read documents, in any order, each once.
+
+        Args:
+            documents: are taken as they are needed.
+            memory: the folder of a memory that says how they are read.
+            keep_text: also keep their texts.
+            on_read: is called when a document was read whole.
+
+        Yields:
+            Folders on the disk of the memory, with documents that were read whole.
+        """
+        ...
+
+    def stop(self) -> Iterator[Path]:
+        """End, also before all was read. Gives what was read whole since."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -19,25 +17,13 @@ from memorizing.data import Document
 from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.huggingface.attaching.attachment import (
     Attachment,
-    add_memory,
-    describe_heads,
-    find_attachment,
-    get_attachment,
-    list_open_heads,
-    parse_heads,
-    remove_memory,
 )
-from memorizing.huggingface.attaching.fingerprint import (
-    Fingerprint,
-    explain_difference,
-    shorten,
-)
-from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.step import OpenMemory
 from memorizing.huggingface.sessions.library import KeptEntries, KeptTexts
 from memorizing.huggingface.sessions.reading import (
     OnRead,
     ReadDocument,
+    Readers,
     join_entries,
     read_document,
     show_progress,
@@ -45,8 +31,11 @@ from memorizing.huggingface.sessions.reading import (
 from memorizing.huggingface.sessions.sources import Sources
 from memorizing.huggingface.sessions.stores import FolderStore, RamStore
 from memorizing.huggingface.sessions.texts import list_documents
-from memorizing.index_settings import parse_index
-from memorizing.memory.disk import FolderDescription, MemoryFolder, StoredDocument, hash_text
+from memorizing.memory.disk import (
+    NewDocument,
+    StoredDocument,
+    hash_text,
+)
 from memorizing.memory.frozen import FrozenMemory
 
 _FLUSH = 16_384
@@ -67,6 +56,14 @@ class ReadReport:
     without_entries: list[str] = field(default_factory=list)
     """Documents that were read and have nothing in memory: all of their tokens are sinks
     (`num_sinks`), which are not stored."""
+
+    def add(self, document: NewDocument | StoredDocument) -> None:
+        """Count a document that was read."""
+        self.num_documents += 1
+        self.num_tokens += document.num_tokens
+        self.num_entries += document.num_entries
+        if not document.num_entries:
+            self.without_entries.append(document.name)
 
 
 class MemorySession:
@@ -194,6 +191,7 @@ class MemorySession:
         *,
         update: bool = False,
         progress: bool | OnRead = True,
+        readers: Readers | None = None,
     ) -> ReadReport:
         """Read documents into the memory, one after another. Nothing is trained.
 
@@ -207,53 +205,88 @@ class MemorySession:
             update: a document replaces one of the same name and another text, in one step.
             progress: show a progress bar on the terminal; or what is called after every segment
                 with the name of its document and its tokens.
+            readers: other processes that read, into a folder; see `memorizing.ray`. None reads
+                here. Documents stand in another order then.
 
         Raises:
+            ConfigError: readers, and no folder.
             MemoryFolderError: a name that is there with another text, another tokenizer than that
                 of the documents that are there, or a folder that cannot be written.
             CorpusError: something that is no document.
         """
         self._tokenizer = tokenizer
         report = ReadReport()
-        waiting: dict[str, ReadDocument] = {}
-        most = min(_FLUSH, _FLUSH_BYTES // self._store.description.bytes_per_entry)
         show = nullcontext(progress) if callable(progress) else show_progress(progress)
         with self._store.write(tokenizer), show as on_read:
+            new = self._list_new(documents, update, report)
             try:
-                for document in list_documents(documents):
-                    if self._is_known(document, waiting.get(document.name), update):
-                        report.skipped.append(document.name)
-                        continue
-                    read = read_document(
-                        self._attachment, tokenizer, document, on_read, keep_text=self._keep_text
-                    )
-                    waiting[document.name] = read
-                    report.num_documents += 1
-                    report.num_tokens += read.description.num_tokens
-                    report.num_entries += read.description.num_entries
-                    if not read.description.num_entries:
-                        report.without_entries.append(document.name)
-                    if sum(one.description.num_tokens for one in waiting.values()) >= most:
-                        self._flush(waiting)
+                if readers is None:
+                    self._read_here(new, on_read, report)
+                else:
+                    self._read_elsewhere(readers, new, on_read, report)
             finally:
-                self._flush(waiting)
                 with self._lock:
                     self._follow()
         return report
 
-    def _is_known(self, document: Document, waiting: ReadDocument | None, update: bool) -> bool:
-        known = waiting.description if waiting else self._store.find_document(document.name)
-        if known is None or known.sha256 == hash_text(document.text):
-            return known is not None
-        if update and waiting is None:
-            return False
-        raise MemoryFolderError(
-            f"a document {document.name!r} with another text is in memory already; replace it "
-            "(update=True, or `memorizing read --update`), or give another name"
-        )
+    def _list_new(self, documents: Any, update: bool, report: ReadReport) -> Iterator[Document]:
+        """Those that are not there yet, or are there with another text and shall be replaced."""
+        given: dict[str, str] = {}
+        for document in list_documents(documents):
+            stored, sha256 = self._store.find_document(document.name), hash_text(document.text)
+            known = given.get(document.name) or (stored and stored.sha256)
+            if known == sha256:
+                report.skipped.append(document.name)
+                continue
+            if known is not None and (document.name in given or not update):
+                raise MemoryFolderError(
+                    f"a document {document.name!r} with another text is in memory already; replace "
+                    "it (update=True, or `memorizing read --update`), or give another name"
+                )
+            given[document.name] = sha256
+            yield document
 
-    def _flush(self, waiting: dict[str, ReadDocument]) -> None:
-        documents = list(waiting.values())
+    def _read_here(
+        self, documents: Iterator[Document], on_read: OnRead, report: ReadReport
+    ) -> None:
+        waiting: list[ReadDocument] = []
+        most = min(_FLUSH, _FLUSH_BYTES // self._store.description.bytes_per_entry)
+        try:
+            for document in documents:
+                read = read_document(
+                    self._attachment, self._tokenizer, document, on_read, keep_text=self._keep_text
+                )
+                waiting.append(read)
+                report.add(read.description)
+                if sum(one.description.num_tokens for one in waiting) >= most:
+                    self._flush(waiting)
+        finally:
+            self._flush(waiting)
+
+    def _read_elsewhere(
+        self, readers: Readers, documents: Iterator[Document], on_read: OnRead, report: ReadReport
+    ) -> None:
+        store = self._store
+        if not isinstance(store, FolderStore):
+            raise ConfigError(
+                "several processes read into a folder, and this memory has none; give its path to "
+                "open_memory"
+            )
+
+        def take_over(folders: Iterator[Path]) -> None:
+            for folder in folders:
+                with self._lock:
+                    for document in store.take_over(folder):
+                        report.add(document)
+
+        path, keep_text = store.path, self._keep_text
+        try:
+            take_over(readers.read(documents, path, keep_text=keep_text, on_read=on_read))
+        finally:
+            take_over(readers.stop())
+
+    def _flush(self, waiting: list[ReadDocument]) -> None:
+        documents = list(waiting)
         waiting.clear()
         if documents:
             entries = join_entries(self._attachment, documents)
@@ -309,179 +342,3 @@ class MemorySession:
         sources = Sources(self._store, self._tokenizer)
         with self._attachment.listen(sources.add):
             yield sources
-
-
-def open_memory(
-    model: Any,
-    path: Path | str | None = None,
-    *,
-    keep_text: bool = False,
-    tokenizer: Any = None,
-    documents: Sequence[str] | None = None,
-    dtype: str | None = None,
-    fingerprint: Fingerprint | None = None,
-) -> MemorySession:
-    """Open a memory for a model that `add_memory` was called on.
-
-        with memorizing.open_memory(model, "repo.memory") as memory:
-            memory.read(tokenizer, documents)
-            model.generate(**inputs)
-
-    Args:
-        model: the model. One without a memory gets one like that of the folder.
-        path: folder that holds a memory, or where one is made at the first `read`; None keeps what
-            is read only as long as the session lives, unless `save` is called.
-        keep_text: also keep the texts of documents read from now on, for `Sources` and reports.
-            Where passages are read they always are.
-        tokenizer: of the model, where passages are read from a folder: words find them too. `read`
-            gives one. Without it, passages that are kept as entries are found by heads alone.
-        documents: patterns of names; only documents that one of them matches are searched, as if
-            the folder had no others, and nothing is read or forgotten. A pattern is a name, or one
-            of `fnmatch` for whole names, in which case counts: `*` is any characters, slashes too,
-            `?` is one, `[ab]` one of these. None is all.
-        dtype: of a new folder's entries; None is that of the memory.
-        fingerprint: of the model as it is now, for whoever opens many memories and knows that no
-            weight changed: `get_attachment(model).fingerprint()`. None computes it, which is a pass
-            over the weights.
-
-    Raises:
-        MemoryFolderError: the folder is no memory, or one of another model or other layers, or it
-            is damaged; a pattern that matches no document.
-        ConfigError: the model has no memory, and there is no folder to tell what it should be; or
-            `documents` is no list of patterns of a folder.
-
-    Warns:
-        UserWarning: the folder is of an older format, which does not say all that is compared; or
-            passages are found by other heads than those it was made for.
-    """
-    if documents is not None:
-        _check_patterns(documents, path)
-    folder = None if path is None else MemoryFolder.find(path)
-    followed = folder if find_attachment(model) is None else None
-    if followed is not None:
-        add_memory(model, **_read_settings(followed).to_dict())
-    try:
-        attachment = get_attachment(model)
-        if followed is not None:
-            heads = parse_heads(followed.description.settings.get("heads"))
-            attachment.load_heads(heads, str(followed.path), MemoryFolderError)
-        mine = attachment.fingerprint() if fingerprint is None else fingerprint
-        if folder is not None:
-            _check_folder(folder, attachment, mine)
-        description = _describe(attachment, mine, dtype)
-        index = parse_index(attachment.settings.index)
-        store = (
-            RamStore(description, index)
-            if path is None
-            else FolderStore(Path(path), folder, description, index, documents)
-        )
-    except BaseException:
-        if followed is not None:
-            remove_memory(model)
-        raise
-    settings = attachment.settings
-    keep_text = keep_text or settings.finds_passages
-    return MemorySession(attachment, store, keep_text=keep_text, tokenizer=tokenizer)
-
-
-def _check_patterns(patterns: Any, path: Path | str | None) -> None:
-    """Refuse what are no patterns, or of nothing.
-
-    Raises:
-        ConfigError: with what is allowed.
-    """
-    is_list = isinstance(patterns, Sequence) and not isinstance(patterns, (str, bytes))
-    if not is_list or not patterns or not all(one and isinstance(one, str) for one in patterns):
-        raise ConfigError(
-            f"documents is {patterns!r}; give one pattern of names or more, such as "
-            "documents=['src/*.py'], or None for all"
-        )
-    if path is None:
-        raise ConfigError(
-            "documents chooses among those of a folder, and this memory has none; give its path"
-        )
-
-
-def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprint) -> None:
-    """Refuse a folder whose entries this model did not write.
-
-    Raises:
-        MemoryFolderError: with what differs.
-    """
-    found, layers = folder.description, attachment.kept_layers
-    if found.layers != layers and attachment.settings.keep == "entries":
-        raise MemoryFolderError(
-            f"{folder.path} has entries of layers {list(found.layers)}, and passages that are kept "
-            f"as entries need those of all, {list(layers)}; make such a memory with `memorizing "
-            "read MODEL FILES --memory NEW --set keep=entries`, or read "
-            "passages again from texts (keep='text')"
-        )
-    if found.layers != layers:
-        raise MemoryFolderError(
-            f"{folder.path} has entries of layers {list(found.layers)}, and this model's memory "
-            f"layers are {list(layers)}; call add_memory with these layers, or read the text again"
-        )
-    stored = found.settings.get("fingerprint")
-    is_old = not isinstance(stored, dict)
-    reason = explain_difference(
-        found.fingerprint if is_old else stored, mine, attachment.decoder, attachment.settings
-    )
-    if reason is not None:
-        raise MemoryFolderError(
-            f"{folder.path} was read {reason} (it was {found.settings.get('model')}); use the "
-            "model that wrote it, or read the text again"
-        )
-    chosen, mine_open = (
-        list_open_heads(heads) for heads in (found.settings.get("heads"), attachment.dump_heads())
-    )
-    if attachment.settings.finds_passages and chosen != mine_open:
-        warnings.warn(
-            f"{folder.path} is for passages that {describe_heads(chosen)} find, and here it is "
-            f"{describe_heads(mine_open)}; what the folder says is taken over where open_memory "
-            "is called without add_memory",
-            stacklevel=3,
-        )
-    if is_old:
-        warnings.warn(
-            f"{folder.path} was made by an older release, which did not note whether adapters were "
-            "in force; all else was compared, and the next read into it notes it",
-            stacklevel=3,
-        )
-
-
-def _read_settings(folder: MemoryFolder) -> MemorySettings:
-    """How a memory says that a model reads it; another may have written that."""
-    description = folder.description
-    if not isinstance(description.settings.get("memory"), dict):
-        raise MemoryFolderError(
-            "this memory does not say how a model reads it; call add_memory(model, ...) first"
-        )
-    settings = MemorySettings.from_dict(description.settings["memory"])
-    searched = replace(description, dtype=settings.dtype, layers=settings.layers)
-    per_entry = searched.bytes_per_entry
-    needed, available = settings.capacity * per_entry, psutil.virtual_memory().available
-    if needed > available:
-        raise MemoryFolderError(
-            f"{folder.path} gives a text a memory of capacity {settings.capacity:,}, which takes "
-            f"{needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} GiB are free; call "
-            "add_memory(model, capacity=...) first, with one that fits"
-        )
-    return settings
-
-
-def _describe(
-    attachment: Attachment, fingerprint: Fingerprint, dtype: str | None
-) -> FolderDescription:
-    settings, model = attachment.settings, attachment.model()
-    return FolderDescription(
-        shorten(fingerprint),
-        attachment.kept_layers,
-        *attachment.entry_shape,
-        dtype or settings.dtype,
-        {
-            "memory": settings.to_dict(),
-            "heads": attachment.dump_heads(),
-            "model": str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
-            "fingerprint": fingerprint,
-        },
-    )

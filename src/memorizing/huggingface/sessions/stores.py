@@ -298,6 +298,11 @@ class FolderStore:
         replaced = {document.name for document in documents}
         self._folder.append(documents, entries, replaced=replaced)
 
+    def take_over(self, path: Path) -> tuple[StoredDocument, ...]:
+        """Move what was read into another folder here; see `MemoryFolder.take_over`."""
+        assert self._folder is not None
+        return self._folder.take_over(path)
+
     def forget(self, name: str) -> None:
         """Remove a document.
 

@@ -31,7 +31,7 @@ from memorizing.memory.disk.manifest import (
     StoredDocument,
     format_manifest,
 )
-from memorizing.memory.disk.segment import Part
+from memorizing.memory.disk.segment import Part, SegmentFile
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.storage.files import (
     explain_failures,
@@ -241,6 +241,33 @@ class MemoryFolder:
             if documents:
                 self._change(replaced, part)
 
+    def take_over(self, path: Path | str) -> tuple[StoredDocument, ...]:
+        """Add all that another memory of the same model holds, and leave nothing of that.
+
+        Documents of the same names are replaced, as in `append`. Files are moved where they would
+        not be joined with others, so both must be on the same disk. If the process is killed, some
+        segments may be here and others there.
+
+        Args:
+            path: of the other one, which nobody else uses.
+
+        Returns:
+            The documents of the other one.
+
+        Raises:
+            MemoryFolderError: a memory of another model or other entries, or another writer.
+            ResourceError: the folder cannot be written; what it held is still whole.
+        """
+        other = MemoryFolder.open(path)
+        with self.lock():
+            state.unite_descriptions([self.contents, other.contents], self.description.settings)
+            for segment in other.contents.segments:
+                part = segment.take(other.documents)
+                self._change({one.name for one in part.documents}, part, moved=segment)
+        with self._explain_failures():
+            remove(other.path)
+        return other.documents
+
     def forget(self, *names: str) -> None:
         """Remove documents: their entries and texts are gone from the disk afterwards.
 
@@ -373,10 +400,11 @@ class MemoryFolder:
         forgotten: Collection[str] = (),
         part: Part | None = None,
         manifest: Manifest | None = None,
+        moved: SegmentFile | None = None,
     ) -> None:
         """Go to the state without these documents and with a part more; the lock is held."""
         with self._explain_failures():
-            segments = state.plan_change(self.contents, forgotten, part)
+            segments = state.plan_change(self.contents, forgotten, part, moved)
             after = state.write_state(self.path, manifest or self.contents.manifest, segments)
         self.contents = Contents(self.path, after, self.contents)
 

@@ -63,6 +63,15 @@ class Part:
         return sum(document.num_entries for document in self.documents)
 
 
+@dataclass(frozen=True)
+class Moved:
+    """A segment of another folder that is moved as it is."""
+
+    file: SegmentFile
+    part: Part
+    """All its documents."""
+
+
 class SegmentFile:
     """The tensors of one segment, mapped to be read: whoever writes to them ends the process."""
 
@@ -222,11 +231,29 @@ def write_segment(
         ResourceError: it cannot be written.
         MemoryFolderError: a segment that a part is taken from is damaged.
     """
-    file = f"segment-{number:06d}.safetensors"
+    file = _name_segment(number)
     counts, documents = number_documents(parts, file)
     layout = plan_segment(description, *counts)
     sha256 = write_bytes(folder / file, _iterate_content(parts, layout))
     return SegmentRecord(file, *counts, layout.num_bytes, sha256), documents
+
+
+def move_segment(
+    folder: Path, number: int, moved: Moved
+) -> tuple[SegmentRecord, tuple[StoredDocument, ...]]:
+    """Move a segment into this folder.
+
+    Raises:
+        OSError: it is on another disk, or gone.
+    """
+    file = _name_segment(number)
+    os.replace(moved.file.path, folder / file)
+    numbered = tuple(replace(document, segment=file) for document in moved.part.documents)
+    return replace(moved.file.record, file=file), numbered
+
+
+def _name_segment(number: int) -> str:
+    return f"segment-{number:06d}.safetensors"
 
 
 def number_documents(

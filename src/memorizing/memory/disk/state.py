@@ -24,7 +24,15 @@ from memorizing.memory.disk.manifest import (
     format_manifest,
     parse_manifest,
 )
-from memorizing.memory.disk.segment import ADVICE, Part, explain_reading, write_segment
+from memorizing.memory.disk.segment import (
+    ADVICE,
+    Moved,
+    Part,
+    SegmentFile,
+    explain_reading,
+    move_segment,
+    write_segment,
+)
 from memorizing.storage.files import explain_failures, is_leftover, read_bytes, remove, write_bytes
 from memorizing.storage.locks import LOCK, is_locked
 
@@ -38,8 +46,8 @@ LARGEST_JOINED = 2**20
 _MOST_MANIFEST_BYTES = 2**30
 """A manifest has some 300 bytes for every document."""
 
-Segments = Sequence[SegmentRecord | Sequence[Part]]
-"""Of a new state: those that stay, and the parts of new ones."""
+Segments = Sequence[SegmentRecord | Sequence[Part] | Moved]
+"""Of a new state: those that stay, the parts of new ones, and what is moved here as it is."""
 
 
 def list_held(folder: Path) -> list[str]:
@@ -106,16 +114,27 @@ def read_manifest(folder: Path) -> Manifest:
         raise MemoryFolderError(f"{path} is refused: {error}; {ADVICE}") from error
 
 
-def plan_change(contents: Contents, forgotten: Collection[str], part: Part | None) -> Segments:
+def plan_change(
+    contents: Contents,
+    forgotten: Collection[str],
+    part: Part | None,
+    moved: SegmentFile | None = None,
+) -> Segments:
     """The segments of a folder without some documents, and with a part more.
 
     The last segments are joined with the part where they are small, or not larger than what follows
     them: there are then about as many as the logarithm of the number of entries, and each entry is
     written as often.
+
+    Args:
+        contents: of the folder.
+        forgotten: names of the documents.
+        part: what is added.
+        moved: the file of another folder that is this part, and moved where nothing is joined.
     """
     touched = {one.segment for one in contents.documents if one.name in forgotten}
     kept = [segment.take(contents.documents, without=forgotten) for segment in contents.segments]
-    segments: list[SegmentRecord | Sequence[Part]] = [
+    segments: list[SegmentRecord | Sequence[Part] | Moved] = [
         [one] if segment.record.file in touched else segment.record
         for segment, one in zip(contents.segments, kept, strict=True)
     ]
@@ -129,6 +148,8 @@ def plan_change(contents: Contents, forgotten: Collection[str], part: Part | Non
         parts.insert(0, last)
         total += last.num_entries
         segments.pop()
+    if moved is not None and len(parts) == 1:
+        return [*segments, Moved(moved, part)]
     return [*segments, parts]
 
 
@@ -147,12 +168,15 @@ def write_state(folder: Path, before: Manifest, segments: Segments) -> Manifest:
                 records.append(segment)
                 documents += [one for one in before.documents if one.segment == segment.file]
                 continue
-            parts = [part for part in segment if part.documents]
-            if parts:
+            if isinstance(segment, Moved):
+                record, numbered = move_segment(folder, number, segment)
+            elif parts := [part for part in segment if part.documents]:
                 record, numbered = write_segment(folder, number, before.description, parts)
-                records.append(record)
-                documents += numbered
-                number += 1
+            else:
+                continue
+            records.append(record)
+            documents += numbered
+            number += 1
         after = replace(
             before, segments=tuple(records), documents=tuple(documents), next_segment=number
         )
