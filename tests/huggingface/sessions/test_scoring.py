@@ -8,8 +8,8 @@ import pytest
 from memorizing.errors import ConfigError
 from memorizing.evaluation import compare_results
 from memorizing.evaluation.pretrained import evaluate_model
-from memorizing.huggingface.sessions.scoring import find_start_token, search_exactly
 from memorizing.huggingface.sessions.opening import open_memory
+from memorizing.huggingface.sessions.scoring import find_start_token, search_exactly
 from tests.training.finetuning.tools import (
     SEGMENT_LEN,
     VOCAB_SIZE,
