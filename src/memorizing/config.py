@@ -283,6 +283,9 @@ class TrainingConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` asks a short probe of this machine."""
     gradient_checkpointing: bool = False
+    shard: bool = False
+    """Of several processes each keeps a part of every matrix, its gradient and optimizer state
+    (FSDP2), for models that do not fit into one; in one process nothing changes."""
     log_every: Positive = 10
     evaluate_every: Count = 0
     """Steps between evaluations on the validation documents; 0 is never."""

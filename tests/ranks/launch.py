@@ -89,6 +89,8 @@ capacities = [0, 23]
 controls = ["other_document"]
 """
 TIMEOUT_S = 4
+SHARDED: dict[str, Any] = {"rows": 4, "optimizer": "muon", "shard": True}
+ALL: dict[str, Any] = {"rows": 2, "train": "all", "shard": True}
 
 
 def make_documents() -> list[TokenizedDocument]:
@@ -200,6 +202,10 @@ def refuse(_: Path) -> dict[str, Any]:
             lambda: ranks.check_equal("number", ranks.rank),
             lambda: ranks.deal(1),
             lambda: make_trainer(ranks, Path("none"), crossbatch_segments=1),
+            lambda: make_trainer(ranks, Path("none"), shard=True),
+            lambda: make_trainer(ranks, Path("none"), **SHARDED, crossbatch_segments=1),
+            lambda: make_trainer(ranks, Path("none"), **(SHARDED | {"optimizer": "adafactor"})),
+            lambda: finetune(Path("none"), **(ALL | {"train": "gates"})),
             lambda: ranks.check_equal("number", ranks.size),
         ]
         for trial in trials:
@@ -217,6 +223,15 @@ class Launcher:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.results = folder, dict[str, Any]()
+
+    def run_all(self, size: int, works: dict[str, Callable[[], Any]]) -> None:
+        """Run several things one after another in the same processes."""
+        done = f"{size} of {', '.join(works)}"
+        self.run(done, size, lambda: {name: work() for name, work in works.items()})
+        for name in works:
+            self.results[f"{name} {size}"] = [
+                {**one, "value": one["value"] and one["value"][name]} for one in self.results[done]
+            ]
 
     def run(self, name: str, size: int, work: Callable[[], Any], **settings: str) -> None:
         """Run something in `size` processes; note what each returns, prints and ends with."""
@@ -290,22 +305,45 @@ def launch(folder: Path) -> dict[str, Any]:
     gc.freeze()
     launcher = Launcher(folder)
     run = launcher.run
+    alike: dict[str, Callable[[int], Any]] = {
+        "evaluate": lambda _: evaluate(folder),
+        "train": lambda size: train(folder / f"train {size}"),
+        "sharded": lambda size: train(folder / f"sharded {size}", **SHARDED),
+        "gates": lambda size: finetune(folder / f"gates {size}", train="gates"),
+        "lora": lambda size: finetune(folder / f"lora {size}", 4 if size == 1 else 2),
+        "all": lambda size: finetune(folder / f"all {size}", 4 if size == 1 else 2, **ALL),
+    }
+    goes_on = {"train": "train 1-2-1", "sharded": "sharded 1-2"}
+    later: dict[int, dict[str, Callable[[], Any]]] = {
+        1: {},
+        2: {
+            "train 1-2": lambda: train(folder / "train 1-2-1", 4),
+            "sharded 1-2": lambda: train(
+                folder / "sharded 1-2", **SHARDED, gradient_checkpointing=True
+            ),
+            "refuse": lambda: refuse(folder),
+        },
+    }
     for size in (1, 2):
-        run(f"evaluate {size}", size, lambda: evaluate(folder))
-        run(f"train {size}", size, lambda size=size: train(folder / f"train {size}"))
-        name = f"finetune gates {size}"
-        run(name, size, lambda name=name: finetune(folder / name, train="gates"))
-    for sizes in ((1, 2, 1), (2, 3)):
-        name = "train " + "-".join(map(str, sizes))
-        # Its first two steps were taken already.
+        works = {name: lambda work=work, n=size: work(n) for name, work in alike.items()}
+        launcher.run_all(size, works | later[size])
+        # The first steps of what goes on in another number of processes were taken already.
         kept = Path("checkpoints", "step-000002")
-        shutil.copytree(folder / f"train {sizes[0]}" / kept, folder / name / kept)
-        for size, until in zip(sizes[1:], (4, STEPS) if len(sizes) > 2 else (STEPS,), strict=True):
-            run(f"{name}, {until}", size, lambda n=name, u=until: train(folder / n, u))
-    run("finetune 1", 1, lambda: finetune(folder / "finetune 1"))
-    run("finetune 2-1, 2", 2, lambda: finetune(folder / "finetune 2-1", 2))
-    run("finetune 2-1, 4", 1, lambda: finetune(folder / "finetune 2-1"))
-    run("refuse", 2, lambda: refuse(folder))
+        if size == 1:
+            for begun, name in goes_on.items():
+                shutil.copytree(folder / f"{begun} 1" / kept, folder / name / kept)
+    for begun, name in (("train 2", "train 2-3"), ("sharded 2", "sharded 2-1")):
+        shutil.copytree(folder / begun / kept, folder / name / kept)
+    launcher.run_all(
+        1,
+        {
+            "train 1-2-1": lambda: train(folder / "train 1-2-1"),
+            "sharded 2-1": lambda: train(folder / "sharded 2-1", **SHARDED),
+            "lora 2-1": lambda: finetune(folder / "lora 2"),
+            "all 2-1": lambda: finetune(folder / "all 2", **ALL),
+        },
+    )
+    run("train 2-3", 3, lambda: train(folder / "train 2-3"))
     limit = {"MEMORIZING_RANK_TIMEOUT_S": str(TIMEOUT_S)}
     killed, stop = folder / "killed", signal_after(3, signal.SIGKILL)
     run("killed", 2, lambda: train(killed, on_step=stop), **limit)

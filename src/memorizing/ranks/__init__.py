@@ -5,7 +5,8 @@ documents; each reads rows, or documents, of its own. What is summed over all of
 gradient, the nats and a few counts. A memory stays with its row.
 """
 
-from memorizing.ranks.group import ALONE, Ranks
+from memorizing.ranks.group import ALONE, Ranks, hash_tensors
 from memorizing.ranks.joining import find_world, join_ranks
+from memorizing.ranks.sharding import Shards
 
-__all__ = ["ALONE", "Ranks", "find_world", "join_ranks"]
+__all__ = ["ALONE", "Ranks", "Shards", "find_world", "hash_tensors", "join_ranks"]

@@ -89,7 +89,7 @@ class Ranks:
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        self._wait(dist.all_reduce(total, async_op=True))
+        self.wait_for(dist.all_reduce(total, async_op=True))
         return total.tolist()
 
     def is_any(self, value: bool) -> bool:
@@ -106,9 +106,9 @@ class Ranks:
             return value
         data = _encode(value)
         length = torch.tensor([len(data)])
-        self._wait(dist.broadcast(length, 0, async_op=True))
+        self.wait_for(dist.broadcast(length, 0, async_op=True))
         data = data if self.is_main else torch.empty(int(length), dtype=torch.uint8)
-        self._wait(dist.broadcast(data, 0, async_op=True))
+        self.wait_for(dist.broadcast(data, 0, async_op=True))
         return json.loads(data.numpy().tobytes())
 
     def check_equal(self, what: str, value: Any) -> None:
@@ -142,7 +142,7 @@ class Ranks:
         for bucket in _fill_buckets(shared):
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
-            self._wait(dist.all_reduce(flat, async_op=True))
+            self.wait_for(dist.all_reduce(flat, async_op=True))
             for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 p.grad = part.view_as(p)
 
@@ -161,7 +161,7 @@ class Ranks:
         flat = np.zeros(places[-1], dtype=np.float32)
         for index, array in arrays.items():
             flat[places[index] : places[index + 1]] = array
-        self._wait(dist.all_reduce(torch.from_numpy(flat), async_op=True))
+        self.wait_for(dist.all_reduce(torch.from_numpy(flat), async_op=True))
         return np.split(flat, places[1:-1])
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -195,11 +195,11 @@ class Ranks:
         padded = torch.zeros(max(counts), dtype=torch.uint8)
         padded[: len(data)] = data
         parts = [torch.empty_like(padded) for _ in counts] if self.is_main else None
-        self._wait(dist.gather(padded, parts, 0, async_op=True))
+        self.wait_for(dist.gather(padded, parts, 0, async_op=True))
         return [part[:count] for part, count in zip(parts or (), counts, strict=bool(parts))]
 
-    def _wait(self, work: dist.Work | None) -> None:
-        """Wait as long as all ranks are alive.
+    def wait_for(self, work: dist.Work | None) -> None:
+        """Wait for something that all ranks do, as long as all are alive.
 
         Raises:
             RankError: one is not.
@@ -228,6 +228,12 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """A number for the values of tensors in their order."""
+    sums = [torch.hash_tensor(tensor.detach()).item() for tensor in tensors]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
 
 
 def _encode(value: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,19 @@ class TensorPlace:
     def num_bytes(self) -> int:
         """Its length in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class AwaitedTensor:
+    """A tensor that is put together when its turn comes, such as from parts in other processes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    fetch: Callable[[], Tensor]
+
+
+MaybeAwaited = Mapping[str, Tensor | AwaitedTensor]
+"""Tensors by name, some of which may not be there yet."""
 
 
 class TensorLayout(NamedTuple):
@@ -92,14 +105,31 @@ def view_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
+def count_bytes(tensors: MaybeAwaited) -> int:
+    """Bytes of all tensors."""
+    return sum(math.prod(one.shape) * one.dtype.itemsize for one in tensors.values())
+
+
+def fetch_tensors(tensors: MaybeAwaited) -> Iterator[tuple[str, Tensor]]:
+    """The tensors one after another, in the order of a file; what is awaited is put together."""
+    for name, tensor in _order(tensors).items():
+        yield name, tensor if isinstance(tensor, Tensor) else tensor.fetch()
+
+
+def _order(tensors: MaybeAwaited) -> MaybeAwaited:
+    """Those of large numbers first, so that every tensor is aligned; then by name."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
+
+
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: MaybeAwaited, metadata: Mapping[str, str] | None = None
 ) -> str:
     """Write a safetensors file, whole or not at all, tensor by tensor; nothing large is copied.
 
     Args:
         path: of the file; folders are made where missing.
-        tensors: of any device, also views and such that share memory, which are written each.
+        tensors: of any device, also views and such that share memory, which are written each; one
+            that is awaited is put together when it is written.
         metadata: texts; None is that of PyTorch's files.
 
     Returns:
@@ -108,14 +138,12 @@ def write_tensors(
     Raises:
         ResourceError: the file cannot be written; nothing is left behind.
     """
-    # Those of large numbers first, so that every tensor is aligned.
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
-    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in ordered.items()}
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in _order(tensors).items()}
     layout = plan_tensors(shapes, {"format": "pt"} if metadata is None else metadata)
 
     def iterate() -> Iterator[bytes | memoryview]:
         yield layout.header
-        for tensor in ordered.values():
+        for _, tensor in fetch_tensors(tensors):
             yield view_bytes(tensor.detach().cpu().contiguous())
 
     return write_bytes(path, iterate())

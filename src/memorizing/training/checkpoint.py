@@ -30,10 +30,18 @@ from memorizing.config import ModelConfig
 from memorizing.data import Tokenizer, load_tokenizer
 from memorizing.errors import CheckpointError, ConfigError, MemorizingError, TokenizerError
 from memorizing.model import MemorizingTransformer
+from memorizing.ranks import Shards
 from memorizing.settings import build_dataclass
 from memorizing.storage.files import name_temporary, read_json, remove_leftovers, write_json
 from memorizing.storage.folders import MANIFEST, verify_folder, write_folder
-from memorizing.storage.tensors import check_shapes, read_header, read_tensors, write_tensors
+from memorizing.storage.tensors import (
+    MaybeAwaited,
+    check_shapes,
+    count_bytes,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 
 CHECKPOINT_FOLDER = "checkpoints"
 CONFIG_FILE = "config.json"
@@ -66,7 +74,7 @@ class LoadedModel(NamedTuple):
 class TrainingState:
     """Everything of a run besides weights."""
 
-    optimizer: dict[str, Tensor]
+    optimizer: MaybeAwaited
     state: dict[str, Tensor]
     """Caches and memories as `row.<global row>.<name>`, RNG states as `rng.<name>`."""
     trainer: dict[str, Any]
@@ -90,14 +98,19 @@ def save_model(
     Raises:
         ResourceError: no space left; nothing is left behind.
     """
-    num_bytes = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    tensors = model.state_dict()
     write_checkpoint(
-        folder, lambda partial: write_model(partial, model, tokenizer), num_bytes, training
+        folder,
+        lambda partial: write_model(partial, model, tensors, tokenizer),
+        count_bytes(tensors),
+        training,
     )
 
 
-def write_model(folder: Path, model: MemorizingTransformer, tokenizer: Tokenizer | None) -> None:
-    """Write a model's files into a folder that is there, as `save_model` says."""
+def write_model(
+    folder: Path, model: MemorizingTransformer, tensors: MaybeAwaited, tokenizer: Tokenizer | None
+) -> None:
+    """Write a model's files into a folder that is there; `tensors` are its `state_dict`."""
     config = {
         "model_type": _MODEL_TYPE,
         "architectures": ["MemorizingTransformerForCausalLM"],
@@ -106,7 +119,7 @@ def write_model(folder: Path, model: MemorizingTransformer, tokenizer: Tokenizer
         **dataclasses.asdict(model.config),
     }
     write_json(folder / CONFIG_FILE, config)
-    write_tensors(folder / MODEL_FILE, model.state_dict())
+    write_tensors(folder / MODEL_FILE, tensors)
     if tokenizer:
         tokenizer.save(folder)
 
@@ -137,8 +150,7 @@ def write_checkpoint(
             write_tensors(partial / STATE_FILE, training.state)
 
     if training:
-        tensors = [*training.optimizer.values(), *training.state.values()]
-        num_bytes += sum(t.numel() * t.element_size() for t in tensors)
+        num_bytes += count_bytes(training.optimizer) + count_bytes(training.state)
     write_folder(folder, write_all, num_bytes + _SLACK_BYTES)
 
 
@@ -187,6 +199,7 @@ def load_weights(
     tokenizer: Tokenizer | None = None,
     *,
     may_lack_memory: bool = False,
+    shards: Shards | None = None,
 ) -> None:
     """Copy the weights of a checkpoint into a model of the same configuration, in place.
 
@@ -196,6 +209,7 @@ def load_weights(
         tokenizer: of the run that loads them; None is not compared.
         may_lack_memory: what only a memory layer has (gates) keeps its start where the checkpoint
             has none: it is of a model without memory, or that combines in another way.
+        shards: of the model, where it is in parts.
 
     Raises:
         CheckpointError: truncated, altered, or of another model or tokenizer.
@@ -216,7 +230,10 @@ def load_weights(
         theirs = {name: t for name, t in theirs.items() if name not in gates}
         theirs |= {name: own[name] for name in gates & own.keys()}
     check_shapes(str(folder), theirs, own, CheckpointError, _OTHER_MODEL)
-    model.load_state_dict(theirs)
+    if shards is None:
+        model.load_state_dict(theirs)
+    else:
+        shards.load(model, theirs)
 
 
 def load_training_state(folder: Path) -> TrainingState:

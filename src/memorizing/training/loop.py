@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, TypedDict, Unpack, final
 
 import torch
@@ -23,9 +20,15 @@ from torch import Tensor
 
 from memorizing.config import TrainingConfig
 from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument
-from memorizing.errors import CheckpointError, NonFiniteLossError, NonFiniteQueryError
+from memorizing.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteLossError,
+    NonFiniteQueryError,
+)
 from memorizing.evaluation import Progress
-from memorizing.ranks import ALONE, Ranks
+from memorizing.ranks import ALONE, Ranks, Shards
+from memorizing.storage.tensors import MaybeAwaited, fetch_tensors
 from memorizing.terminal import Display, SilentDisplay
 from memorizing.training.checkpoint import (
     TrainingState,
@@ -45,37 +48,7 @@ from memorizing.training.reporting import (
     TrainingResult,
     Window,
 )
-
-
-@contextmanager
-def catch_stop_signals() -> Iterator[list[str]]:
-    """Within this context the first SIGINT or SIGTERM only adds its name to the list.
-
-    The second acts as it did before, and the handlers that were there come back at the end.
-    Outside the main thread Python allows no handlers: nothing is caught.
-    """
-    names: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield names
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            # A handler that was not installed from Python reads as None: it cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        names.append(signal.Signals(number).name)
-        restore()
-
-    for number in numbers:
-        signal.signal(number, note)
-    try:
-        yield names
-    finally:
-        restore()
+from memorizing.training.stopping import catch_stop_signals
 
 
 class LoopOptions(TypedDict, total=False):
@@ -93,6 +66,8 @@ class LoopOptions(TypedDict, total=False):
     """Called once, in the main process, after the first step and before anything is written."""
     ranks: Ranks
     """The processes that train together; by default this one alone."""
+    shards: Shards | None
+    """Of a model whose weights they hold in parts."""
 
 
 class Histories(ABC):
@@ -136,7 +111,8 @@ class TrainingLoop(ABC):
 
     Several processes (`LoopOptions.ranks`) hold the same weights, loader and optimizer. Each reads
     rows of its own, with their histories; gradients and nats are summed, and the main process
-    writes what one process would.
+    writes what one process would. Where weights are in parts (`shards`), all compute in step: with
+    as many rows each, and evaluations read all documents in every process.
     """
 
     settings_prefix: str
@@ -160,12 +136,24 @@ class TrainingLoop(ABC):
             rows: the histories, empty.
             device: where the model is.
             options: see `LoopOptions`.
+
+        Raises:
+            ConfigError: rows that cannot be dealt.
         """
         self.config, self.loader, self.optimizer = config, loader, optimizer
         self._run_dir, self._on_step = options.get("run_dir"), options.get("on_step")
         self._on_begin, self._rows, self._device = options.get("on_begin"), rows, device
         self._ranks = options.get("ranks", ALONE)
+        self._shards = options.get("shards")
+        self._evaluating = ALONE if self._shards else self._ranks
+        """The processes that deal the documents of an evaluation among them."""
         self._mine = self._ranks.deal(config.rows)
+        if self._shards and config.rows % self._ranks.size:
+            name = self.settings_prefix
+            raise ConfigError(
+                f"{name}shard is true and {name}rows is {config.rows}, which {self._ranks.size} "
+                "processes cannot deal equally; give a multiple of the processes"
+            )
         self._held_out = HeldOut(options.get("validation", ()), loader, config.evaluate_tokens)
         self._reporter = Reporter(options.get("display") or SilentDisplay(), rows.measure_fill)
         self._draws = torch.Generator().manual_seed(config.seed)
@@ -193,6 +181,10 @@ class TrainingLoop(ABC):
     @abstractmethod
     def _write_model(self, folder: Path) -> None:
         """Write the weights, and what is needed to use them, into an empty folder."""
+
+    @abstractmethod
+    def _list_weights(self) -> MaybeAwaited:
+        """The tensors of the model that `_write_model` writes; those in parts are awaited."""
 
     @abstractmethod
     def _load_model(self, folder: Path) -> None:
@@ -261,12 +253,8 @@ class TrainingLoop(ABC):
             self._ranks.check_equal("step", self.step)
             self._ranks.check_equal("setting", [repr(self.config), self._identify()])
             self._ranks.check_equal("list of documents", self.loader.state_dict())
-            self._ranks.check_equal("set of weights", self._hash_weights())
+            self._ranks.check_equal("set of weights", self.optimizer.hash_whole())
             self._reporter.display.say(f"{self._ranks.size} processes read {self.config.rows} rows")
-
-    def _hash_weights(self) -> str:
-        sums = [torch.hash_tensor(p.detach()).item() for p in self.optimizer.parameters()]
-        return hashlib.sha256(repr(sums).encode()).hexdigest()
 
     def _run_steps(self, last: int, stop: list[str]) -> bool:
         """Take steps up to `last`; whether a signal ended them before."""
@@ -393,7 +381,7 @@ class TrainingLoop(ABC):
     def _has_finite_weights(self) -> bool:
         finite = [torch.isfinite(p).all().to(self._device) for p in self.optimizer.parameters()]
         # One wait for a GPU, not one per weight.
-        return bool(torch.stack(finite).all())
+        return not self._ranks.is_any(not bool(torch.stack(finite).all()))
 
     def _judge(self) -> bool:
         """Evaluate on the validation documents; whether it is the best so far."""
@@ -439,10 +427,16 @@ class TrainingLoop(ABC):
         assert self._run_dir is not None
         path = locate_checkpoint(self._run_dir, self.step)
         if self._ranks.size > 1:
-            self._ranks.check_equal(f"set of weights after step {self.step}", self._hash_weights())
+            name = f"set of weights after step {self.step}"
+            self._ranks.check_equal(name, self.optimizer.hash_whole())
         rows = self._ranks.collect(self._rows.state_dict())
         if self._ranks.is_main:
             self._write_files(path, rows, position)
+        elif self._shards:
+            # In the order in which they are written.
+            for tensors in (self._list_weights(), self.optimizer.state_dict()[0]):
+                for _ in fetch_tensors(tensors):
+                    pass
         self._ranks.wait()
         self._saved_step = self.step
         return path
@@ -459,6 +453,7 @@ class TrainingLoop(ABC):
         state = {**rows, **position.generators}
         # What is trained is what is saved of a model.
         num_bytes = sum(p.numel() * p.element_size() for p in self.optimizer.parameters())
+        num_bytes *= self._ranks.size if self._shards else 1
         training = TrainingState(tensors, state, trainer)
         write_checkpoint(path, self._write_model, num_bytes, training)
 

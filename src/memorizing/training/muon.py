@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from memorizing.knn import multiplies_bf16
+from memorizing.ranks import Shards
 
 MOMENTUM = 0.95
 STEP_RMS = 0.2
@@ -38,15 +39,27 @@ class Muon(torch.optim.Optimizer):
     **Deviation** from torch's: matrices of one shape, transposed or not, are orthogonalized in one
     batched product instead of one after another, and in fp32 on devices that do not multiply bf16
     (torch's is in bf16 on all, and takes eight times as long as the rest of the demo's step there).
+
+    Of matrices in parts each rank keeps its rows of momentum; for the second line it gets some of
+    the matrices whole, and deals the results (`Shards.map_whole`).
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        shards: Shards | None = None,
+    ) -> None:
         """Make an optimizer of matrices, or of groups of them with `lr` and `weight_decay`.
+
+        With `shards` the parameters are rows of matrices, whose shapes a group lists as `shapes`.
 
         Raises:
             ValueError: a parameter is not a matrix.
         """
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._shards = shards
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.ndim != 2:
@@ -70,19 +83,28 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameters in _group_by_shape(group["params"]):
-                self._update(parameters, group["lr"], group["weight_decay"])
+            shapes = group.get("shapes") or [p.shape for p in group["params"]]
+            apart = self._shards is not None
+            for shape, parameters in _group_by_shape(group["params"], shapes, apart):
+                self._update(parameters, shape, group["lr"], group["weight_decay"])
         return loss
 
-    def _update(self, parameters: list[Tensor], rate: float, weight_decay: float) -> None:
-        """Update matrices of one shape, transposed or not."""
+    def _update(
+        self, parameters: list[Tensor], shape: torch.Size, rate: float, weight_decay: float
+    ) -> None:
+        """Update matrices of one shape, transposed or not, or rows of such of one shape."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         momenta = [self._momentum_of(p) for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         directions = torch._foreach_lerp(gradients, momenta, MOMENTUM)
-        steps = orthogonalize_together(directions)
+        if self._shards is None:
+            steps = orthogonalize_together(directions)
+        else:
+            steps = self._shards.map_whole(
+                directions, shape, lambda one: orthogonalize_together([one])[0]
+            )
         torch._foreach_mul_(parameters, 1 - rate * weight_decay)
-        scale = STEP_RMS * max(parameters[0].shape) ** 0.5
+        scale = STEP_RMS * max(shape) ** 0.5
         torch._foreach_add_(parameters, steps, alpha=-rate * scale)
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
@@ -92,22 +114,30 @@ class Muon(torch.optim.Optimizer):
         return state["momentum_buffer"]
 
 
-def _group_by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Those with a gradient, by shape (transposed or not), device and dtype; wide ones first."""
+def _group_by_shape(
+    parameters: Sequence[Tensor], shapes: Sequence[torch.Size], apart: bool
+) -> list[tuple[torch.Size, list[Tensor]]]:
+    """Those with a gradient, by shape, device and dtype; wide ones first.
+
+    Transposed ones are among them, unless they are wanted `apart`.
+    """
     groups: dict[Any, list[Tensor]] = defaultdict(list)
-    for p in sorted(parameters, key=_is_tall):
+    kinds: dict[Any, torch.Size] = {}
+    for p, shape in sorted(zip(parameters, shapes, strict=True), key=lambda one: _is_tall(one[1])):
         if p.grad is not None:
-            groups[min(p.shape), max(p.shape), p.device, p.dtype].append(p)
-    return list(groups.values())
+            kind = (shape if apart else (min(shape), max(shape))), p.device, p.dtype
+            groups[kind].append(p)
+            kinds.setdefault(kind, shape)
+    return [(kinds[kind], group) for kind, group in groups.items()]
 
 
-def _is_tall(matrix: Tensor) -> bool:
-    return matrix.shape[0] > matrix.shape[1]
+def _is_tall(shape: torch.Size) -> bool:
+    return shape[0] > shape[1]
 
 
 def orthogonalize_together(matrices: Sequence[Tensor]) -> list[Tensor]:
     """`orthogonalize` of several matrices of one shape, some of them transposed: tall ones last."""
-    num_wide = sum(not _is_tall(m) for m in matrices)
+    num_wide = sum(not _is_tall(m.shape) for m in matrices)
     stack = torch.stack([*matrices[:num_wide], *(m.mT for m in matrices[num_wide:])])
     result = orthogonalize(stack.to(choose_product_dtype(stack.device))).to(stack.dtype)
     return [*result[:num_wide].unbind(), *result[num_wide:].mT.contiguous().unbind()]

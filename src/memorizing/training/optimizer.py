@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from memorizing.config import TrainingConfig
-from memorizing.errors import CheckpointError
-from memorizing.ranks import Ranks
+from memorizing.errors import CheckpointError, ConfigError
+from memorizing.ranks import Ranks, Shards, hash_tensors
+from memorizing.storage.tensors import AwaitedTensor
 from memorizing.training.muon import Muon
 
 Parameters = dict[str, nn.Parameter]
@@ -71,15 +72,29 @@ class Optimizer:
 
     Parameters in bf16 or fp16 have a copy in fp32, which is what is updated, and rounded into the
     parameter after every step: a step is often too small for bf16 to show it, and would be lost.
+
+    Of parameters in parts (`Shards`) the rows of this rank are updated, with state for these only.
     """
 
-    def __init__(self, groups: ParameterGroups, config: TrainingConfig) -> None:
-        """Make the optimizers that `config.optimizer` names; rates are those of step 1."""
-        self._config = config
+    def __init__(
+        self, groups: ParameterGroups, config: TrainingConfig, shards: Shards | None = None
+    ) -> None:
+        """Make the optimizers that `config.optimizer` names; rates are those of step 1.
+
+        Raises:
+            ConfigError: Adafactor of parts, whose factors are of whole matrices.
+        """
+        if shards is not None and config.optimizer == "adafactor":
+            raise ConfigError(
+                "training.optimizer is 'adafactor', which needs whole matrices, and training.shard "
+                "is true; use 'adamw' or 'muon', or set training.shard to false"
+            )
+        self._config, self._shards = config, shards
         self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
-        """Parameters that have a copy in fp32, and their copies."""
+        """Parameters that are not updated themselves, and what is: a copy in fp32, or this rank's
+        rows, or a copy of these."""
         exact = {
-            group: {name: self._make_exact(p) for name, p in parameters.items()}
+            group: {name: self._make_exact(name, p) for name, p in parameters.items()}
             for group, parameters in groups.items()
         }
         self._names = {id(p): name for group in exact.values() for name, p in group.items()}
@@ -87,7 +102,7 @@ class Optimizer:
         for kind, names in _PLANS[config.optimizer].items():
             made = [self._make_group(name, exact[name]) for name in names if exact.get(name)]
             if made:
-                self._optimizers[kind] = _build_optimizer(kind, made)
+                self._optimizers[kind] = _build_optimizer(kind, made, shards)
         self.set_step(1)
 
     def _make_group(self, name: GroupName, parameters: Parameters) -> dict[str, Any]:
@@ -100,20 +115,28 @@ class Optimizer:
         rate = compute_peak_rate(config, own_rate or config.learning_rate)
         if name == "memory":
             rate = config.gate_learning_rate
+        shapes = {} if self._shards is None else self._shards.shapes
         return {
             "name": name,
             "params": list(parameters.values()),
+            "shapes": [shapes.get(one, p.shape) for one, p in parameters.items()],
             "peak_lr": rate,
             "lr": rate,
             "weight_decay": config.weight_decay if name in ("matrices", "embedding") else 0.0,
         }
 
-    def _make_exact(self, parameter: nn.Parameter) -> nn.Parameter:
-        if parameter.dtype in (torch.float32, torch.float64):
+    def _make_exact(self, name: str, parameter: nn.Parameter) -> nn.Parameter:
+        is_exact = parameter.dtype in (torch.float32, torch.float64)
+        part = self._find_part(name)
+        if is_exact and part is None:
             return parameter
-        copy = nn.Parameter(parameter.detach().float())
+        mine = parameter.detach() if part is None else part
+        copy = nn.Parameter(mine if is_exact else mine.float())
         self._pairs.append((parameter, copy))
         return copy
+
+    def _find_part(self, name: str) -> Tensor | None:
+        return None if self._shards is None else self._shards.parts.get(name)
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -125,20 +148,59 @@ class Optimizer:
         """All parameters that are updated: the copies where there are some."""
         return [p for group in self._groups for p in group["params"]]
 
+    def hash_whole(self) -> str:
+        """A number for the values of all that is not in parts."""
+        return hash_tensors(self._split()[0])
+
+    def _split(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What is updated: whole parameters, and rows of this rank."""
+        whole, parts = [], []
+        for p in self.parameters():
+            (whole if self._find_part(self._names[id(p)]) is None else parts).append(p)
+        return whole, parts
+
     def find_exact(self, parameter: Tensor) -> Tensor:
-        """The copy of a parameter in fp32, or the parameter itself where it has none."""
+        """The copy of a parameter in fp32, or the parameter itself where it has none.
+
+        Of one in parts, that of this rank's rows.
+        """
         return next((copy for mine, copy in self._pairs if mine is parameter), parameter)
+
+    def await_exact(self, parameter: Tensor) -> Tensor | AwaitedTensor:
+        """The same, whole, without gradient."""
+        exact = self.find_exact(parameter)
+        return self._await_whole(self._names.get(id(exact), ""), exact.detach())
+
+    def _await_whole(self, name: str, tensor: Tensor) -> Tensor | AwaitedTensor:
+        """A tensor that is a parameter, or like one, or a number for it."""
+        if self._shards is None or not self._is_part(name, tensor):
+            return tensor
+        return self._shards.await_whole(name, tensor)
+
+    def _is_part(self, name: str, tensor: Tensor) -> bool:
+        """Whether a tensor of a parameter is this rank's rows of it, and not a number for it."""
+        return self._find_part(name) is not None and tensor.ndim > 0
+
+    def load_exact(self, parameter: Tensor, whole: Tensor) -> None:
+        """Give a parameter its value, in fp32. In place; the model has it after `give_back`."""
+        exact = self.find_exact(parameter)
+        part = self._find_part(self._names.get(id(exact), ""))
+        with torch.no_grad():
+            exact.copy_(whole if part is None or not self._shards else self._shards.cut(whole))
 
     def give_back(self) -> None:
         """Round the copies into the model. In place."""
         with torch.no_grad():
             for parameter, copy in self._pairs:
-                parameter.copy_(copy)
+                part = self._find_part(self._names[id(copy)])
+                mine = parameter if part is None else part
+                if mine.dtype != copy.dtype:
+                    mine.copy_(copy)
 
     def sum_gradients(self, ranks: Ranks) -> None:
-        """Sum the gradients of several processes. In place."""
+        """Sum the gradients of several processes. In place; those of parts are summed already."""
         self._take_gradients()
-        ranks.sum_gradients(self.parameters())
+        ranks.sum_gradients(self._split()[0])
 
     def clip_gradients(self, clip_norm: float) -> float:
         """Clip the gradients in place, where `clip_norm` is not 0; their norm before that.
@@ -151,6 +213,10 @@ class Optimizer:
         if not gradients:
             return 0.0
         norm = get_total_norm(gradients)
+        if self._shards is not None:
+            whole, parts = ([p.grad for p in some if p.grad is not None] for some in self._split())
+            squares = get_total_norm(whole).double() ** 2 + self._shards.sum_squares(parts)
+            norm = squares.sqrt().to(norm.dtype)
         if clip_norm:
             clip_grads_with_norm_(parameters, clip_norm, norm)
         return norm.item()
@@ -158,8 +224,12 @@ class Optimizer:
     def _take_gradients(self) -> None:
         """Move the gradients of the model's parameters to the copies."""
         for parameter, copy in self._pairs:
-            if parameter.grad is not None:
-                copy.grad, parameter.grad = parameter.grad.float(), None
+            gradient: Any = parameter.grad
+            if gradient is None:
+                continue
+            if self._find_part(self._names[id(copy)]) is not None:
+                gradient = gradient.to_local()
+            copy.grad, parameter.grad = gradient.to(copy.dtype), None
 
     def set_step(self, step: int) -> None:
         """Give every group its rate for a step, counted from 1."""
@@ -185,21 +255,22 @@ class Optimizer:
         for parameter, _ in self._pairs:
             parameter.grad = None
 
-    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state_dict(self) -> tuple[dict[str, Tensor | AwaitedTensor], dict[str, Any]]:
         """Everything that the next step depends on besides weights and gradients.
 
         Returns:
-            Tensors by `<optimizer>|<parameter>|<key>`, and under the same names the plain numbers
-            (for JSON).
+            Tensors by `<optimizer>|<parameter>|<key>`, those of parts to be put together, and under
+            the same names the plain numbers (for JSON).
         """
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor | AwaitedTensor] = {}
         numbers: dict[str, Any] = {}
         for kind, optimizer in self._optimizers.items():
             for parameter, state in optimizer.state.items():
+                own = self._names[id(parameter)]
                 for key, value in state.items():
-                    name = f"{kind}|{self._names[id(parameter)]}|{key}"
+                    name = f"{kind}|{own}|{key}"
                     if isinstance(value, Tensor):
-                        tensors[name] = value
+                        tensors[name] = self._await_whole(own, value)
                     else:
                         numbers[name] = value
         return tensors, numbers
@@ -231,13 +302,17 @@ class Optimizer:
             owner, _, key = name.rpartition("|")
             optimizer, parameter = owners[owner]
             if isinstance(value, Tensor):
+                if self._shards is not None and self._is_part(self._names[id(parameter)], value):
+                    value = self._shards.cut(value)
                 value = value.to(parameter.device, copy=True)
             elif not math.isfinite(value):
                 raise CheckpointError(f"the checkpoint holds {value} as {name}; it was altered")
             optimizer.state[parameter][key] = value
 
 
-def _build_optimizer(kind: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _build_optimizer(
+    kind: str, groups: list[dict[str, Any]], shards: Shards | None
+) -> torch.optim.Optimizer:
     if kind == "adafactor":
         # Here, because its import takes a third of a second that the others need not pay.
         from transformers.optimization import Adafactor
@@ -246,7 +321,7 @@ def _build_optimizer(kind: str, groups: list[dict[str, Any]]) -> torch.optim.Opt
             groups, scale_parameter=True, relative_step=False, warmup_init=False, beta1=0.9
         )
     if kind == "muon":
-        return Muon(groups)
+        return Muon(groups, shards=shards)
     return torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True)
 
 

@@ -28,7 +28,6 @@ from memorizing.training.checkpoint import (
     TOKENIZER_FILE,
     advise,
     find_checkpoint,
-    load_weights,
     read_trainer,
 )
 from memorizing.training.precision import Precision, choose_precision
@@ -147,7 +146,9 @@ def _train_in(
         display.open_log(run.path / LOG_FILE)
 
     torch.manual_seed(config.training.seed)
-    model = MemorizingTransformer(config.model).to(device)
+    model = MemorizingTransformer(config.model)
+    if not (config.training.shard and ranks.size > 1):
+        model.to(device)
     loader = SegmentLoader(
         corpus.train,
         config.training.rows,
@@ -179,7 +180,7 @@ def _train_in(
     elif run.is_resumed:
         display.say("the run has no checkpoint yet: it starts at the beginning")
     if origin is not None:
-        load_weights(origin, model, corpus.tokenizer, may_lack_memory=True)
+        trainer.load_weights(origin, may_lack_memory=True)
         display.say(f"starts with the weights of {origin}")
     return trainer.run()
 
@@ -226,13 +227,11 @@ def _check_memory(config: Config, precision: Precision, device: torch.device, ra
         # As many rows at once, where there are so many.
         num_parts = max(num_rows * training.accumulation // training.rows, 1)
         training = dataclasses.replace(training, rows=num_rows, accumulation=num_parts)
-    needs = estimate_needs(
-        config.model,
-        training,
-        count_weights(config.model),
-        2 if precision.name == "bf16" else 4,
-        device,
-    )
+    num_weights = count_weights(config.model)
+    bytes_per_value = 2 if precision.name == "bf16" else 4
+    needs = estimate_needs(config.model, training, num_weights, bytes_per_value, device)
+    if training.shard:
+        needs = dataclasses.replace(needs, weights=needs.weights // ranks.size)
     check_resources(needs, config.model, training, measure_share(device, ranks))
 
 

@@ -17,7 +17,8 @@ from memorizing.errors import CheckpointError, ConfigError, StateError
 from memorizing.evaluation import Progress, evaluate_documents
 from memorizing.loss import sum_nats
 from memorizing.model import Exposed, MemorizingTransformer, ModelState, join_exposed
-from memorizing.ranks import ALONE
+from memorizing.ranks import ALONE, Shards
+from memorizing.storage.tensors import MaybeAwaited
 from memorizing.training.checkpoint import load_weights, write_model
 from memorizing.training.loop import Histories, LoopOptions, TrainingLoop
 from memorizing.training.optimizer import Optimizer, group_parameters
@@ -222,7 +223,17 @@ class Trainer(TrainingLoop):
             precision: of products and activations; None follows `config.precision`.
             options: see `LoopOptions`.
         """
-        shape, device = model.config, model.embedding.weight.device
+        shape, ranks = model.config, options.get("ranks", ALONE)
+        if config.shard and ranks.size > 1:
+            if config.crossbatch_segments:
+                raise ConfigError(
+                    f"training.crossbatch_segments is {config.crossbatch_segments} and "
+                    "training.shard is true, where a step reads one segment; set one of them to "
+                    "0 or false"
+                )
+            memory = model.memory_parameters()
+            options["shards"] = Shards(ranks, model, model.blocks, memory)
+        device = model.embedding.weight.device
         self.model, self._tokenizer = model, tokenizer
         self.precision = precision or choose_precision(
             config.precision, shape.model_dim, shape.ffn_dim, device
@@ -230,14 +241,14 @@ class Trainer(TrainingLoop):
         model.compute_dtype = self.precision.dtype
         model.gradient_checkpointing = config.gradient_checkpointing
         groups = group_parameters(model, [model.embedding.weight], model.memory_parameters())
-        ranks = options.get("ranks", ALONE)
         if ranks.size > 1 and config.crossbatch_segments and config.crossbatch_rows > 1:
             raise ConfigError(
                 f"training.crossbatch_rows is {config.crossbatch_rows}, and rows of another "
                 "process are not seen; set it to 1, or train in one process"
             )
         rows = Rows(model, config.rows, config.accumulation, ranks.deal(config.rows))
-        super().__init__(config, loader, Optimizer(groups, config), rows, device, **options)
+        optimizer = Optimizer(groups, config, options.get("shards"))
+        super().__init__(config, loader, optimizer, rows, device, **options)
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -261,10 +272,24 @@ class Trainer(TrainingLoop):
         return {"training.precision": self.precision.name}
 
     def _write_model(self, folder: Path) -> None:
-        write_model(folder, self.model, self._tokenizer)
+        write_model(folder, self.model, self._list_weights(), self._tokenizer)
+
+    def _list_weights(self) -> MaybeAwaited:
+        tensors = self.model.state_dict()
+        return tensors if self._shards is None else self._shards.await_all(tensors)
 
     def _load_model(self, folder: Path) -> None:
-        load_weights(folder, self.model, self._tokenizer)
+        self.load_weights(folder)
+
+    def load_weights(self, folder: Path, *, may_lack_memory: bool = False) -> None:
+        """Take over the weights of a checkpoint of the same model and tokenizer; see there."""
+        load_weights(
+            folder,
+            self.model,
+            self._tokenizer,
+            may_lack_memory=may_lack_memory,
+            shards=self._shards,
+        )
 
     def _evaluate(self, held_out: HeldOut, progress: Progress) -> Evaluation:
         shape = self.model.config
@@ -275,10 +300,10 @@ class Trainer(TrainingLoop):
                 held_out.documents,
                 held_out.start_token,
                 capacity=shape.capacity if is_open else 0,
-                rows=self.config.rows,
+                rows=len(self._mine) if self._shards else self.config.rows,
                 max_tokens=held_out.max_tokens,
                 progress=progress,
-                ranks=self._ranks,
+                ranks=self._evaluating,
             )
         )
 

@@ -40,9 +40,14 @@ from memorizing.huggingface.learning.adapter import (
 from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
 from memorizing.huggingface.sessions.scoring import read_memory
 from memorizing.loss import sum_nats
-from memorizing.ranks import ALONE
+from memorizing.ranks import ALONE, Ranks, Shards
 from memorizing.storage.folders import verify_folder, write_folder
-from memorizing.storage.tensors import check_shapes, read_tensors
+from memorizing.storage.tensors import (
+    MaybeAwaited,
+    check_shapes,
+    fetch_tensors,
+    read_tensors,
+)
 from memorizing.training.checkpoint import MODEL_FILE, advise
 from memorizing.training.finetuning.settings import FinetuneSettings
 from memorizing.training.loop import Histories, LoopOptions, TrainingLoop
@@ -223,9 +228,12 @@ class Finetuner(TrainingLoop):
             settings.seed,
             repeat=True,
         )
-        mine = options.get("ranks", ALONE).deal(settings.rows)
+        ranks = options.get("ranks", ALONE)
+        if settings.shard and ranks.size > 1:
+            options["shards"] = shard_model(inner, attachment, settings, ranks)
+        mine = ranks.deal(settings.rows)
         self._caches = FinetuneRows(inner, attachment, loader, mine)
-        optimizer = Optimizer(group_weights(inner, attachment), config)
+        optimizer = Optimizer(group_weights(inner, attachment), config, options.get("shards"))
         device = inner.get_input_embeddings().weight.device
         super().__init__(config, loader, optimizer, self._caches, device, **options)
 
@@ -250,22 +258,43 @@ class Finetuner(TrainingLoop):
         }
 
     def save_result(self, folder: Path) -> None:
-        """Save what was learned, whole or not at all, without what training needs to go on."""
-        write_folder(folder, self._write_model)
+        """Save what was learned, whole or not at all, without what training needs to go on.
+
+        All processes call it, and the main one writes.
+        """
+        if self._ranks.is_main:
+            write_folder(folder, self._write_model)
+        elif self._shards:
+            self._fetch_weights()
+        self._ranks.wait()
 
     def _write_model(self, folder: Path) -> None:
         if self.settings.train == "all":
-            tensors = {
-                name: self.optimizer.find_exact(tensor).detach()
-                for name, tensor in self._list_weights().items()
-            }
+            tensors = self._fetch_weights()
             self.model.save_pretrained(folder, state_dict=tensors, max_shard_size="1TB")
             if self._tokenizer is not None:
                 # Without folders: some tokenizers have several templates of chats.
                 self._tokenizer.save_pretrained(folder, save_jinja_files=False)
         write_adapter(self.model, folder)
 
-    def _list_weights(self) -> dict[str, Tensor]:
+    def _list_weights(self) -> MaybeAwaited:
+        if self.settings.train != "all":
+            return {}
+        first = {id(tensor): name for name, tensor in reversed(self._find_weights().items())}
+        return {
+            name: self.optimizer.await_exact(tensor)
+            for name, tensor in self._find_weights().items()
+            if first[id(tensor)] == name
+        }
+
+    def _fetch_weights(self) -> dict[str, Tensor]:
+        """All of them in fp32; tied ones are one tensor."""
+        fetched = dict(fetch_tensors(self._list_weights()))
+        weights = self._find_weights()
+        by_tensor = {id(weights[name]): tensor for name, tensor in fetched.items()}
+        return {name: by_tensor[id(tensor)] for name, tensor in weights.items()}
+
+    def _find_weights(self) -> dict[str, Tensor]:
         """Those of the model itself, without its memory."""
         tensors = self.model.state_dict(keep_vars=True)
         return {name: tensor for name, tensor in tensors.items() if ".memory." not in name}
@@ -286,14 +315,13 @@ class Finetuner(TrainingLoop):
 
     def _load_weights(self, folder: Path, remedy: str) -> None:
         tensors = read_tensors(folder / MODEL_FILE, CheckpointError, remedy)
-        mine = self._list_weights()
+        mine = self._find_weights()
         # Tied weights are saved once.
         saved = {id(mine[name]) for name in tensors if name in mine}
         expected = {n: t for n, t in mine.items() if n in tensors or id(t) not in saved}
         check_shapes(str(folder), tensors, expected, CheckpointError, "resume with its base model")
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                self.optimizer.find_exact(mine[name]).copy_(tensor)
+        for name, tensor in tensors.items():
+            self.optimizer.load_exact(mine[name], tensor)
         self.optimizer.give_back()
 
     def _evaluate(self, held_out: HeldOut, progress: Progress) -> Evaluation:
@@ -308,7 +336,7 @@ class Finetuner(TrainingLoop):
                 max_tokens=held_out.max_tokens,
                 start_token=held_out.start_token,
                 progress=lambda done, total: progress(number * total + done, num_runs * total),
-                ranks=self._ranks,
+                ranks=self._evaluating,
             )
 
         return Evaluation(read(0, capacity), read(1, 0) if capacity else None)
@@ -362,6 +390,30 @@ def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettin
         lora=settings.train == "lora",
         others=settings.train == "all",
     )
+
+
+def shard_model(
+    inner: Any, attachment: Attachment, settings: FinetuneSettings, ranks: Ranks
+) -> Shards:
+    """Deal the weights of a model among the processes. In place.
+
+    What memory and LoRA add stays whole.
+
+    Raises:
+        ConfigError: how much a process computes would depend on what it reads.
+        RankError: the processes have other weights.
+    """
+    if settings.train == "gates" or attachment.settings.read == "passages":
+        raise ConfigError(
+            f"finetune.shard is true with train {settings.train!r} and read "
+            f"{attachment.settings.read!r}: processes that hold a model in parts must all compute "
+            "the same; train 'lora' or 'all' and read entries, or set finetune.shard to false"
+        )
+    added = list_parameters(attachment)
+    if settings.train == "lora":
+        added += [p for p in inner.parameters() if p.requires_grad]
+    layers = getattr(attachment.decoder.base, attachment.decoder.family.layers)
+    return Shards(ranks, inner, layers, added)
 
 
 def group_weights(inner: Any, attachment: Attachment) -> ParameterGroups:

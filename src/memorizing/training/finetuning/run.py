@@ -146,7 +146,7 @@ def finetune(
             on_begin=begin,
             ranks=ranks,
         )
-        num_weights = sum(p.numel() for p in tuner.optimizer.parameters())
+        num_weights = sum(p.numel() for p in inner.parameters() if p.requires_grad)
         _check_memory(tuner, num_weights, ranks)
         display.say(
             f"{num_weights:,} weights are trained; {tuner.loader.num_targets:,} training tokens in "
@@ -158,7 +158,7 @@ def finetune(
         elif run.is_resumed:
             display.say("the run has no checkpoint yet: it starts at the beginning")
         result = tuner.run()
-        if ranks.is_main and not result.interrupted:
+        if not result.interrupted:
             tuner.save_result(run.path / RESULT_FOLDER)
             display.say(f"saved in {run.path / RESULT_FOLDER}")
         return result
@@ -181,7 +181,8 @@ def _check_memory(tuner: Finetuner, num_weights: int, ranks: Ranks) -> None:
     attachment, rows = tuner.attachment, len(ranks.deal(tuner.settings.rows))
     capacity, num_layers = attachment.settings.capacity, len(attachment.settings.layers)
     entry = 2 * math.prod(attachment.entry_shape) * attachment.stored_dtype.itemsize
-    weights, memories = 3 * 4 * num_weights, rows * num_layers * capacity * entry
+    num_parts = ranks.size if tuner.settings.shard else 1
+    weights, memories = 3 * 4 * num_weights // num_parts, rows * num_layers * capacity * entry
     available = measure_share(tuner.model.get_input_embeddings().weight.device, ranks)
     if weights + memories > available:
         raise ResourceError(

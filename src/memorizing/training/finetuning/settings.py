@@ -53,6 +53,9 @@ class FinetuneSettings:
     """Shorter documents are left out."""
     max_document_tokens: Count = 0
     """Longer documents are cut into several; 0 leaves them whole."""
+    shard: bool = False
+    """Of several processes each keeps a part of every matrix of the model (FSDP2); in one process
+    nothing changes."""
     log_every: Positive = 10
     evaluate_every: Count = 100
     """Steps between evaluations on held-out documents, with memory and without; 0 is never."""
