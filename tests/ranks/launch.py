@@ -137,6 +137,7 @@ def train(
         "stopped": result.interrupted,
         "last": result.steps,
         "validation": result.validation_nats,
+        "held": sum(p.numel() for p in trainer.optimizer.parameters()),
     }
 
 

@@ -107,12 +107,14 @@ def test_a_run_goes_on_in_another_number_of_processes(results, folder, run, name
 def test_weights_in_parts_learn_and_are_written_as_whole_ones_are(results, folder):
     (one,) = get_values(results, "sharded 1")
     first, second = get_values(results, "sharded 2")
+    held = [values.pop("held") for values in (one, first, second)]
     assert first == second
     np.testing.assert_allclose(first["steps"], one["steps"], **CLOSE)
     assert first["validation"] == pytest.approx(one["validation"], rel=1e-5)
     whole, dealt = (load_checkpoint(folder / f"sharded {size}") for size in (1, 2))
     assert_close(whole, dealt)
     assert whole["model/embedding.weight"].shape == (31, 13)  # 16 and 15 rows
+    assert held[2] < held[1] < 0.6 * held[0]
 
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit_in_as_many_processes(results, folder):

@@ -205,8 +205,8 @@ def test_a_checkpoint_whose_deletion_is_stopped_is_none_any_more(
 
     monkeypatch.setattr(shutil, "rmtree", stop)
     with pytest.raises(KeyboardInterrupt):
-        prune_checkpoints(tmp_path, 1, None)
+        prune_checkpoints(tmp_path, 1, None, 99)
     monkeypatch.undo()
     assert list_checkpoints(tmp_path) == [locate_checkpoint(tmp_path, 2)]
-    prune_checkpoints(tmp_path, 1, None)
+    prune_checkpoints(tmp_path, 1, None, 99)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]

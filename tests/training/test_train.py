@@ -213,14 +213,32 @@ def test_a_run_whose_corpus_has_changed_is_not_resumed(config: Config, tmp_path:
         train(config, tmp_path / "run", resume=True, progress=False)
 
 
-def test_a_run_whose_last_checkpoint_is_truncated_is_not_resumed(
-    config: Config, tmp_path: Path
+def test_a_run_goes_on_from_the_last_checkpoint_that_is_whole(
+    config: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train(config, tmp_path / "run", progress=False)
-    state = list_checkpoints(tmp_path / "run")[-1] / "state.safetensors"
+    config = config.replace(["training.checkpoint_every=1", "training.keep_checkpoints=1"])
+    run = tmp_path / "run"
+    train(config, run, progress=False)
+    (last,) = list_checkpoints(run)
+    before = shutil.copytree(last, tmp_path / "before")
+    shutil.copytree(last, last.with_name("step-000090"))
+    state = last.with_name("step-000090") / "state.safetensors"
     state.write_bytes(state.read_bytes()[:100])
+    longer = config.replace([f"training.steps={config.training.steps + 1}"])
+    train(longer, run, resume=True)
+    told = " ".join(capfd.readouterr().err.split())
+    assert "state.safetensors is truncated" in told
+    assert f"it goes on from {last.name} now" in told
+    # What is damaged is not what the run keeps.
+    kept, damaged = list_checkpoints(run)
+    assert kept.name == "step-000007"
+    assert damaged.name == "step-000090"
+    for path in (kept, damaged):
+        shutil.rmtree(path)
+    shutil.copytree(before, last)
+    (last / "state.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"state\.safetensors is truncated"):
-        train(config, tmp_path / "run", resume=True, progress=False)
+        train(longer, run, resume=True, progress=False)
 
 
 def test_a_run_starts_with_the_weights_and_tokenizer_of_another(

@@ -10,7 +10,9 @@ All ranks must compute the same layers equally often, in the same order.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, cast, final
@@ -21,6 +23,9 @@ from torch import Tensor, nn
 
 from memorizing.ranks.group import Ranks, hash_tensors
 from memorizing.storage.tensors import AwaitedTensor
+
+_MMAP_THRESHOLD, _LARGE = -3, 1 << 20
+"""glibc's number for the size, in bytes, from which on what is freed goes back to the system."""
 
 
 class _Collective:
@@ -88,6 +93,12 @@ class Shards:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         self._ranks = ranks
+        set_option = (
+            getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+        )
+        if set_option is not None:
+            # It grows by itself up to 32 MiB; then layers that were put together stay resident.
+            set_option(_MMAP_THRESHOLD, _LARGE)
         ranks.check_equal("set of weights", hash_tensors(model.parameters()))
         device = ranks.find_device()
         kept = {p for p in model.parameters() if p.ndim < 2} | set(whole)

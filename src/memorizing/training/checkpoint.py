@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -355,10 +355,39 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(found, key=read_step)
 
 
-def prune_checkpoints(run_dir: Path, num_kept: int, best_step: int | None) -> None:
-    """Delete all checkpoints but the latest `num_kept` and the best, and unfinished ones."""
+def find_whole_checkpoint(checkpoints: Sequence[Path], say: Callable[[str], None]) -> Path | None:
+    """The last checkpoint of a run of which no file is damaged; None where there is none at all.
+
+    Args:
+        checkpoints: oldest first.
+        say: told of those that are left out.
+
+    Raises:
+        CheckpointError: all are damaged; of the last one.
+    """
+    damages: list[CheckpointError] = []
+    for checkpoint in reversed(checkpoints):
+        try:
+            verify_folder(checkpoint, remedy=advise(checkpoint))
+        except CheckpointError as error:
+            damages.append(error)
+        else:
+            for damage in damages:
+                say(f"{damage}; it goes on from {checkpoint.name} now")
+            return checkpoint
+    if damages:
+        raise damages[0]
+    return None
+
+
+def prune_checkpoints(run_dir: Path, num_kept: int, best_step: int | None, step: int) -> None:
+    """Delete checkpoints up to a step but the latest `num_kept` and the best; and unfinished ones.
+
+    What is later is damaged, or the run would have gone on from there, and nothing to rely on.
+    """
     remove_leftovers(run_dir / CHECKPOINT_FOLDER, is_locked=True)
-    for path in list_checkpoints(run_dir)[:-num_kept]:
+    found = [path for path in list_checkpoints(run_dir) if read_step(path) <= step]
+    for path in found[:-num_kept]:
         if read_step(path) != best_step:
             # Under another name first: a kill must not leave a part of it under its own.
             with name_temporary(path.parent) as deleted:

@@ -414,7 +414,8 @@ class TrainingLoop(ABC):
             self._write_checkpoint(self._capture_position())
         # Also where it was saved before: the process may have been killed before it deleted.
         if self._ranks.is_main:
-            prune_checkpoints(self._run_dir, self.config.keep_checkpoints, self._held_out.best_step)
+            best = self._held_out.best_step
+            prune_checkpoints(self._run_dir, self.config.keep_checkpoints, best, self.step)
         return locate_checkpoint(self._run_dir, self.step)
 
     def _capture_position(self) -> _Position:

@@ -44,7 +44,11 @@ from memorizing.storage.files import (
     write_json,
 )
 from memorizing.storage.locks import LOCK, hold_lock
-from memorizing.training.checkpoint import CHECKPOINT_FOLDER, list_checkpoints
+from memorizing.training.checkpoint import (
+    CHECKPOINT_FOLDER,
+    find_whole_checkpoint,
+    list_checkpoints,
+)
 from memorizing.training.reporting import METRICS_FILE, TENSORBOARD_FOLDER
 
 CONFIG_FILE = "config.toml"
@@ -95,11 +99,13 @@ class RunFolder:
     Nothing in it changes before `begin`.
     """
 
-    def __init__(self, path: Path, kind: RunKind, *, resume: bool, overwrite: bool) -> None:
-        """Say what is wanted of a folder."""
+    def __init__(
+        self, path: Path, kind: RunKind, *, resume: bool, overwrite: bool, ranks: Ranks
+    ) -> None:
+        """Say what is wanted of a folder, by which processes."""
         if resume and overwrite:
             raise RunFolderError("resume and overwrite exclude each other; give one of them")
-        self.path, self.kind = path, kind
+        self.path, self.kind, self._ranks = path, kind, ranks
         self.is_resumed, self._overwrite = resume, overwrite
         self.has_begun = False
 
@@ -107,6 +113,12 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """Those of the run that is resumed, oldest first."""
         return list_checkpoints(self.path) if self.is_resumed else []
+
+    def find_checkpoint(self, say: Callable[[str], None]) -> Path | None:
+        """The one to go on from: the last that is whole, as the main process finds; see there."""
+        found = find_whole_checkpoint(self.checkpoints, say) if self._ranks.is_main else None
+        name = self._ranks.share(found.name if found else None)
+        return self.path / CHECKPOINT_FOLDER / name if name else None
 
     def check(self) -> bool:
         """Refuse a folder that is none for a run. Writes nothing; tells whether a run is there.
@@ -232,7 +244,7 @@ def open_run(
             this kind; there is no run to resume; or another process writes it, which is named.
         ResourceError: the folder cannot be made.
     """
-    run = RunFolder(run_dir, kind, resume=resume, overwrite=overwrite)
+    run = RunFolder(run_dir, kind, resume=resume, overwrite=overwrite, ranks=ranks)
     if not ranks.is_main:
         ranks.wait()
         yield run

@@ -72,8 +72,8 @@ def train(
     Args:
         config: everything about the run.
         run_dir: a new or empty folder, unless one of the two flags is given.
-        resume: go on from the last checkpoint, bit for bit as if the run had not stopped (with the
-            same threads and versions).
+        resume: go on from the last checkpoint that is whole, bit for bit as if the run had not
+            stopped (with the same threads and versions).
         device: where to train; None is CUDA where there is a GPU, else the CPU.
         progress: show a progress bar, or lines where standard error is not a terminal.
         overwrite: replace a run that is there, once the new one has taken its first step.
@@ -85,7 +85,7 @@ def train(
         ConfigError: settings that do not fit the run that is resumed.
         CorpusError: no documents, or other documents than the run was started with.
         ResourceError: too little memory, said before anything is started; or no space left.
-        CheckpointError: the last checkpoint is truncated or altered.
+        CheckpointError: every checkpoint is truncated or altered.
         NonFiniteLossError: the loss is NaN or infinite; the state before that step is saved.
         RankError: another process of the run is gone, failed, or has other files.
     """
@@ -112,7 +112,7 @@ def _train_in(
         saved = read_run_config(run.path).to_dict()
         del saved["model"]["vocab_size"]  # that of the tokenizer, whatever the recipe says
         changes = compare_settings(saved, config.to_dict(), TRAINING.must_stay)
-    last = run.checkpoints[-1] if run.checkpoints else None
+    last = run.find_checkpoint(display.say)
     ranks.check_equal("setting or last checkpoint", [config.to_dict(), str(last)])
     # What a probe finds may differ.
     precision = Precision(**ranks.share(asdict(_settle_precision(config, last, device))))

@@ -88,7 +88,7 @@ def finetune(
         CorpusError: no documents, or other documents than the run was started with.
         IndexUnavailableError: LoRA without peft.
         ResourceError: too little memory, said before the first step; or no space left.
-        CheckpointError: the last checkpoint is truncated, altered or of another model.
+        CheckpointError: no checkpoint is whole, or the last is of another model.
         NonFiniteLossError: the loss is NaN or infinite; the state before that step is saved.
     """
     inner = unwrap(model)
@@ -152,9 +152,9 @@ def finetune(
             f"{num_weights:,} weights are trained; {tuner.loader.num_targets:,} training tokens in "
             f"{len(train)} documents"
         )
-        if run.checkpoints:
-            tuner.load(run.checkpoints[-1])
-            display.say(f"resumed from {run.checkpoints[-1].name}")
+        if last := run.find_checkpoint(display.say):
+            tuner.load(last)
+            display.say(f"resumed from {last.name}")
         elif run.is_resumed:
             display.say("the run has no checkpoint yet: it starts at the beginning")
         result = tuner.run()
