@@ -63,12 +63,17 @@ def serve(folder: Path, *words: str) -> Iterator[str]:
 
 
 def ask(
-    connection: http.client.HTTPConnection, model: str, number: int, *, goes_away: bool = False
+    connection: http.client.HTTPConnection,
+    model: str,
+    number: int,
+    reopened: list[int],
+    *,
+    goes_away: bool = False,
 ) -> str:
     """The text of an answer; the request depends on the number alone.
 
     A connection that the server has closed, since nothing was asked for some seconds (this process
-    was paused), is opened again.
+    was paused), is opened again, and the number of the request kept in `reopened`.
     """
     body: dict[str, Any] = {
         "model": model if number % 3 == 0 else f"{model}+notes",
@@ -84,6 +89,7 @@ def ask(
             return ""
         response = connection.getresponse()
     except ConnectionError:
+        reopened.append(number)
         connection.close()
         connection.request(*words)
         response = connection.getresponse()
@@ -107,9 +113,10 @@ def read_metrics(address: str) -> dict[str, float]:
 def soak(address: str, model: str, num_requests: int, at_once: int) -> dict[str, Any]:
     """Ask, compare, and measure."""
     period = 2 * 3 * 5 * 7
-    connection = http.client.HTTPConnection(address)
+    connection, reopened = http.client.HTTPConnection(address), list[int]()
     expected = {
-        number: ask(connection, model, number) for number in range(min(period, num_requests))
+        number: ask(connection, model, number, reopened)
+        for number in range(min(period, num_requests))
     }
     connection.close()
     numbers, wrong, samples = itertools.count(), [], []
@@ -120,7 +127,7 @@ def soak(address: str, model: str, num_requests: int, at_once: int) -> dict[str,
         connection = http.client.HTTPConnection(address)
         while (number := next(numbers)) < num_requests:
             goes_away = number % _AWAY == _AWAY - 1
-            text = ask(connection, model, number, goes_away=goes_away)
+            text = ask(connection, model, number, reopened, goes_away=goes_away)
             with lock:
                 if not goes_away and text != expected[number % period]:
                     wrong.append((number, text))
@@ -142,6 +149,7 @@ def soak(address: str, model: str, num_requests: int, at_once: int) -> dict[str,
         "requests": num_requests,
         "at_once": at_once,
         "wrong": wrong,
+        "reopened": len(reopened),
         "files_before": int(start["process_open_fds"]),
         "cpu_ms_per_request": round(1000 * cpu_s / num_requests, 2),
         "requests_mib_files": samples,

@@ -88,4 +88,4 @@ def put_entries(
     for number, pair in enumerate(layers):
         if decoder.rotated[number]:
             pair[0] = decoder.rotate_back(number, pair[0], -place)
-    return replace(room, layers=tuple((keys, values) for keys, values in layers))
+    return replace(room, read=tuple((keys, values) for keys, values in layers))

@@ -7,6 +7,9 @@ a text goes on behind its window, passages stand right before what the window sh
 what has left it: at the beginning of the text they would be as far away as that is, and help less.
 When they are exchanged or move on, nothing that is cached of the text moves.
 
+Where a text is written, the passage that is best now comes after those that are there, and only it
+is read: the others move up, as they were read, and the one that has been there longest makes place.
+
 Shapes: B rows, H heads of keys, R entries of the room, T tokens of a call, D head_dim.
 """
 
@@ -47,7 +50,7 @@ class Passage:
     """Its first token, counted from the beginning of the document."""
     end: int
     """The one after its last."""
-    score: float
+    score: float = field(compare=False)
     """Share of attention of the chunk around which it lies."""
     chunk: int
     """The first token of this chunk."""
@@ -71,6 +74,11 @@ class Passage:
             and self.start <= other.chunk
             and (other.chunk + 3 * CHUNK_LEN <= self.end or self.is_at_end)
         )
+
+    def overlaps(self, other: Passage) -> bool:
+        """Whether both have tokens in common."""
+        is_same = self.document == other.document
+        return is_same and self.start < other.end and other.start < self.end
 
 
 class Library(Protocol):
@@ -122,21 +130,44 @@ class Room:
     """(B,) int64 on the CPU: the first of them that is there; R where a row found nothing."""
     before: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
     """(B or 1,) int64 on the CPU: the token of its text that each row of the room stands before."""
-    end: Tensor = field(default_factory=lambda: torch.zeros(1, 1, dtype=torch.int64))
-    """(B or 1, 1) int64 on the CPU: the position of this token."""
+    read: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Per layer of the cache, keys and values (B, H, R, D) as they stand before a text that begins:
+    rotated to the last places of what `MemorySettings.room_len` keeps free."""
     layers: tuple[tuple[Tensor, Tensor], ...] = ()
-    """Per layer of the cache, keys and values (B, H, R, D), rotated to their places."""
+    """The same, rotated to where they stand now."""
 
     @property
     def length(self) -> int:
         """R: places that any row needs, the last ones of those that are kept free."""
         return self.ids.shape[1]
 
-    def count_same(self, other: Room | None) -> int:
-        """Of the first places, how many are the same in another room; not the last one."""
-        if other is None or self.length != other.length or not torch.equal(self.first, other.first):
-            return 0
-        return int((self.ids == other.ids).all(0)[:-1].long().cumprod(0).sum())
+    def find_same(self, other: Room) -> Tensor:
+        """Columns (B, m) int64 of another room that have the first m tokens of this one.
+
+        All but the last one at most, whole passages in any order, in each row as many; those of
+        places that are not there are any.
+        """
+        rows = []
+        for row in range(len(self.passages)):
+            columns, held = [0] * int(self.first[row]), other._list_columns(row)
+            for passage, _ in self._list_columns(row):
+                same = next((one for one in held if one[0] == passage), None)
+                if same is None:
+                    break
+                held.remove(same)
+                columns += same[1]
+            rows.append(columns)
+        least = min(self.length - 1, *map(len, rows))
+        return torch.tensor([columns[:least] for columns in rows], dtype=torch.int64)
+
+    def _list_columns(self, row: int) -> list[tuple[Passage | None, range]]:
+        """Of the start token, which is None, and the passages of a row, from first to last."""
+        columns, end = [], self.length
+        for passage in self.passages[row]:
+            columns.append((passage, range(end - len(passage.ids), end)))
+            end -= len(passage.ids)
+        columns.append((None, range(int(self.first[row]), end)))
+        return columns[::-1]
 
 
 def plan_room(passages: Sequence[tuple[Passage, ...]], start_token: int | None) -> Room | None:

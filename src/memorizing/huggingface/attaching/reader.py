@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from memorizing.huggingface.attaching.call_inputs import CallInputs
 from memorizing.huggingface.attaching.calls import Calls
 from memorizing.huggingface.attaching.kept_passages import find_read, put_entries
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import (
     Passage,
     Room,
@@ -60,19 +61,14 @@ class Reader(Calls):
             found = self._look_up(step, cache, given, kwargs)
             if found is None:
                 return
-            is_written = given.num_tokens == 1
             kept = [
-                _exchange(old, _repeat_best(new, settings.num_again), only_last=is_written)
+                _exchange(old, new, settings, is_written=step.is_written)
                 for old, new in zip(before, found, strict=True)
             ]
         _tell_passages(mode, given.start, kept)
         if last is None or kept != before:
             start_token = look_up_start_token(self.decoder.base.config)
-            # It is read as it stands before a text that begins, and moved from there.
-            front = torch.zeros(1, dtype=torch.int64), torch.tensor([[settings.room_len]])
-            old = None if last is None else self._turn_room(last, *front)
-            read = self._read_room(plan_room(kept, start_token), old)
-            text.room = None if read is None else replace(read, end=front[1])
+            text.room = self._read_room(plan_room(kept, start_token), last)
             self._move_room(text, given)
 
     def _look_up(
@@ -144,7 +140,7 @@ class Reader(Calls):
                     opened.library,
                     own,
                     settings,
-                    is_written=step.valid.shape[1] == 1,
+                    is_written=step.is_written,
                 )
                 if is_any
                 else ()
@@ -154,7 +150,7 @@ class Reader(Calls):
         return found
 
     def _find_end(self, text: TextState, given: CallInputs) -> tuple[Tensor, Tensor]:
-        """`before` and `end` of a room in a call: see `Room`."""
+        """`before` of a room in a call (see `Room`), and the position (B or 1, 1) of this token."""
         if self._positions.is_learned:  # places in the text are taken
             return torch.zeros(1, dtype=torch.int64), torch.tensor([[self.settings.room_len]])
         first_valid = torch.zeros(1, dtype=torch.int64)
@@ -165,25 +161,29 @@ class Reader(Calls):
 
     def _move_room(self, text: TextState, given: CallInputs) -> None:
         """Let the room stand where this call begins to see its text. In place."""
-        if text.room is not None:
-            text.room = self._turn_room(text.room, *self._find_end(text, given))
+        room = text.room
+        if room is None:
+            return
+        before, end = self._find_end(text, given)
+        layers = self._turn(room.read, self.settings.room_len - end)
+        text.room = replace(room, before=before, layers=layers)
 
-    def _turn_room(self, room: Room, before: Tensor, end: Tensor) -> Room:
-        """The room where it ends at other positions: see `Room`."""
-        distance = room.end - end
+    def _turn(
+        self, layers: Sequence[tuple[Tensor, Tensor]], distance: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values (B, H, n, D) so many positions (B or 1, n or 1) earlier."""
         if not bool(distance.any()):
-            return replace(room, before=before, end=end)
+            return tuple(layers)
         with torch.inference_mode(False), torch.no_grad():
-            layers = [
+            return tuple(
                 (self.decoder.rotate_back(number, keys, distance), values)
                 if self.decoder.rotated[number]
                 else (keys, values)
-                for number, (keys, values) in enumerate(room.layers)
-            ]
-        return replace(room, before=before, end=end, layers=tuple(layers))
+                for number, (keys, values) in enumerate(layers)
+            )
 
     def _read_room(self, room: Room | None, before: Room | None) -> Room | None:
-        """The room with what all layers make of its tokens; what stood there stays."""
+        """The room with what all layers make of its tokens; what stood there stays as it is."""
         if room is None:
             return None
         if self.settings.keep == "entries":
@@ -192,12 +192,24 @@ class Reader(Calls):
             with torch.inference_mode(False), torch.no_grad():
                 return put_entries(room, read, columns, self.decoder, self.settings.room_len)
         mask = torch.arange(room.length) >= room.first.view(-1, 1)
-        held, num_same = [], room.count_same(before)
-        if before is not None and num_same:
-            held = [
-                (keys[:, :, :num_same], values[:, :, :num_same]) for keys, values in before.layers
-            ]
-        return replace(room, layers=self._read_plainly(room.ids, mask, held))
+        held = () if before is None else self._take_same(room, before)
+        return replace(room, read=self._read_plainly(room.ids, mask, held))
+
+    def _take_same(self, room: Room, before: Room) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Per layer, keys and values (B, H, m, D) of the first m tokens, which stood there."""
+        columns = room.find_same(before)
+        distance = columns - before.length - torch.arange(columns.shape[1]) + room.length
+        if self._positions.is_learned:  # what was added to them stays
+            num_same = int((distance == 0).all(0).long().cumprod(0).sum())
+            columns, distance = columns[:, :num_same], distance[:, :num_same]
+        if not columns.shape[1]:
+            return ()
+        rows = torch.arange(len(columns)).unsqueeze(1)
+        held = [
+            (keys[rows, :, columns].transpose(1, 2), values[rows, :, columns].transpose(1, 2))
+            for keys, values in before.read
+        ]
+        return self._turn(held, distance)
 
     def _read_plainly(
         self, ids: Tensor, mask: Tensor, held: Sequence[tuple[Tensor, Tensor]] = ()
@@ -227,19 +239,21 @@ class Reader(Calls):
         return tuple((layer.keys, layer.values) for layer in layers)
 
 
-def _repeat_best(found: tuple[Passage, ...], num_again: int) -> tuple[Passage, ...]:
-    return (*found[:1] * num_again, *found)
-
-
 def _exchange(
-    old: tuple[Passage, ...], new: tuple[Passage, ...], *, only_last: bool
+    old: tuple[Passage, ...],
+    new: tuple[Passage, ...],
+    settings: MemorySettings,
+    *,
+    is_written: bool,
 ) -> tuple[Passage, ...]:
     """What shall be in sight: the old ones, if they show what is best now."""
     if not new or any(one.shows(new[0]) for one in old):
         return old
-    # What stands before the last one need not be read again. The best one need not stand there
-    # twice: what is written on its way has said it once.
-    return (new[0], *old[1:]) if only_last and old else new
+    if not old or not is_written:
+        return (*new[:1] * settings.num_again, *new)
+    # The best one need not stand there twice: what is written on its way has said it once.
+    others = [one for one in dict.fromkeys(old) if not one.overlaps(new[0])]
+    return (new[0], *others[: settings.num_passages - 1])
 
 
 def _tell_passages(mode: CallMode, since: int, passages: Sequence[tuple[Passage, ...]]) -> None:

@@ -125,7 +125,7 @@ class CallMode:
     """Calls are those of a model without memory or window."""
     looks_ahead: bool = True
     """A call of several tokens looks for passages by its own last ones, so that all of them see
-    what these find. Otherwise by those of the calls before."""
+    what these find. Otherwise by those of the calls before, as if they were written one by one."""
     passages: tuple[Passage, ...] | None = None
     """Given, these stand in the room, the first one last, and none are looked for."""
 
@@ -193,6 +193,11 @@ class Step:
             raise StateError(
                 f"row {row} of attention_mask has padding between its tokens; pad on the left"
             )
+
+    @property
+    def is_written(self) -> bool:
+        """Whether passages are found as where a text is written: by nothing of this call."""
+        return self.valid.shape[1] == 1 or not self.mode.looks_ahead
 
     @cached_property
     def _spans(self) -> tuple[slice, ...]:
