@@ -13,6 +13,9 @@ from transformers import DynamicCache
 from memorizing.errors import ConfigError, MemoryFolderError
 from memorizing.huggingface import open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import Attachment
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.attaching.passage_room import Passage
+from memorizing.huggingface.attaching.reader import _exchange
 from memorizing.huggingface.attaching.window_cache import TextState, find_text
 from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.huggingface.sessions.scoring import score_texts
@@ -286,13 +289,9 @@ def test_passages_are_exchanged_when_what_is_asked_for_is_in_sight_no_more():
         exchanged = [pair for pair in itertools.pairwise(rooms) if pair[0] is not pair[1]]
         assert len(exchanged) > 2
         for before, after in exchanged:
-            # The best one comes last and is read behind the others, which are as they were read.
-            best, *others = after.passages[0]
-            assert others == [one for one in dict.fromkeys(before.passages[0]) if one in others]
-            assert after.ids[0].tolist() == [1, *torch.cat([one.ids for one in [*others[::-1], best]])]
+            # What is new is read behind the others, which are as they were read.
             columns = after.find_same(before)[0]
             count = len(columns)
-            assert count >= after.length - len(best.ids)
             assert torch.equal(before.ids[0, columns], after.ids[0, :count])
             again, alone = DynamicCache(), DynamicCache()
             for number, (keys, values) in enumerate(after.read):
@@ -307,6 +306,27 @@ def test_passages_are_exchanged_when_what_is_asked_for_is_in_sight_no_more():
             for (keys, values), layer in zip(after.read, again.layers, strict=True):
                 assert torch.allclose(keys, layer.keys, atol=1e-4)
                 assert torch.allclose(values, layer.values, atol=1e-4)
+
+
+def make_passage(start: int, document: str = "a") -> Passage:
+    return Passage(document, start, start + 128, 0.1, start, False, None, torch.arange(128))
+
+
+def test_what_is_found_anew_comes_after_what_is_there():
+    first, second, third, new, best = map(make_passage, (0, 200, 400, 600, 800))
+    settings = MemorySettings((1,), num_passages=3)
+    old = (first, first, second, third)  # from the last to the first
+
+    def exchange(found: tuple[Passage, ...], *, is_written: bool = True) -> tuple[Passage, ...]:
+        return _exchange(old, found, settings, is_written=is_written)
+
+    assert exchange((best,)) == exchange((best, second)) == (best, first, second)
+    assert exchange((best, second, new)) == (best, new, first)
+    assert exchange((make_passage(100), third)) == (make_passage(100), third)
+    assert exchange((make_passage(100, "b"), third)) == (make_passage(100, "b"), first, second)
+    assert exchange((second, best)) == exchange(()) == old
+    assert exchange((best, second), is_written=False) == (best, best, second)
+    assert _exchange((), (best, second), settings, is_written=True) == (best, best, second)
 
 
 def test_a_text_is_scored_as_if_it_were_written_token_by_token():

@@ -7,8 +7,8 @@ a text goes on behind its window, passages stand right before what the window sh
 what has left it: at the beginning of the text they would be as far away as that is, and help less.
 When they are exchanged or move on, nothing that is cached of the text moves.
 
-Where a text is written, the passage that is best now comes after those that are there, and only it
-is read: the others move up, as they were read, and the one that has been there longest makes place.
+Where a text is written, passages that are found anew come after those that are there, and only they
+are read: the others move up, as they were read, and those that have been there longest make place.
 
 Shapes: B rows, H heads of keys, R entries of the room, T tokens of a call, D head_dim.
 """

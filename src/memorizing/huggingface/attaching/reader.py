@@ -252,8 +252,9 @@ def _exchange(
     if not old or not is_written:
         return (*new[:1] * settings.num_again, *new)
     # The best one need not stand there twice: what is written on its way has said it once.
-    others = [one for one in dict.fromkeys(old) if not one.overlaps(new[0])]
-    return (new[0], *others[: settings.num_passages - 1])
+    new = tuple(one for one in new if not any(held.shows(one) for held in old))
+    others = (one for one in dict.fromkeys(old) if not any(map(one.overlaps, new)))
+    return (*new, *others)[: settings.num_passages]
 
 
 def _tell_passages(mode: CallMode, since: int, passages: Sequence[tuple[Passage, ...]]) -> None:
