@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -74,6 +75,30 @@ def make_block(
     elif keys.shape[2] >= settings.block_len:
         block.seal()
     return block
+
+
+class SearchedMemory(Protocol):
+    """Entries of one layer that never change, wherever they are; see `FrozenMemory`."""
+
+    num_heads: int
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        ...
+
+    @property
+    def first_entries(self) -> Sequence[int]:
+        """Per part of what is retrieved, the number of the entry in its slot 0."""
+        ...
+
+    def search_exactly(self) -> SearchedMemory:
+        """The same entries without their index."""
+        ...
+
+    def retrieve(self, queries: Tensor, num_neighbors: int) -> tuple[Retrieved, ...]:
+        """Find the nearest entries of every query (B, H * G, T, D)."""
+        ...
 
 
 class FrozenMemory:

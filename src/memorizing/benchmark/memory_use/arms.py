@@ -26,13 +26,9 @@ from memorizing.data.text import hash_name
 from memorizing.evaluation.bm25 import WordScorer
 from memorizing.huggingface import MemorySession, add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import get_attachment, unwrap
-from memorizing.huggingface.attaching.passage_room import (
-    OwnText,
-    Passage,
-    find_passages,
-    make_passage,
-)
-from memorizing.huggingface.attaching.passages import Collection, Span
+from memorizing.huggingface.attaching.finding import find_passages
+from memorizing.huggingface.attaching.passage_room import Passage, make_passage
+from memorizing.huggingface.attaching.passages import Span
 from memorizing.huggingface.attaching.window_cache import find_text
 from memorizing.storage.folders import count_bytes
 
@@ -125,9 +121,7 @@ class Remembering:
                 {layer: queries[0] for layer, queries in asked.items()},
                 {layer: opened.open_heads[layer].places for layer in asked},
                 prompt[0].cpu(),
-                opened.collection,
-                opened.library,
-                OwnText(torch.zeros(0, dtype=torch.int64), 0, Collection((), {})),
+                [opened.searched],
                 replace(attachment.settings, num_passages=num_passages),
             )
         return [self._describe(one) for one in passages]

@@ -48,7 +48,7 @@ from memorizing.huggingface.attaching.window_cache import (
 from memorizing.huggingface.releases import CACHE_NAME, take_cache
 from memorizing.index_settings import parse_index
 from memorizing.memory import History, Memory
-from memorizing.memory.frozen import FrozenMemory
+from memorizing.memory.frozen import SearchedMemory
 
 _NUMBERS = itertools.count(1)
 """Of memories that are opened one after another."""
@@ -150,7 +150,7 @@ class Calls:
         return {number: layer.plan_open_heads() for number, layer in self.layers.items()}
 
     def plan_opening(
-        self, base: Mapping[int, FrozenMemory], library: Library | None = None
+        self, base: Mapping[int, SearchedMemory], library: Library | None = None
     ) -> OpenMemory:
         """What calls read where this is open, and what they remember of their own texts.
 
@@ -171,7 +171,7 @@ class Calls:
         number = self.opened.number if self.opened else next(_NUMBERS)
         return OpenMemory(number, base, heads, self.devices, library)
 
-    def bind(self, base: Mapping[int, FrozenMemory], library: Library | None = None) -> None:
+    def bind(self, base: Mapping[int, SearchedMemory], library: Library | None = None) -> None:
         """From now on, all calls read this; see `plan_opening`. In place.
 
         Raises:

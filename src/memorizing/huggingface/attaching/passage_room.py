@@ -23,16 +23,7 @@ import torch
 from torch import Tensor
 
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.passages import (
-    CHUNK_LEN,
-    LAST_WORDS,
-    Collection,
-    Span,
-    choose_spans,
-    match_words,
-    rank_chunks,
-    weigh_chunks,
-)
+from memorizing.huggingface.attaching.passages import CHUNK_LEN, Collection, Span
 from memorizing.memory import Memory
 from memorizing.memory.frozen import FrozenMemory
 
@@ -114,6 +105,67 @@ class Library(Protocol):
 
     def find_kept(self, document: int, numbers: Tensor) -> ReadEntries | None:
         """What gives entries (n,) of a document, counted from its first; None where texts are."""
+        ...
+
+    def shelve(self, collection: Collection) -> Searched:
+        """These documents, to be searched; `collection` has their entries."""
+        ...
+
+
+WORDS = -1
+"""Key of `Totals` for what words say; the others are layers."""
+
+Totals = Mapping[int, Tensor]
+"""Logs of sums over chunks: per layer (F * T,), and of words (2,)."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the last tokens of a text ask for."""
+
+    queries: Mapping[int, Tensor]
+    """See `weigh_chunks`."""
+    places: Mapping[int, Tensor]
+    """See `weigh_chunks`."""
+    num_neighbors: int
+    wanted: Tensor
+    """(W,) ids of the words that find."""
+
+
+class Search(Protocol):
+    """One question to one part of what is searched."""
+
+    def count_holding(self) -> tuple[Tensor, int]:
+        """Chunks that have each wanted word (W,), and all chunks."""
+        ...
+
+    def sum_up(self, weights: Tensor) -> Totals:
+        """The sums over its chunks. Words count as much as `weights` (W, 2) say."""
+        ...
+
+    def choose(self, totals: Totals, *, is_written: bool) -> list[Span]:
+        """The best spans, best first, by shares of these sums over all parts."""
+        ...
+
+
+class Searched(Protocol):
+    """Documents among which passages are found."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to find."""
+        ...
+
+    def ask(self, question: Question, settings: MemorySettings) -> Search:
+        """Begin to look for what is asked."""
+        ...
+
+    def fetch(self, spans: Sequence[Span]) -> Sequence[Passage | None]:
+        """What stands in each of these spans; None cannot be reached now.
+
+        Raises:
+            MemoryFolderError: the text of a document was not kept, or became other tokens.
+        """
         ...
 
 
@@ -243,50 +295,6 @@ def _take_slots(ring: Tensor, first: int, end: int) -> Tensor:
     part = ring[:, start : start + until_end]
     rest = ring[:, : end - first - until_end]
     return torch.cat([part, rest], 1) if rest.shape[1] else part
-
-
-def find_passages(
-    queries: Mapping[int, Tensor],
-    places: Mapping[int, Tensor],
-    ids: Tensor,
-    base: Collection,
-    library: Library | None,
-    own: OwnText,
-    settings: MemorySettings,
-    *,
-    is_written: bool = False,
-) -> tuple[Passage, ...]:
-    """The best passages of one row, best one first.
-
-    Args:
-        queries: see `weigh_chunks`.
-        places: see `weigh_chunks`.
-        ids: (n,) of the tokens of the row's text, of which the last ones are looked for.
-        base: documents that were read before.
-        library: of these documents; None where there are none.
-        own: what the row has read itself.
-        settings: how many passages, how long.
-        is_written: see `choose_spans`.
-
-    Raises:
-        MemoryFolderError: the text of a document was not kept, or became other tokens.
-    """
-    collections = [base, own.collection]
-    shares = weigh_chunks(queries, places, collections, settings.num_neighbors)
-    scores = rank_chunks(shares, match_words(ids[-LAST_WORDS:], collections))
-    spans = choose_spans(
-        collections,
-        shares,
-        scores,
-        settings.num_passages,
-        settings.passage_len,
-        settings.passage_margin,
-        is_written=is_written,
-    )
-    return tuple(
-        make_passage(span, collections[span.collection], own if span.collection else library)
-        for span in spans
-    )
 
 
 def make_passage(span: Span, part: Collection, source: Library | OwnText | None) -> Passage:

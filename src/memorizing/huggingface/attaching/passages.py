@@ -30,9 +30,10 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,8 @@ class Collection:
     """Per layer that finds, the entries. No document goes over the end of a block."""
     read_ids: Callable[[], Tensor] | None = field(default=None, compare=False)
     """Gives the tokens (n,) of all entries, -1 where one is not known; None knows none."""
+    median: float | None = None
+    """Of the lengths of values, where these entries are a part of more; None is their own."""
 
     @cached_property
     def first_entries(self) -> list[int]:
@@ -89,15 +92,22 @@ class Collection:
         return first.repeat_interleave(num_chunks) + CHUNK_LEN * torch.arange(int(num_chunks.sum()))
 
     @cached_property
-    def is_sink(self) -> Tensor:
-        """(n,) bool on the CPU: entries that are never found, nor part of a passage."""
+    def lengths(self) -> Tensor:
+        """(n,) fp32 on the CPU: how long the values of each entry are, on average over heads."""
         norms = [torch.zeros(0)]
         for memory in list(self.layers.values())[:1]:
             for block in memory.blocks:
                 tiles = block.load().values[0].split(_TILE * CHUNK_LEN, 1)
                 norms += [tile.float().norm(dim=-1).mean(0).cpu() for tile in tiles]
-        length = torch.cat(norms)
-        return length < _SINK * length.median() if len(length) else length.bool()
+        return torch.cat(norms)
+
+    @cached_property
+    def is_sink(self) -> Tensor:
+        """(n,) bool on the CPU: entries that are never found, nor part of a passage."""
+        if not len(self.lengths):
+            return self.lengths.bool()
+        median = self.lengths.median() if self.median is None else torch.tensor(self.median)
+        return self.lengths < _SINK * median
 
     @cached_property
     def ids(self) -> Tensor:
@@ -135,22 +145,60 @@ def weigh_chunks(
         collections: what is attended to; one softmax goes over all of them.
         num_neighbors: k, in every block that is not searched exactly.
     """
+    sums = [sum_chunks(queries, places, part, num_neighbors) for part in collections]
+    totals = add_sums([total_sums(one) for one in sums])
     num_queries = next((asked.shape[1] for asked in queries.values()), 0)
-    shares = [torch.zeros(len(part.first_of_chunk), num_queries) for part in collections]
-    for layer, asked in queries.items():
-        found = [
-            (number, chunks, sums)
-            for number, part in enumerate(collections)
-            for chunks, sums in _sum_chunks(part, layer, asked, places[layer], num_neighbors)
-        ]
-        if not found:
-            continue
-        total = torch.cat([sums for _, _, sums in found]).logsumexp(0)
-        total = total.masked_fill(total == -torch.inf, 0.0)
-        for number, chunks, sums in found:
-            by_head = (sums - total).exp().unflatten(1, (-1, num_queries))
-            shares[number].index_add_(0, chunks, by_head.mean(1).cpu())
-    return [part.t() / max(1, len(queries)) for part in shares]
+    return [
+        share_out(one, totals, len(part.first_of_chunk), num_queries)
+        for one, part in zip(sums, collections, strict=True)
+    ]
+
+
+ChunkSums = Mapping[int, Sequence[tuple[Tensor, Tensor]]]
+"""Per layer, numbers (c,) of chunks and the logs (c, F * T) of their sums of exponentials."""
+
+
+def sum_chunks(
+    queries: Mapping[int, Tensor],
+    places: Mapping[int, Tensor],
+    part: Collection,
+    num_neighbors: int,
+) -> ChunkSums:
+    """What is divided by the total to be shares; see `weigh_chunks`."""
+    return {
+        layer: list(_sum_chunks(part, layer, asked, places[layer], num_neighbors))
+        for layer, asked in queries.items()
+    }
+
+
+def total_sums(sums: ChunkSums) -> dict[int, Tensor]:
+    """Per layer, the log (F * T,) of the sum over all chunks, on the CPU; not of no chunks."""
+    return {
+        layer: torch.cat([logs for _, logs in found]).logsumexp(0).cpu()
+        for layer, found in sums.items()
+        if found
+    }
+
+
+def add_sums(totals: Sequence[Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
+    """Logs of sums, of several collections, as one of all: per key, of the same shape."""
+    keys = dict.fromkeys(key for one in totals for key in one)
+    return {
+        key: torch.stack([one[key] for one in totals if key in one]).logsumexp(0) for key in keys
+    }
+
+
+def share_out(
+    sums: ChunkSums, totals: Mapping[int, Tensor], num_chunks: int, num_queries: int
+) -> Tensor:
+    """Shares of attention (T, c) of a collection of so many chunks; see `weigh_chunks`."""
+    shares = torch.zeros(num_chunks, num_queries)
+    for layer, found in sums.items():
+        for chunks, logs in found:
+            total = totals[layer].masked_fill(totals[layer] == -torch.inf, 0.0).to(logs.device)
+            by_head = (logs - total).exp().unflatten(1, (-1, num_queries))
+            shares.index_add_(0, chunks, by_head.mean(1).cpu())
+    return shares.t() / max(1, len(sums))
 
 
 def _sum_chunks(
@@ -242,18 +290,33 @@ def match_words(words: Tensor, collections: Sequence[Collection]) -> list[Tensor
         words: (w,) ids of tokens, the last one nearest; those below 0 are none.
         collections: chunks of all are counted together.
     """
+    wanted, nearness = list_words(words)
+    counts = [count_words(wanted, part) for part in collections]
+    holding = torch.stack([(count > 0).sum(0) for count in counts]).sum(0)
+    weights = weigh_words(nearness, holding, sum(map(len, counts)))
+    return [match_counts(count, weights) for count in counts]
+
+
+def list_words(words: Tensor) -> tuple[Tensor, Tensor]:
+    """Different ids (W,) of tokens (w,), and how near (W,) to the end each stands last."""
     wanted, place = words.clamp(min=-1).unique(return_inverse=True)
     weights = 1 / (1 + torch.arange(len(words) - 1, -1, -1) / _REACH)
     nearest = torch.zeros(len(wanted)).scatter_reduce_(0, place, weights, "amax")
-    nearest, wanted = nearest[wanted >= 0], wanted[wanted >= 0]
-    counts = [_count_words(wanted, part) for part in collections]
-    holding = torch.stack([(count > 0).sum(0) for count in counts]).sum(0)
-    rarity = torch.log1p((sum(map(len, counts)) - holding + 0.5) / (holding + 0.5))
-    columns = torch.stack([rarity, rarity * nearest], 1)
-    return [(count * (_SATURATION + 1) / (count + _SATURATION) @ columns).t() for count in counts]
+    return wanted[wanted >= 0], nearest[wanted >= 0]
 
 
-def _count_words(wanted: Tensor, part: Collection) -> Tensor:
+def weigh_words(nearness: Tensor, holding: Tensor, num_chunks: int) -> Tensor:
+    """What each word counts (W, 2), alike and by nearness; `holding` (W,) of all chunks have it."""
+    rarity = torch.log1p((num_chunks - holding + 0.5) / (holding + 0.5))
+    return torch.stack([rarity, rarity * nearness], 1)
+
+
+def match_counts(counts: Tensor, weights: Tensor) -> Tensor:
+    """BM25 (2, c) of chunks with so many of each word (c, W); see `weigh_words`."""
+    return (counts * (_SATURATION + 1) / (counts + _SATURATION) @ weights).t()
+
+
+def count_words(wanted: Tensor, part: Collection) -> Tensor:
     """How often (c, W) fp32 every chunk has every one of different words (W,)."""
     shape = len(part.first_of_chunk), len(wanted)
     if not shape[0] or not shape[1]:
@@ -274,12 +337,15 @@ def rank_chunks(shares: Sequence[Tensor], matches: Sequence[Tensor]) -> list[Ten
         shares: of attention (T, c), per collection.
         matches: as `match_words` gives them, per collection.
     """
-    told = torch.cat(list(matches), 1).softmax(1).mean(0).add(_LEAST_SHARE).log()
-    parts = told.split([match.shape[1] for match in matches])
-    return [
-        (score_chunks(share) + said).masked_fill((share == 0).all(0) & (match[0] == 0), -torch.inf)
-        for share, match, said in zip(shares, matches, parts, strict=True)
-    ]
+    total = torch.cat(list(matches), 1).logsumexp(1)
+    return [rank_part(share, match, total) for share, match in zip(shares, matches, strict=True)]
+
+
+def rank_part(shares: Tensor, matches: Tensor, total: Tensor) -> Tensor:
+    """As `rank_chunks`, of one collection; `total` (2,): logs of summed exponentials of all."""
+    told = (matches - total.unsqueeze(1)).exp().mean(0).add(_LEAST_SHARE).log()
+    is_nothing = (shares == 0).all(0) & (matches[0] == 0)
+    return (score_chunks(shares) + told).masked_fill(is_nothing, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -295,6 +361,8 @@ class Span:
     """Number of the first entry of the chunk around which it lies."""
     score: float
     """Share of attention of this chunk, on average."""
+    value: float = 0.0
+    """Score of this chunk, by which spans are chosen."""
 
 
 def choose_spans(
@@ -320,29 +388,51 @@ def choose_spans(
         is_written: for a text that is written on, which has just said what stands before the chunk:
             it begins with the chunk, and is exchanged half as often.
     """
+    found = [
+        replace(span, collection=number)
+        for number, part in enumerate(collections)
+        for span in choose_in(
+            part, shares[number], scores[number], num_passages, passage_len, is_written=is_written
+        )
+    ]
+    return choose_among(found, num_passages, margin)
+
+
+def choose_among(spans: Sequence[Span], num_passages: int, margin: float) -> list[Span]:
+    """The best of what was chosen in several collections; see `choose_spans`.
+
+    Of equal ones, the later collection comes first, and in it the later chunk.
+    """
+    best = sorted(spans, key=lambda one: (one.value, one.collection, one.chunk), reverse=True)
+    return [one for one in best if one.value >= best[0].value - margin][:num_passages]
+
+
+def choose_in(
+    part: Collection,
+    shares: Tensor,
+    scores: Tensor,
+    num_passages: int,
+    passage_len: int,
+    *,
+    is_written: bool = False,
+) -> list[Span]:
+    """As `choose_spans`, in one collection, however much lower the scores are."""
     num_before = 0 if is_written else passage_len // 4
-    candidates: list[tuple[float, int, int, float]] = []
-    for number, part in enumerate(collections):
-        # A passage overlaps at most so many chunks besides its own.
-        most = num_passages * (2 * (passage_len // CHUNK_LEN) + 3)
-        best = scores[number].topk(min(most, len(scores[number])))
-        first = part.first_of_chunk[best.indices].tolist()
-        mean = shares[number][:, best.indices].mean(0).tolist()
-        candidates += zip(best.values.tolist(), [number] * len(first), first, mean, strict=True)
+    # A passage overlaps at most so many chunks besides its own.
+    most = num_passages * (2 * (passage_len // CHUNK_LEN) + 3)
+    best = scores.topk(min(most, len(scores)))
+    first = part.first_of_chunk[best.indices].tolist()
+    mean = shares[:, best.indices].mean(0).tolist()
     chosen: list[Span] = []
-    candidates.sort(reverse=True)
-    least = candidates[0][0] - margin if candidates else 0.0
-    for value, number, chunk, share in candidates:
-        if len(chosen) == num_passages or value == -torch.inf or value < least:
+    for value, chunk, share in sorted(
+        zip(best.values.tolist(), first, mean, strict=True), reverse=True
+    ):
+        if len(chosen) == num_passages or value == -torch.inf:
             break
-        part = collections[number]
         document = part.find_document(chunk)
-        first, last = part.first_entries[document], part.first_entries[document + 1]
-        start = max(first, min(chunk - num_before, last - passage_len))
+        first_of, last = part.first_entries[document], part.first_entries[document + 1]
+        start = max(first_of, min(chunk - num_before, last - passage_len))
         end = min(last, start + passage_len)
-        if all(
-            number != other.collection or end <= other.start or other.end <= start
-            for other in chosen
-        ):
-            chosen.append(Span(number, document, start, end, chunk, share))
+        if all(end <= other.start or other.end <= start for other in chosen):
+            chosen.append(Span(0, document, start, end, chunk, share, value))
     return chosen

@@ -14,13 +14,13 @@ from transformers import DynamicCache
 
 from memorizing.huggingface.attaching.call_inputs import CallInputs
 from memorizing.huggingface.attaching.calls import Calls
+from memorizing.huggingface.attaching.finding import Shelf, find_passages
 from memorizing.huggingface.attaching.kept_passages import find_read, put_entries
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import (
     Passage,
     Room,
     collect_own,
-    find_passages,
     look_up_start_token,
     plan_room,
 )
@@ -115,7 +115,7 @@ class Reader(Calls):
         settings, control = self.settings, step.mode.control
         opened = self.opened
         assert opened is not None
-        base = opened.collection
+        base = opened.searched
         places = {layer: step.text.open_heads[layer].places for layer in queries}
         found = []
         for row in range(len(valid)):
@@ -130,15 +130,14 @@ class Reader(Calls):
                 layer: tensor[donor][:, asking.to(tensor.device)]
                 for layer, tensor in queries.items()
             }
-            is_any = bool(asking.any()) and bool(base.num_entries or own.collection.num_entries)
+            mine = Shelf(own.collection, own)
+            is_any = bool(asking.any()) and not (base.is_empty and mine.is_empty)
             found.append(
                 find_passages(
                     asked,
                     places,
                     ids[donor],
-                    base,
-                    opened.library,
-                    own,
+                    [base, mine],
                     settings,
                     is_written=step.is_written,
                 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from memorizing.errors import StateError
 from memorizing.huggingface.attaching.decoder import Decoder
+from memorizing.huggingface.attaching.finding import Shelf
 from memorizing.huggingface.attaching.interface import Attention
 from memorizing.huggingface.attaching.memory_layer import (
     Attended,
@@ -24,12 +25,12 @@ from memorizing.huggingface.attaching.memory_layer import (
     sum_local_scores,
 )
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.passage_room import Library, Passage
+from memorizing.huggingface.attaching.passage_room import Library, Passage, Searched
 from memorizing.huggingface.attaching.passages import LAST, Collection
 from memorizing.huggingface.attaching.window_cache import TextState
 from memorizing.index_settings import IndexSettings
 from memorizing.memory import Entries, History, Memory, RetrievalControl, Retrieved
-from memorizing.memory.frozen import FrozenMemory
+from memorizing.memory.frozen import SearchedMemory
 from memorizing.memory.history import count_hidden
 from memorizing.memory.retrieved import keep_best
 
@@ -68,7 +69,7 @@ class OpenMemory:
 
     number: int
     """Tells memories that are opened one after another apart."""
-    base: Mapping[int, FrozenMemory]
+    base: Mapping[int, SearchedMemory]
     """Per memory layer, what was read before; may be empty."""
     open_heads: Mapping[int, OpenHeads]
     """Per memory layer, the heads that read: those whose gates were open when it was opened."""
@@ -83,6 +84,13 @@ class OpenMemory:
         if self.library is None:
             return Collection((), self.base)
         return Collection(tuple(self.library.num_entries), self.base, self.library.read_ids)
+
+    @cached_property
+    def searched(self) -> Searched:
+        """Where passages are found besides a text itself."""
+        if self.library is None:
+            return Shelf(self.collection, None)
+        return self.library.shelve(self.collection)
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ class Step:
     first_seen: Tensor
     """(B,) int64 on the CPU: the first token of each row that local attention could see, if its
     window were endless."""
-    base: Mapping[int, FrozenMemory]
+    base: Mapping[int, SearchedMemory]
     """Per memory layer, what was read before; may be empty."""
     mode: CallMode
     needs_graph: bool

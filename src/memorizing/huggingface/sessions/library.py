@@ -2,23 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
-from memorizing.huggingface.sessions.stores import FolderStore, RamStore, ReadStored, take_tokenizer
-from memorizing.huggingface.sessions.texts import encode_text
-from memorizing.memory.disk import StoredDocument
+from memorizing.huggingface.attaching.finding import Shelf
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.attaching.passages import Collection
+from memorizing.huggingface.sessions.texts import encode_text, hash_tokenizer, is_same_tokenizer
+from memorizing.memory.disk import FolderDescription, StoredDocument
+
+ReadStored = Callable[[StoredDocument, Tensor], Iterator[tuple[int, tuple[Tensor, Tensor]]]]
+"""Of some entries of a document, by their numbers (n,), keys and values (H, n, D) per layer."""
+
+
+class TextStore(Protocol):
+    """What a library needs of the store of a session; see `FolderStore`."""
+
+    @property
+    def description(self) -> FolderDescription:
+        """What all entries have in common."""
+        ...
+
+    @property
+    def documents(self) -> tuple[StoredDocument, ...]:
+        """What was read."""
+        ...
+
+    def has_text(self, document: StoredDocument) -> bool:
+        """Whether the text of a document was kept."""
+        ...
+
+    def read_text(self, name: str) -> str:
+        """The kept text of a document."""
+        ...
+
+    def list_places(self, document: StoredDocument) -> Tensor:
+        """(num_entries,) int64: the token of every entry of a document."""
+        ...
+
+    def open_entries(self) -> ReadStored:
+        """What reads single entries of all layers."""
+        ...
+
+
+def open_library(
+    store: TextStore, settings: MemorySettings, tokenizer: Any
+) -> KeptEntries | KeptTexts | None:
+    """The documents of a store for passages, as settings say; None where none are found.
+
+    Raises:
+        MemoryFolderError: texts are read again, and were not kept, or there is no tokenizer; or
+            another tokenizer than theirs.
+    """
+    if settings.keep == "entries":
+        return KeptEntries(store, tokenizer)
+    return KeptTexts(store, tokenizer) if settings.finds_passages else None
 
 
 class KeptTexts:
     """Texts that a store keeps, tokenized when a passage of them is read."""
 
-    def __init__(self, store: RamStore | FolderStore, tokenizer: Any) -> None:
+    def __init__(self, store: TextStore, tokenizer: Any) -> None:
         """Take the documents that are there now.
 
         Raises:
@@ -74,11 +123,15 @@ class KeptTexts:
     def find_kept(self, document: int, numbers: Tensor) -> None:
         """Nothing: passages are read again."""
 
+    def shelve(self, collection: Collection) -> Shelf:
+        """These documents, to be searched."""
+        return Shelf(collection, self)
+
 
 class KeptEntries:
     """Entries of all layers that a store keeps, as they are when it is made."""
 
-    def __init__(self, store: RamStore | FolderStore, tokenizer: Any) -> None:
+    def __init__(self, store: TextStore, tokenizer: Any) -> None:
         """Take the documents that are there now.
 
         Without all of their texts, or a tokenizer, no words find them.
@@ -109,6 +162,10 @@ class KeptEntries:
         """What gives keys and values of entries (n,) of a document, counted from its first."""
         return KeptPassage(self._documents[document], numbers, self._read)
 
+    def shelve(self, collection: Collection) -> Shelf:
+        """These documents, to be searched."""
+        return Shelf(collection, self)
+
 
 @dataclass(frozen=True)
 class KeptPassage:
@@ -130,3 +187,18 @@ class KeptPassage:
     def __deepcopy__(self, memo: Any) -> KeptPassage:
         """Itself: copies of a text share what never changes."""
         return self
+
+
+def take_tokenizer(description: FolderDescription, tokenizer: Any) -> FolderDescription:
+    """The description with the hash of the tokenizer that texts are read with.
+
+    Raises:
+        MemoryFolderError: it has that of another one.
+    """
+    before = description.settings.get("tokenizer")
+    if before is not None and not is_same_tokenizer(str(before), tokenizer):
+        raise MemoryFolderError(
+            "this memory was read with another tokenizer; use the tokenizer of the model"
+        )
+    settings = {**description.settings, "tokenizer": hash_tokenizer(tokenizer)}
+    return replace(description, settings=settings)

@@ -28,7 +28,7 @@ from memorizing.huggingface.attaching.fingerprint import (
 )
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.sessions.session import MemorySession
-from memorizing.huggingface.sessions.stores import FolderStore, RamStore
+from memorizing.huggingface.sessions.stores import FolderStore, RamStore, choose_documents
 from memorizing.index_settings import parse_index
 from memorizing.memory.disk import FolderDescription, MemoryFolder
 
@@ -92,10 +92,13 @@ def open_memory(
             _check_folder(folder, attachment, mine)
         description = _describe(attachment, mine, dtype)
         index = parse_index(attachment.settings.index)
+        chosen = None
+        if documents is not None:
+            chosen = choose_documents(folder.documents if folder else (), documents, path)
         store = (
             RamStore(description, index)
             if path is None
-            else FolderStore(Path(path), folder, description, index, documents)
+            else FolderStore(Path(path), folder, description, index, chosen)
         )
     except BaseException:
         if followed is not None:

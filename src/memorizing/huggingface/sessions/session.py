@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,8 @@ from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.huggingface.attaching.attachment import (
     Attachment,
 )
+from memorizing.huggingface.attaching.passage_room import Library
 from memorizing.huggingface.attaching.step import OpenMemory
-from memorizing.huggingface.sessions.library import KeptEntries, KeptTexts
 from memorizing.huggingface.sessions.reading import (
     OnRead,
     ReadDocument,
@@ -36,7 +36,7 @@ from memorizing.memory.disk import (
     StoredDocument,
     hash_text,
 )
-from memorizing.memory.frozen import FrozenMemory
+from memorizing.memory.frozen import SearchedMemory
 
 _FLUSH = 16_384
 """Entries that are read before they are written."""
@@ -136,14 +136,10 @@ class MemorySession:
     def _bind(self) -> None:
         self._attachment.bind(*self._open())
 
-    def _open(self) -> tuple[dict[int, FrozenMemory], KeptEntries | KeptTexts | None]:
-        attachment = self._attachment
-        library = None
-        if attachment.settings.keep == "entries":
-            library = KeptEntries(self._store, self._tokenizer)
-        elif attachment.settings.finds_passages:
-            library = KeptTexts(self._store, self._tokenizer)
-        return self._store.open_layers(attachment.devices, attachment.open_heads), library
+    def _open(self) -> tuple[Mapping[int, SearchedMemory], Library | None]:
+        attachment, store = self._attachment, self._store
+        library = store.open_library(attachment.settings, self._tokenizer)
+        return store.open_layers(attachment.devices, attachment.open_heads), library
 
     def _follow(self) -> None:
         """Let the model read what is stored now."""

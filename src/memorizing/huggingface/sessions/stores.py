@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from memorizing.errors import MemoryFolderError
 from memorizing.huggingface.attaching.memory_layer import OpenHeads
-from memorizing.huggingface.sessions.texts import hash_tokenizer, is_same_tokenizer
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.attaching.passage_room import Library
+from memorizing.huggingface.sessions.library import ReadStored, open_library, take_tokenizer
 from memorizing.index_settings import IndexSettings
 from memorizing.memory.disk import (
     FolderDescription,
@@ -25,9 +27,6 @@ from memorizing.memory.disk import (
 )
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.settings import find_nearest
-
-ReadStored = Callable[[StoredDocument, Tensor], Iterator[tuple[int, tuple[Tensor, Tensor]]]]
-"""Of some entries of a document, by their numbers (n,), keys and values (H, n, D) per layer."""
 
 
 class RamStore:
@@ -80,6 +79,10 @@ class RamStore:
             for layer, (keys, values) in self._entries.items()
             if keys.shape[1] and layer in open_heads and open_heads[layer].is_any
         }
+
+    def open_library(self, settings: MemorySettings, tokenizer: Any) -> Library | None:
+        """See `FolderStore`."""
+        return open_library(self, settings, tokenizer)
 
     def open_entries(self) -> ReadStored:
         """See `FolderStore`."""
@@ -157,7 +160,7 @@ class FolderStore:
         folder: MemoryFolder | None,
         description: FolderDescription,
         index: IndexSettings,
-        patterns: Sequence[str] | None = None,
+        chosen: Sequence[StoredDocument] | None = None,
     ) -> None:
         """Take a folder that is there, or its place.
 
@@ -167,19 +170,13 @@ class FolderStore:
             description: of new entries. Where the folder's fingerprint is of an older format, that
                 of the description replaces it at the next `write`.
             index: what searches the entries.
-            patterns: of the names of documents that are searched; see `choose_documents`. Nothing
-                is written then. None is all.
-
-        Raises:
-            MemoryFolderError: a pattern that matches no document.
+            chosen: documents that are searched. Nothing is written then. None is all.
         """
         self.path = path
         self.index = index
         self._folder = folder
         self._mine = description
-        self._chosen: tuple[StoredDocument, ...] | None = None
-        if patterns is not None:
-            self._chosen = choose_documents(self.documents, patterns, path)
+        self._chosen = None if chosen is None else tuple(chosen)
 
     @property
     def description(self) -> FolderDescription:
@@ -269,6 +266,10 @@ class FolderStore:
             if layer in open_heads and open_heads[layer].is_any
         }
 
+    def open_library(self, settings: MemorySettings, tokenizer: Any) -> Library | None:
+        """What is read of the documents where passages are; see `open_library`."""
+        return open_library(self, settings, tokenizer)
+
     def open_entries(self) -> ReadStored:
         """What reads single entries of all layers, of the documents that are there now."""
         return _read_nothing if self._folder is None else self._folder.contents.read_entries
@@ -333,7 +334,7 @@ class FolderStore:
 
 
 def choose_documents(
-    documents: Sequence[StoredDocument], patterns: Sequence[str], path: Path
+    documents: Sequence[StoredDocument], patterns: Sequence[str], path: object
 ) -> tuple[StoredDocument, ...]:
     """Documents that a pattern matches, in their order.
 
@@ -366,18 +367,3 @@ def _read_nothing(document: StoredDocument, numbers: Tensor) -> Iterator[Any]:
 
 def _cut_out(entries: Tensor, span: range) -> Tensor:
     return torch.cat([entries[:, : span.start], entries[:, span.stop :]], 1)
-
-
-def take_tokenizer(description: FolderDescription, tokenizer: Any) -> FolderDescription:
-    """The description with the hash of the tokenizer that texts are read with.
-
-    Raises:
-        MemoryFolderError: it has that of another one.
-    """
-    before = description.settings.get("tokenizer")
-    if before is not None and not is_same_tokenizer(str(before), tokenizer):
-        raise MemoryFolderError(
-            "this memory was read with another tokenizer; use the tokenizer of the model"
-        )
-    settings = {**description.settings, "tokenizer": hash_tokenizer(tokenizer)}
-    return replace(description, settings=settings)
