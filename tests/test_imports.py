@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": {*ALL, "run_report", "benchmark"},
     "serving": {"huggingface", "memory"},
     "ray": {"huggingface", "memory", "knn", DATA_TYPES},
-    "cli": {*ALL, "run_report", "benchmark", "demo", "ray", "serving"},
+    "opening": {"huggingface", "ray"},
+    "cli": {*ALL, "run_report", "benchmark", "demo", "opening", "ray", "serving"},
     "__main__": {"cli"},
 }
 """Place -> places it may import, besides itself and EVERYWHERE."""

@@ -46,11 +46,11 @@ if TYPE_CHECKING:
         add_memory,
         calibrate,
         load_adapter,
-        open_memory,
         remove_memory,
         save_adapter,
     )
     from memorizing.model import MemorizingTransformer, ModelOutput, ModelState
+    from memorizing.opening import open_memory
     from memorizing.training import FinetuneSettings, finetune, load_model, train
 
 _MODULE_OF_NAME = {
@@ -69,8 +69,9 @@ _MODULE_OF_NAME = {
         "evaluation": "EvaluationResult evaluate_documents evaluate_model",
         "huggingface": (
             "Calibration MemorizingTransformerForCausalLM MemorySession MemorySettings "
-            "add_memory calibrate load_adapter open_memory remove_memory save_adapter"
+            "add_memory calibrate load_adapter remove_memory save_adapter"
         ),
+        "opening": "open_memory",
         "model": "MemorizingTransformer ModelOutput ModelState",
         "training": "FinetuneSettings finetune load_model train",
     }.items()

@@ -54,7 +54,8 @@ _LINE_LEN = 100
 def run(
     model: ModelArgument,
     memory: Annotated[
-        Path | None, option("DIR", "Folder that `memorizing read` made. Default: none.", "--memory")
+        str | None,
+        option("DIR", "Folder that `memorizing read` made, or ray://HOST:PORT/NAME.", "--memory"),
     ] = None,
     no_memory: Annotated[
         bool, flag("Read nothing from --memory, with its window: to compare.", "--no-memory")
@@ -97,8 +98,10 @@ def run(
         raise ConfigError("--window is given, and --memory or --adapter has one; leave it out")
     text = find_prompt(prompt, prompt_file)
     prepare_files(json_file)
-    num_documents = 0
-    if memory is not None:
+    from memorizing.opening import is_address, open_memory
+
+    num_documents = None
+    if memory is not None and not is_address(memory):
         from memorizing.memory.disk import MemoryFolder
 
         num_documents = len(MemoryFolder.open(memory).documents)
@@ -107,7 +110,7 @@ def run(
     inputs = {name: tensor.to(loaded.device) for name, tensor in prompt_tokens.items()}
 
     from memorizing.data.text import clean_name
-    from memorizing.huggingface import add_memory, open_memory
+    from memorizing.huggingface import add_memory
     from memorizing.huggingface.learning.adapter import load_adapter
 
     session = None
@@ -119,12 +122,12 @@ def run(
         names = documents and list(map(clean_name, documents))
         session = open_memory(loaded, memory, tokenizer=tokenizer, documents=names)
         count = f"{len(session.documents):,}"
-        count += f" of {num_documents:,}" if names else ""
+        count += f" of {num_documents:,}" if names and num_documents is not None else ""
         held = f"{count} documents, {session.num_entries:,} entries"
         say(f"memory: {memory}, {held}{'' if is_read else '; not read'}")
     result: dict[str, Any] = {
         "model": model,
-        "memory": str(memory) if is_read else None,
+        "memory": memory if is_read else None,
         "documents": documents,
         "prompt": text,
     }
@@ -147,7 +150,7 @@ def run(
 
 
 def check_options(
-    memory: Path | None,
+    memory: str | None,
     no_memory: bool,
     documents: list[str] | None,
     sources: bool,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +16,7 @@ from memorizing.cli.options import JsonOption, option, prepare_files, write_resu
 from memorizing.cli.pretrained import describe_bytes
 from memorizing.errors import MemoryFolderError
 from memorizing.storage.folders import count_bytes
-from memorizing.terminal import show
+from memorizing.terminal import say, show
 
 if TYPE_CHECKING:
     from memorizing.memory.disk import MemoryFolder
@@ -25,6 +28,8 @@ examples:
   memorizing memory merge library.memory application.memory --out both.memory
   memorizing memory forget repo.memory src/old.py notes.txt
   memorizing memory verify repo.memory
+  memorizing memory serve repo.memory --shards 2
+  memorizing memory serve /shared/repo.memory --shards 32 --replicas 2 --ray head:6379
 """
 
 app = typer.Typer(
@@ -134,6 +139,49 @@ def verify(path: PathArgument, json_file: JsonOption = None) -> None:
     files = folder.verify()
     show(f"{path} is whole: {len(files):,} files, {describe_bytes(count_bytes(path))}")
     write_result(json_file, {"memory": str(path), "files": list(files)})
+
+
+@app.command("serve")
+def serve(
+    path: PathArgument,
+    shards: Annotated[int, option("N", "Parts, each a process or more.", min=1)] = 2,
+    replicas: Annotated[int, option("R", "Processes that have the same part.", min=1)] = 1,
+    name: Annotated[
+        str | None, option("NAME", "What it is opened by. Default: that of DIR.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        option(
+            "ADDRESS", "A Ray cluster, HOST:PORT or auto. Default: one of this machine.", "--ray"
+        ),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Serve a memory from several processes or machines, until Ctrl-C.
+
+    Models read it by the address that is printed: `memorizing generate MODEL --memory ray://...`.
+    Nobody writes into it meanwhile. Every machine must have DIR at the same place.
+    """
+    prepare_files(json_file)
+    folder = open_memory_folder(path)
+    from memorizing.ray import serve_memory
+
+    say(f"memory: {path}, {count(folder)}")
+    with serve_memory(
+        path, name=name, num_shards=shards, num_replicas=replicas, cluster=ray
+    ) as served:
+        entries = ", ".join(f"{number:,}" for number in served.num_entries)
+        say(
+            f"{shards} shards of {entries} entries, {replicas} of each, on {served.num_nodes} "
+            "machines; Ctrl-C ends it"
+        )
+        show(served.address)
+        sys.stdout.flush()
+        write_result(json_file, {"address": served.address, "entries": list(served.num_entries)})
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
+    say("not served any more")
 
 
 def open_memory_folder(path: Path) -> MemoryFolder:

@@ -4,6 +4,8 @@ Ray (its actors, placement and restarts) comes with the extra `ray`, and is impo
 of this is used.
 """
 
+from memorizing.ray.opening import open_served
 from memorizing.ray.reading import RayReaders
+from memorizing.ray.serving import serve_memory
 
-__all__ = ["RayReaders"]
+__all__ = ["RayReaders", "open_served", "serve_memory"]

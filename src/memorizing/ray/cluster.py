@@ -37,13 +37,24 @@ def import_ray() -> Any:
 
 @contextmanager
 def join_cluster(address: str | None, num_cpus: int | None = None) -> Iterator[Any]:
-    """Be in a cluster while the block runs; gives Ray.
+    """Be in a cluster while the block runs; gives Ray. See `enter_cluster`."""
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    enter_cluster(address, num_cpus)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
-    A process that is in one already stays in that.
+
+def enter_cluster(address: str | None, num_cpus: int | None = None) -> Any:
+    """Be in a cluster from now on; gives Ray. A process that is in one already stays in that.
 
     Args:
         address: HOST:PORT of a cluster that this machine is a part of, or `auto` for the one that
-            was started here; None starts one of this machine, which ends with the block.
+            was started here; None starts one of this machine, which ends with this process.
         num_cpus: of the one that is started; None is those of the machine.
 
     Raises:
@@ -52,8 +63,7 @@ def join_cluster(address: str | None, num_cpus: int | None = None) -> Iterator[A
     """
     ray = import_ray()
     if ray.is_initialized():
-        yield ray
-        return
+        return ray
     here: dict[str, Any] = {
         "num_cpus": num_cpus,
         "include_dashboard": False,
@@ -74,10 +84,7 @@ def join_cluster(address: str | None, num_cpus: int | None = None) -> Iterator[A
             f"no Ray cluster at {address or 'this machine'} can be used ({error}); start one with "
             "`ray start --head`, and let this machine join it with `ray start --address=HOST:PORT`"
         ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    return ray
 
 
 def get(ref: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,8 @@ def open_memory(
     if documents is not None:
         _check_patterns(documents, path)
     folder = None if path is None else MemoryFolder.find(path)
-    followed = folder if find_attachment(model) is None else None
-    if followed is not None:
-        add_memory(model, **_read_settings(followed).to_dict())
-    try:
-        attachment = get_attachment(model)
-        if followed is not None:
-            heads = parse_heads(followed.description.settings.get("heads"))
-            attachment.load_heads(heads, str(followed.path), MemoryFolderError)
-        mine = attachment.fingerprint() if fingerprint is None else fingerprint
-        if folder is not None:
-            _check_folder(folder, attachment, mine)
+    described = None if folder is None else folder.description
+    with fit_model(model, path, described, fingerprint) as (attachment, mine):
         description = _describe(attachment, mine, dtype)
         index = parse_index(attachment.settings.index)
         chosen = None
@@ -100,13 +92,43 @@ def open_memory(
             if path is None
             else FolderStore(Path(path), folder, description, index, chosen)
         )
+    keep_text = keep_text or attachment.settings.finds_passages
+    return MemorySession(attachment, store, keep_text=keep_text, tokenizer=tokenizer)
+
+
+@contextmanager
+def fit_model(
+    model: Any, path: object, described: FolderDescription | None, fingerprint: Fingerprint | None
+) -> Iterator[tuple[Attachment, Fingerprint]]:
+    """The memory of a model and its fingerprint, compared with a memory that is there.
+
+    A model without one gets one like that; where the block fails, it is taken from it again.
+
+    Args:
+        model: see `open_memory`.
+        path: for messages.
+        described: of the memory; None is a new one.
+        fingerprint: see `open_memory`.
+
+    Raises:
+        ConfigError, MemoryFolderError: see `open_memory`.
+    """
+    followed = described if find_attachment(model) is None else None
+    if followed is not None:
+        add_memory(model, **_read_settings(path, followed).to_dict())
+    try:
+        attachment = get_attachment(model)
+        if followed is not None:
+            heads = parse_heads(followed.settings.get("heads"))
+            attachment.load_heads(heads, str(path), MemoryFolderError)
+        mine = attachment.fingerprint() if fingerprint is None else fingerprint
+        if described is not None:
+            _check_folder(path, described, attachment, mine)
+        yield attachment, mine
     except BaseException:
         if followed is not None:
             remove_memory(model)
         raise
-    settings = attachment.settings
-    keep_text = keep_text or settings.finds_passages
-    return MemorySession(attachment, store, keep_text=keep_text, tokenizer=tokenizer)
 
 
 def _check_patterns(patterns: Any, path: Path | str | None) -> None:
@@ -127,23 +149,25 @@ def _check_patterns(patterns: Any, path: Path | str | None) -> None:
         )
 
 
-def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprint) -> None:
+def _check_folder(
+    path: object, found: FolderDescription, attachment: Attachment, mine: Fingerprint
+) -> None:
     """Refuse a folder whose entries this model did not write.
 
     Raises:
         MemoryFolderError: with what differs.
     """
-    found, layers = folder.description, attachment.kept_layers
+    layers = attachment.kept_layers
     if found.layers != layers and attachment.settings.keep == "entries":
         raise MemoryFolderError(
-            f"{folder.path} has entries of layers {list(found.layers)}, and passages that are kept "
+            f"{path} has entries of layers {list(found.layers)}, and passages that are kept "
             f"as entries need those of all, {list(layers)}; make such a memory with `memorizing "
             "read MODEL FILES --memory NEW --set keep=entries`, or read "
             "passages again from texts (keep='text')"
         )
     if found.layers != layers:
         raise MemoryFolderError(
-            f"{folder.path} has entries of layers {list(found.layers)}, and this model's memory "
+            f"{path} has entries of layers {list(found.layers)}, and this model's memory "
             f"layers are {list(layers)}; call add_memory with these layers, or read the text again"
         )
     stored = found.settings.get("fingerprint")
@@ -153,7 +177,7 @@ def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprin
     )
     if reason is not None:
         raise MemoryFolderError(
-            f"{folder.path} was read {reason} (it was {found.settings.get('model')}); use the "
+            f"{path} was read {reason} (it was {found.settings.get('model')}); use the "
             "model that wrote it, or read the text again"
         )
     chosen, mine_open = (
@@ -161,22 +185,21 @@ def _check_folder(folder: MemoryFolder, attachment: Attachment, mine: Fingerprin
     )
     if attachment.settings.finds_passages and chosen != mine_open:
         warnings.warn(
-            f"{folder.path} is for passages that {describe_heads(chosen)} find, and here it is "
+            f"{path} is for passages that {describe_heads(chosen)} find, and here it is "
             f"{describe_heads(mine_open)}; what the folder says is taken over where open_memory "
             "is called without add_memory",
-            stacklevel=3,
+            stacklevel=5,
         )
     if is_old:
         warnings.warn(
-            f"{folder.path} was made by an older release, which did not note whether adapters were "
+            f"{path} was made by an older release, which did not note whether adapters were "
             "in force; all else was compared, and the next read into it notes it",
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
-def _read_settings(folder: MemoryFolder) -> MemorySettings:
+def _read_settings(path: object, description: FolderDescription) -> MemorySettings:
     """How a memory says that a model reads it; another may have written that."""
-    description = folder.description
     if not isinstance(description.settings.get("memory"), dict):
         raise MemoryFolderError(
             "this memory does not say how a model reads it; call add_memory(model, ...) first"
@@ -187,7 +210,7 @@ def _read_settings(folder: MemoryFolder) -> MemorySettings:
     needed, available = settings.capacity * per_entry, psutil.virtual_memory().available
     if needed > available:
         raise MemoryFolderError(
-            f"{folder.path} gives a text a memory of capacity {settings.capacity:,}, which takes "
+            f"{path} gives a text a memory of capacity {settings.capacity:,}, which takes "
             f"{needed / 2**30:,.1f} GiB, and {available / 2**30:,.1f} GiB are free; call "
             "add_memory(model, capacity=...) first, with one that fits"
         )

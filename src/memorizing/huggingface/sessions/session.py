@@ -157,6 +157,11 @@ class MemorySession:
         """Entries of each layer that were read."""
         return sum(document.num_entries for document in self.documents)
 
+    @property
+    def left_out(self) -> Mapping[int, int]:
+        """Of a memory that is served, per shard the times that it was asked and did not answer."""
+        return self._store.left_out
+
     def read_text(self, name: str) -> str | None:
         """The text of a document that was read; None where it was not kept.
 

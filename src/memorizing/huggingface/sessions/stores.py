@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ from memorizing.settings import find_nearest
 
 class RamStore:
     """What was read, in tensors; as `FolderStore` in all else."""
+
+    left_out: Mapping[int, int] = MappingProxyType({})
+    """See `FolderStore`."""
 
     def __init__(self, description: FolderDescription, index: IndexSettings) -> None:
         """Empty, of entries so described."""
@@ -153,6 +157,9 @@ class RamStore:
 
 class FolderStore:
     """What was read, in a folder, which is made when something is."""
+
+    left_out: Mapping[int, int] = MappingProxyType({})
+    """Parts that did not answer; nothing of a folder is left out."""
 
     def __init__(
         self,
