@@ -22,6 +22,8 @@ def cluster() -> Iterator[Any]:
     # Workers import the package and the tests as this process does.
     places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(places)
+    # Beside the other tests, and not behind them.
+    os.environ.update(RAY_worker_niceness="0")
     from memorizing.ray.cluster import NAMESPACE, import_ray
 
     ray = import_ray()
