@@ -4,7 +4,7 @@
 
 The cluster is one of Ray's own on this machine: a head, and two nodes of which one is killed at a
 random moment and replaced. Reading: what two workers have read must be what one process reads,
-every document once. Serving: two shards, a replica of each on either node; every answer, whatever is
+every document once. Serving: two shards, a replica of each on either node; an answer, whatever is
 missing, must be that of the documents of the shards that answered, and after a while all answer
 again. Counts are in the JSON, from which the same command goes on. The first failure ends it.
 """
