@@ -61,3 +61,10 @@ def test_a_memory_that_is_being_written_is_not_read_into(run, memory, llama, not
         assert run("generate", llama, *words, *FP32).status == 0
     assert outcome.status == 2
     assert "is being written by process" in outcome.err
+
+
+def test_a_cluster_needs_workers(run, llama, tree, tmp_path):
+    words = ("--memory", tmp_path / "new", "--ray", "head:6379")
+    outcome = run("read", llama, tree, *words, *FP32)
+    assert outcome.status == 2
+    assert "--ray head:6379 is where workers run, and there are none; add --workers" in outcome.err
