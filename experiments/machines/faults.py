@@ -154,9 +154,7 @@ def kill_while_serving(
     path = place / "whole"
     documents = MemoryFolder.open(path).documents
     edges = divide([one.num_entries for one in documents], 2)
-    shards = [
-        [one.name for one in part] for part in (documents[: edges[1]], documents[edges[1] :])
-    ]
+    shards = [[one.name for one in part] for part in (documents[: edges[1]], documents[edges[1] :])]
     expected = {}
     for held in ((0, 1), (0,), (1,)):
         names = [name for shard in held for name in shards[shard]]

@@ -238,9 +238,7 @@ def test_what_is_not_served_or_twice_is_refused(texts):
     with pytest.raises(ConfigError, match="no memory named 'other' is served"):
         memorizing.open_memory(find_model(), "ray:///other")
     with (
-        pytest.raises(
-            ConfigError, match="named 'texts' is served in this cluster"
-        ),
+        pytest.raises(ConfigError, match="named 'texts' is served in this cluster"),
         serve_memory(read_memory(texts[0].with_name("copy")), name="texts", num_shards=1),
     ):
         pass
