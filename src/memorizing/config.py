@@ -326,6 +326,9 @@ class EvaluationConfig:
     """Only the first tokens of every document are read; 0 reads them whole."""
     controls: tuple[Control, ...] = ()
     """Diagnostics at the largest capacity."""
+    spread_memory: bool = False
+    """Of several processes all read every document, and each holds a part of its memory, for
+    memories that do not fit into one; otherwise documents are dealt among them."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

@@ -98,6 +98,7 @@ def report_run(
     device: torch.device | str | None = None,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
+    spread: bool | None = None,
 ) -> RunReport:
     """Evaluate the last checkpoint of a run, and of another one on the same tokens.
 
@@ -121,6 +122,8 @@ def report_run(
         device: where to evaluate; None is CUDA where there is a GPU, else the CPU.
         progress: called with the tokens read so far and in all, first of the other run.
         ranks: processes that read the documents together; each has the whole report.
+        spread: all of them read every document, and each holds a part of every memory; None takes
+            the run's setting.
 
     Raises:
         RunFolderError, CheckpointError: a folder is not a run, or its checkpoint cannot be used.
@@ -152,12 +155,14 @@ def report_run(
     data = config.data if corpus is None else DataConfig(corpus=corpus, text_column=text_column)
     use = use or ("validation" if corpus is None else "all")
     rows = rows or config.evaluation.rows
+    spread = config.evaluation.spread_memory if spread is None else spread
     if max_tokens is None:
         max_tokens = config.evaluation.max_tokens_per_document
     description, documents = _read_documents(data, use, tokenizer, num_documents, max_tokens)
     controls, left_out = _choose_controls(controls, config, capacities, len(documents))
     longest = max(len(document.tokens) for document in documents)
-    _check_memory(loaded.config, capacities, rows, longest, device, ranks)
+    num_parts = ranks.size if spread else 1
+    _check_memory(loaded.config, capacities, rows, longest, device, ranks, num_parts)
     read = [str(loaded.model.compute_dtype), loaded.model.config.index, hash_documents(documents)]
     ranks.check_equal("precision, index or list of documents", read)
     check_capacities(loaded.model, documents, capacities, controls, rows)
@@ -166,6 +171,7 @@ def report_run(
         "seed": seed,
         "progress": progress,
         "ranks": ranks,
+        "spread": spread,
     }
     baseline = None
     if other is not None:
@@ -241,10 +247,12 @@ def _check_memory(
     longest: int,
     device: torch.device,
     ranks: Ranks,
+    num_parts: int,
 ) -> None:
     """Say what the largest memory takes before anything is read; none grows beyond a document."""
     capacity = min(max(capacities, default=0), longest)
-    needed, available = memory_bytes(model, rows, capacity), measure_share(device, ranks)
+    needed = memory_bytes(model, rows, capacity) // num_parts
+    available = measure_share(device, ranks)
     if needed > available:
         raise ResourceError(
             f"memories of {capacity:,} entries in {rows:,} rows need {needed / 2**30:,.1f} GiB and "

@@ -39,6 +39,7 @@ from memorizing.config import Control, ModelConfig, TrainingConfig
 from memorizing.data import SegmentLoader, TokenizedDocument
 from memorizing.errors import ConfigError, MemorizingError, RankError
 from memorizing.evaluation import evaluate_documents, evaluate_model
+from memorizing.memory import Memory, SpreadMemory
 from memorizing.model import MemorizingTransformer
 from memorizing.ranks import Ranks, join_ranks
 from memorizing.training import StepMetrics, Trainer, list_checkpoints
@@ -158,13 +159,64 @@ def evaluate(_: Path) -> dict[str, Any]:
             )
             for control in controls
         }
+        joint = MemorizingTransformer(
+            replace(MODEL, capacity=22, memory_dtype="float32", combine="joint")
+        )
+        spread = {
+            str(control): evaluate_documents(
+                joint, make_documents(), 0, capacity=22, rows=2, control=control, ranks=ranks,
+                spread=True,
+            )
+            for control in controls
+        }  # fmt: skip
     return {
         kind: {
             name: [document.token_nats.tolist() for document in result.documents]
             for name, result in results.items()
         }
-        for kind, results in (("own", own), ("pretrained", pretrained))
+        for kind, results in (("own", own), ("pretrained", pretrained), ("spread", spread))
     }
+
+
+def search_spread(_: Path) -> dict[str, Any]:
+    """What differs between a memory and one that is spread, for look-ups of the same entries."""
+    generator, differs = torch.Generator().manual_seed(0), []
+    with join_ranks("cpu") as ranks:
+        shape = (3, 2, 14, 5, torch.float32)
+        one, parts = Memory(*shape), SpreadMemory(ranks, *shape)
+        for length in (3, 0, 1, 17, 8, 11):
+            # Whole numbers, so that many scores are equal.
+            keys, values = torch.randint(-1, 2, (2, 3, 2, length, 5), generator=generator).float()
+            valid = torch.rand(3, length, generator=generator) < 0.7
+            queries = torch.randint(-1, 2, (3, 2, 7, 5), generator=generator).float()
+            both = []
+            for memory in (one, parts):
+                memory.append(keys, values, valid)
+                for options in (
+                    {},
+                    {"num_hidden": torch.arange(21).view(3, 7) % 5},
+                    {"donor_rows": torch.tensor([2, 0, 1]), "value_seed": 3},
+                    {"is_open": torch.tensor([True, False, True])},
+                ):
+                    seen = memory.retrieve(queries, 4, **options)
+                    there = seen.neighbors.valid.unsqueeze(-1)
+                    places = memory.compute_positions(seen.neighbors.slots)
+                    both.append([
+                        seen.neighbors.slots, seen.neighbors.scores, there,
+                        seen.fetch_keys() * there, seen.fetch_values() * there,
+                        places * there.squeeze(-1), memory.size, memory.num_appended,
+                    ])  # fmt: skip
+            half = len(both) // 2
+            for mine, theirs in zip(both[:half], both[half:], strict=True):
+                differs += [not torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)]
+            if length == 8:
+                rows = torch.tensor([True, False, False])
+                one.reset(rows)
+                parts.reset(rows)
+                order = torch.tensor([1, 2, 0])
+                one, parts = one.select_rows(order), parts.select_rows(order)
+        held = parts._part.keys.numel() / one.keys.numel()
+    return {"held": held, "differs": differs}
 
 
 def finetune(run_dir: Path, until: int = 4, **changes: Any) -> dict[str, Any]:
@@ -207,6 +259,7 @@ def refuse(_: Path) -> dict[str, Any]:
             lambda: make_trainer(ranks, Path("none"), **SHARDED, crossbatch_segments=1),
             lambda: make_trainer(ranks, Path("none"), **(SHARDED | {"optimizer": "adafactor"})),
             lambda: finetune(Path("none"), **(ALL | {"train": "gates"})),
+            lambda: SpreadMemory(ranks, 1, 2, 23, 5),
             lambda: ranks.check_equal("number", ranks.size),
         ]
         for trial in trials:
@@ -323,6 +376,7 @@ def launch(folder: Path) -> dict[str, Any]:
                 folder / "sharded 1-2", **SHARDED, gradient_checkpointing=True
             ),
             "refuse": lambda: refuse(folder),
+            "search": lambda: search_spread(folder),
         },
     }
     for size in (1, 2):

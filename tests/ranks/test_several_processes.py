@@ -148,7 +148,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(results, folder):
     assert (folder / "stopped" / "checkpoints" / "step-000003").is_dir()
 
 
-@pytest.mark.parametrize("kind", ["own", "pretrained"])
+@pytest.mark.parametrize("kind", ["own", "pretrained", "spread"])
 @pytest.mark.parametrize("control", ["None", "off", "other_document", "shuffled"])
 def test_an_evaluation_gives_the_same_nats(results, kind, control):
     (one,) = get_values(results, "evaluate 1")
@@ -156,6 +156,13 @@ def test_an_evaluation_gives_the_same_nats(results, kind, control):
     assert first == second
     for mine, theirs in zip(one[kind][control], first[kind][control], strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_memory_that_is_spread_finds_what_one_memory_finds(results):
+    for values in get_values(results, "search 2"):
+        assert values["held"] == 0.5
+        assert len(values["differs"]) == 6 * 4 * 8
+        assert not any(values["differs"])
 
 
 def test_gates_that_have_no_gradient_in_any_process_are_not_stepped(results):
@@ -178,7 +185,7 @@ def test_finetuning_begins_in_two_processes_and_goes_on_in_one(results, train):
 def test_what_differs_or_cannot_be_shared_is_refused_in_all_processes(results):
     first, second = get_values(results, "refuse 2")
     assert first == second
-    differs, rows, crossbatch, *sharded, equal = first["refused"]
+    differs, rows, crossbatch, *sharded, divided, equal = first["refused"]
     assert [one.partition(" is ")[0] for one in sharded] == [
         "training.shard",
         "training.crossbatch_segments",
@@ -188,6 +195,7 @@ def test_what_differs_or_cannot_be_shared_is_refused_in_all_processes(results):
     assert "rank 1 of 2 has another number than rank 0" in differs
     assert "2 processes and 1 rows" in rows
     assert "training.crossbatch_rows is 2" in crossbatch
+    assert "must be a multiple" in divided
     assert equal == ""
     assert first["rows"] == [[0, 0, 1], [1, 2, 3], [2, 4, 5, 6]]
 

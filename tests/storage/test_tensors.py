@@ -13,7 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from memorizing.errors import CheckpointError
-from memorizing.storage.tensors import read_header, read_tensors, view_bytes, write_tensors
+from memorizing.storage.tensors import (
+    AwaitedTensor,
+    count_bytes,
+    fetch_tensors,
+    read_header,
+    read_tensors,
+    view_bytes,
+    write_tensors,
+)
 
 ALL = (
     [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
@@ -148,3 +156,29 @@ def test_any_changed_byte_of_a_header_gives_an_error_of_ours_or_tensors_of_the_f
             else:
                 assert sum(t.numel() * t.element_size() for t in found.values()) == 29
     assert num_refused > 100
+
+
+def test_what_is_awaited_is_put_together_when_its_turn_comes(tmp_path: Path) -> None:
+    tensors = {
+        "small": torch.arange(7, dtype=torch.uint8),
+        "b": torch.arange(15.0).view(3, 5),
+        "a": torch.arange(11.0),
+    }
+    asked: list[str] = []
+
+    def await_one(name: str) -> AwaitedTensor:
+        def fetch() -> torch.Tensor:
+            asked.append(name)
+            return tensors[name]
+
+        return AwaitedTensor(tensors[name].dtype, tuple(tensors[name].shape), fetch)
+
+    awaited = {**tensors, **{name: await_one(name) for name in ("small", "b")}}
+    assert count_bytes(awaited) == 7 + 60 + 44
+    whole = write_tensors(tmp_path / "whole", tensors)
+    assert not asked
+    assert write_tensors(tmp_path / "awaited", awaited) == whole
+    # Processes that do not write fetch in the order of the file.
+    written = asked.copy()
+    assert [name for name, _ in fetch_tensors(awaited)] == ["a", "b", "small"]
+    assert asked[len(written) :] == written == ["b", "small"]

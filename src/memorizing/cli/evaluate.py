@@ -73,6 +73,15 @@ def run(
             show_default=False,
         ),
     ] = None,
+    spread: Annotated[
+        bool | None,
+        flag(
+            "In several processes: each holds a part of every memory, and all read every document. "
+            "Default: as in the recipe.",
+            "--spread/--no-spread",
+            show_default=False,
+        ),
+    ] = None,
     against: Annotated[
         Path | None,
         option("RUN2", "Compare with this run, token by token; 95% intervals draw documents."),
@@ -125,7 +134,14 @@ def run(
     --memory what was read before; nothing is trained.
     """
     numbers = None if capacity is None else parse_numbers(capacity, "--capacity")
-    of_runs = {"--use": use, "--against": against, "--rows": rows, "--index": index, "--plot": plot}
+    of_runs = {
+        "--use": use,
+        "--against": against,
+        "--rows": rows,
+        "--index": index,
+        "--plot": plot,
+        "--spread": spread,
+    }
     of_models = {
         "--memory": memory,
         "--layers": layers,
@@ -202,6 +218,7 @@ def run(
                 device=None if device == "auto" else device,
                 progress=progress,
                 ranks=ranks,
+                spread=spread,
             )
         console = make_console()
         for line in report.corpus:

@@ -49,6 +49,7 @@ def evaluate_documents(
     on_output: Callable[[ModelOutput], None] | None = None,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
+    spread: bool = False,
 ) -> EvaluationResult:
     """Read documents from their first token to their last and keep the nats of every token.
 
@@ -68,6 +69,8 @@ def evaluate_documents(
         on_output: called with what the model makes of every segment, what it retrieved included.
         progress: see `Progress`.
         ranks: processes that read these documents together; each has the whole result.
+        spread: all of them read every document, and each holds a part of every memory
+            (`SpreadMemory`); otherwise documents are dealt among them.
 
     Raises:
         ConfigError: no document; a capacity below the model's neighbors or for a model without
@@ -77,7 +80,8 @@ def evaluate_documents(
     check_evaluation(model, documents, capacity, rows, control)
     tokens = [d.tokens[:max_tokens] if max_tokens else d.tokens for d in documents]
     lengths, done = [len(part) for part in tokens], 0
-    groups = _make_groups(lengths, rows, control, ranks.size)[ranks.rank :: ranks.size]
+    dealing, holding = (ALONE, ranks) if spread else (ranks, ALONE)
+    groups = _make_groups(lengths, rows, control, dealing.size)[dealing.rank :: dealing.size]
     total = sum(lengths[i] for group in groups for i in group)
 
     def report(num_tokens: int) -> None:
@@ -91,11 +95,11 @@ def evaluate_documents(
         for group in groups:
             texts = [tokens[i] for i in group]
             nats = _read_group(
-                model, texts, start_token, capacity, control, seed, on_output, report
+                model, texts, start_token, capacity, control, seed, on_output, report, holding
             )
             token_nats |= dict(zip(group, nats, strict=True))
     results = []
-    all_nats = ranks.join_arrays(token_nats, lengths)
+    all_nats = dealing.join_arrays(token_nats, lengths)
     for document, nats in zip(documents, all_nats, strict=True):
         num_bytes = document.num_bytes if len(nats) == len(document.tokens) else None
         results.append(DocumentResult(document.name, nats, num_bytes))
@@ -114,6 +118,7 @@ def evaluate_capacities(
     seed: int = 0,
     progress: Progress | None = None,
     ranks: Ranks = ALONE,
+    spread: bool = False,
 ) -> dict[str, EvaluationResult]:
     """Evaluate one model with several memories, and with controls at the largest.
 
@@ -149,6 +154,7 @@ def evaluate_capacities(
                 seed=seed,
                 progress=None if progress is None else _shift(progress, len(done), num_runs),
                 ranks=ranks,
+                spread=spread,
             )
     return {
         name: replace(done[settings[name]], capacity=capacity, control=control)
@@ -236,6 +242,7 @@ def _read_group(
     seed: int,
     on_output: Callable[[ModelOutput], None] | None,
     report: Callable[[int], None],
+    ranks: Ranks,
 ) -> list[NDArray[np.float32]]:
     """Read documents that start together to their ends: the nats of each one's tokens.
 
@@ -246,10 +253,13 @@ def _read_group(
     targets = [document.astype(np.int64) for document in documents]
     inputs = [np.concatenate([[start_token], t])[: len(t)] for t in targets]
     nats = [np.zeros(length, dtype=np.float32) for length in lengths]
-    capacity = min(capacity, count_reachable(max(lengths), model))
+    reachable = count_reachable(max(lengths), model)
+    if capacity >= reachable:
+        # Nothing gives way; the ranks hold equal parts.
+        capacity = -(-reachable // ranks.size) * ranks.size
     rows = list(range(len(lengths)))
     donors = [*rows[1:], 0]
-    state = model.init_state(len(rows), capacity, device)
+    state = model.init_state(len(rows), capacity, device, ranks=ranks)
     for begin in range(0, max(lengths), segment_len):
         # Rows that still read, and finished ones whose memory another row still reads.
         reading = {row for row in rows if lengths[row] > begin}

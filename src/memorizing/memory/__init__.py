@@ -11,6 +11,7 @@ from memorizing.memory.disk import (
 from memorizing.memory.frozen import FrozenMemory
 from memorizing.memory.history import Entries, History, RetrievalControl
 from memorizing.memory.retrieved import Retrieved, keep_best
+from memorizing.memory.spread import SpreadMemory
 from memorizing.memory.store import Memory
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "NewDocument",
     "RetrievalControl",
     "Retrieved",
+    "SpreadMemory",
     "StoredDocument",
     "hash_text",
     "keep_best",

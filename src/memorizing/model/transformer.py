@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from memorizing.config import ModelConfig, check_capacity
 from memorizing.errors import ConfigError
 from memorizing.index_settings import parse_index
-from memorizing.memory import Entries, Memory, RetrievalControl
+from memorizing.memory import Entries, Memory, RetrievalControl, SpreadMemory
 from memorizing.model.block import AttentionResult, Block, Norm, Reading
 from memorizing.model.layout import Exposed, Layout, ModelState
+from memorizing.ranks import ALONE, Ranks
 
 
 @contextmanager
@@ -116,6 +118,7 @@ class MemorizingTransformer(nn.Module):
         capacity: int | None = None,
         device: torch.device | str | None = None,
         index: str | None = None,
+        ranks: Ranks = ALONE,
     ) -> ModelState:
         """An empty history for `num_rows` documents side by side.
 
@@ -126,9 +129,11 @@ class MemorizingTransformer(nn.Module):
             device: where caches and memories live; by default with the weights.
             index: what searches the memories, as `parse_index` reads it; None takes the
                 configuration's.
+            ranks: processes that read these rows together, over which each memory is spread.
 
         Raises:
-            ConfigError: a capacity between 1 and num_neighbors - 1, or an index that is not known.
+            ConfigError: a capacity between 1 and num_neighbors - 1, or not a multiple of the ranks,
+                or an index that is not known.
             IndexUnavailableError: the index needs a package that is not installed.
         """
         config = self.config
@@ -146,19 +151,21 @@ class MemorizingTransformer(nn.Module):
             dtype=self.compute_dtype,
             device=device,
         )
-        dtype = _DTYPES[config.memory_dtype]
+        shape = (num_rows, config.num_heads, capacity, config.head_dim)
+        kind = (_DTYPES[config.memory_dtype], device, settings)
+
+        def make_memory() -> Memory:
+            if ranks.size == 1:
+                return Memory(*shape, *kind)
+            # It has all that a history and this model ask of a memory.
+            return cast(Memory, SpreadMemory(ranks, *shape, *kind))
+
         return ModelState(
             segment_len=config.segment_len,
             position=torch.zeros(num_rows, dtype=torch.int64),
             xl_caches=(empty,) * config.num_layers,
             recent=(recent,) * (config.num_layers if num_recent else 0),
-            memories={
-                layer: Memory(
-                    num_rows, config.num_heads, capacity, config.head_dim, dtype, device, settings
-                )
-                for layer in config.memory_layers
-                if capacity
-            },
+            memories={layer: make_memory() for layer in config.memory_layers if capacity},
         )
 
     def forward(

@@ -146,6 +146,17 @@ class Ranks:
             for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
                 p.grad = part.view_as(p)
 
+    def gather_all(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, of one shape: (ranks, ...), in every rank."""
+        found = tensor.new_empty(self.size, *tensor.shape)
+        work = dist.all_gather_single(found.flatten(), tensor.contiguous().flatten(), async_op=True)
+        self.wait_for(work)
+        return found
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Sum tensors of one shape over the ranks. In place."""
+        self.wait_for(dist.all_reduce(tensor, async_op=True))
+
     def join_arrays(
         self, arrays: Mapping[int, NDArray[np.float32]], lengths: Sequence[int]
     ) -> list[NDArray[np.float32]]:
