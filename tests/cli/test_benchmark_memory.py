@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.faults.tiny import save_llama
-from memorizing.benchmark.memory_use import asking
+from memorizing.benchmark.memory_use import asking, running
 from tests.benchmark.memory_use.tools import interrupt_at
 
 MEMORY = ("--layers", "1", "--window", "61", "--precision", "fp32")
@@ -145,9 +145,63 @@ def test_an_interrupt_shows_what_is_there(run, reader, texts, tmp_path, monkeypa
     assert [row["num_places"] for row in result["arms"]] == [4, 1]
 
 
-def test_an_interrupt_before_the_first_answer_says_so(run, reader, texts, monkeypatch):
-    from memorizing.benchmark.memory_use import running
+def test_what_was_interrupted_goes_on_and_takes_other_arms(
+    run, refuse, reader, texts, tmp_path, monkeypatch
+):
+    path, whole = tmp_path / "recall.json", tmp_path / "whole.json"
+    command = ("benchmark", "recall", reader, texts, *RECALL)
+    assert run(*command, "--arms", "nothing,passages,bm25", "--json", whole).status == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6)
+        words = ("--arms", "nothing,passages", "--json", path, "--resume")  # nothing is there yet
+        assert run(*command, *words).status == 130
+    asked = []
+    monkeypatch.setattr(
+        running,
+        "ask",
+        lambda *words, **named: asked.append(words[1]) or asking.ask(*words, **named),
+    )
+    outcome = run(*command, "--arms", "passages,bm25", "--json", path, "--resume")
+    assert outcome.status == 0, outcome.err
+    assert asked == [1, 2, 3, 0, 1, 2, 3]
+    found, wanted = (json.loads(one.read_text()) for one in (path, whole))
+    assert found["stored"] == wanted["stored"]
+    assert not found["interrupted"]
+    for row, other in zip(found["arms"], wanted["arms"], strict=True):
+        for key in ("name", "num_places", "quality", "minus_passages", "found", "bytes"):
+            assert row[key] == other[key]
+    content = path.read_text()
+    said = refuse(*command, "--arms", "bm25", "--json", path, "--resume", "--seed", "3")
+    assert "seed was 0, and is 3 now" in said
+    assert path.read_text() == content
 
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"num_right": ', '"num_right": "x", "other": ', "what was asked before is damaged"),
+        ('"nats": ', '"nats": "x", "other": ', "what was asked before is damaged"),
+        ('"prompt": "', '"prompt": "!', "place 0 was in "),
+        ('"stored"', '"other"', "what was asked before is damaged"),
+        ('"nothing": {', '"__class__": {', "what was asked before is damaged"),
+        ('"places": [', '"places": [1, ', "what was asked before is damaged"),
+        ('"verb"', '"verbs"', "verb was None, and is 'recall' now"),
+        ("{", "[", "cannot be read, or is truncated or altered"),
+    ],
+)
+def test_what_others_wrote_is_not_gone_on_with(
+    run, refuse, reader, texts, tmp_path, old, new, expected
+):
+    path = tmp_path / "recall.json"
+    command = ("benchmark", "recall", reader, texts, *RECALL, "--arms", "nothing", "--json", path)
+    assert run(*command).status == 0
+    content = path.read_text().replace(old, new)
+    path.write_text(content)
+    assert expected in refuse(*command, "--resume")
+    assert path.read_text() == content
+
+
+def test_an_interrupt_before_the_first_answer_says_so(run, reader, texts, monkeypatch):
     def interrupt(*words, **named):
         raise KeyboardInterrupt
 

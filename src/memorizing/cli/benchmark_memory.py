@@ -26,6 +26,7 @@ from memorizing.cli.options import (
 from memorizing.cli.pretrained import calibrate_memory, load_model
 from memorizing.cli.read import read_settings
 from memorizing.errors import ConfigError, CorpusError
+from memorizing.storage.files import encode_json, read_json, write_output
 from memorizing.terminal import make_display, say
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ COMPLETION_EXAMPLES = """\b
 examples:
   memorizing benchmark completion runs/smollm2 src/memorizing --heads 18:6,7
   memorizing benchmark completion runs/smollm2 packages/* --places 200 --json completion.json
+  memorizing benchmark completion runs/smollm2 packages/* --json completion.json --resume
 """
 _ANSWER_LEN = 64
 """Tokens of the window that the prompt of a completion leaves for its answer."""
@@ -82,6 +84,14 @@ QueryOption = Annotated[
 ]
 WholeOption = Annotated[int, option("N", "Most tokens of whole files.", min=1)]
 SeedOption = Annotated[int, option("N", "Of what is drawn.")]
+ResumeOption = Annotated[
+    bool,
+    flag(
+        "Go on with what --json has: what was asked is not asked again, and its arms are shown "
+        "too.",
+        "--resume",
+    ),
+]
 ExcludeOption = Annotated[
     list[str] | None, option("PATTERN", "Leave out files and folders of such names. Repeatable.")
 ]
@@ -116,6 +126,7 @@ def recall(
     precision: ModelPrecisionOption = "auto",
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
+    resume: ResumeOption = False,
 ) -> None:
     """Does a model say what it has read? Against retrieval that is pasted into the prompt.
 
@@ -124,7 +135,7 @@ def recall(
     whole files, which no search could know. Files must be newer than the model to say anything.
     """
     wanted, chosen, notes = _prepare(
-        arms, embedder, layers, heads, calibrate, window, settings, json_file
+        arms, embedder, layers, heads, calibrate, window, settings, json_file, resume
     )
 
     from memorizing.benchmark.memory_use.places import draw_quotes, encode_package, rename_words
@@ -143,7 +154,9 @@ def recall(
     facts = {"verb": "recall", "prompt_len": prompt_len, "answer_len": answer_len, "seed": seed}
     facts |= {"rename": rename, "absent": absent}
     setup = {"query_len": query_len, "whole_len": whole_len, "embedder": embedder}
-    _measure(loaded, tokenizer, [package], places, chosen, wanted, setup, facts, notes, json_file)
+    _measure(
+        loaded, tokenizer, [package], places, chosen, wanted, setup, facts, notes, json_file, resume
+    )
 
 
 def completion(
@@ -170,6 +183,7 @@ def completion(
     precision: ModelPrecisionOption = "auto",
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
+    resume: ResumeOption = False,
 ) -> None:
     """Does a model use what it has read? It completes calls of what other files define.
 
@@ -179,7 +193,7 @@ def completion(
     those that define what is called.
     """
     wanted, chosen, notes = _prepare(
-        arms, embedder, layers, heads, calibrate, window, settings, json_file
+        arms, embedder, layers, heads, calibrate, window, settings, json_file, resume
     )
 
     from memorizing.benchmark.memory_use.completion import draw_calls
@@ -195,7 +209,9 @@ def completion(
     drawn = draw_calls(packages, places, tokenizer, prompt_len=prompt_len, seed=seed)
     facts = {"verb": "completion", "prompt_len": prompt_len, "seed": seed}
     setup = {"query_len": query_len, "whole_len": whole_len, "embedder": embedder}
-    _measure(loaded, tokenizer, packages, drawn, chosen, wanted, setup, facts, notes, json_file)
+    _measure(
+        loaded, tokenizer, packages, drawn, chosen, wanted, setup, facts, notes, json_file, resume
+    )
 
 
 VERBS = {"recall": (recall, RECALL_EXAMPLES), "completion": (completion, COMPLETION_EXAMPLES)}
@@ -211,6 +227,7 @@ def _prepare(
     window: int | None,
     settings: Sequence[str] | None,
     json_file: Path | None,
+    resume: bool,
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """Settings of the memory, names of arms and notes on those that are left out.
 
@@ -219,6 +236,8 @@ def _prepare(
     """
     from memorizing.benchmark.memory_use.running import choose_arms
 
+    if resume and json_file is None:
+        raise ConfigError("--resume goes on with a file; name it with --json")
     if calibrate and (layers or heads):
         raise ConfigError("--calibrate finds layers and heads; leave out --layers and --heads")
     wanted = read_settings(layers, heads, window, settings)
@@ -299,14 +318,33 @@ def _measure(
     facts: dict[str, Any],
     notes: Sequence[str],
     json_file: Path | None,
+    resume: bool,
 ) -> None:
     """Run the arms, print the tables, and write the result."""
     from memorizing.benchmark.memory_use.readers import Setup
     from memorizing.benchmark.memory_use.retrievers import SentenceEncoder
-    from memorizing.benchmark.memory_use.running import check_kept, limit_whole, run_arms
+    from memorizing.benchmark.memory_use.running import (
+        check_facts,
+        check_kept,
+        limit_whole,
+        run_arms,
+    )
     from memorizing.cli.benchmark_memory_tables import print_result
 
     embedder = options["embedder"]
+    facts = {**facts, "embedder": embedder}
+    earlier = None
+    if resume and json_file is not None and json_file.exists():
+        earlier = read_json(json_file, ConfigError, "begin anew without --resume")
+        known = earlier.get("embedder")
+        if embedder is None or known is None:  # at most one of the two has arms with one
+            facts["embedder"] = earlier["embedder"] = embedder or known
+        check_facts(earlier, facts)
+
+    def save(result: dict[str, Any]) -> None:
+        if json_file is not None:
+            write_output(json_file, encode_json({**facts, "notes": list(notes), **result}))
+
     encoder = None if embedder is None else SentenceEncoder(embedder, model.device)
     display = make_display(is_patient=True, is_transient=True)
     shown = {"done": 0, "arm": ""}
@@ -339,13 +377,15 @@ def _measure(
                 places,
                 arms,
                 writes=facts["verb"] == "completion",
+                earlier=earlier,
                 on_place=show_place,
+                save=save,
             )
         finally:
             display.stop()
-    result = {**facts, "embedder": embedder, "notes": list(notes), **result}
+    result = {**facts, "notes": list(notes), **result}
     print_result(result)
     write_result(json_file, result)
     if result["interrupted"]:
-        say("interrupted; the tables show what was asked until then")
+        say("interrupted; the tables show what was asked until then; --resume goes on")
         raise typer.Exit(INTERRUPTED_STATUS)

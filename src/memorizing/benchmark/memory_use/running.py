@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from memorizing.benchmark.memory_use.arms import ARMS
 from memorizing.benchmark.memory_use.asking import NUM_TIMED, PIECE, Asked, ask
 from memorizing.benchmark.memory_use.places import Package, Place
 from memorizing.benchmark.memory_use.readers import Setup
+from memorizing.benchmark.memory_use.retrievers import Found
 from memorizing.benchmark.memory_use.summary import measure_call, measure_quote, summarize
 from memorizing.benchmark.preparing import describe_machine
 from memorizing.errors import ConfigError, IndexUnavailableError
 from memorizing.evaluation.bm25 import import_bm25s
 from memorizing.huggingface import add_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import unwrap
-from memorizing.settings import describe_unknown
+from memorizing.settings import describe_unknown, read_hints
+from memorizing.storage.files import encode_json, parse_json
 
 KEPT = "-entries"
 """Ends the names of arms that keep entries of all layers."""
 OnPlace = Callable[[int, int, str], None]
 """Called before every place: done and all places of all arms, and the label of the arm."""
+Save = Callable[[dict[str, Any]], None]
+"""Called now and then with what is there until then."""
+_SAVE_S = 60
 
 
 def choose_arms(wanted: Sequence[str] | None, *, has_embedder: bool) -> tuple[list[str], list[str]]:
@@ -110,7 +117,9 @@ def run_arms(
     *,
     writes: bool,
     num_written: int = 0,
+    earlier: Mapping[str, Any] | None = None,
     on_place: OnPlace = lambda done, total, label: None,
+    save: Save = lambda report: None,
 ) -> dict[str, Any]:
     """Ask at all places in every arm. An interrupt ends it with what is there.
 
@@ -121,49 +130,72 @@ def run_arms(
         names: of arms.
         writes: the answers are calls, which are also written freely.
         num_written: of quotes, so many are also written freely, the first ones.
+        earlier: what this returned, or saved, before: nothing of it is asked again, and its other
+            arms are reported too.
         on_place: called before every place.
+        save: called with what is returned, as if it had been interrupted, at most once a minute.
 
     Returns:
         `arms`, a row for each as `summarize` has them; `places`, with what came of each in every
         arm; `interrupted`; and the set-up.
+
+    Raises:
+        ConfigError: what is there already is of other places, or is damaged.
     """
-    asked: dict[str, list[Asked]] = {}
-    num_bytes: dict[str, int] = {}
-    tokenizer = setup.tokenizer
-    is_interrupted, total = False, len(places) * len(names)
+    tokenizer, about = setup.tokenizer, describe_places(setup, packages, places)
+    asked, stored = ({}, {}) if earlier is None else restore_asked(earlier, about)
+    total, saved_s = len(places) * len(names), time.monotonic()
+
+    def report(*, is_interrupted: bool) -> dict[str, Any]:
+        found = {name: asked[name] for name in ARMS if name in asked}
+        return _report(about, packages, places, found, stored, writes, is_interrupted)
+
+    is_interrupted = False
     try:
         for name in names:
-            asked[name], num_bytes[name] = [], 0
+            known = asked.setdefault(name, [])
+            of_arm = stored.setdefault(name, {})
             for package in packages:
+                there = {one.place for one in known}
                 numbers = [n for n, place in enumerate(places) if place.package == package.name]
+                numbers = [n for n in numbers if n not in there]
                 if not numbers:
                     continue
                 with ARMS[name].open(setup, package) as reader:
-                    num_bytes[name] += reader.num_bytes
+                    of_arm[package.name] = reader.num_bytes
                     for number in numbers:
-                        on_place(sum(map(len, asked.values())), total, ARMS[name].label.strip())
+                        done = sum(len(asked.get(one, ())) for one in names)
+                        on_place(done, total, ARMS[name].label.strip())
                         place = places[number]
                         reader.leave_out(place.document if place.left_out else None)
                         found = ask(
                             reader,
                             number,
                             place,
-                            is_timed=len(asked[name]) < NUM_TIMED,
+                            is_timed=len(known) < NUM_TIMED,
                             is_ranked=not writes,
                             tokenizer=tokenizer if writes or number < num_written else None,
                             is_call=writes,
                         )
-                        asked[name].append(found)
+                        known.append(found)
+                        if time.monotonic() - saved_s > _SAVE_S:
+                            save(report(is_interrupted=True))
+                            saved_s = time.monotonic()
     except KeyboardInterrupt:
         is_interrupted = True
+    return report(is_interrupted=is_interrupted)
+
+
+PLACE = ("package", "document", "prompt", "answer")
+"""What a report says of every place besides what came of it."""
+
+
+def describe_places(
+    setup: Setup, packages: Sequence[Package], places: Sequence[Place]
+) -> dict[str, Any]:
+    """What is asked, of which model: the set-up of a report, and its `places` without answers."""
+    decode = setup.tokenizer.decode
     groups = [place.document if len(packages) == 1 else place.package for place in places]
-    answers = [tokenizer.decode(list(place.answer)) for place in places]
-    ratios = {
-        name: [
-            measure_call(one, answers[one.place]) if writes else measure_quote(one) for one in found
-        ]
-        for name, found in asked.items()
-    }
     return {
         "model": str(unwrap(setup.model).config._name_or_path),
         "packages": [
@@ -181,22 +213,124 @@ def run_arms(
         "num_places": len(places),
         "drawn": "packages" if len(packages) > 1 else "files",
         "num_drawn": len(set(groups)),
-        "arms": summarize(asked, ratios, groups, num_bytes),
         "places": [
-            {
-                "package": place.package,
-                "document": place.document,
-                "prompt": tokenizer.decode(list(place.prompt)),
-                "answer": answer,
-                "arms": {
-                    name: one.to_dict()
-                    for name, found in asked.items()
-                    for one in found
-                    if one.place == number
-                },
-            }
-            for number, (place, answer) in enumerate(zip(places, answers, strict=True))
+            dict(
+                zip(
+                    PLACE,
+                    (one.package, one.document, decode(list(one.prompt)), decode(list(one.answer))),
+                    strict=True,
+                )
+            )
+            for one in places
         ],
+    }
+
+
+def _report(
+    about: Mapping[str, Any],
+    packages: Sequence[Package],
+    places: Sequence[Place],
+    asked: Mapping[str, Sequence[Asked]],
+    stored: Mapping[str, Mapping[str, int]],
+    writes: bool,
+    is_interrupted: bool,
+) -> dict[str, Any]:
+    groups = [place.document if len(packages) == 1 else place.package for place in places]
+    described = about["places"]
+    ratios = {
+        name: [
+            measure_call(one, described[one.place]["answer"]) if writes else measure_quote(one)
+            for one in found
+        ]
+        for name, found in asked.items()
+    }
+    num_bytes = {name: sum(of_arm.values()) for name, of_arm in stored.items()}
+    by_place: list[dict[str, Any]] = [{} for _ in places]
+    for name, found in asked.items():
+        for one in found:
+            by_place[one.place][name] = one.to_dict()
+    return {
+        **about,
+        "arms": summarize(asked, ratios, groups, num_bytes),
+        "stored": {name: dict(of_arm) for name, of_arm in stored.items()},
+        "places": [{**one, "arms": arms} for one, arms in zip(described, by_place, strict=True)],
         "interrupted": is_interrupted,
         **describe_machine(),
     }
+
+
+def restore_asked(
+    earlier: Mapping[str, Any], about: Mapping[str, Any]
+) -> tuple[dict[str, list[Asked]], dict[str, dict[str, int]]]:
+    """What came of places, per arm, and the bytes that each arm stores of each package.
+
+    Args:
+        earlier: a report, which somebody else may have written.
+        about: of what is asked now.
+
+    Raises:
+        ConfigError: it is a report on something else, or is damaged.
+    """
+    now = parse_json(encode_json(about))
+    check_facts(earlier, {key: value for key, value in now.items() if key != "places"})
+    asked: dict[str, list[Asked]] = {}
+    try:
+        for number, was in enumerate(earlier["places"]):
+            if {key: was[key] for key in PLACE} != now["places"][number]:
+                raise ConfigError(
+                    f"place {number} was in {was['document']!r}, and is another one now; the files "
+                    "have changed: begin anew without --resume"
+                )
+            for name, values in was["arms"].items():
+                asked.setdefault(name, []).append(_restore(values, number))
+        stored = {
+            name: {package: _check(int, size) for package, size in earlier["stored"][name].items()}
+            for name in asked
+            if ARMS[name]
+        }
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"what was asked before is damaged ({error!r}); begin anew without --resume"
+        ) from error
+    return asked, stored
+
+
+def check_facts(earlier: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with what was asked in another way.
+
+    Raises:
+        ConfigError: the first fact that is another one.
+    """
+    for key, value in facts.items():
+        if earlier.get(key) != value:
+            raise ConfigError(
+                f"{key} was {earlier.get(key)!r}, and is {value!r} now; go on with what it was, or "
+                "begin anew without --resume"
+            )
+
+
+def _restore(values: Mapping[str, Any], place: int) -> Asked:
+    """What `Asked.to_dict` gave.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    found = tuple(Found(**_check_fields(Found, one)) for one in values["found"])
+    return Asked(**{**_check_fields(Asked, {**values, "found": found}), "place": place})
+
+
+def _check_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    hints = read_hints(cls)
+    return {key: _check(hints[key], value) for key, value in values.items()}
+
+
+def _check(hint: Any, value: Any) -> Any:
+    """A value of one of the types.
+
+    Raises:
+        TypeError: it is of none of them.
+    """
+    allowed = get_args(hint) if isinstance(hint, UnionType) else (get_origin(hint) or hint,)
+    if type(value) not in allowed and not (type(value) is int and float in allowed):
+        raise TypeError(f"{value!r} is no {hint}")
+    return value
