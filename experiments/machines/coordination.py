@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,9 +83,17 @@ def give_out(memory: Path, num_workers: int) -> dict[str, float]:
     text = "x" * BATCH_BYTES
     with join_cluster(None, num_workers):
         readers = IdleReaders(lambda: (None, None), num_workers)
-        documents = (Document(str(number), text) for number in range(NUM_BATCHES))
+
+        def give_documents() -> Iterator[Document]:
+            number = num_given = 0
+            while num_given < NUM_BATCHES:
+                yield Document(str(number), text)
+                number, num_given = number + 1, num_given + (not readers._opening)
+
         start_s = time.perf_counter()
-        given = readers.read(documents, memory, keep_text=True, on_read=lambda name, count: None)
+        given = readers.read(
+            give_documents(), memory, keep_text=True, on_read=lambda name, count: None
+        )
         next(given)
         first_s = time.perf_counter()
         # Until all workers are there.

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True, help="a tiny one")
     parser.add_argument("--kills", type=int, default=50, help="while reading, and while serving")
+    parser.add_argument("--kinds", nargs="+", default=["reading", "serving"])
     options = parser.parse_args()
     counts: dict[str, Any] = json.loads(options.json.read_text()) if options.json.is_file() else {}
     for kind in ("reading", "serving"):
@@ -65,11 +66,11 @@ def main() -> None:
         place = Path(name)
         whole = memorizing.open_memory(model, place / "whole", keep_text=True)
         whole.read(tokenizer, DOCUMENTS, progress=False)
-        while counts["reading"]["kills"] < options.kills:
+        while "reading" in options.kinds and counts["reading"]["kills"] < options.kills:
             add(counts["reading"], kill_while_reading(cluster, model, tokenizer, place, options))
             write_json(options.json, {**counts, "machine": describe_machine()})
             print("reading", counts["reading"], flush=True)
-        left = options.kills - counts["serving"]["kills"]
+        left = options.kills - counts["serving"]["kills"] if "serving" in options.kinds else 0
         for counted in kill_while_serving(cluster, model, tokenizer, place, left):
             add(counts["serving"], counted)
             write_json(options.json, {**counts, "machine": describe_machine()})
@@ -101,10 +102,9 @@ def start_cluster() -> Iterator[Cluster]:
 
 
 def kill_a_node(cluster: Cluster) -> None:
-    """Kill one of the two with all that runs on it; another comes."""
+    """Kill one of the two with all that runs on it."""
     node = random.choice(list(cluster.worker_nodes))
     cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(**NODE)
 
 
 def kill_while_reading(
@@ -130,6 +130,7 @@ def kill_while_reading(
         report = memory.read(tokenizer, DOCUMENTS, progress=begin, readers=readers)
     took_s = time.monotonic() - start_s
     killer[0].join()
+    cluster.add_node(**NODE)
     assert report.num_documents == len(DOCUMENTS), report
     assert load_all(path) == load_all(place / "whole")
     return {"kills": 1, "workers_died": readers.num_deaths, "slowest_read_s": took_s}
@@ -161,7 +162,7 @@ def kill_while_serving(
         with memorizing.open_memory(model, path, documents=names), torch.no_grad():
             expected[held] = ask(model)
     expected[()] = expected[(0,)][:0]
-    for replicas in (1, 2):
+    for replicas in (1, 2) if kills > 0 else ():
         with serve_memory(path, name="faults", num_replicas=replicas) as served:
             address = f"{served.address}?limit_s={LIMIT_S}"
             with memorizing.open_memory(model, address) as memory, torch.no_grad():
@@ -176,8 +177,12 @@ def ask_until_back(
     killer = threading.Timer(random.uniform(0, 0.3), kill_a_node, [cluster])
     killer.start()
     asked = whole = 0
-    slowest_s, start_s, back = 0.0, time.monotonic(), 0
+    slowest_s, start_s, back, is_new = 0.0, time.monotonic(), 0, False
     while killer.is_alive() or back < 20:
+        if not killer.is_alive() and not is_new:
+            # Nodes are made by the main thread only.
+            cluster.add_node(**NODE)
+            is_new = True
         before, begun_s = dict(memory.left_out), time.monotonic()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

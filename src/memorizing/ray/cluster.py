@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from memorizing.errors import ConfigError, IndexUnavailableError, MemorizingError
+from memorizing.errors import ConfigError, IndexUnavailableError, MemorizingError, ResourceError
 
 NAMESPACE = "memorizing"
 """Of all our named actors."""
@@ -60,6 +60,7 @@ def enter_cluster(address: str | None, num_cpus: int | None = None) -> Any:
     Raises:
         IndexUnavailableError: Ray is not installed.
         ConfigError: there is no such cluster.
+        ResourceError: none can be started here.
     """
     ray = import_ray()
     if ray.is_initialized():
@@ -79,10 +80,16 @@ def enter_cluster(address: str | None, num_cpus: int | None = None) -> Any:
                 logging_level="ERROR",
                 **({} if address else here),
             )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # of no class of its own, where a node takes too long to start
+        ray.shutdown()
+        if address is None:
+            raise ResourceError(
+                f"Ray cannot be started on this machine ({error}); look at what else runs here, or "
+                "start it with `ray start --head` and name it: --ray auto"
+            ) from error
         raise ConfigError(
-            f"no Ray cluster at {address or 'this machine'} can be used ({error}); start one with "
-            "`ray start --head`, and let this machine join it with `ray start --address=HOST:PORT`"
+            f"no Ray cluster at {address} can be used ({error}); start one with `ray start "
+            "--head`, and let this machine join it with `ray start --address=HOST:PORT`"
         ) from error
     return ray
 
