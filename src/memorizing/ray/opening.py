@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from memorizing.errors import ConfigError, MemoryFolderError
@@ -89,7 +89,8 @@ def open_served(
         if documents is not None:
             chosen = choose_documents(described.documents, documents, address)
         store = ServedStore(shards, described, lambda: attachment.open_heads, chosen)
-    return MemorySession(attachment, store, keep_text=True, tokenizer=tokenizer)
+    # It has what a session that writes nothing asks of a folder.
+    return MemorySession(attachment, cast(Any, store), keep_text=True, tokenizer=tokenizer)
 
 
 def find_replica(ray: Any, address: Address, shard: int, replica: int) -> Replica:

@@ -30,7 +30,7 @@ from memorizing.huggingface.attaching.passages import LAST, Collection
 from memorizing.huggingface.attaching.window_cache import TextState
 from memorizing.index_settings import IndexSettings
 from memorizing.memory import Entries, History, Memory, RetrievalControl, Retrieved
-from memorizing.memory.frozen import SearchedMemory
+from memorizing.memory.frozen import FrozenMemory, SearchedMemory
 from memorizing.memory.history import count_hidden
 from memorizing.memory.retrieved import keep_best
 
@@ -80,10 +80,13 @@ class OpenMemory:
 
     @cached_property
     def collection(self) -> Collection:
-        """What passages are found among."""
+        """What passages are found among in this process."""
+        layers = {
+            layer: memory for layer, memory in self.base.items() if isinstance(memory, FrozenMemory)
+        }
         if self.library is None:
-            return Collection((), self.base)
-        return Collection(tuple(self.library.num_entries), self.base, self.library.read_ids)
+            return Collection((), layers)
+        return Collection(tuple(self.library.num_entries), layers, self.library.read_ids)
 
     @cached_property
     def searched(self) -> Searched:
