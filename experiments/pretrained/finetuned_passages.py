@@ -53,9 +53,13 @@ from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passage_room import look_up_start_token
 from memorizing.huggingface.attaching.passages import (
     Collection,
-    choose_spans,
-    match_words,
-    rank_chunks,
+    choose_among,
+    choose_in,
+    count_words,
+    list_words,
+    match_counts,
+    rank_part,
+    weigh_words,
 )
 from memorizing.huggingface.learning.adapter import (
     add_lora,
@@ -227,16 +231,17 @@ def find_passages(
     """
     part = package.collection
     words = torch.tensor(package.tokens[start : start + PROMPT_LEN])
-    (matches,) = match_words(words, [part])
+    wanted, nearness = list_words(words)
+    counts = count_words(wanted, part)
+    matches = match_counts(counts, weigh_words(nearness, (counts > 0).sum(0), len(counts)))
     if kind == "other":
         first = part.first_of_chunk
         is_near = (first >= start - PASSAGE_LEN) & (first < start + length + PASSAGE_LEN)
         matches = matches.masked_fill(is_near, 0.0)
     shares = torch.zeros(1, matches.shape[1])  # words alone find
-    scores = rank_chunks([shares], [matches])
-    spans = choose_spans(
-        [part], [shares], scores, number, PASSAGE_LEN, MemorySettings.passage_margin
-    )
+    scores = rank_part(shares, matches, matches.logsumexp(1))
+    found = choose_in(part, shares, scores, number, PASSAGE_LEN)
+    spans = choose_among(found, number, MemorySettings.passage_margin)
     return [package.tokens[span.start : span.end] for span in spans]
 
 

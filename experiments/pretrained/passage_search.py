@@ -42,10 +42,17 @@ from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
     LAST_WORDS,
     Collection,
-    choose_spans,
-    match_words,
-    rank_chunks,
-    weigh_chunks,
+    Span,
+    choose_among,
+    choose_in,
+    count_words,
+    list_words,
+    match_counts,
+    rank_part,
+    share_out,
+    sum_chunks,
+    total_sums,
+    weigh_words,
 )
 from memorizing.huggingface.loading import load_pretrained
 from memorizing.index_settings import parse_index
@@ -66,7 +73,7 @@ class Prompt:
     entry: int
     """Of the token after it, among those of the newer files."""
     queries: Tensor
-    """(P, T, D), as `weigh_chunks` takes them."""
+    """(P, T, D), as `sum_chunks` takes them."""
     ids: Tensor
 
 
@@ -199,6 +206,12 @@ def fill_up(read: Read, size: int) -> Read:
     return Read(*joined, lengths, read.num_newer, read.places)
 
 
+def choose(part: Collection, shares: Tensor, matches: Tensor) -> list[Span]:
+    """The best spans by shares (T, c) and words (2, c)."""
+    scores = rank_part(shares, matches, matches.logsumexp(1))
+    return choose_among(choose_in(part, shares, scores, FOUR, PASSAGE_LEN), FOUR, MARGIN)
+
+
 def measure_size(
     read: Read, prompts: Sequence[Prompt], index: str, neighbors: int, exact: list[list[int]]
 ) -> tuple[dict[str, Any], list[list[int]]]:
@@ -214,20 +227,24 @@ def measure_size(
     for prompt in prompts:
         start = time.process_time()
         queries, places = {LAYER: prompt.queries}, {LAYER: read.places}
-        shares = weigh_chunks(queries, places, [part], neighbors)
-        matches = match_words(prompt.ids[-LAST_WORDS:], [part])
-        scores = rank_chunks(shares, matches)
-        spans = choose_spans([part], shares, scores, FOUR, PASSAGE_LEN, MARGIN)
+        sums = sum_chunks(queries, places, part, neighbors)
+        shares = share_out(
+            sums, total_sums(sums), len(part.first_of_chunk), prompt.queries.shape[1]
+        )
+        wanted, nearness = list_words(prompt.ids[-LAST_WORDS:])
+        counts = count_words(wanted, part)
+        weights = weigh_words(nearness, (counts > 0).sum(0), len(counts))
+        matches = match_counts(counts, weights)
+        spans = choose(part, shares, matches)
         seconds.append(time.process_time() - start)
         found.append([span.chunk for span in spans])
-        nothing = [torch.zeros_like(matches[0])], [torch.zeros_like(shares[0])]
         alone = {
-            "heads": (shares, rank_chunks(shares, nothing[0])),
-            "words": (nothing[1], rank_chunks(nothing[1], matches)),
+            "heads": (shares, torch.zeros_like(matches)),
+            "words": (torch.zeros_like(shares), matches),
         }
         ranks["together"].append(find_place(found[-1], prompt.entry))
-        for name, (given, scored) in alone.items():
-            chosen = choose_spans([part], given, scored, FOUR, PASSAGE_LEN, MARGIN)
+        for name, told in alone.items():
+            chosen = choose(part, *told)
             ranks[name].append(find_place([one.chunk for one in chosen], prompt.entry))
     count = len(prompts)
     num_first, num_four = (sum(rank <= most for rank in ranks["together"]) for most in (1, FOUR))

@@ -341,9 +341,11 @@ def _measure(
             facts["embedder"] = earlier["embedder"] = embedder or known
         check_facts(earlier, facts)
 
+    head = {**facts, "notes": list(notes)}
+
     def save(result: dict[str, Any]) -> None:
         if json_file is not None:
-            write_output(json_file, encode_json({**facts, "notes": list(notes), **result}))
+            write_output(json_file, encode_json({**head, **result}))
 
     encoder = None if embedder is None else SentenceEncoder(embedder, model.device)
     display = make_display(is_patient=True, is_transient=True)
@@ -383,7 +385,7 @@ def _measure(
             )
         finally:
             display.stop()
-    result = {**facts, "notes": list(notes), **result}
+    result = {**head, **result}
     print_result(result)
     write_result(json_file, result)
     if result["interrupted"]:

@@ -24,7 +24,7 @@ from memorizing.errors import ConfigError
 from memorizing.index_settings import IndexSettings
 from memorizing.knn import Neighbors
 from memorizing.memory.retrieved import Retrieved
-from memorizing.memory.store import Memory
+from memorizing.memory.store import Memory, compute_positions
 from memorizing.ranks import Ranks
 
 
@@ -102,9 +102,7 @@ class SpreadMemory:
 
     def compute_positions(self, slots: Tensor, rows: Tensor | None = None) -> Tensor:
         """Position in its document of the entry of every slot (B, H, T, k); `rows` are donors."""
-        appended = self.num_appended if rows is None else self.num_appended[rows.cpu()]
-        newest = (appended - 1).to(slots.device).view(-1, 1, 1, 1)
-        return newest - (newest - slots) % self.capacity
+        return compute_positions(slots, self.num_appended, self.capacity, rows)
 
     def retrieve(
         self,

@@ -253,9 +253,7 @@ class Memory:
 
     def compute_positions(self, slots: Tensor, rows: Tensor | None = None) -> Tensor:
         """Position in its document of the entry of every slot (B, H, T, k); `rows` are donors."""
-        appended = self.num_appended if rows is None else self.num_appended[rows.cpu()]
-        newest = (appended - 1).to(slots.device, non_blocking=True).view(-1, 1, 1, 1)
-        return newest - (newest - slots) % self.capacity
+        return compute_positions(slots, self.num_appended, self.capacity, rows)
 
     def select_rows(self, rows: Tensor) -> Memory:
         """A memory of these rows only, as a copy. `rows` is an index tensor."""
@@ -328,3 +326,19 @@ def count_groups(queries: Tensor, num_heads: int, head_dim: int, num_rows: int |
             f"multiple, queries, {head_dim})"
         )
     return queries.shape[1] // num_heads
+
+
+def compute_positions(
+    slots: Tensor, num_appended: Tensor, capacity: int, rows: Tensor | None = None
+) -> Tensor:
+    """Position in its document of the entry of every slot (B, H, T, k) of a ring; int64.
+
+    Args:
+        slots: of the ring.
+        num_appended: (R,) on the CPU, entries that each row was given.
+        capacity: slots of a row.
+        rows: (B,), the rows that the slots are of; None is all, in their order.
+    """
+    appended = num_appended if rows is None else num_appended[rows.cpu()]
+    newest = (appended - 1).to(slots.device, non_blocking=True).view(-1, 1, 1, 1)
+    return newest - (newest - slots) % capacity

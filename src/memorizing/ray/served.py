@@ -23,7 +23,6 @@ from memorizing.huggingface.attaching.passage_room import (
     Totals,
 )
 from memorizing.huggingface.attaching.passages import Collection, Span, add_sums
-from memorizing.huggingface.sessions.library import ReadStored
 from memorizing.knn import Neighbors
 from memorizing.memory import Retrieved
 from memorizing.memory.disk import FolderDescription, LayerEntries, NewDocument, StoredDocument
@@ -152,9 +151,9 @@ class ServedStore:
             if layer in open_heads and open_heads[layer].is_any
         }
 
-    def open_entries(self) -> ReadStored:
-        """Entries are fetched with their passages."""
-        return self._refuse("read entry by entry")
+    def open_entries(self) -> NoReturn:
+        """Entries, and tokens, are fetched with their passages."""
+        self._refuse("read entry by entry")
 
     @contextlib.contextmanager
     def write(self, tokenizer: Any) -> Iterator[None]:
@@ -294,17 +293,15 @@ class ServedLibrary:
         """See `Searched`."""
         return not self.num_entries
 
-    def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
+    def read_tokens(self, document: int) -> NoReturn:
         """Tokens are fetched with their passages."""
         self._store.open_entries()
-        raise AssertionError
 
-    def read_ids(self) -> Tensor:
+    def read_ids(self) -> NoReturn:
         """Shards have them."""
         self._store.open_entries()
-        raise AssertionError
 
-    def find_kept(self, document: int, numbers: Tensor) -> ReadEntries | None:
+    def find_kept(self, document: int, numbers: Tensor) -> NoReturn:
         """Entries are fetched with their passages."""
         self._store.open_entries()
 

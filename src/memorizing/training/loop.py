@@ -481,8 +481,7 @@ class TrainingLoop(ABC):
         self._load_model(checkpoint)
         with explain_damage(checkpoint):
             self.loader.load_state_dict(values["loader"])
-            of_optimizer = dict(fetch_tensors(training.optimizer))
-            self.optimizer.load_state_dict(of_optimizer, values["optimizer"])
+            self.optimizer.load_state_dict(training.optimizer, values["optimizer"])
             rows = {n: t for n, t in training.state.items() if n.startswith("row.")}
             self._rows.load_state_dict(rows)
             self._held_out.load_dict(values["validation"])

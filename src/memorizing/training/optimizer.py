@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from memorizing.config import TrainingConfig
 from memorizing.errors import CheckpointError, ConfigError
 from memorizing.ranks import Ranks, Shards, hash_tensors
-from memorizing.storage.tensors import AwaitedTensor
+from memorizing.storage.tensors import AwaitedTensor, MaybeAwaited, fetch_tensors
 from memorizing.training.muon import Muon
 
 Parameters = dict[str, nn.Parameter]
@@ -275,7 +275,7 @@ class Optimizer:
                         numbers[name] = value
         return tensors, numbers
 
-    def load_state_dict(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+    def load_state_dict(self, tensors: MaybeAwaited, numbers: Mapping[str, Any]) -> None:
         """Put back what `state_dict` gave, bit for bit. In place; rates follow with `set_step`.
 
         Raises:
@@ -287,7 +287,7 @@ class Optimizer:
             for group in optimizer.param_groups
             for p in group["params"]
         }
-        values = {**tensors, **numbers}
+        values = {**dict(fetch_tensors(tensors)), **numbers}
         for name in values:
             owner = name.rpartition("|")[0]
             if owner not in owners:

@@ -21,7 +21,6 @@ from memorizing.evaluation.answers import read_blocks, split_questions
 from memorizing.loss import sum_nats
 from memorizing.model import MemorizingTransformer
 from memorizing.model.block import Block
-from memorizing.storage.tensors import fetch_tensors
 from memorizing.training.checkpoint import (
     TrainingState,
     load_training_state,
@@ -103,8 +102,7 @@ def train_on_questions(
     if folder is not None and (folder / "checkpoint").exists():
         saved = load_training_state(folder / "checkpoint")
         load_weights(folder / "checkpoint", model)
-        of_optimizer = dict(fetch_tensors(saved.optimizer))
-        optimizer.load_state_dict(of_optimizer, saved.trainer["optimizer"])
+        optimizer.load_state_dict(saved.optimizer, saved.trainer["optimizer"])
         state = state.load_state_dict(saved.state)
         first_step = saved.trainer["step"] + 1
     device = model.embedding.weight.device

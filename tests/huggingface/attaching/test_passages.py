@@ -14,14 +14,16 @@ from memorizing.huggingface.attaching import passages
 from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
     Collection,
-    choose_spans,
-    match_words,
-    rank_chunks,
     score_chunks,
-    weigh_chunks,
 )
 from memorizing.index_settings import parse_index
 from memorizing.memory.frozen import FrozenBlock, FrozenMemory, make_block
+from tests.huggingface.attaching.chunks import (
+    choose_spans,
+    match_words,
+    rank_chunks,
+    weigh_chunks,
+)
 
 LAYER, KEY_HEADS, GROUPS, QUERIES, WIDTH = 3, 2, 3, 5, 7
 LENGTHS = (71, 1, 0, 130, CHUNK_LEN)

@@ -15,9 +15,7 @@ from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
     LAST,
     Collection,
-    choose_spans,
     score_chunks,
-    weigh_chunks,
 )
 from memorizing.huggingface.learning.calibration import add_calibrated_memory
 from memorizing.huggingface.learning.finding_heads import (
@@ -30,6 +28,7 @@ from memorizing.huggingface.learning.finding_heads import (
     weigh_by_head,
 )
 from memorizing.memory.frozen import FrozenMemory
+from tests.huggingface.attaching.chunks import choose_spans, weigh_chunks
 from tests.huggingface.sessions.tools import TOKENIZER, read_all
 from tests.huggingface.tools import (
     CONFIGS,

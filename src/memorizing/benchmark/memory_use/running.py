@@ -157,8 +157,11 @@ def run_arms(
             of_arm = stored.setdefault(name, {})
             for package in packages:
                 there = {one.place for one in known}
-                numbers = [n for n, place in enumerate(places) if place.package == package.name]
-                numbers = [n for n in numbers if n not in there]
+                numbers = [
+                    number
+                    for number, place in enumerate(places)
+                    if place.package == package.name and number not in there
+                ]
                 if not numbers:
                     continue
                 with ARMS[name].open(setup, package) as reader:
@@ -186,16 +189,11 @@ def run_arms(
     return report(is_interrupted=is_interrupted)
 
 
-PLACE = ("package", "document", "prompt", "answer")
-"""What a report says of every place besides what came of it."""
-
-
 def describe_places(
     setup: Setup, packages: Sequence[Package], places: Sequence[Place]
 ) -> dict[str, Any]:
     """What is asked, of which model: the set-up of a report, and its `places` without answers."""
     decode = setup.tokenizer.decode
-    groups = [place.document if len(packages) == 1 else place.package for place in places]
     return {
         "model": str(unwrap(setup.model).config._name_or_path),
         "packages": [
@@ -212,18 +210,22 @@ def describe_places(
         "whole_len": setup.whole_len,
         "num_places": len(places),
         "drawn": "packages" if len(packages) > 1 else "files",
-        "num_drawn": len(set(groups)),
+        "num_drawn": len(set(_name_groups(packages, places))),
         "places": [
-            dict(
-                zip(
-                    PLACE,
-                    (one.package, one.document, decode(list(one.prompt)), decode(list(one.answer))),
-                    strict=True,
-                )
-            )
+            {
+                "package": one.package,
+                "document": one.document,
+                "prompt": decode(list(one.prompt)),
+                "answer": decode(list(one.answer)),
+            }
             for one in places
         ],
     }
+
+
+def _name_groups(packages: Sequence[Package], places: Sequence[Place]) -> list[str]:
+    """What intervals draw again: the package of every place, or of one package the file."""
+    return [place.document if len(packages) == 1 else place.package for place in places]
 
 
 def _report(
@@ -235,8 +237,7 @@ def _report(
     writes: bool,
     is_interrupted: bool,
 ) -> dict[str, Any]:
-    groups = [place.document if len(packages) == 1 else place.package for place in places]
-    described = about["places"]
+    groups, described = _name_groups(packages, places), about["places"]
     ratios = {
         name: [
             measure_call(one, described[one.place]["answer"]) if writes else measure_quote(one)
@@ -273,20 +274,21 @@ def restore_asked(
     """
     now = parse_json(encode_json(about))
     check_facts(earlier, {key: value for key, value in now.items() if key != "places"})
-    asked: dict[str, list[Asked]] = {}
+    asked: dict[str, list[Asked]] = {name: [] for name in ARMS}
     try:
         for number, was in enumerate(earlier["places"]):
-            if {key: was[key] for key in PLACE} != now["places"][number]:
+            place = now["places"][number]
+            if {key: was[key] for key in place} != place:
                 raise ConfigError(
                     f"place {number} was in {was['document']!r}, and is another one now; the files "
                     "have changed: begin anew without --resume"
                 )
             for name, values in was["arms"].items():
-                asked.setdefault(name, []).append(_restore(values, number))
+                asked[name].append(_restore(values, number))
         stored = {
             name: {package: _check(int, size) for package, size in earlier["stored"][name].items()}
-            for name in asked
-            if ARMS[name]
+            for name, found in asked.items()
+            if found
         }
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ConfigError(

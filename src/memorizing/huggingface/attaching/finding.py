@@ -115,12 +115,12 @@ def find_passages(
     """The best passages of one row, best one first.
 
     Args:
-        queries: see `weigh_chunks`.
-        places: see `weigh_chunks`.
+        queries: see `sum_chunks`.
+        places: see `sum_chunks`.
         ids: (n,) of the tokens of the row's text, of which the last ones are looked for.
         searched: documents that were read before, and what the row has read itself.
         settings: how many passages, how long.
-        is_written: see `choose_spans`.
+        is_written: see `choose_in`.
 
     Raises:
         MemoryFolderError: the text of a document was not kept, or became other tokens.

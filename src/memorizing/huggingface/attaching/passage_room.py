@@ -124,9 +124,9 @@ class Question:
     """What the last tokens of a text ask for."""
 
     queries: Mapping[int, Tensor]
-    """See `weigh_chunks`."""
+    """See `sum_chunks`."""
     places: Mapping[int, Tensor]
-    """See `weigh_chunks`."""
+    """See `sum_chunks`."""
     num_neighbors: int
     wanted: Tensor
     """(W,) ids of the words that find."""

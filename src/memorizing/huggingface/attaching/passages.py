@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
@@ -130,30 +130,6 @@ class Collection:
         return torch.searchsorted(self.first_of_chunk, entries.cpu(), right=True) - 1
 
 
-def weigh_chunks(
-    queries: Mapping[int, Tensor],
-    places: Mapping[int, Tensor],
-    collections: Sequence[Collection],
-    num_neighbors: int,
-) -> list[Tensor]:
-    """Shares of attention (T, c) fp32 of each collection; a query's all together sum to 1.
-
-    Args:
-        queries: per layer, (K * G, T, D) of one row, those of a head of keys side by side, free of
-            positions, multiplied by the scale of the layer.
-        places: per layer, (F,) ascending, which of the K * G find; the others fill a group up.
-        collections: what is attended to; one softmax goes over all of them.
-        num_neighbors: k, in every block that is not searched exactly.
-    """
-    sums = [sum_chunks(queries, places, part, num_neighbors) for part in collections]
-    totals = add_sums([total_sums(one) for one in sums])
-    num_queries = next((asked.shape[1] for asked in queries.values()), 0)
-    return [
-        share_out(one, totals, len(part.first_of_chunk), num_queries)
-        for one, part in zip(sums, collections, strict=True)
-    ]
-
-
 ChunkSums = Mapping[int, Sequence[tuple[Tensor, Tensor]]]
 """Per layer, numbers (c,) of chunks and the logs (c, F * T) of their sums of exponentials."""
 
@@ -164,7 +140,15 @@ def sum_chunks(
     part: Collection,
     num_neighbors: int,
 ) -> ChunkSums:
-    """What is divided by the total to be shares; see `weigh_chunks`."""
+    """What is divided by the total over all collections to be shares of attention.
+
+    Args:
+        queries: per layer, (K * G, T, D) of one row, those of a head of keys side by side, free of
+            positions, multiplied by the scale of the layer.
+        places: per layer, (F,) ascending, which of the K * G find; the others fill a group up.
+        part: what is attended to.
+        num_neighbors: k, in every block that is not searched exactly.
+    """
     return {
         layer: list(_sum_chunks(part, layer, asked, places[layer], num_neighbors))
         for layer, asked in queries.items()
@@ -191,7 +175,10 @@ def add_sums(totals: Sequence[Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
 def share_out(
     sums: ChunkSums, totals: Mapping[int, Tensor], num_chunks: int, num_queries: int
 ) -> Tensor:
-    """Shares of attention (T, c) of a collection of so many chunks; see `weigh_chunks`."""
+    """Shares of attention (T, c) fp32 of a collection of so many chunks.
+
+    Those of a query sum to 1 over all collections that `totals` are of.
+    """
     shares = torch.zeros(num_chunks, num_queries)
     for layer, found in sums.items():
         for chunks, logs in found:
@@ -281,24 +268,11 @@ def score_chunks(shares: Tensor) -> Tensor:
     return (shares + _LEAST_SHARE).log().mean(-2)
 
 
-def match_words(words: Tensor, collections: Sequence[Collection]) -> list[Tensor]:
-    """BM25 (2, c) fp32 of the chunks of each collection: by all words alike, and by near ones.
-
-    Nothing is indexed: a text that is written is a collection too, and is another one every time.
-
-    Args:
-        words: (w,) ids of tokens, the last one nearest; those below 0 are none.
-        collections: chunks of all are counted together.
-    """
-    wanted, nearness = list_words(words)
-    counts = [count_words(wanted, part) for part in collections]
-    holding = torch.stack([(count > 0).sum(0) for count in counts]).sum(0)
-    weights = weigh_words(nearness, holding, sum(map(len, counts)))
-    return [match_counts(count, weights) for count in counts]
-
-
 def list_words(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Different ids (W,) of tokens (w,), and how near (W,) to the end each stands last."""
+    """Different ids (W,) of tokens (w,), and how near (W,) to the end each stands last.
+
+    Those below 0 are none.
+    """
     wanted, place = words.clamp(min=-1).unique(return_inverse=True)
     weights = 1 / (1 + torch.arange(len(words) - 1, -1, -1) / _REACH)
     nearest = torch.zeros(len(wanted)).scatter_reduce_(0, place, weights, "amax")
@@ -312,7 +286,10 @@ def weigh_words(nearness: Tensor, holding: Tensor, num_chunks: int) -> Tensor:
 
 
 def match_counts(counts: Tensor, weights: Tensor) -> Tensor:
-    """BM25 (2, c) of chunks with so many of each word (c, W); see `weigh_words`."""
+    """BM25 (2, c) fp32 of chunks with so many of each word (c, W); see `weigh_words`.
+
+    Nothing is indexed: a text that is written is a collection too, and is another one every time.
+    """
     return (counts * (_SATURATION + 1) / (counts + _SATURATION) @ weights).t()
 
 
@@ -330,19 +307,14 @@ def count_words(wanted: Tensor, part: Collection) -> Tensor:
     return cells.bincount(minlength=shape[0] * shape[1]).view(shape).float()
 
 
-def rank_chunks(shares: Sequence[Tensor], matches: Sequence[Tensor]) -> list[Tensor]:
-    """Scores (c,) of the chunks of each collection; -inf where neither heads nor words say a thing.
+def rank_part(shares: Tensor, matches: Tensor, total: Tensor) -> Tensor:
+    """Scores (c,) of chunks; -inf where neither heads nor words say a thing.
 
     Args:
-        shares: of attention (T, c), per collection.
-        matches: as `match_words` gives them, per collection.
+        shares: of attention (T, c).
+        matches: BM25 (2, c).
+        total: (2,), logs of the sums of exponentials of the matches of all collections.
     """
-    total = torch.cat(list(matches), 1).logsumexp(1)
-    return [rank_part(share, match, total) for share, match in zip(shares, matches, strict=True)]
-
-
-def rank_part(shares: Tensor, matches: Tensor, total: Tensor) -> Tensor:
-    """As `rank_chunks`, of one collection; `total` (2,): logs of summed exponentials of all."""
     told = (matches - total.unsqueeze(1)).exp().mean(0).add(_LEAST_SHARE).log()
     is_nothing = (shares == 0).all(0) & (matches[0] == 0)
     return (score_chunks(shares) + told).masked_fill(is_nothing, -torch.inf)
@@ -365,43 +337,15 @@ class Span:
     """Score of this chunk, by which spans are chosen."""
 
 
-def choose_spans(
-    collections: Sequence[Collection],
-    shares: Sequence[Tensor],
-    scores: Sequence[Tensor],
-    num_passages: int,
-    passage_len: int,
-    margin: float,
-    *,
-    is_written: bool = False,
-) -> list[Span]:
-    """Spans around the best chunks, best first, inside their documents; no two overlap.
-
-    Args:
-        collections: what they are chosen from.
-        shares: per collection, those of its chunks (T, c).
-        scores: per collection, those of its chunks (c,); -inf is never chosen.
-        num_passages: at most.
-        passage_len: entries of each, at most, a quarter of them before the chunk: what stands
-            before it tells the place, and a quote goes on behind it.
-        margin: chunks whose score is so much lower than that of the best are not chosen.
-        is_written: for a text that is written on, which has just said what stands before the chunk:
-            it begins with the chunk, and is exchanged half as often.
-    """
-    found = [
-        replace(span, collection=number)
-        for number, part in enumerate(collections)
-        for span in choose_in(
-            part, shares[number], scores[number], num_passages, passage_len, is_written=is_written
-        )
-    ]
-    return choose_among(found, num_passages, margin)
-
-
 def choose_among(spans: Sequence[Span], num_passages: int, margin: float) -> list[Span]:
-    """The best of what was chosen in several collections; see `choose_spans`.
+    """The best of what was chosen in several collections, best first.
 
     Of equal ones, the later collection comes first, and in it the later chunk.
+
+    Args:
+        spans: of all of them.
+        num_passages: at most.
+        margin: chunks whose score is so much lower than that of the best are not chosen.
     """
     best = sorted(spans, key=lambda one: (one.value, one.collection, one.chunk), reverse=True)
     return [one for one in best if one.value >= best[0].value - margin][:num_passages]
@@ -416,7 +360,18 @@ def choose_in(
     *,
     is_written: bool = False,
 ) -> list[Span]:
-    """As `choose_spans`, in one collection, however much lower the scores are."""
+    """Spans around the best chunks, best first, inside their documents; no two overlap.
+
+    Args:
+        part: what they are chosen from.
+        shares: those of its chunks (T, c).
+        scores: those of its chunks (c,); -inf is never chosen.
+        num_passages: at most.
+        passage_len: entries of each, at most, a quarter of them before the chunk: what stands
+            before it tells the place, and a quote goes on behind it.
+        is_written: for a text that is written on, which has just said what stands before the chunk:
+            it begins with the chunk, and is exchanged half as often.
+    """
     num_before = 0 if is_written else passage_len // 4
     # A passage overlaps at most so many chunks besides its own.
     most = num_passages * (2 * (passage_len // CHUNK_LEN) + 3)

@@ -97,7 +97,7 @@ class Reader(Calls):
             arguments: of the base model, with a cache.
 
         Returns:
-            Per layer that finds, its last queries (B, P, T, D), as `weigh_chunks` takes a row's.
+            Per layer that finds, its last queries (B, P, T, D), as `sum_chunks` takes a row's.
         """
         asked: dict[int, Tensor] = {}
         with self._make_apart(asked=asked), suppress(EntriesRead):

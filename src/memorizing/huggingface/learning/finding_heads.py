@@ -1,7 +1,7 @@
 """Which heads find passages, found out from any text: places of it are looked for from outside.
 
 A prompt that stands in a text is read alone, as a user's prompt is. What its last queries ask for
-is compared with the entries of the whole text, as `weigh_chunks` does, but head by head:
+is compared with the entries of the whole text, as `sum_chunks` does, but head by head:
 
     share(h, t, c) = sum_{e in c} softmax_e(s_h q_ht . k_he)
     rank = 1 + number of chunks with no lower score than the right one and its neighbors
@@ -202,7 +202,7 @@ def measure_shares(
 
 
 def weigh_by_head(queries: Tensor, keys: Tensor, collection: Collection) -> Tensor:
-    """Shares of attention (P, H, T, C) fp32 of chunks: those of `weigh_chunks`, of every head.
+    """Shares of attention (P, H, T, C) fp32 of chunks: those of `share_out`, of every head.
 
     Args:
         queries: (P, H, T, D), multiplied by the scale of the layer.

@@ -15,9 +15,7 @@ from transformers import DynamicCache
 
 from memorizing.data import Document
 from memorizing.errors import ConfigError, MemoryFolderError, StateError
-from memorizing.huggingface.attaching.attachment import (
-    Attachment,
-)
+from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.passage_room import Library
 from memorizing.huggingface.attaching.step import OpenMemory
 from memorizing.huggingface.sessions.reading import (
@@ -31,11 +29,7 @@ from memorizing.huggingface.sessions.reading import (
 from memorizing.huggingface.sessions.sources import Sources
 from memorizing.huggingface.sessions.stores import FolderStore, RamStore
 from memorizing.huggingface.sessions.texts import list_documents
-from memorizing.memory.disk import (
-    NewDocument,
-    StoredDocument,
-    hash_text,
-)
+from memorizing.memory.disk import NewDocument, StoredDocument, hash_text
 from memorizing.memory.frozen import SearchedMemory
 
 _FLUSH = 16_384
