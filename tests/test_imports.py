@@ -47,11 +47,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "analysis": {"model", "evaluation", "huggingface", DATA_TYPES, "knn", "metrics"},
     "run_report": ALL,
     "benchmark": ALL,
+    "planning": {"huggingface", "memory", "training", "benchmark"},
     "demo": {*ALL, "run_report", "benchmark"},
     "serving": {"huggingface", "memory"},
     "ray": {"huggingface", "memory", "knn", DATA_TYPES},
     "opening": {"huggingface", "ray"},
-    "cli": {*ALL, "run_report", "benchmark", "demo", "opening", "ray", "serving"},
+    "cli": {*ALL, "run_report", "benchmark", "demo", "opening", "planning", "ray", "serving"},
     "__main__": {"cli"},
 }
 """Place -> places it may import, besides itself and EVERYWHERE."""

@@ -535,7 +535,9 @@ def main() -> None:
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     import memorizing.cli
-    import memorizing.huggingface
+    import memorizing.huggingface.learning.calibration
+    import memorizing.huggingface.own_model.model
+    import memorizing.huggingface.sessions.opening
     import memorizing.training.finetuning  # noqa: F401
 
     torch.set_num_threads(1)

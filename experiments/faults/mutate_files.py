@@ -449,7 +449,9 @@ def main() -> int:
     from transformers.models.llama import modeling_llama  # noqa: F401
 
     import memorizing.cli
-    import memorizing.huggingface
+    import memorizing.huggingface.learning.calibration
+    import memorizing.huggingface.own_model.model
+    import memorizing.huggingface.sessions.opening
     import memorizing.training.finetuning  # noqa: F401
 
     transformers.logging.disable_progress_bar()

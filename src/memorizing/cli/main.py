@@ -24,6 +24,7 @@ from memorizing.cli import (
     info,
     inspect,
     memory,
+    plan,
     read,
     serve,
     train,
@@ -90,6 +91,7 @@ VERBS = {
     "demo": demo,
     "corpus": corpus,
     "info": info,
+    "plan": plan,
 }
 for name, verb in VERBS.items():
     app.command(name, epilog=verb.EXAMPLES)(verb.run)

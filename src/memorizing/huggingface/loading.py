@@ -49,7 +49,7 @@ def load_pretrained(
         TokenizerError: it has no tokenizer, or one with more tokens than the model knows.
     """
     # So that models of ours are known by their type.
-    from memorizing.huggingface import own_model  # noqa: F401
+    import memorizing.huggingface.own_model.model  # noqa: F401
 
     model, tokenizer = _load_both(check_place(name), name, dtype)
     num_known = model.get_input_embeddings().weight.shape[0]
@@ -177,6 +177,56 @@ def _load(place: str, name: str, dtype: torch.dtype | str) -> tuple[Any, Any]:
         raise TokenizerError(explain_failure("tokenizer", name, error)) from error
 
 
+def describe_shape(name: str) -> tuple[Any, int]:
+    """The config of a causal language model, and how many weights it has. None is loaded.
+
+    Args:
+        name: a folder with a config.json, or a name on the hub, of which that file is downloaded.
+
+    Raises:
+        ConfigError: there is no such model, or its config is damaged or needs code of its own.
+    """
+    import memorizing.huggingface.own_model.model  # noqa: F401
+
+    place = check_place(name)
+    if not Path(place).is_dir():
+        try:
+            place = str(Path(str(cached_file(place, "config.json"))).parent)
+        except Exception as error:  # Of the hub's client.
+            raise ConfigError(explain_failure("config", name, error)) from error
+    with _explain_damage(name):
+        config = _load_config(Path(place), name)
+        return config, _count_weights(config)
+
+
+@contextlib.contextmanager
+def _explain_damage(name: str) -> Iterator[None]:
+    """Let whatever a damaged config leads transformers to be a `ConfigError`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(explain_failure("model", name, error)) from error
+
+
+def _load_config(folder: Path, name: str) -> Any:
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    _check_numbers(values, name)
+    if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"the model {name!r} comes with code of its own, which is not run; use a model of "
+            "a family that transformers knows"
+        )
+    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+
+
+def _count_weights(config: Any) -> int:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def _check_size(folder: Path, name: str) -> None:
     """Refuse a config that its weights cannot be of, before anything is allocated for it.
 
@@ -184,29 +234,15 @@ def _check_size(folder: Path, name: str) -> None:
         ConfigError: one that is damaged, has numbers that no model has, needs code of its own, or
             describes a model of many more weights than there are.
     """
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        _check_numbers(values, name)
-        if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING:
-            raise ConfigError(
-                f"the model {name!r} comes with code of its own, which is not run; use a model of "
-                "a family that transformers knows"
-            )
+    with _explain_damage(name):
+        config = _load_config(folder, name)
         num_bytes = sum(file.stat().st_size for kind in _WEIGHTS for file in folder.glob(kind))
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         text = config.get_text_config()
         sizes = ("hidden_size", "vocab_size", "num_hidden_layers")
         width, *counts = (int(getattr(text, size, None) or 1) for size in sizes)
         num_weights = width * sum(counts)
         if num_bytes and num_weights <= _MOST_PER_BYTE * num_bytes:
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-            num_weights = sum(weight.numel() for weight in model.parameters())
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(explain_failure("model", name, error)) from error
+            num_weights = _count_weights(config)
     if num_bytes and num_weights > _MOST_PER_BYTE * num_bytes:
         raise ConfigError(
             f"config.json of {name!r} describes a model of {num_weights:,} weights or more, and "

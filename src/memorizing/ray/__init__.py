@@ -1,11 +1,28 @@
 """Several machines: documents read by many processes, one memory served by several, through Ray.
 
 Ray (its actors, placement and restarts) comes with the extra `ray`, and is imported when the first
-of this is used.
+of this is used. Names load when they are first used: a shard needs no model.
 """
 
-from memorizing.ray.opening import open_served
-from memorizing.ray.reading import RayReaders
-from memorizing.ray.serving import serve_memory
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memorizing.ray.opening import open_served
+    from memorizing.ray.reading import RayReaders
+    from memorizing.ray.serving import serve_memory
+
+_MODULE_OF_NAME = {"RayReaders": "reading", "open_served": "opening", "serve_memory": "serving"}
 
 __all__ = ["RayReaders", "open_served", "serve_memory"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module at first use (PEP 562)."""
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"), name)
+    globals()[name] = value
+    return value

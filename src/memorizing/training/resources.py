@@ -29,11 +29,13 @@ class Needs:
     """What the backward pass of one accumulation part keeps, roughly."""
     memories: int
     """The external memories, full."""
+    caches: int = 0
+    """Transformer-XL caches of all layers."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.activations + self.memories
+        return self.weights + self.activations + self.memories + self.caches
 
 
 def count_weights(model: ModelConfig) -> int:
@@ -64,18 +66,27 @@ def estimate_needs(
     num_weights: int,
     bytes_per_value: int = 4,
     device: torch.device | str = "cpu",
+    num_ranks: int = 1,
 ) -> Needs:
-    """Estimate the bytes that training takes.
+    """Estimate the bytes that training takes, of one process.
+
+    One with weights in parts has its part, and whole, one after another, a layer that computes, the
+    next one and a gradient; the embedding and its gradient are whole all the time.
 
     Args:
         model: the model's shape.
-        training: batch, accumulation, optimizer.
+        training: batch, accumulation, optimizer; the rows are those of the process.
         num_weights: parameters of the model.
         bytes_per_value: of activations: 4 for fp32, 2 for bf16.
         device: where training is.
+        num_ranks: processes, among which `training.shard` divides weights.
     """
     device = torch.device(device)
     weights = num_weights * (8 + _STATE_PER_WEIGHT[training.optimizer])
+    if training.shard and num_ranks > 1:
+        embedding = model.vocab_size * model.model_dim
+        layer = (num_weights - embedding) // model.num_layers
+        weights = weights // num_ranks + 8 * embedding + 12 * layer
     inner = model.num_heads * model.head_dim
     num_segments = 1 + training.crossbatch_segments
     tokens = training.rows // training.accumulation * model.segment_len * num_segments
@@ -100,9 +111,15 @@ def estimate_needs(
         per_token = model.num_neighbors * per_neighbor + 4 * exposed * model.num_heads
         activations += len(model.memory_layers) * tokens * per_token
     activations += tokens * model.vocab_size * 2  # logits and their gradient
-    return Needs(
-        weights, activations * bytes_per_value, memory_bytes(model, training.rows, model.capacity)
-    )
+    cached = training.rows * model.window * 2 * inner * model.num_layers if model.xl_cache else 0
+    memories = memory_bytes(model, training.rows, model.capacity)
+    return Needs(weights, activations * bytes_per_value, memories, cached * bytes_per_value)
+
+
+def deal_training(training: TrainingConfig, num_rows: int) -> TrainingConfig:
+    """The training as a process with some of its rows does it: as many at once as one would."""
+    num_parts = max(num_rows * training.accumulation // training.rows, 1)
+    return replace(training, rows=num_rows, accumulation=num_parts)
 
 
 def check_resources(
@@ -123,7 +140,7 @@ def check_resources(
         f"training needs about {_gib(needs.total)} and {_gib(available)} are free: "
         f"{_gib(needs.weights)} for weights, gradients and optimizer, {_gib(needs.activations)} "
         f"for activations, {_gib(needs.memories)} for memories of capacity {model.capacity:,} in "
-        f"{training.rows:,} rows; lower {', or '.join(lower)}"
+        f"{training.rows:,} rows, {_gib(needs.caches)} for caches; lower {', or '.join(lower)}"
     )
 
 

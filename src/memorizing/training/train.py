@@ -35,6 +35,7 @@ from memorizing.training.reporting import TrainingResult
 from memorizing.training.resources import (
     check_resources,
     count_weights,
+    deal_training,
     estimate_needs,
     measure_share,
 )
@@ -222,16 +223,10 @@ def _settle_precision(config: Config, last: Path | None, device: torch.device) -
 
 
 def _check_memory(config: Config, precision: Precision, device: torch.device, ranks: Ranks) -> None:
-    num_rows, training = len(ranks.deal(config.training.rows)), config.training
-    if ranks.size > 1:
-        # As many rows at once, where there are so many.
-        num_parts = max(num_rows * training.accumulation // training.rows, 1)
-        training = dataclasses.replace(training, rows=num_rows, accumulation=num_parts)
+    training = deal_training(config.training, len(ranks.deal(config.training.rows)))
     num_weights = count_weights(config.model)
     bytes_per_value = 2 if precision.name == "bf16" else 4
-    needs = estimate_needs(config.model, training, num_weights, bytes_per_value, device)
-    if training.shard:
-        needs = dataclasses.replace(needs, weights=needs.weights // ranks.size)
+    needs = estimate_needs(config.model, training, num_weights, bytes_per_value, device, ranks.size)
     check_resources(needs, config.model, training, measure_share(device, ranks))
 
 
