@@ -57,7 +57,7 @@ from memorizing.huggingface.attaching.passages import (
     choose_in,
     count_words,
     list_words,
-    match_counts,
+    match_words,
     rank_part,
     weigh_words,
 )
@@ -233,7 +233,8 @@ def find_passages(
     words = torch.tensor(package.tokens[start : start + PROMPT_LEN])
     wanted, nearness = list_words(words)
     counts = count_words(wanted, part)
-    matches = match_counts(counts, weigh_words(nearness, (counts > 0).sum(0), len(counts)))
+    weights = weigh_words(nearness, (counts > 0).sum(1), counts.shape[1])
+    matches = match_words(part, counts, weights)
     if kind == "other":
         first = part.first_of_chunk
         is_near = (first >= start - PASSAGE_LEN) & (first < start + length + PASSAGE_LEN)

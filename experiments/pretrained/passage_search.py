@@ -47,7 +47,7 @@ from memorizing.huggingface.attaching.passages import (
     choose_in,
     count_words,
     list_words,
-    match_counts,
+    match_words,
     rank_part,
     share_out,
     sum_chunks,
@@ -207,7 +207,8 @@ def fill_up(read: Read, size: int) -> Read:
 
 
 def choose(part: Collection, shares: Tensor, matches: Tensor) -> list[Span]:
-    """The best spans by shares (T, c) and words (2, c)."""
+    """The best spans by shares (T, c) and words (4, c)."""
+    shares = part.join_next(shares)
     scores = rank_part(shares, matches, matches.logsumexp(1))
     return choose_among(choose_in(part, shares, scores, FOUR, PASSAGE_LEN), FOUR, MARGIN)
 
@@ -233,8 +234,8 @@ def measure_size(
         )
         wanted, nearness = list_words(prompt.ids[-LAST_WORDS:])
         counts = count_words(wanted, part)
-        weights = weigh_words(nearness, (counts > 0).sum(0), len(counts))
-        matches = match_counts(counts, weights)
+        weights = weigh_words(nearness, (counts > 0).sum(1), counts.shape[1])
+        matches = match_words(part, counts, weights)
         spans = choose(part, shares, matches)
         seconds.append(time.process_time() - start)
         found.append([span.chunk for span in spans])

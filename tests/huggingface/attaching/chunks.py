@@ -16,7 +16,7 @@ from memorizing.huggingface.attaching.passages import (
     choose_in,
     count_words,
     list_words,
-    match_counts,
+    match_words,
     rank_part,
     share_out,
     sum_chunks,
@@ -41,17 +41,17 @@ def weigh_chunks(
     ]
 
 
-def match_words(words: Tensor, collections: Sequence[Collection]) -> list[Tensor]:
-    """BM25 (2, c) of the chunks of each collection."""
+def match(words: Tensor, collections: Sequence[Collection]) -> list[Tensor]:
+    """BM25 (4, c) of the chunks of each collection."""
     wanted, nearness = list_words(words)
     counts = [count_words(wanted, part) for part in collections]
-    holding = torch.stack([(count > 0).sum(0) for count in counts]).sum(0)
-    weights = weigh_words(nearness, holding, sum(map(len, counts)))
-    return [match_counts(count, weights) for count in counts]
+    holding = torch.stack([(count > 0).sum(1) for count in counts]).sum(0)
+    weights = weigh_words(nearness, holding, sum(count.shape[1] for count in counts))
+    return [match_words(*one, weights) for one in zip(collections, counts, strict=True)]
 
 
 def rank_chunks(shares: Sequence[Tensor], matches: Sequence[Tensor]) -> list[Tensor]:
-    """Scores (c,) of the chunks of each collection."""
+    """Scores (c,) of the chunks of each collection, by shares of what they are scored by."""
     total = torch.cat(list(matches), 1).logsumexp(1)
     return [rank_part(share, match, total) for share, match in zip(shares, matches, strict=True)]
 

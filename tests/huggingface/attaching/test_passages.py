@@ -20,7 +20,7 @@ from memorizing.index_settings import parse_index
 from memorizing.memory.frozen import FrozenBlock, FrozenMemory, make_block
 from tests.huggingface.attaching.chunks import (
     choose_spans,
-    match_words,
+    match,
     rank_chunks,
     weigh_chunks,
 )
@@ -166,7 +166,7 @@ def choose(
     margin: float = 20.0,
 ) -> list:
     """By shares alone."""
-    nothing = [torch.zeros(2, share.shape[1]) for share in shares]
+    nothing = [torch.zeros(4, share.shape[1]) for share in shares]
     return choose_spans(parts, shares, rank_chunks(shares, nothing), count, length, margin)
 
 
@@ -184,7 +184,7 @@ def test_spans_lie_around_the_best_chunks_inside_their_documents_best_first():
 def test_a_text_that_is_written_on_needs_nothing_before_the_chunk():
     part = make_collection()
     shares = [share_out(part, {141: 0.5, 201: 0.3})]
-    nothing = [torch.zeros(2, len(part.first_of_chunk))]
+    nothing = [torch.zeros(4, len(part.first_of_chunk))]
     spans = choose_spans([part], shares, rank_chunks(shares, nothing), 2, 32, 20.0, is_written=True)
     assert [(one.start, one.end) for one in spans] == [(136, 168), (170, 202)]
 
@@ -231,8 +231,28 @@ def with_ids(part: Collection, ids: torch.Tensor) -> Collection:
     return replace(part, read_ids=lambda: ids)
 
 
+def list_next(part: Collection) -> list[list[int]]:
+    """Per chunk, its number and that of the next one of its document, if any."""
+    documents = [part.find_document(first) for first in part.first_of_chunk.tolist()]
+    return [
+        [number, number + 1][: 1 + (documents[number : number + 2] == [document] * 2)]
+        for number, document in enumerate(documents)
+    ]
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (0,), (), (64,), (65, 1), (0, 32, 0, 33)])
+def test_a_chunk_is_joined_with_the_next_of_its_document(lengths):
+    part = make_collection(lengths) if len(lengths) > 2 else Collection(lengths, {})
+    values = torch.rand(3, len(part.first_of_chunk))
+    wanted = [[sum(line[n] for n in pair) for pair in list_next(part)] for line in values.tolist()]
+    assert part.join_next(values).tolist() == [pytest.approx(line) for line in wanted]
+
+
 def match_naively(words: list[int], parts: list[Collection]) -> list[torch.Tensor]:
-    """BM25 with k1 = 1.2 and b = 0, by loops over words and chunks; then with near words first."""
+    """BM25 with k1 = 1.2 and b = 0, by loops over words and chunks; then with near words first.
+
+    Then both of every chunk with the next.
+    """
     chunks = []
     for part in parts:
         lists: list[list[int]] = [[] for _ in part.first_of_chunk]
@@ -240,16 +260,18 @@ def match_naively(words: list[int], parts: list[Collection]) -> list[torch.Tenso
             lists[find_chunk(part, entry)].append(word)
         chunks.append(lists)
     all_chunks = [chunk for lists in chunks for chunk in lists]
-    scores = [torch.zeros(2, len(lists)) for lists in chunks]
+    scores = [torch.zeros(4, len(lists)) for lists in chunks]
     for word in {word for word in words if word >= 0}:
         df = sum(word in chunk for chunk in all_chunks)
         idf = math.log(1 + (len(all_chunks) - df + 0.5) / (df + 0.5))
         distance = words[::-1].index(word)
-        for score, lists in zip(scores, chunks, strict=True):
-            for number, chunk in enumerate(lists):
-                tf = chunk.count(word)
-                said = idf * tf * 2.2 / (tf + 1.2)
-                score[:, number] += torch.tensor([said, said / (1 + distance / 4)])
+        for part, score, lists in zip(parts, scores, chunks, strict=True):
+            for number, pair in enumerate(list_next(part)):
+                for line, numbers in ((0, [number]), (2, pair)):
+                    tf = sum(lists[one].count(word) for one in numbers)
+                    said = idf * tf * 2.2 / (tf + 1.2)
+                    score[line, number] += said
+                    score[line + 1, number] += said / (1 + distance / 4)
     return scores
 
 
@@ -262,27 +284,27 @@ def test_words_are_matched_as_bm25_does_over_the_chunks_of_all_collections():
     parts[0].read_ids()[5] = -1  # type: ignore[misc]
     parts.append(Collection((), {}))
     for words in ([4, 4, -1, 12, 0], [2], [-1], [], [90]):
-        found = match_words(torch.tensor(words, dtype=torch.int64), parts)
-        for match, expected in zip(found, match_naively(words, parts), strict=True):
-            assert torch.allclose(match, expected, atol=1e-5)
+        found = match(torch.tensor(words, dtype=torch.int64), parts)
+        for one, expected in zip(found, match_naively(words, parts), strict=True):
+            assert torch.allclose(one, expected, atol=1e-5)
 
 
 def test_no_word_of_a_sink_or_of_an_unknown_token_is_matched():
     part = with_ids(make_collection(sinks=(3,)), torch.arange(sum(LENGTHS)))
-    (match,) = match_words(torch.tensor([3]), [part])
-    assert not match.any()
-    (match,) = match_words(torch.tensor([4]), [part])
-    assert match.nonzero().tolist() == [[0, 0], [1, 0]]
-    assert not match_words(torch.tensor([4]), [make_collection()])[0].any()
+    (found,) = match(torch.tensor([3]), [part])
+    assert not found.any()
+    (found,) = match(torch.tensor([40]), [part])
+    assert found.nonzero().tolist() == [[0, 1], [1, 1], [2, 0], [2, 1], [3, 0], [3, 1]]
+    assert not match(torch.tensor([4]), [make_collection()])[0].any()
 
 
 def test_what_heads_and_words_say_is_added_up_over_all_collections():
     parts = [make_collection(), make_collection((37,), seed=2)]
     shares = weigh(parts, list(range(6)))
     generator = torch.Generator().manual_seed(4)
-    matches = [torch.rand(2, len(part.first_of_chunk), generator=generator) for part in parts]
+    matches = [torch.rand(4, len(part.first_of_chunk), generator=generator) for part in parts]
     odds = torch.cat(matches, 1).exp()
-    told = (odds[0] / odds[0].sum() + odds[1] / odds[1].sum()) / 2
+    told = sum(one / one.sum() for one in odds) / 4
     expected = torch.cat([score_chunks(share) for share in shares]) + (told + 0.001).log()
     assert torch.allclose(torch.cat(rank_chunks(shares, matches)), expected, atol=1e-5)
 
@@ -297,17 +319,28 @@ def test_a_text_finds_what_it_is_about_and_what_it_names_last():
     words = torch.tensor([0, 1, 2, *range(60, 80), 40])
     shares = torch.zeros(QUERIES, len(part.first_of_chunk))
     spans = choose_spans(
-        [part], [shares], rank_chunks([shares], match_words(words, [part])), 2, 32, 2.0
+        [part], [shares], rank_chunks([shares], match(words, [part])), 2, 32, 2.0
     )
     assert [(one.document, one.start) for one in spans] == [(0, 24), (1, 152)]
+
+
+def test_what_stands_on_both_sides_of_the_end_of_a_chunk_is_found_before_a_part_of_it():
+    ids = torch.full((192,), 50)
+    ids[60:68] = torch.arange(8)  # four words end one chunk, four begin the next
+    ids[130:136] = torch.arange(6)
+    part = with_ids(make_collection((96, 96)), ids)
+    shares = torch.zeros(QUERIES, 6)
+    (found,) = match(torch.arange(8), [part])
+    spans = choose_spans([part], [shares], rank_chunks([shares], [found]), 1, 64, 2.0)
+    assert [(one.document, one.start) for one in spans] == [(0, 16)]
 
 
 def test_words_decide_where_heads_are_unsure_and_find_what_heads_do_not():
     part = make_collection()
     shares = share_out(part, {10: 0.3, 150: 0.3})
-    match = torch.zeros(2, len(part.first_of_chunk))
-    match[:, find_chunk(part, 150)], match[:, find_chunk(part, 201)] = 9.0, 3.0
-    spans = choose_spans([part], [shares], rank_chunks([shares], [match]), 4, 32, 20.0)
+    said = torch.zeros(4, len(part.first_of_chunk))
+    said[:, find_chunk(part, 150)], said[:, find_chunk(part, 201)] = 9.0, 3.0
+    spans = choose_spans([part], [shares], rank_chunks([shares], [said]), 4, 32, 20.0)
     # To the chunk of 201 no head gives anything; to the others neither heads nor words.
     assert [one.start for one in spans] == [128, 0, 200 - 30]
     assert [one.score for one in spans] == pytest.approx([0.3, 0.3, 0.0])

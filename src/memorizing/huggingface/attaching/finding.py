@@ -36,7 +36,7 @@ from memorizing.huggingface.attaching.passages import (
     choose_in,
     count_words,
     list_words,
-    match_counts,
+    match_words,
     rank_part,
     share_out,
     sum_chunks,
@@ -84,20 +84,21 @@ class ShelfSearch:
 
     def count_holding(self) -> tuple[Tensor, int]:
         """See `Search`."""
-        return (self._counts > 0).sum(0), len(self._counts)
+        return (self._counts > 0).sum(1), self._counts.shape[1]
 
     def sum_up(self, weights: Tensor) -> Totals:
         """See `Search`."""
         asked = self.question
         self._sums = sum_chunks(asked.queries, asked.places, self.part, asked.num_neighbors)
-        self._matches = match_counts(self._counts, weights)
+        self._matches = match_words(self.part, self._counts, weights)
         totals: dict[int, Tensor] = total_sums(self._sums)
         return {**totals, WORDS: self._matches.logsumexp(1)}
 
     def choose(self, totals: Totals, *, is_written: bool) -> list[Span]:
         """See `Search`."""
         num_queries = next((asked.shape[1] for asked in self.question.queries.values()), 0)
-        shares = share_out(self._sums, totals, len(self._counts), num_queries)
+        shares = share_out(self._sums, totals, self._counts.shape[1], num_queries)
+        shares = self.part.join_next(shares)
         scores = rank_part(shares, self._matches, totals[WORDS])
         num, length = self.settings.num_passages, self.settings.passage_len
         return choose_in(self.part, shares, scores, num, length, is_written=is_written)

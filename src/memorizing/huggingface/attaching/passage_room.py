@@ -116,7 +116,7 @@ WORDS = -1
 """Key of `Totals` for what words say; the others are layers."""
 
 Totals = Mapping[int, Tensor]
-"""Logs of sums over chunks: per layer (F * T,), and of words (2,)."""
+"""Logs of sums over chunks: per layer (F * T,), and of words (4,)."""
 
 
 @dataclass(frozen=True)

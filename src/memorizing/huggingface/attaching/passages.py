@@ -2,20 +2,22 @@
 
 A chunk is given a share of attention by every one of a text's last queries, if all entries that
 were ever read stood at one distance; and its score is what these queries say together, and the
-words of the text's last tokens:
+words of the text's last tokens, of the chunk c with the one that follows it in its document, cc:
 
     share(t, c) = mean over layers, heads h of  sum_{e in c} softmax_e(s_h q_ht . k_he)
-    score(c) = mean over queries t of  log(share(t, c) + 0.001)
-               + log((softmax_c(bm25(c, 1)) + softmax_c(bm25(c, r))) / 2 + 0.001)
-    bm25(c, a) = sum over different tokens w of  a_w log(1 + (C - df_w + 0.5) / (df_w + 0.5))
-                                                 * 2.2 tf_wc / (tf_wc + 1.2)
+    score(c) = mean over queries t of  log(share(t, cc) + 0.001)
+               + log(mean over x in (c, cc), a in (1, r) of  softmax_c(bm25(x, a)) + 0.001)
+    bm25(x, a) = sum over different tokens w of  a_w log(1 + (C - df_w + 0.5) / (df_w + 0.5))
+                                                 * 2.2 tf_wx / (tf_wx + 1.2)
     r_w = 1 / (1 + d_w / 4), where w stands last d_w tokens before the end
 
 (Wu et al. 2024, "retrieval heads"; QRRetriever, 2025, sums the shares: there one query that is sure
 of a wrong place outweighs fifteen that point to the right one. Robertson & Zaragoza 2009, BM25,
-which estimates logarithms of odds; chunks are equally long.) Where heads are unsure, words decide,
-and the other way round. All words tell what a text is about, the nearest ones what it names: what a
-quote goes on with is found by the former, and what is called, or asked for, by the latter. The
+which estimates logarithms of odds; chunks are equally long, and C of them hold df_w.) Where heads
+are unsure, words decide, and the other way round. All words tell what a text is about, the nearest
+ones what it names: what a quote goes on with is found by the former, and what is called, or asked
+for, by the latter. What is asked for may lie on both sides of the end of a chunk: two are sure to
+have it whole where it is not longer than one; and one has less beside it that says nothing. The
 softmax of shares is over all entries of all documents, but for sinks; of blocks that an index
 searches, over the k nearest to each query. Passages lie around the best chunks.
 
@@ -120,6 +122,17 @@ class Collection:
             return torch.full((self.first_entries[-1],), -1, dtype=torch.int32)
         ids = self.read_ids().int()
         return ids.masked_fill(self.is_sink, -1) if self.layers else ids
+
+    @cached_property
+    def _has_next(self) -> Tensor:
+        """(c - 1,) bool: the chunk is followed by another one of its document."""
+        return ~torch.isin(self.first_of_chunk[1:], torch.tensor(self.first_entries))
+
+    def join_next(self, values: Tensor) -> Tensor:
+        """Values (..., c) of chunks, each with that of the next chunk of its document, if any."""
+        joined = values.clone()
+        joined[..., :-1] += values[..., 1:] * self._has_next
+        return joined
 
     def find_document(self, entry: int) -> int:
         """The number of the document of an entry."""
@@ -285,25 +298,31 @@ def weigh_words(nearness: Tensor, holding: Tensor, num_chunks: int) -> Tensor:
     return torch.stack([rarity, rarity * nearness], 1)
 
 
-def match_counts(counts: Tensor, weights: Tensor) -> Tensor:
-    """BM25 (2, c) fp32 of chunks with so many of each word (c, W); see `weigh_words`.
+def match_words(part: Collection, counts: Tensor, weights: Tensor) -> Tensor:
+    """BM25 (4, c) fp32: (2, c) of every chunk alone, and of it with the next.
 
     Nothing is indexed: a text that is written is a collection too, and is another one every time.
+
+    Args:
+        part: the chunks.
+        counts: those of `count_words`.
+        weights: those of `weigh_words`.
     """
-    return (counts * (_SATURATION + 1) / (counts + _SATURATION) @ weights).t()
+    each = torch.stack([counts, part.join_next(counts)])
+    return (weights.t() @ (each * (_SATURATION + 1) / (each + _SATURATION))).flatten(0, 1)
 
 
 def count_words(wanted: Tensor, part: Collection) -> Tensor:
-    """How often (c, W) fp32 every chunk has every one of different words (W,)."""
-    shape = len(part.first_of_chunk), len(wanted)
+    """How often (W, c) fp32 every one of different words (W,) stands in every chunk."""
+    shape = len(wanted), len(part.first_of_chunk)
     if not shape[0] or not shape[1]:
         return torch.zeros(shape)
     # The last place is that of -1.
-    column = torch.full((2 + max(int(wanted.max()), int(part.ids.max())),), -1)
-    column[wanted] = torch.arange(shape[1])
-    columns = column[part.ids]
-    entries = (columns >= 0).nonzero().flatten()
-    cells = part.find_chunks(entries) * shape[1] + columns[entries]
+    line = torch.full((2 + max(int(wanted.max()), int(part.ids.max())),), -1)
+    line[wanted] = torch.arange(shape[0])
+    lines = line[part.ids]
+    entries = (lines >= 0).nonzero().flatten()
+    cells = lines[entries] * shape[1] + part.find_chunks(entries)
     return cells.bincount(minlength=shape[0] * shape[1]).view(shape).float()
 
 
@@ -311,12 +330,12 @@ def rank_part(shares: Tensor, matches: Tensor, total: Tensor) -> Tensor:
     """Scores (c,) of chunks; -inf where neither heads nor words say a thing.
 
     Args:
-        shares: of attention (T, c).
-        matches: BM25 (2, c).
-        total: (2,), logs of the sums of exponentials of the matches of all collections.
+        shares: of attention (T, c) of every chunk with the next.
+        matches: those of `match_words`.
+        total: (4,), logs of the sums of exponentials of the matches of all collections.
     """
     told = (matches - total.unsqueeze(1)).exp().mean(0).add(_LEAST_SHARE).log()
-    is_nothing = (shares == 0).all(0) & (matches[0] == 0)
+    is_nothing = (shares == 0).all(0) & (matches == 0).all(0)
     return (score_chunks(shares) + told).masked_fill(is_nothing, -torch.inf)
 
 
@@ -332,7 +351,7 @@ class Span:
     chunk: int
     """Number of the first entry of the chunk around which it lies."""
     score: float
-    """Share of attention of this chunk, on average."""
+    """Share of attention of this chunk and the next, on average."""
     value: float = 0.0
     """Score of this chunk, by which spans are chosen."""
 
@@ -364,7 +383,7 @@ def choose_in(
 
     Args:
         part: what they are chosen from.
-        shares: those of its chunks (T, c).
+        shares: see `rank_part`.
         scores: those of its chunks (c,); -inf is never chosen.
         num_passages: at most.
         passage_len: entries of each, at most, a quarter of them before the chunk: what stands
