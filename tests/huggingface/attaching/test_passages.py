@@ -318,9 +318,7 @@ def test_a_text_finds_what_it_is_about_and_what_it_names_last():
     part = with_ids(make_collection(lengths), ids)
     words = torch.tensor([0, 1, 2, *range(60, 80), 40])
     shares = torch.zeros(QUERIES, len(part.first_of_chunk))
-    spans = choose_spans(
-        [part], [shares], rank_chunks([shares], match(words, [part])), 2, 32, 2.0
-    )
+    spans = choose_spans([part], [shares], rank_chunks([shares], match(words, [part])), 2, 32, 2.0)
     assert [(one.document, one.start) for one in spans] == [(0, 24), (1, 152)]
 
 
