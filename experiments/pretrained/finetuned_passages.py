@@ -230,10 +230,9 @@ def find_passages(
         number: of passages, at most.
     """
     part = package.collection
-    words = torch.tensor(package.tokens[start : start + PROMPT_LEN])
-    wanted, nearness = list_words(words)
-    counts = count_words(wanted, part)
-    weights = weigh_words(nearness, (counts > 0).sum(1), counts.shape[1])
+    words = list_words(torch.tensor(package.tokens[start : start + PROMPT_LEN]))
+    counts = count_words(words, part)
+    weights = weigh_words(words, (counts > 0).sum(1), counts.shape[1])
     matches = match_words(part, counts, weights)
     if kind == "other":
         first = part.first_of_chunk

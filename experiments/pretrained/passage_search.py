@@ -232,9 +232,9 @@ def measure_size(
         shares = share_out(
             sums, total_sums(sums), len(part.first_of_chunk), prompt.queries.shape[1]
         )
-        wanted, nearness = list_words(prompt.ids[-LAST_WORDS:])
-        counts = count_words(wanted, part)
-        weights = weigh_words(nearness, (counts > 0).sum(1), counts.shape[1])
+        words = list_words(prompt.ids[-LAST_WORDS:])
+        counts = count_words(words, part)
+        weights = weigh_words(words, (counts > 0).sum(1), counts.shape[1])
         matches = match_words(part, counts, weights)
         spans = choose(part, shares, matches)
         seconds.append(time.process_time() - start)

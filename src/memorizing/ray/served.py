@@ -129,7 +129,7 @@ class ServedStore:
             return None
         median = find_median(self.shards, self.first_entries[-1])
         self._opened = self.shards.open(view, median, _OPEN_S)
-        return ServedLibrary(self, self._opened)
+        return ServedLibrary(self)
 
     def open_layers(
         self, devices: Mapping[int, torch.device], open_heads: Mapping[int, OpenHeads]
@@ -278,15 +278,11 @@ def find_median(shards: Shards, num_entries: int) -> float | None:
 class ServedLibrary:
     """Documents among which passages are found, in shards."""
 
-    def __init__(self, store: ServedStore, opened: Sequence[Opened]) -> None:
-        """Take what every shard opened."""
+    def __init__(self, store: ServedStore) -> None:
+        """Take a memory whose view every shard has opened."""
         self._store, self._shards = store, store.shards
         self.names: Sequence[str] = [one.name for one in store.documents]
         self.num_entries: Sequence[int] = [one.num_entries for one in store.documents]
-        self.num_chunks = sum(one.num_chunks for one in opened)
-        self._holding = torch.zeros(max(len(one.holding) for one in opened), dtype=torch.int64)
-        for one in opened:
-            self._holding[: len(one.holding)] += one.holding
 
     @property
     def is_empty(self) -> bool:
@@ -311,11 +307,7 @@ class ServedLibrary:
 
     def ask(self, question: Question, settings: MemorySettings) -> ServedSearch:
         """See `Searched`. Settings are those of the view."""
-        known = question.wanted < len(self._holding)
-        holding = torch.zeros(len(question.wanted), dtype=torch.int64)
-        holding[known] = self._holding[question.wanted[known]]
-        firsts = self._store.first_entries
-        return ServedSearch(self._shards, firsts, question, holding, self.num_chunks)
+        return ServedSearch(self._shards, self._store.first_entries, question)
 
     def fetch(self, spans: Sequence[Span]) -> list[Passage | None]:
         """See `Searched`; in one round."""
@@ -360,31 +352,34 @@ def move_span(span: Span, distance: int) -> Span:
 
 @dataclass
 class ServedSearch:
-    """See `Search`: one round for the sums, one for the spans."""
+    """See `Search`: a round for the words, one for the sums, one for the spans."""
 
     shards: Shards
     first_entries: list[int]
     question: Question
-    holding: Tensor
-    num_chunks: int
     number: str = field(default_factory=lambda: uuid.uuid4().hex)
     answered: dict[int, Replica] = field(default_factory=dict)
-    """Per shard whose sums are known, the replica that keeps them."""
+    """Per shard that answered so far, the replica that did."""
 
     def count_holding(self) -> tuple[Tensor, int]:
-        """See `Search`; known since the memory was opened."""
-        return self.holding, self.num_chunks
-
-    def sum_up(self, weights: Tensor) -> Totals:
         """See `Search`."""
         asked = replace(
             self.question,
             queries={layer: one.cpu() for layer, one in self.question.queries.items()},
             places={layer: one.cpu() for layer, one in self.question.places.items()},
         )
-        answers = self.shards.ask(
-            "sum_up", dict.fromkeys(range(len(self.shards.replicas)), (self.number, asked, weights))
-        )
+        arguments = dict.fromkeys(range(len(self.shards.replicas)), (self.number, asked))
+        answers = self.shards.ask("count_holding", arguments)
+        self.answered = {shard: replica for shard, (_, replica) in answers.items()}
+        holding = torch.zeros(self.question.words.num, dtype=torch.int64)
+        for (counts, _), _ in answers.values():
+            holding += counts
+        return holding, sum(num_chunks for (_, num_chunks), _ in answers.values())
+
+    def sum_up(self, weights: Tensor) -> Totals:
+        """See `Search`."""
+        arguments = dict.fromkeys(self.answered, (self.number, weights))
+        answers = self.shards.ask("sum_up", arguments, self.answered)
         self.answered = {shard: replica for shard, (_, replica) in answers.items()}
         return add_sums([totals for totals, _ in answers.values()])
 

@@ -72,10 +72,6 @@ class Opened:
 
     first_entries: dict[int, tuple[int, ...]]
     """Per layer and part of what is retrieved, its first entry, in the shard."""
-    num_chunks: int
-    """Where passages are found."""
-    holding: Tensor
-    """(V,) int64: per token, the chunks that have it."""
 
 
 def hash_state(folder: MemoryFolder) -> str:
@@ -154,14 +150,13 @@ class OpenShard:
         """Load everything, and say what is there."""
         for memory in self._layers.values():
             memory.prepare()
-        holding = torch.zeros(0, dtype=torch.int64)
         if self._library is not None:
             lengths, read_ids = tuple(self._library.num_entries), self._library.read_ids
             self._collection = Collection(lengths, self._layers, read_ids, median)
             if median is not None:
-                holding = count_holding(self._collection)
+                self._collection.ids  # noqa: B018  texts are cut into tokens before anyone asks
         firsts = {layer: memory.first_entries for layer, memory in self._layers.items()}
-        return Opened(firsts, len(self._collection.first_of_chunk), holding)
+        return Opened(firsts)
 
     def count_lengths(self, high: int | None) -> Tensor:
         """Of the lengths of values, as bits of fp32, how many there are.
@@ -180,13 +175,18 @@ class OpenShard:
         """See `FrozenMemory.retrieve`; with nothing but the entries that were found."""
         return tuple(map(pack, self._layers[layer].retrieve(queries, num_neighbors)))
 
-    def sum_up(self, number: str, question: Question, weights: Tensor) -> Totals:
-        """See `Search.sum_up`; the search waits under its number for `choose`."""
+    def count_holding(self, number: str, question: Question) -> tuple[Tensor, int]:
+        """See `Search.count_holding`; the search waits under its number for what follows."""
         search = ShelfSearch(self._collection, question, self._settings)
         while len(self._searches) >= _MOST_SEARCHES:
             del self._searches[next(iter(self._searches))]
         self._searches[number] = search
-        return search.sum_up(weights)
+        return search.count_holding()
+
+    def sum_up(self, number: str, weights: Tensor) -> Totals:
+        """See `Search.sum_up`; of nothing where the search does not wait any more."""
+        search = self._searches.get(number)
+        return {} if search is None else search.sum_up(weights)
 
     def choose(self, number: str, totals: Totals, is_written: bool) -> list[Span]:
         """See `Search.choose`; none where the search does not wait any more."""
@@ -218,13 +218,3 @@ def pack(found: Retrieved) -> Retrieved:
         num_changes=torch.zeros(()),
         num_changes_then=torch.zeros(()),
     )
-
-
-def count_holding(part: Collection) -> Tensor:
-    """(V,) int64: of every token, the chunks that have it."""
-    ids = part.ids.long()
-    num_ids = int(ids.max()) + 1 if len(ids) else 0
-    is_known = ids >= 0
-    chunks = part.find_chunks(torch.arange(len(ids)))
-    pairs = (chunks[is_known] * num_ids + ids[is_known]).unique()
-    return (pairs % max(1, num_ids)).bincount(minlength=num_ids)

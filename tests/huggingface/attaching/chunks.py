@@ -43,10 +43,10 @@ def weigh_chunks(
 
 def match(words: Tensor, collections: Sequence[Collection]) -> list[Tensor]:
     """BM25 (4, c) of the chunks of each collection."""
-    wanted, nearness = list_words(words)
+    wanted = list_words(words)
     counts = [count_words(wanted, part) for part in collections]
     holding = torch.stack([(count > 0).sum(1) for count in counts]).sum(0)
-    weights = weigh_words(nearness, holding, sum(count.shape[1] for count in counts))
+    weights = weigh_words(wanted, holding, sum(count.shape[1] for count in counts))
     return [match_words(*one, weights) for one in zip(collections, counts, strict=True)]
 
 

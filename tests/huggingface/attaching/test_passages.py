@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -248,30 +249,40 @@ def test_a_chunk_is_joined_with_the_next_of_its_document(lengths):
     assert part.join_next(values).tolist() == [pytest.approx(line) for line in wanted]
 
 
-def match_naively(words: list[int], parts: list[Collection]) -> list[torch.Tensor]:
+def list_ends(tokens: list[int]) -> list[list[Any]]:
+    """Per token, the words that end with it: it, and it with the one before; not unknown ones."""
+    return [
+        [token] * (token >= 0) + [(before, token)] * (min(before, token) >= 0)
+        for before, token in zip([-1, *tokens], tokens, strict=False)
+    ]
+
+
+def match_naively(asked: list[int], parts: list[Collection]) -> list[torch.Tensor]:
     """BM25 with k1 = 1.2 and b = 0, by loops over words and chunks; then with near words first.
 
     Then both of every chunk with the next.
     """
     chunks = []
     for part in parts:
-        lists: list[list[int]] = [[] for _ in part.first_of_chunk]
-        for entry, word in enumerate(part.ids.tolist()):
-            lists[find_chunk(part, entry)].append(word)
+        lists: list[list[Any]] = [[] for _ in part.first_of_chunk]
+        for first, after in itertools.pairwise(part.first_entries):
+            for entry, words in enumerate(list_ends(part.ids[first:after].tolist()), first):
+                lists[find_chunk(part, entry)] += words
         chunks.append(lists)
     all_chunks = [chunk for lists in chunks for chunk in lists]
     scores = [torch.zeros(4, len(lists)) for lists in chunks]
-    for word in {word for word in words if word >= 0}:
+    said = list_ends(asked)[::-1]
+    for word in set(itertools.chain(*said)):
         df = sum(word in chunk for chunk in all_chunks)
         idf = math.log(1 + (len(all_chunks) - df + 0.5) / (df + 0.5))
-        distance = words[::-1].index(word)
+        distance = next(number for number, words in enumerate(said) if word in words)
         for part, score, lists in zip(parts, scores, chunks, strict=True):
             for number, pair in enumerate(list_next(part)):
                 for line, numbers in ((0, [number]), (2, pair)):
                     tf = sum(lists[one].count(word) for one in numbers)
-                    said = idf * tf * 2.2 / (tf + 1.2)
-                    score[line, number] += said
-                    score[line + 1, number] += said / (1 + distance / 4)
+                    odds = idf * tf * 2.2 / (tf + 1.2)
+                    score[line, number] += odds
+                    score[line + 1, number] += odds / (1 + distance / 4)
     return scores
 
 

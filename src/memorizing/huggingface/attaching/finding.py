@@ -4,7 +4,7 @@ What is searched may be divided, over several machines too: each part first tell
 chunks, of which one softmax over all is made, then its best spans, and of the best of all their
 passages.
 
-Shapes: T queries, F heads of queries that find, w words, W different ones.
+Shapes: T queries, F heads of queries that find, W words.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ShelfSearch:
 
     def __post_init__(self) -> None:
         """Count the words, which all steps need."""
-        self._counts = count_words(self.question.wanted, self.part)
+        self._counts = count_words(self.question.words, self.part)
 
     def count_holding(self) -> tuple[Tensor, int]:
         """See `Search`."""
@@ -126,12 +126,12 @@ def find_passages(
     Raises:
         MemoryFolderError: the text of a document was not kept, or became other tokens.
     """
-    wanted, nearness = list_words(ids[-LAST_WORDS:])
-    question = Question(queries, places, settings.num_neighbors, wanted)
+    words = list_words(ids[-LAST_WORDS:])
+    question = Question(queries, places, settings.num_neighbors, words)
     searches = [one.ask(question, settings) for one in searched]
     counts = [search.count_holding() for search in searches]
     holding = torch.stack([holding for holding, _ in counts]).sum(0)
-    weights = weigh_words(nearness, holding, sum(num_chunks for _, num_chunks in counts))
+    weights = weigh_words(words, holding, sum(num_chunks for _, num_chunks in counts))
     totals = add_sums([search.sum_up(weights) for search in searches])
     spans = [
         replace(span, collection=number)

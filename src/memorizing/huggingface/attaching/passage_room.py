@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
-from memorizing.huggingface.attaching.passages import CHUNK_LEN, Collection, Span
+from memorizing.huggingface.attaching.passages import CHUNK_LEN, Collection, Span, Words
 from memorizing.memory import Memory
 from memorizing.memory.frozen import FrozenMemory
 
@@ -128,15 +128,15 @@ class Question:
     places: Mapping[int, Tensor]
     """See `sum_chunks`."""
     num_neighbors: int
-    wanted: Tensor
-    """(W,) ids of the words that find."""
+    words: Words
+    """That find."""
 
 
 class Search(Protocol):
     """One question to one part of what is searched."""
 
     def count_holding(self) -> tuple[Tensor, int]:
-        """Chunks that have each wanted word (W,), and all chunks."""
+        """Chunks that have each of the words (W,), and all chunks."""
         ...
 
     def sum_up(self, weights: Tensor) -> Totals:

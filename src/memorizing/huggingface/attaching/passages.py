@@ -7,13 +7,14 @@ words of the text's last tokens, of the chunk c with the one that follows it in 
     share(t, c) = mean over layers, heads h of  sum_{e in c} softmax_e(s_h q_ht . k_he)
     score(c) = mean over queries t of  log(share(t, cc) + 0.001)
                + log(mean over x in (c, cc), a in (1, r) of  softmax_c(bm25(x, a)) + 0.001)
-    bm25(x, a) = sum over different tokens w of  a_w log(1 + (C - df_w + 0.5) / (df_w + 0.5))
-                                                 * 2.2 tf_wx / (tf_wx + 1.2)
+    bm25(x, a) = sum over different words w of  a_w log(1 + (C - df_w + 0.5) / (df_w + 0.5))
+                                                * 2.2 tf_wx / (tf_wx + 1.2)
     r_w = 1 / (1 + d_w / 4), where w stands last d_w tokens before the end
 
 (Wu et al. 2024, "retrieval heads"; QRRetriever, 2025, sums the shares: there one query that is sure
 of a wrong place outweighs fifteen that point to the right one. Robertson & Zaragoza 2009, BM25,
-which estimates logarithms of odds; chunks are equally long, and C of them hold df_w.) Where heads
+which estimates logarithms of odds; chunks are equally long, and df_w of all C hold w.) A word is a
+token, or two that stand side by side: names are many tokens, each of which is common. Where heads
 are unsure, words decide, and the other way round. All words tell what a text is about, the nearest
 ones what it names: what a quote goes on with is found by the former, and what is called, or asked
 for, by the latter. What is asked for may lie on both sides of the end of a chunk: two are sure to
@@ -281,21 +282,43 @@ def score_chunks(shares: Tensor) -> Tensor:
     return (shares + _LEAST_SHARE).log().mean(-2)
 
 
-def list_words(words: Tensor) -> tuple[Tensor, Tensor]:
-    """Different ids (W,) of tokens (w,), and how near (W,) to the end each stands last.
+@dataclass(frozen=True)
+class Words:
+    """What a text says last: W words. The first are tokens, the others two that stand together."""
 
-    Those below 0 are none.
-    """
-    wanted, place = words.clamp(min=-1).unique(return_inverse=True)
-    weights = 1 / (1 + torch.arange(len(words) - 1, -1, -1) / _REACH)
-    nearest = torch.zeros(len(wanted)).scatter_reduce_(0, place, weights, "amax")
-    return wanted[wanted >= 0], nearest[wanted >= 0]
+    tokens: Tensor
+    """(w,) int64: different tokens, ascending."""
+    pairs: Tensor
+    """(W - w, 2) int64: places of two tokens among these."""
+    nearness: Tensor
+    """(W,): how near to the end each stands last."""
+
+    @property
+    def num(self) -> int:
+        """W."""
+        return len(self.nearness)
 
 
-def weigh_words(nearness: Tensor, holding: Tensor, num_chunks: int) -> Tensor:
+def list_words(ids: Tensor) -> Words:
+    """The words of the tokens (n,) of a text. Tokens below 0 are none, nor part of a pair."""
+    weights = 1 / (1 + torch.arange(len(ids) - 1, -1, -1) / _REACH)
+    is_known = ids >= 0
+    both = (is_known[:-1] & is_known[1:]).nonzero().flatten()
+    tokens, place = ids[is_known].long().unique(return_inverse=True)
+    place = torch.zeros(len(ids), dtype=torch.int64).masked_scatter_(is_known, place)
+    pairs, place_of_pair = torch.stack([place[both], place[both + 1]], 1).unique(
+        dim=0, return_inverse=True
+    )
+    nearness = torch.zeros(len(tokens) + len(pairs))
+    nearness.scatter_reduce_(0, place[is_known], weights[is_known], "amax")
+    nearness.scatter_reduce_(0, len(tokens) + place_of_pair, weights[both + 1], "amax")
+    return Words(tokens, pairs, nearness)
+
+
+def weigh_words(words: Words, holding: Tensor, num_chunks: int) -> Tensor:
     """What each word counts (W, 2), alike and by nearness; `holding` (W,) of all chunks have it."""
     rarity = torch.log1p((num_chunks - holding + 0.5) / (holding + 0.5))
-    return torch.stack([rarity, rarity * nearness], 1)
+    return torch.stack([rarity, rarity * words.nearness], 1)
 
 
 def match_words(part: Collection, counts: Tensor, weights: Tensor) -> Tensor:
@@ -309,21 +332,31 @@ def match_words(part: Collection, counts: Tensor, weights: Tensor) -> Tensor:
         weights: those of `weigh_words`.
     """
     each = torch.stack([counts, part.join_next(counts)])
-    return (weights.t() @ (each * (_SATURATION + 1) / (each + _SATURATION))).flatten(0, 1)
+    each /= each + _SATURATION
+    return ((_SATURATION + 1) * weights.t() @ each).flatten(0, 1)
 
 
-def count_words(wanted: Tensor, part: Collection) -> Tensor:
-    """How often (W, c) fp32 every one of different words (W,) stands in every chunk."""
-    shape = len(wanted), len(part.first_of_chunk)
-    if not shape[0] or not shape[1]:
-        return torch.zeros(shape)
-    # The last place is that of -1.
-    line = torch.full((2 + max(int(wanted.max()), int(part.ids.max())),), -1)
-    line[wanted] = torch.arange(shape[0])
-    lines = line[part.ids]
-    entries = (lines >= 0).nonzero().flatten()
-    cells = lines[entries] * shape[1] + part.find_chunks(entries)
-    return cells.bincount(minlength=shape[0] * shape[1]).view(shape).float()
+def count_words(words: Words, part: Collection) -> Tensor:
+    """How often (W, c) fp32 every word ends in every chunk."""
+    num_chunks, num_tokens = len(part.first_of_chunk), len(words.tokens)
+    if not num_chunks or not num_tokens:
+        return torch.zeros(words.num, num_chunks)
+    # The last place is that of -1; a token that is not looked for makes no pair.
+    number = torch.full((2 + max(int(words.tokens.max()), int(part.ids.max())),), num_tokens)
+    number[words.tokens] = torch.arange(num_tokens)
+    found = number[part.ids]
+    pair = torch.full((num_tokens + 1, num_tokens + 1), -1)
+    pair[words.pairs[:, 0], words.pairs[:, 1]] = torch.arange(num_tokens, words.num)
+    ends = (found < num_tokens).nonzero().flatten()
+    chunks = part.find_chunks(ends)
+    # The first entry of a document has none before it.
+    first = torch.tensor(part.first_entries)
+    before = found.roll(1).index_fill_(0, first[first < len(found)], num_tokens)[ends]
+    pairs = pair[before, found[ends]]
+    cells = torch.cat(
+        [found[ends] * num_chunks + chunks, (pairs * num_chunks + chunks)[pairs >= 0]]
+    )
+    return cells.bincount(minlength=words.num * num_chunks).view(-1, num_chunks).float()
 
 
 def rank_part(shares: Tensor, matches: Tensor, total: Tensor) -> Tensor:
