@@ -333,6 +333,16 @@ def test_a_text_finds_what_it_is_about_and_what_it_names_last():
     assert [(one.document, one.start) for one in spans] == [(0, 24), (1, 152)]
 
 
+def test_a_name_of_several_tokens_is_found_where_they_stand_side_by_side():
+    ids = torch.full((192,), 50)
+    ids[[10, 20, 12, 22]] = torch.tensor([7, 8, 7, 8])
+    ids[100:102] = torch.tensor([7, 8])
+    part = with_ids(make_collection((96, 96)), ids)
+    (found,) = match(torch.tensor([7, 8]), [part])
+    assert found.argmax(1).tolist() == [3] * 4
+    assert (found[:, 0] > 0).all()
+
+
 def test_what_stands_on_both_sides_of_the_end_of_a_chunk_is_found_before_a_part_of_it():
     ids = torch.full((192,), 50)
     ids[60:68] = torch.arange(8)  # four words end one chunk, four begin the next
