@@ -29,7 +29,7 @@ WAYS: list[dict[str, Any]] = [
 def test_chosen_documents_are_read_as_a_folder_of_these_alone(tmp_path: Path, settings):
     model = find_model()
     give_memory(model, **settings)
-    names = ["first", "third"]
+    names = ["second", "third"]
     with open_memory(model, tmp_path / "all") as memory:
         read_all(memory)
     with open_memory(model, tmp_path / "some") as memory:
@@ -41,7 +41,7 @@ def test_chosen_documents_are_read_as_a_folder_of_these_alone(tmp_path: Path, se
             wanted = ask(model)
         num_entries = memory.num_entries
     chosen = open_memory(
-        model, tmp_path / "all", tokenizer=TOKENIZER, documents=["*ir[ab-d]", "first"]
+        model, tmp_path / "all", tokenizer=TOKENIZER, documents=["*ir[ab-d]", "second"]
     )
     with chosen as memory:
         with memory.record() as sources:
