@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from memorizing.errors import ConfigError, IndexUnavailableError, MemorizingError, ResourceError
@@ -14,6 +16,10 @@ NAMESPACE = "memorizing"
 """Of all our named actors."""
 _OBJECT_STORE_BYTES = 2**27
 """Texts, queries and what was found go through it: little at a time."""
+_ANSWER_S = 10.0
+"""That the head of a cluster has, to answer at all."""
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\4" + bytes(5)
+"""Which a connection of HTTP/2 begins with, and no settings (RFC 9113, 3.4)."""
 
 
 def import_ray() -> Any:
@@ -25,6 +31,10 @@ def import_ray() -> Any:
     # Nobody is told that it is used, and what a later release will do needs no warning.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    tokens = [os.environ.get(f"RAY_AUTH_TOKEN{end}") for end in ("", "_PATH")]
+    if any(tokens) or (Path.home() / ".ray" / "auth_token").is_file():
+        # Ray shows its token to a cluster that it finds by itself, and to none that is named.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ImportError as error:
@@ -70,6 +80,8 @@ def enter_cluster(address: str | None, num_cpus: int | None = None) -> Any:
         "include_dashboard": False,
         "object_store_memory": _OBJECT_STORE_BYTES,
     }
+    if address not in (None, "auto"):
+        check_head(address)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -89,9 +101,39 @@ def enter_cluster(address: str | None, num_cpus: int | None = None) -> Any:
             ) from error
         raise ConfigError(
             f"no Ray cluster at {address} can be used ({error}); start one with `ray start "
-            "--head`, and let this machine join it with `ray start --address=HOST:PORT`"
+            "--head`, and let this machine join it with `ray start --address=HOST:PORT`; both, and "
+            "this command, must have the same token (`ray get-auth-token`), or none"
         ) from error
     return ray
+
+
+def check_head(address: str) -> None:
+    """Find out whether the head of a cluster answers. Ray itself would try for many minutes.
+
+    Args:
+        address: HOST:PORT.
+
+    Raises:
+        ConfigError: it does not, or what answers is something else.
+    """
+    host, _, port = address.rpartition(":")
+    is_coded = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S) as connection:
+            if is_coded:
+                return
+            connection.sendall(_PREFACE)
+            kind = connection.recv(4)[3:]
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray cluster answers at {address} ({error}); write HOST:PORT as `ray start --head` "
+            "prints it, and look whether it runs there"
+        ) from error
+    if kind != _PREFACE[-6:-5]:
+        raise ConfigError(
+            f"what answers at {address} is no Ray cluster; write HOST:PORT as `ray start --head` "
+            "prints it, 6379 if not told otherwise"
+        )
 
 
 def get(ref: Any) -> Any:
