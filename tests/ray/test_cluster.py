@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from memorizing.errors import ConfigError
+from memorizing.errors import ConfigError, RankError
 from memorizing.ray import cluster
-from memorizing.ray.cluster import check_head, import_ray
+from memorizing.ray.cluster import Head, check_head, show_token
+
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""Of HTTP/2: none, for the whole connection."""
 
 
 @contextmanager
-def listen(answer: bytes | None) -> Iterator[str]:
+def listen(answer: bytes | None, port: int = 0) -> Iterator[str]:
     """The address of what takes one connection, and answers; None keeps silent."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", port)) as server:
 
         def serve() -> None:
             connection, _ = server.accept()
@@ -39,9 +42,33 @@ def listen(answer: bytes | None) -> Iterator[str]:
 
 
 def test_what_speaks_as_the_head_of_a_cluster_does_is_taken_for_one():
-    # Settings of HTTP/2: none, for the whole connection.
-    with listen(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])) as address:
+    with listen(SETTINGS) as address:
         check_head(address)
+
+
+def test_a_head_that_does_not_answer_for_a_while_is_lost_and_one_that_rests_is_not(monkeypatch):
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.02)
+    monkeypatch.setattr(cluster, "_PATIENCE_S", 0.2)
+    with listen(SETTINGS) as address:
+        head = Head(address)
+        head.check()  # not looked yet
+        time.sleep(0.02)
+        head.check()
+    for _ in range(2):  # nothing listens
+        time.sleep(0.03)
+        head.check()
+    with listen(SETTINGS, int(address.split(":")[1])):
+        time.sleep(0.03)
+        head.check()  # and the time begins anew
+    time.sleep(0.2)
+    head.check()
+    assert not head.is_lost
+    time.sleep(0.25)
+    with pytest.raises(
+        RankError, match=f"the head of the Ray cluster at {address} has not answered for 0 s"
+    ):
+        head.check()
+    assert head.is_lost
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n", b"\x15\x03\x03"])
@@ -73,15 +100,15 @@ def test_what_is_no_address_of_a_head_is_told(address):
 def test_a_token_of_this_machine_is_shown_unless_told_otherwise(
     monkeypatch, tmp_path: Path, mode, expected
 ):
-    pytest.importorskip("ray", reason="needs the extra ray")
-    monkeypatch.setenv("RAY_AUTH_MODE", "")  # so that it is put back
-    monkeypatch.delenv("RAY_AUTH_MODE")
+    for name in ("MODE", "TOKEN", "TOKEN_PATH"):
+        monkeypatch.setenv(f"RAY_AUTH_{name}", "")  # so that it is put back
+        monkeypatch.delenv(f"RAY_AUTH_{name}")
     monkeypatch.setenv("HOME", str(tmp_path))
-    import_ray()
+    show_token()
     assert "RAY_AUTH_MODE" not in os.environ
     if mode is not None:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("7")
-    import_ray()
+    show_token()
     assert os.environ["RAY_AUTH_MODE"] == expected

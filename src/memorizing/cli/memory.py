@@ -180,7 +180,8 @@ def serve(
         write_result(json_file, {"address": served.address, "entries": list(served.num_entries)})
         with contextlib.suppress(KeyboardInterrupt):
             while True:
-                time.sleep(3600)
+                served.head.check()
+                time.sleep(1)
     say("not served any more")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memorizing.errors import MemorizingError, MemoryFolderError
-from memorizing.ray.cluster import NAMESPACE, get, import_ray
+from memorizing.ray.cluster import NAMESPACE, find_head, get, import_ray
 from memorizing.ray.shard import UNKNOWN, View
 
 _HEDGE = 0.5
@@ -147,6 +147,7 @@ class Shards:
             UserWarning: a shard did not answer that did before.
         """
         ray = import_ray()
+        find_head(ray).check()
         start, turn = time.monotonic(), next(self._turn)
         answers: dict[int, tuple[Any, Replica]] = {}
         pending: dict[Any, tuple[int, Replica]] = {}

@@ -27,7 +27,7 @@ from memorizing.huggingface.loading import load_pretrained
 from memorizing.huggingface.sessions.opening import open_memory
 from memorizing.huggingface.sessions.reading import OnRead
 from memorizing.memory.disk import MemoryFolder
-from memorizing.ray.cluster import get, join_cluster
+from memorizing.ray.cluster import Head, find_head, get, join_cluster
 from memorizing.storage.files import name_temporary
 
 Load = Callable[[], tuple[Any, Any]]
@@ -40,6 +40,8 @@ _SHARES = 4
 _MOST_DEATHS = 3
 """Of workers, over one batch, or one after another before any has read."""
 _NAMES_SHOWN = 3
+_LOOK_S = 1.0
+"""How often it is looked whether the cluster is still there."""
 _STOP_S = 120.0
 """How long a worker may take to end a segment of a document, and write what is whole."""
 
@@ -175,6 +177,7 @@ class RayReaders:
         self.num_deaths = 0
         """Workers that died."""
         self._stack = ExitStack()
+        self._head: Head | None = None
         self._idle: list[Any] = []
         self._opening: dict[Any, Any] = {}
         self._reading: dict[Any, tuple[Any, Batch]] = {}
@@ -193,6 +196,7 @@ class RayReaders:
         """
         memory = memory.resolve()
         self._ray = self._stack.enter_context(join_cluster(self._address, self._num_workers))
+        self._head = find_head(self._ray)
         parts = self._stack.enter_context(name_temporary(memory))
         parts.mkdir()
         self._stack.callback(self._kill)
@@ -204,7 +208,8 @@ class RayReaders:
                 worker, batch = self._idle.pop(), self._again.popleft()
                 ref = worker.read.remote(batch.documents, batch.place)
                 self._reading[ref] = worker, batch
-            for ref in self._ray.wait([*self._reading, *self._opening])[0]:
+            self._head.check()
+            for ref in self._ray.wait([*self._reading, *self._opening], timeout=_LOOK_S)[0]:
                 worker, batch = self._reading.get(ref) or (self._opening[ref], None)
                 try:
                     outcome = get(ref)
@@ -233,6 +238,8 @@ class RayReaders:
     def stop(self) -> Iterator[Path]:
         """See `Readers`."""
         with self._stack:
+            if self._head is not None and self._head.is_lost:
+                return
             for worker, _ in self._reading.values():
                 worker.stop.remote()
             refs = list(self._reading)
@@ -305,6 +312,9 @@ class RayReaders:
 
     def _kill(self) -> None:
         """End all workers. What they still write is removed with their folders."""
+        assert self._head is not None
+        if self._head.is_lost:
+            return
         for worker in [
             *self._idle,
             *self._opening.values(),

@@ -11,7 +11,7 @@ from typing import Any
 
 from memorizing.errors import ConfigError, MemoryFolderError
 from memorizing.memory import MemoryFolder
-from memorizing.ray.cluster import NAMESPACE, get, join_cluster
+from memorizing.ray.cluster import NAMESPACE, Head, find_head, get, join_cluster
 from memorizing.ray.shard import Shard
 
 
@@ -30,6 +30,8 @@ class Served:
     """Per shard."""
     num_nodes: int
     """Machines of the cluster."""
+    head: Head
+    """Of the cluster: to be checked every few seconds."""
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def serve_memory(
         edges = divide(counts, num_shards)
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        actors = []
+        actors, head = [], find_head(ray)
         try:
             for shard, replica in itertools.product(range(num_shards), range(num_replicas)):
                 options = {
@@ -91,9 +93,9 @@ def serve_memory(
             _wait_for(ray, actors)
             address = ray.get_runtime_context().gcs_address
             entries = tuple(sum(counts[a:b]) for a, b in itertools.pairwise(edges))
-            yield Served(f"ray://{address}/{name}", entries, len(nodes))
+            yield Served(f"ray://{address}/{name}", entries, len(nodes), head)
         finally:
-            for actor in actors:
+            for actor in actors if not head.is_lost else ():
                 ray.kill(actor)
 
 
