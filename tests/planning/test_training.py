@@ -23,7 +23,11 @@ def make(**training: object) -> Config:
 
 def plan(num_gpus: int, gpu_bytes: float = 2**40, **training: object) -> dict:
     hardware = TrainingHardware(
-        gpu_gib=gpu_bytes / 2**30, tflops=1e-3, search_tflops=1e-4, network_gb_s=1e-2
+        gpu_gib=gpu_bytes / 2**30,
+        tflops=1e-3,
+        search_tflops=1e-4,
+        lookup_us=3.0,
+        network_gb_s=1e-2,
     )
     return plan_training(make(**training), num_gpus, hardware)
 
@@ -48,10 +52,14 @@ def test_a_step_takes_its_operations_and_what_is_exchanged():
     assert found["communication"]["bytes"] == pytest.approx(2 * 2 / 3 * 4 * WEIGHTS)
     seconds = found["seconds"]
     assert seconds["model"] == pytest.approx(found["operations"]["model"] / 1e9)
-    assert seconds["search"] == pytest.approx(found["operations"]["search"] / 1e8)
+    lookups = 2 * 17 * 4 * 2
+    assert seconds["search"] == pytest.approx(found["operations"]["search"] / 1e8 + lookups * 3e-6)
     assert seconds["communication"] == pytest.approx(found["communication"]["bytes"] / 1e7)
     assert found["tokens_per_s"] == pytest.approx(6 * 17 / seconds["all"])
     assert plan(1)["communication"]["bytes"] == 0
+    twice = plan(3, gradient_checkpointing=True)
+    assert twice["operations"]["search"] == 2 * found["operations"]["search"]
+    assert twice["operations"]["model"] == pytest.approx(4 / 3 * found["operations"]["model"])
 
 
 @pytest.mark.parametrize(

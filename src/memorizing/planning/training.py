@@ -10,7 +10,7 @@ from memorizing.benchmark.step import count_step_flops
 from memorizing.config import Config, TrainingConfig
 from memorizing.errors import ConfigError
 from memorizing.memory import memory_bytes
-from memorizing.settings import AboveZero, Positive, check_types
+from memorizing.settings import AboveZero, NotNegative, Positive, check_types
 from memorizing.training.resources import (
     Needs,
     count_weights,
@@ -36,7 +36,9 @@ class TrainingHardware:
     tflops: AboveZero = 400.0
     """10^12 operations a second that a GPU reaches in the products of a step."""
     search_tflops: AboveZero = 200.0
-    """The same in the search: the product of queries and keys, and the choice of the best."""
+    """The same in the search: the product of queries and keys, and the choice among the scores."""
+    lookup_us: NotNegative = 0.0
+    """Microseconds that a query adds whatever the capacity: choice, and attention to neighbors."""
     network_gb_s: AboveZero = 50.0
     """10^9 bytes a second that a GPU receives from the others."""
     gpus_per_machine: Positive = 8
@@ -109,9 +111,9 @@ def plan_training(
     dealt = deal_training(way, -(-way.rows // num_gpus))
     num_tokens = dealt.rows * model.segment_len
     computed = dealt.rows * count_step_flops(model) * (4 / 3 if way.gradient_checkpointing else 1)
-    inner = model.num_heads * model.head_dim
-    searched = 2 * num_tokens * inner * model.capacity * len(model.memory_layers)
-    searched *= 2 if way.gradient_checkpointing else 1
+    lookups = num_tokens * model.num_heads * len(model.memory_layers) if model.has_memory else 0
+    lookups *= 2 if way.gradient_checkpointing else 1
+    searched = 2 * lookups * model.head_dim * model.capacity
     others = (num_gpus - 1) / num_gpus
     exchanges = _OF_WHOLE
     if way.shard:
@@ -120,7 +122,7 @@ def plan_training(
     received = exchanges * others * 4 * num_weights
     seconds = {
         "model": computed / (hardware.tflops * 1e12),
-        "search": searched / (hardware.search_tflops * 1e12),
+        "search": searched / (hardware.search_tflops * 1e12) + lookups * hardware.lookup_us / 1e6,
         "communication": received / (hardware.network_gb_s * 1e9),
     }
     seconds["all"] = sum(seconds.values())
