@@ -96,7 +96,7 @@ def wait_for_the_end_of_workers() -> None:
 def test_what_a_killed_worker_read_is_read_again_and_nothing_twice(
     cluster, model, model_folder, alone, tmp_path
 ):
-    readers, counted = make_readers(model_folder, 1), []
+    readers, counted = make_readers(model_folder, 2), []
 
     def kill_one(name: str, num_tokens: int) -> None:
         if not counted:
@@ -122,7 +122,7 @@ def test_an_interrupt_keeps_what_was_read_whole_and_the_rest_is_read_later(
 
     path = tmp_path / "memory"
     with pytest.raises(KeyboardInterrupt):
-        read(model, path, readers=make_readers(model_folder, 2), progress=interrupt)
+        read(model, path, readers=make_readers(model_folder, 1), progress=interrupt)
     num_read = len(MemoryFolder.open(path).documents)
     assert 1 <= num_read < len(DOCUMENTS)
     report = read(model, path)
