@@ -21,8 +21,8 @@ _TEXT_BYTES = 4 + 8
 """Of a kept token: its characters, of which there are about four, and where they begin and end."""
 _FOUND_BYTES = 21
 """Of what was found, besides its key and value: score, slot, two lines and whether it is there."""
-_ROUNDS = 3
-"""Of a question for passages: sums, spans, and what stands there."""
+_ROUNDS = 4
+"""Of a question for passages: words, sums, spans, and what stands there."""
 _PASSAGE_BYTES = 9
 """Of an entry in memory beside its key and value, where passages are found: the length of its
 value, its token, and whether it is a sink."""

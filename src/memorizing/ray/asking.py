@@ -13,6 +13,7 @@ from typing import Any
 from memorizing.errors import MemorizingError, MemoryFolderError
 from memorizing.ray.cluster import NAMESPACE, find_head, get, import_ray
 from memorizing.ray.shard import UNKNOWN, View
+from memorizing.ray.wire import decode, encode
 
 _HEDGE = 0.5
 """After this share of the limit, another replica is asked too."""
@@ -156,11 +157,15 @@ class Shards:
             for shard in arguments
         }
 
+        # All shards are often asked the same.
+        payloads = {id(one): encode(one) for one in arguments.values()}
+
         def submit(shard: int) -> None:
             while untried[shard]:
                 replica = untried[shard].pop(0)
                 if replica.is_ready():
-                    ref = replica.submit("ask", self._view, method, arguments[shard])
+                    payload = payloads[id(arguments[shard])]
+                    ref = replica.submit("ask", self._view, method, payload)
                     pending[ref] = shard, replica
                     return
 
@@ -188,7 +193,7 @@ class Shards:
                     replica.revive()
                     submit(shard)
                 else:
-                    answers.setdefault(shard, (answer, replica))
+                    answers.setdefault(shard, (decode(answer), replica))
         for ref, (_, replica) in pending.items():
             replica.wait_for(ref)
         self._note(arguments.keys(), answers.keys())

@@ -26,6 +26,7 @@ from memorizing.huggingface.sessions.stores import FolderStore
 from memorizing.index_settings import parse_index
 from memorizing.memory import MemoryFolder, Retrieved
 from memorizing.memory.disk import FolderDescription, StoredDocument
+from memorizing.ray.wire import decode, encode
 
 UNKNOWN = "this view is not known"
 """Answer of a shard that was restarted since a view of it was opened."""
@@ -123,10 +124,18 @@ class Shard:
             self._views[view.number] = OpenShard(view, self._folder, self._documents)
         return self._views[view.number].prepare(median)
 
-    def ask(self, view: str, method: str, arguments: Sequence[Any]) -> Any:
-        """Call a method of an open view; `UNKNOWN` where it is not open."""
+    def ask(self, view: str, method: str, arguments: bytes) -> bytes | str:
+        """Call a method of an open view, and encode its answer; `UNKNOWN` where it is not open.
+
+        Args:
+            view: its number.
+            method: of `OpenShard`.
+            arguments: encoded.
+        """
         opened = self._views.get(view)
-        return UNKNOWN if opened is None else getattr(opened, method)(*arguments)
+        if opened is None:
+            return UNKNOWN
+        return encode(getattr(opened, method)(*decode(arguments)))
 
 
 class OpenShard:
