@@ -46,6 +46,7 @@ def test_text_and_settings_are_the_same(text: str, settings) -> None:
         ("faiss_flat:oversample=-1", "faiss_flat.oversample is -1; allowed: 1 or more"),
         ("faiss_ivf:num_lists=7,num_probes=8", "num_probes is 8; allowed: at most num_lists, 7"),
         ("faiss_ivf:num_lists=31", "num_probes is 32; allowed: at most num_lists, 31"),
+        ("faiss_ivf:num_bits=4", "num_bits is 4; allowed: 8 or 16"),
         ("faiss_ivf:train_on_queries=1", "train_on_queries is 1; allowed: true or false"),
         ("scann:leaves_to_search=1025", "is 1025; allowed: at most num_leaves, 1024"),
     ],

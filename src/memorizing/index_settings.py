@@ -124,7 +124,7 @@ class FaissInt8Settings(SealedSettings):
 
 @dataclass(frozen=True)
 class FaissIvfSettings(SealedSettings):
-    """Faiss, inverted lists of fp16 keys: those of the `num_probes` nearest cells are scored."""
+    """Faiss, inverted lists of keys: those of the `num_probes` nearest cells are scored."""
 
     name: ClassVar[str] = "faiss_ivf"
     is_saved: ClassVar[bool] = True
@@ -136,8 +136,17 @@ class FaissIvfSettings(SealedSettings):
     hold less than 39 keys each on average."""
     num_probes: int = 32
     """Cells that are searched for a query."""
+    num_bits: int = 16
+    """Of a number of the copies of keys: 16, or 8 for half of the memory. The best are scored again
+    with the stored keys: 8 wants `oversample` of 2 or more."""
     train_on_queries: bool = False
     """Learn from queries (`SealedIndex.observe_queries`) which cells to search for a query."""
+
+    def __post_init__(self) -> None:
+        """As that of `IndexSettings`."""
+        super().__post_init__()
+        bits = self.num_bits
+        require(bits in (8, 16), f"{self.name}.num_bits", bits, "8 or 16")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from memorizing.errors import IndexUnavailableError
+from memorizing.errors import IndexUnavailableError, StateError
 from memorizing.index_settings import parse_index
 from memorizing.knn import make_index
 from tests.knn.ring import draw_keys
@@ -43,6 +44,21 @@ def test_what_a_library_did_not_look_through_is_found_when_all_is_asked_for(inde
     ring = make_ring(index, CAPACITY)
     assert ring.search(draw_queries(), CAPACITY).valid.all()
     assert ring.search(draw_queries(), CAPACITY // 2).valid.all()
+
+
+def test_lists_of_8_bits_find_the_nearest_and_are_read_back_as_they_were(tmp_path: Path):
+    pytest.importorskip("faiss", reason="needs the extra faiss")
+    lists = "faiss_ivf:block_len=103,num_lists=3,num_probes=3,oversample=4"
+    ring = make_ring(f"{lists},num_bits=8", CAPACITY)
+    found = ring.search(draw_queries(), K)
+    assert ring.measure_recall(draw_queries(), K) == 1.0
+    ring.index.save(tmp_path, ring.stored)
+    ring.index.load(tmp_path, ring.stored)
+    again = ring.search(draw_queries(), K)
+    assert torch.equal(again.slots, found.slots)
+    assert torch.equal(again.scores, found.scores)
+    with pytest.raises(StateError, match="open it with the settings it was saved with"):
+        make_ring(lists, CAPACITY).index.load(tmp_path, ring.stored)
 
 
 @pytest.mark.parametrize(

@@ -116,11 +116,14 @@ class FaissLibrary(BlockLibrary):
         faiss, dim = self._faiss, keys.shape[1]
         quantizer = faiss.IndexFlatIP(dim)
         quantizer.add(probes)
+        assert isinstance(self._settings, FaissIvfSettings)
+        is_short = self._settings.num_bits == 8
+        kind = faiss.ScalarQuantizer.QT_8bit if is_short else faiss.ScalarQuantizer.QT_fp16
         index = faiss.IndexIVFScalarQuantizer(
             quantizer,
             dim,
             len(probes),
-            faiss.ScalarQuantizer.QT_fp16,
+            kind,
             faiss.METRIC_INNER_PRODUCT,
             False,
         )
@@ -173,7 +176,8 @@ class FaissLibrary(BlockLibrary):
         """Keys that their storage can hold."""
         if isinstance(self._settings, (FaissFlatSettings, FaissInt8Settings)):
             return keys
-        return keys.clip(-_FP16_MAX, _FP16_MAX)
+        fits = keys.min() >= -_FP16_MAX and keys.max() <= _FP16_MAX
+        return keys if fits else keys.clip(-_FP16_MAX, _FP16_MAX)
 
     def _make_empty(self, dim: int) -> Any:
         settings, metric = self._settings, self._faiss.METRIC_INNER_PRODUCT

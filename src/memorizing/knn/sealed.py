@@ -195,7 +195,7 @@ class SealedIndex(KeyIndex):
         means = np.empty((num_heads, stored.keys.shape[3]), np.float32)
 
         def make(head: int) -> KeyBlock:
-            keys = copy_keys(stored, row, head, entries).float().numpy()
+            keys = copy_keys(stored, row, head, entries).to(torch.float32, copy=True).numpy()
             if not np.isfinite(keys).all():
                 wrong = entries[int(np.nonzero(~np.isfinite(keys).all(1))[0][0])]
                 raise StateError(
@@ -204,7 +204,7 @@ class SealedIndex(KeyIndex):
                     "reset the row (start_documents), whose entries are written but not sealed"
                 )
             means[head] = keys.mean(0)
-            keys = keys - means[head]
+            keys -= means[head]
             if arrays is not None:
                 return self._library.restore(arrays[head], keys)
             return self._library.build(keys, self._queries.get(head))

@@ -19,6 +19,7 @@ from memorizing.memory import (
     StoredDocument,
     hash_text,
 )
+from memorizing.memory.disk import segment
 from memorizing.memory.disk.manifest import Manifest, SegmentRecord, format_manifest
 from memorizing.memory.disk.segment import decode_int8, plan_segment
 from tests.memory.disk.examples import (
@@ -83,6 +84,30 @@ def test_verify_sees_what_happened_after_the_memory_was_opened(path: Path) -> No
     flip(find_segment(path), -11)
     with pytest.raises(MemoryFolderError, match="was altered"):
         folder.verify()
+
+
+def test_a_large_file_is_checked_part_by_part_and_nothing_of_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment, "_PART_BYTES", 2**16)
+    folder = MemoryFolder.create(tmp_path / "large", FolderDescription("x", (3,), 3, 1031))
+    keys, values = torch.randn(2, 3, 257, 1031).bfloat16()
+    folder.append([NewDocument("a", 257, 257, hash_text(""), "")], {3: (keys, values)})
+    opened = MemoryFolder.open(tmp_path / "large")
+
+    def count_mapped() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = count_mapped() if os.path.exists("/proc/self/statm") else None
+    opened.contents.segments[0].verify()
+    if before is not None:
+        assert count_mapped() - before < keys.nbytes // 2
+    found = opened.open_layer(3).blocks[0].load()
+    assert torch.equal(found.keys[0], keys)
+    assert torch.equal(found.values[0], values)
+    flip(find_segment(tmp_path / "large"), -11)
+    with pytest.raises(MemoryFolderError, match="was altered"):
+        MemoryFolder.open(tmp_path / "large").verify()
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])

@@ -127,7 +127,12 @@ class StoredLayer:
         keys, values = (self._gather(segments, kind).unsqueeze(0) for kind in ("key", "value"))
         is_saved = len(segments) == 1 and self._is_whole(segments[0])
         saved = self._name_index_folder(segments[0]) if is_saved else None
-        return make_block(keys, values, self.settings, saved and partial(self._restore, saved))
+        block = make_block(keys, values, self.settings, saved and partial(self._restore, saved))
+        if isinstance(self.settings, SealedSettings):
+            # Few of the keys that an index was made of are read again.
+            for segment in segments:
+                segment.let_go()
+        return block
 
     def _gather(self, segments: Sequence[SegmentFile], kind: str) -> Tensor:
         """Keys or values (H, n, D) of the segments, by reference if possible."""

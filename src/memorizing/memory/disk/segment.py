@@ -45,6 +45,8 @@ from memorizing.storage.tensors import TensorLayout, plan_tensors, view_bytes
 
 ADVICE = "use another copy of the memory, or read the text again"
 
+_PART_BYTES = 2**26
+"""Of a larger file, no more is kept in a process's memory while it is checked."""
 _METADATA = {"format": "memorizing memory segment 1"}
 
 
@@ -140,16 +142,35 @@ class SegmentFile:
         with self._lock:
             if self._is_verified:
                 return
-            if hashlib.sha256(self._mapped).hexdigest() != self.record.sha256:
+            digest = hashlib.sha256()
+            with memoryview(self._mapped) as content:
+                for start in range(0, len(content), _PART_BYTES):
+                    digest.update(content[start : start + _PART_BYTES])
+                    self._let_go_of_much()
+            if digest.hexdigest() != self.record.sha256:
                 raise MemoryFolderError(
                     f"{self.path} was altered: its checksum is not that of its manifest; {ADVICE}"
                 )
             for name, place in self._layout.places.items():
-                if place.dtype.is_floating_point and not is_finite(self._view(name)):
-                    raise MemoryFolderError(
-                        f"{self.path} has entries that are NaN or infinite in {name}; {ADVICE}"
-                    )
+                if not place.dtype.is_floating_point:
+                    continue
+                for part in self._view(name).flatten().split(_PART_BYTES // place.dtype.itemsize):
+                    if not is_finite(part):
+                        raise MemoryFolderError(
+                            f"{self.path} has entries that are NaN or infinite in {name}; {ADVICE}"
+                        )
+                    self._let_go_of_much()
             self._is_verified = True
+
+    def let_go(self) -> None:
+        """Keep nothing of the file in this process's memory; what is read is there again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _let_go_of_much(self) -> None:
+        # A small file is read again at once, from memory.
+        if self.record.num_bytes > _PART_BYTES:
+            self.let_go()
 
     def get_tensor(self, name: str) -> Tensor:
         """A tensor by reference; entries are aligned.
