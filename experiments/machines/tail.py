@@ -4,10 +4,11 @@
 
 *Asking*: shards that compute nothing; a few processes answer for all of them, so that what is
 measured is whoever asks, Ray, and the merging of what all found. Two numbers are fitted to it: of a
-round, and of each shard. *Search*: a memory in one process, of which a third number is taken, bytes
-of keys a second; of other sizes and shards `memorizing plan` says how long a round takes, beside
-what is measured. *Tail*: with every shard on a machine of its own, a round ends with the slowest;
-how much later than in the middle a shard answers is drawn from what was measured of one.
+round, and of each shard. *Search*: a memory in one shard, of which a third number is taken, bytes
+of keys a second; of other sizes `memorizing plan` says how long a round takes, beside what is
+measured. All these are the quickest rounds, as others may use the machine. *Tail*: with every shard
+on a machine of its own, a round ends with the slowest; how much later than the quickest a shard
+answers is drawn from all rounds that were measured of one.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ from memorizing.ray.wire import decode, encode
 from memorizing.storage.files import write_json
 
 NUM_NEIGHBORS, QUERY_HEADS, PROCESSES = 32, load.HEADS * load.GROUPS, 2
-FIRST = (32_768, 1)
-"""Entries and shards that the speed of a search is taken from."""
-OTHERS = ((65_536, 1), (131_072, 1), (65_536, 2))
+FIRST = 65_536
+"""Entries that the speed of a search is taken from."""
+OTHERS = (32_768, 131_072)
 
 
 class Answering:
@@ -83,12 +84,12 @@ def main() -> None:
             if name not in done:
                 done[name] = ask_nothing(ray, num_shards)
                 write_json(options.json, done)
-        for num_entries, num_shards in (FIRST, *OTHERS):
-            name = f"search {num_entries} {num_shards}"
+        for num_entries in (FIRST, *OTHERS):
+            name = f"search {num_entries}"
             if name not in done:
                 with tempfile.TemporaryDirectory() as place:
                     path = load.make_memory(Path(place) / "load", tokenizer, num_entries)
-                    done[name] = search(path, num_shards, tokenizer)
+                    done[name] = search(path, tokenizer)
                 write_json(options.json, done)
     done |= {"machine": describe_machine(), "planned": compare(done, options.shards)}
     done["tail"] = simulate(done, options.shards)
@@ -97,9 +98,10 @@ def main() -> None:
 
 
 def summarize(took_s: list[float]) -> dict[str, Any]:
-    """Milliseconds: the middle, one in 100, and all."""
+    """Milliseconds: the least, the middle, one in 100, and all."""
     took = sorted(1e3 * one for one in took_s)
     return {
+        "least": round(took[0], 2),
         "p50": round(took[len(took) // 2], 2),
         "p99": round(took[int(0.99 * len(took))], 2),
         "all": [round(one, 2) for one in took],
@@ -121,6 +123,7 @@ def ask_nothing(ray: Any, num_shards: int) -> dict[str, Any]:
     """Rounds of shards that compute nothing."""
     make = ray.remote(Answering).options(num_cpus=0).remote
     actors = [make() for _ in range(min(PROCESSES, num_shards))]
+    ray.get([actor.ask.remote("", "", encode(())) for actor in actors])
     replicas = [[Replica("", actors[number % len(actors)])] for number in range(num_shards)]
     shards = Shards("", replicas, 60.0)
     description = FolderDescription("x", (0,), load.HEADS, load.WIDTH)
@@ -132,22 +135,22 @@ def ask_nothing(ray: Any, num_shards: int) -> dict[str, Any]:
     return found
 
 
-def search(path: Path, num_shards: int, tokenizer: Any) -> dict[str, Any]:
-    """Rounds of shards that search."""
-    with load.open_store(path, num_shards) as store:
+def search(path: Path, tokenizer: Any) -> dict[str, Any]:
+    """Rounds of one shard that searches."""
+    with load.open_store(path, 1) as store:
         return time_rounds(load.make_questions(store, tokenizer)["entries"], 20.0)
 
 
 def compare(done: dict[str, Any], shards: list[int]) -> dict[str, Any]:
-    """What is fitted, and rounds as planned with it beside those that were measured."""
-    asked = [done[f"asking {number}"]["p50"] for number in shards]
+    """What is fitted, and rounds as planned with it beside the quickest that were measured."""
+    asked = [done[f"asking {number}"]["least"] for number in shards]
     weights = 1 / np.array(asked)  # so that each counts by its share
     shard_ms, round_ms = np.polyfit(shards, asked, 1, w=weights)
     key_bytes = 2 * load.HEADS * load.WIDTH
-    first_ms = done["search {} {}".format(*FIRST)]["p50"] - round_ms - FIRST[1] * shard_ms
+    first_ms = done[f"search {FIRST}"]["least"] - round_ms - shard_ms
     hardware = ServingHardware(
-        search_gb_s=FIRST[0] * key_bytes / first_ms / 1e6, round_ms=round_ms, shard_ms=shard_ms,
-        network_gb_s=1e6,
+        search_gb_s=float(FIRST * key_bytes / first_ms / 1e6), round_ms=float(round_ms),
+        shard_ms=float(shard_ms), network_gb_s=1e6,
     )  # fmt: skip
     rows = [
         {"what": f"asking {n}", "measured": ms, "planned": round(round_ms + n * shard_ms, 2)}
@@ -160,12 +163,12 @@ def compare(done: dict[str, Any], shards: list[int]) -> dict[str, Any]:
             "hidden_size": QUERY_HEADS * load.WIDTH, "vocab_size": 7, "intermediate_size": 7,
         }  # fmt: skip
         (Path(place) / "config.json").write_text(json.dumps(config))
-        for entries, number in (FIRST, *OTHERS):
-            planned = plan_serving(place, entries, number, hardware, read="entries")
-            measured = done[f"search {entries} {number}"]["p50"]
+        for entries in (FIRST, *OTHERS):
+            planned = plan_serving(place, entries, 1, hardware, read="entries")
+            measured = done[f"search {entries}"]["least"]
             rows.append(
                 {
-                    "what": f"search {entries} {number}",
+                    "what": f"search {entries}",
                     "measured": measured,
                     "planned": round(planned["ms"]["all"], 2),
                 }
@@ -183,17 +186,17 @@ def compare(done: dict[str, Any], shards: list[int]) -> dict[str, Any]:
 def simulate(done: dict[str, Any], shards: list[int]) -> list[dict[str, float]]:
     """Rounds whose shards search as many entries each as the first, on machines of their own.
 
-    Every shard answers as much later than the middle as one that was measured, drawn for itself.
+    Every shard answers as much later than the quickest as one that was measured, drawn for itself.
     """
     generator, fitted = np.random.default_rng(0), done["planned"]
-    first = done["search {} {}".format(*FIRST)]
-    later = np.array(first["all"]) - first["p50"]
+    first = done[f"search {FIRST}"]
+    later = np.array(first["all"]) - first["least"]
     rows = []
     for number in shards:
         slowest = np.concatenate(
             [generator.choice(later, (100, number)).max(1) for _ in range(math.ceil(10_000 / 100))]
         )
-        whole = first["p50"] + (number - FIRST[1]) * fitted["shard_ms"] + slowest
+        whole = first["least"] + (number - 1) * fitted["shard_ms"] + slowest
         rows.append(
             {
                 "shards": number,

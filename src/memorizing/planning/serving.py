@@ -38,13 +38,13 @@ class ServingHardware:
 
     machine_gib: AboveZero = 256.0
     """Memory of a machine."""
-    search_gb_s: AboveZero = 1.2
+    search_gb_s: AboveZero = 1.3
     """10^9 bytes of keys that a shard's exact search reads in a second."""
     network_gb_s: AboveZero = 1.0
     """10^9 bytes a second that whoever asks receives."""
-    round_ms: NotNegative = 2.0
+    round_ms: NotNegative = 1.0
     """Of a round of questions to no shard at all."""
-    shard_ms: NotNegative = 0.5
+    shard_ms: NotNegative = 1.0
     """That each shard adds to a round, for whoever asks: what it sends and takes."""
     process_gib: NotNegative = 0.4
     """A shard's process without entries."""

@@ -155,7 +155,7 @@ class MemoryFolder:
             state.remove_old_merge(out.with_name(f".{out.name}.part"))
             unfinished = stack.enter_context(name_temporary(out.parent))
             unfinished.mkdir()
-            state.write_state(unfinished, manifest, parts)
+            state.write_state(unfinished, manifest, _let_go_between(parts, sources))
             if out.exists():
                 stack.enter_context(hold_lock(out, MemoryFolderError))
                 state.check_free(out)
@@ -410,3 +410,12 @@ class MemoryFolder:
 
     def _explain_failures(self) -> contextlib.AbstractContextManager[None]:
         return explain_failures(f"the memory {self.path}")
+
+
+def _let_go_between(parts: state.Segments, sources: Sequence[Contents]) -> state.Segments:
+    """The same, and after each, what was read of the sources is not kept in memory."""
+    for part in parts:
+        yield part
+        for source in sources:
+            for segment in source.segments:
+                segment.let_go()
