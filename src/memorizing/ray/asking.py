@@ -189,7 +189,7 @@ class Shards:
                     raise
                 except ray.exceptions.RayError:
                     answer = UNKNOWN
-                if is_unknown(answer):
+                if isinstance(answer, str):  # UNKNOWN: all else is bytes
                     replica.revive()
                     submit(shard)
                 else:

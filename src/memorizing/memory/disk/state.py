@@ -7,7 +7,7 @@ one, and perhaps files that no manifest names, which are removed when the folder
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ LARGEST_JOINED = 2**20
 _MOST_MANIFEST_BYTES = 2**30
 """A manifest has some 300 bytes for every document."""
 
-Segments = Sequence[SegmentRecord | Sequence[Part] | Moved]
+Segments = Iterable[SegmentRecord | Sequence[Part] | Moved]
 """Of a new state: those that stay, the parts of new ones, and what is moved here as it is."""
 
 
