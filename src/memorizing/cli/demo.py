@@ -47,6 +47,10 @@ def run(
         str | None,
         option("MODEL", "With --pretrained: another model, by folder or name on the hub."),
     ] = None,
+    shown: Annotated[
+        int | None,
+        option("N", "With --pretrained: prompts, of 10, that are shown whole. Default: 3.", min=0),
+    ] = None,
     run_dir: Annotated[
         Path | None,
         option(
@@ -70,11 +74,14 @@ def run(
         raise ConfigError(f"--minutes is {minutes}; allowed: {allowed}")
     if pretrained and (minutes, recipe) != (10.0, "demo"):
         raise ConfigError("--minutes and --recipe are of training, and --pretrained trains nothing")
-    if model is not None and not pretrained:
-        raise ConfigError("--model is given without --pretrained, which uses it; add it")
+    for name, value in (("--model", model), ("--shown", shown)):
+        if value is not None and not pretrained:
+            raise ConfigError(f"{name} is given without --pretrained, which uses it; add it")
     prepare_files(json_file)
     if pretrained:
-        result = _run_pretrained(model, seed, run_dir or Path("runs/demo-pretrained"))
+        result = _run_pretrained(
+            model, seed, 3 if shown is None else shown, run_dir or Path("runs/demo-pretrained")
+        )
     else:
         from memorizing.demo import run_demo
 
@@ -86,7 +93,7 @@ def run(
         raise typer.Exit(INTERRUPTED_STATUS)
 
 
-def _run_pretrained(name: str | None, seed: int, run_dir: Path) -> dict[str, Any]:
+def _run_pretrained(name: str | None, seed: int, num_shown: int, run_dir: Path) -> dict[str, Any]:
     """Find or make the model, and tell what it makes of what it reads."""
     from memorizing.cli.pretrained import load_model
     from memorizing.demo import run_pretrained_demo
@@ -103,5 +110,11 @@ def _run_pretrained(name: str | None, seed: int, run_dir: Path) -> dict[str, Any
         name = str(find_or_make(SMOLLM2, remedy))
     model, tokenizer = load_model(name, "auto", "auto")
     return run_pretrained_demo(
-        model, tokenizer, name, is_older=is_older, seed=seed, run_dir=run_dir
+        model,
+        tokenizer,
+        name,
+        is_older=is_older,
+        seed=seed,
+        num_shown=num_shown,
+        run_dir=run_dir,
     )

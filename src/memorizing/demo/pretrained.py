@@ -47,6 +47,7 @@ def run_pretrained_demo(
     num_tokens: int = 20_000,
     num_quotes: int = 10,
     num_calls: int = 4,
+    num_shown: int = 3,
     settings: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def run_pretrained_demo(
         num_tokens: of files that are read, at least.
         num_quotes: prompts whose next 16 tokens are asked for.
         num_calls: calls to complete, each of a file that is left out of the memory then.
+        num_shown: prompts that are shown whole, the first ones; of the calls one.
         settings: of the memory besides, as `add_memory` takes them.
         console: where the story is told; by default standard output.
 
@@ -115,6 +117,7 @@ def run_pretrained_demo(
     console.print(story.tell_reading(result, memory))
     for part, places in (("quotes", quotes), ("calls", calls)):
         start = time.perf_counter()
+        shown = min(num_shown, len(places)) if part == "quotes" else 1
         with show_progress(f"{part}: prompts") as progress:
             found = run_arms(
                 setup,
@@ -122,12 +125,13 @@ def run_pretrained_demo(
                 places,
                 names,
                 writes=part == "calls",
-                num_written=story.NUM_SHOWN[part],
+                num_written=shown,
                 on_place=lambda done, total, _, progress=progress: progress(done, total),
             )
         seconds[part] = time.perf_counter() - start
         result |= {part: found, "interrupted": found["interrupted"]}
-        console.print(story.tell_part(part, found, places, package, tokenizer), highlight=False)
+        told = story.tell_part(part, found, places, package, tokenizer, shown)
+        console.print(told, highlight=False)
         if found["interrupted"]:
             console.print("Stopped: the tables show what was asked until then.")
             break

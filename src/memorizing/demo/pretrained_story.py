@@ -21,8 +21,6 @@ from memorizing.benchmark.memory_use.tables import EXPLAINED, QUALITY, make_tabl
 from memorizing.benchmark.preparing import summarize_machine
 from memorizing.huggingface.sessions.sources import find_lines
 
-NUM_SHOWN = {"quotes": 3, "calls": 1}
-"""Prompts that are shown whole, the first ones; all are counted."""
 _WIDTH = 72
 """Characters of a line that is shown."""
 _DEFINED = re.compile(r"^def \w+\(", re.MULTILINE)
@@ -77,14 +75,15 @@ def tell_part(
     places: Sequence[Place],
     package: Package,
     tokenizer: Any,
+    num_shown: int,
 ) -> RenderableType:
-    """Some prompts whole, and a table of all."""
+    """The first prompts whole, and a table of all."""
     title, text = {
         "quotes": (
             "Does it say what it has read?",
             f"{len(places)} prompts of {len(places[0].prompt)} tokens from {found['num_drawn']} of "
             f"these files, drawn with the seed; asked for are the {len(places[0].answer)} tokens "
-            f"that stand next. The first {NUM_SHOWN[part]}, as they came:",
+            f"that stand next. The first {num_shown}, as they came:",
         ),
         "calls": (
             "Does it use it?",
@@ -93,7 +92,7 @@ def tell_part(
             "it came:",
         ),
     }[part]
-    shown = zip(found["places"][: NUM_SHOWN[part]], places, strict=False)
+    shown = zip(found["places"][:num_shown], places, strict=False)
     blocks = [
         _show_place(part, number, asked, place, package, tokenizer)
         for number, (asked, place) in enumerate(shown, 1)
