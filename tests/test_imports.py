@@ -13,7 +13,7 @@ import memorizing
 
 PACKAGE = Path(memorizing.__file__).parent
 
-EVERYWHERE = {"config", "errors", "index_settings", "settings", "storage"}
+EVERYWHERE = {"config", "errors", "index_settings", "lazy", "settings", "storage"}
 """Settings, exceptions and storage, which every place may import."""
 
 DATA_TYPES = "data types"
@@ -26,6 +26,7 @@ ALL = {*CORE, "evaluation", "generation", "huggingface", "training", "analysis"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "lazy": set(),
     "settings": {"errors"},
     "index_settings": {"errors", "settings"},
     "config": {"errors", "settings", "index_settings"},
@@ -59,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 NO_TORCH = (
     "errors",
+    "lazy",
     "settings",
     "index_settings",
     "config",

@@ -6,8 +6,9 @@ used, so that importing the package, and `memorizing --help`, does not wait for 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from memorizing.lazy import load_name
 
 __version__ = "0.1.0"
 
@@ -128,11 +129,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module at first use (PEP 562)."""
-    if name not in _MODULE_OF_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"), name)
-    globals()[name] = value
-    return value
+    return load_name(__name__, name, _MODULE_OF_NAME)
 
 
 def __dir__() -> list[str]:

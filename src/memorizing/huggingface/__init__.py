@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from memorizing.lazy import load_name
+
 if TYPE_CHECKING:
     from memorizing.huggingface.attaching.attachment import add_memory, remove_memory
     from memorizing.huggingface.attaching.memory_settings import MemorySettings
@@ -59,9 +61,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module at first use (PEP 562)."""
-    if name not in _MODULE_OF_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_module(f"{__name__}.own_model.model")
-    value = getattr(import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"), name)
-    globals()[name] = value
-    return value
+    if name in _MODULE_OF_NAME:
+        import_module(f"{__name__}.own_model.model")  # Which makes our model known.
+    return load_name(__name__, name, _MODULE_OF_NAME)

@@ -94,7 +94,7 @@ def plan_training(
         return needs.total <= hardware.gpu_gib * 2**30
 
     ways = [
-        {"settings": settings, "bytes": _describe(needs), "fits": fits(needs)}
+        {"settings": settings, "bytes": {**asdict(needs), "all": needs.total}, "fits": fits(needs)}
         for settings, way in list_ways(training, num_gpus)
         for needs in [estimate(way, num_gpus)]
     ]
@@ -175,13 +175,3 @@ def list_ways(
             seen.append(dealt)
             changed = {k: v for k, v in candidate.items() if getattr(training, k) != v}
             yield {f"training.{key}": value for key, value in changed.items()}, way
-
-
-def _describe(needs: Needs) -> dict[str, int]:
-    return {
-        "weights": needs.weights,
-        "activations": needs.activations,
-        "memories": needs.memories,
-        "caches": needs.caches,
-        "all": needs.total,
-    }

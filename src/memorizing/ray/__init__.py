@@ -6,8 +6,9 @@ of this is used. Names load when they are first used: a shard needs no model.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from memorizing.lazy import load_name
 
 if TYPE_CHECKING:
     from memorizing.ray.opening import open_served
@@ -21,8 +22,4 @@ __all__ = ["RayReaders", "open_served", "serve_memory"]
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module at first use (PEP 562)."""
-    if name not in _MODULE_OF_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULE_OF_NAME[name]}"), name)
-    globals()[name] = value
-    return value
+    return load_name(__name__, name, _MODULE_OF_NAME)
