@@ -42,9 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--place", type=Path, required=True, help="a folder on a disk")
     parser.add_argument("--millions", type=int, default=4)
-    parser.add_argument(
-        "--index", default="faiss_ivf:num_lists=1024,num_probes=8,num_bits=8,oversample=2"
-    )
+    parser.add_argument("--index", default=INDEX)
     parser.add_argument("--do", choices=sorted(STEPS), help="measure this here")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -233,11 +233,12 @@ def find_passages(
     words = list_words(torch.tensor(package.tokens[start : start + PROMPT_LEN]))
     counts = count_words(words, part)
     weights = weigh_words(words, (counts > 0).sum(1), counts.shape[1])
-    matches = match_words(part, counts, weights)
-    if kind == "other":
-        first = part.first_of_chunk
-        is_near = (first >= start - PASSAGE_LEN) & (first < start + length + PASSAGE_LEN)
-        matches = matches.masked_fill(is_near, 0.0)
+    first = part.first_of_chunk
+    is_near = (first >= start - PASSAGE_LEN) & (first < start + length + PASSAGE_LEN)
+    # Of what is near, no chunk is found, nor one before for the words of its next.
+    is_hidden = is_near & (kind == "other")
+    matches = match_words(part, counts.masked_fill(is_hidden, 0.0), weights)
+    matches = matches.masked_fill(is_hidden, 0.0)
     shares = torch.zeros(1, matches.shape[1])  # words alone find
     scores = rank_part(shares, matches, matches.logsumexp(1))
     found = choose_in(part, shares, scores, number, PASSAGE_LEN)

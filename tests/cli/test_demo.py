@@ -15,7 +15,7 @@ import pytest
         (("--recipe", "paper_200m"), "it needs a model with a memory"),
         (("--pretrained", "--minutes", "2"), "--pretrained trains nothing"),
         (("--model", "llama"), "--model is given without --pretrained"),
-        (("--shown", "0"), "--shown is given without --pretrained"),
+        (("--shown", "2"), "--shown is given without --pretrained"),
         (("--pretrained", "--model", "no/such/folder"), "there is no folder 'no/such/folder'"),
     ],
 )

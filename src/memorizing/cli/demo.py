@@ -49,7 +49,7 @@ def run(
     ] = None,
     shown: Annotated[
         int | None,
-        option("N", "With --pretrained: prompts, of 10, that are shown whole. Default: 3.", min=0),
+        option("N", "With --pretrained: prompts, of 10, that are shown whole. Default: 3.", min=1),
     ] = None,
     run_dir: Annotated[
         Path | None,
