@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from documents import CORPORA
-from smollm import add_model_options
+from smollm import PRECISIONS, add_model_options
 
 from memorizing.errors import MemorizingError
 
@@ -21,6 +21,11 @@ def make_parser(about: str | None) -> argparse.ArgumentParser:
     add_model_options(parser)
     parser.add_argument("--corpora", type=Path, default=CORPORA)
     return parser
+
+
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    """`--precision`. In place."""
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="of products")
 
 
 def add_calibrations_option(parser: argparse.ArgumentParser, default: Path) -> None:

@@ -39,10 +39,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import make_parser, run_command
+from command_line import add_precision_option, make_parser, run_command
 from documents import load_documents
 from peft.tuners.lora import LoraLayer
-from smollm import describe_precision, load_smollm
+from smollm import PRECISIONS, describe_precision, load_smollm
 from torch import Tensor
 
 from memorizing.benchmark.memory_use.summary import estimate
@@ -121,6 +121,7 @@ def main() -> int:
 def parse_options() -> argparse.Namespace:
     """The command line."""
     parser = make_parser(__doc__)
+    add_precision_option(parser)
     parser.add_argument("--steps", type=int, default=SETTINGS.steps)
     parser.add_argument("--seed", type=int, default=SETTINGS.seed)
     parser.add_argument("--tests", type=int, default=NUM_TESTS, help="texts of each package")
@@ -137,7 +138,8 @@ def measure(options: argparse.Namespace) -> None:
     settings = replace(SETTINGS, steps=options.steps, seed=options.seed)
     if not (options.runs / "model").is_dir():
         model, tokenizer = load_smollm(options.model, options.device)
-        train(model, load_packages("train", tokenizer, options), settings, options.runs)
+        packages = load_packages("train", tokenizer, options)
+        train(model, packages, settings, options.runs, PRECISIONS[options.precision])
         base, _ = load_smollm(options.model, options.device)
         write_folder(options.runs / "model", lambda folder: write_merged(folder, base, model))
         # What a model that is loaded from there needs besides.
@@ -146,7 +148,13 @@ def measure(options: argparse.Namespace) -> None:
     test(settings, options)
 
 
-def train(model: Any, packages: Sequence[Package], settings: FinetuneSettings, runs: Path) -> None:
+def train(
+    model: Any,
+    packages: Sequence[Package],
+    settings: FinetuneSettings,
+    runs: Path,
+    dtype: torch.dtype,
+) -> None:
     """Train LoRA from the last checkpoint on. In place.
 
     Raises:
@@ -164,7 +172,7 @@ def train(model: Any, packages: Sequence[Package], settings: FinetuneSettings, r
     for step in range(first + 1, settings.steps + 1):
         sequence = draw_sample(packages, start_token, KINDS[step % 2], f"{settings.seed}/{step}")
         optimizer.zero_grad()
-        nats = compute_nats(model, sequence)
+        nats = compute_nats(model, sequence, dtype)
         nats.backward()
         optimizer.clip_gradients(settings.clip_norm)
         optimizer.set_step(step)
@@ -246,13 +254,14 @@ def find_passages(
     return [package.tokens[span.start : span.end] for span in spans]
 
 
-def compute_nats(model: Any, sequence: Sample) -> Tensor:
-    """Nats a token of the text."""
+def compute_nats(model: Any, sequence: Sample, dtype: torch.dtype) -> Tensor:
+    """Nats a token of the text; products are in a dtype, weights stay as they are."""
     tokens = torch.tensor([[*sequence.before, *sequence.text]], device=model.device)
     targets = tokens[:, -len(sequence.text) :]
-    logits = model(
-        input_ids=tokens[:, :-1], logits_to_keep=targets.shape[1], use_cache=False
-    ).logits
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        logits = model(
+            input_ids=tokens[:, :-1], logits_to_keep=targets.shape[1], use_cache=False
+        ).logits
     return sum_nats(logits, targets, torch.ones_like(targets, dtype=torch.bool)) / targets.numel()
 
 
@@ -324,7 +333,7 @@ def test(settings: FinetuneSettings, options: argparse.Namespace) -> None:
             for kind in KINDS
         }
         nats[name] = {
-            kind: [compute_nats(model, one).item() for one in drawn]
+            kind: [compute_nats(model, one, PRECISIONS[options.precision]).item() for one in drawn]
             for kind, drawn in sequences.items()
         }
     values: dict[str, Any] = {"kinds": {}}
@@ -343,7 +352,7 @@ def test(settings: FinetuneSettings, options: argparse.Namespace) -> None:
     values |= {
         "settings": settings.to_dict(),
         "texts": options.tests,
-        "precision": describe_precision(options.device),
+        "precision": describe_precision(options.device, options.precision),
         "command": shlex.join(["python", *sys.argv]),
         "machine": describe_machine(),
     }

@@ -40,11 +40,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import make_parser, run_command
+from command_line import add_precision_option, make_parser, run_command
 from documents import FAMILIES, Family, ReadDocument, load_documents
 from rich.console import Console
 from rich.table import Table
-from smollm import CONTEXT_LEN, describe_precision, load_smollm
+from smollm import CONTEXT_LEN, PRECISIONS, describe_precision, load_smollm
 from training_free import RESULTS as CALIBRATED
 from training_free import restore_calibration
 
@@ -80,6 +80,7 @@ NATIVE_SEGMENT = 64
 def main() -> int:
     """Measure what is not measured yet, print, and write the JSON."""
     parser = make_parser(__doc__)
+    add_precision_option(parser)
     parser.add_argument("--arms", nargs="*", choices=[*ARMS, RIVAL], default=[*ARMS, RIVAL])
     parser.add_argument("--windows", nargs="*", choices=list(WINDOWS), default=list(WINDOWS))
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=list(FAMILIES))
@@ -94,7 +95,7 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Every arm on every document; the JSON is written after each."""
-    model, tokenizer = load_smollm(options.model, options.device)
+    model, tokenizer = load_smollm(options.model, options.device, PRECISIONS[options.precision])
     calibrated = json.loads(CALIBRATED.read_text())["calibration"]
     for window in options.windows:
         for family in options.families:
@@ -227,7 +228,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
                 if line:
                     rows.setdefault(family, {}).setdefault(window, {})[arm] = line
     values = {
-        "precision": describe_precision(options.device),
+        "precision": describe_precision(options.device, options.precision),
         "tokens": options.tokens,
         "piece": PIECE,
         "every": options.every,

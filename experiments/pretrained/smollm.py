@@ -17,6 +17,7 @@ from memorizing.data import Tokenizer, load_tokenizer
 from memorizing.errors import CheckpointError
 
 FOLDER = Path("runs/smollm2")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CONTEXT_LEN = 8192
 """Tokens the model was trained to see."""
 
@@ -27,8 +28,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto is cuda where there is")
 
 
-def describe_precision(device: str = "auto") -> str:
+def describe_precision(device: str = "auto", name: str = "fp32") -> str:
     """In what products are computed."""
+    if name != "fp32":
+        return name
     return "fp32" if choose_device(device).type == "cpu" else "fp32, products in tf32"
 
 
