@@ -11,10 +11,12 @@ import torch
 from memorizing import calibrate, open_memory
 from memorizing.errors import ConfigError
 from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment
+from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.huggingface.attaching.passages import (
     CHUNK_LEN,
     LAST,
     Collection,
+    choose_in,
     score_chunks,
 )
 from memorizing.huggingface.learning.calibration import add_calibrated_memory
@@ -197,9 +199,10 @@ def test_shares_of_a_head_are_those_that_passages_are_chosen_by():
     shares = weigh_by_head(queries, keys, collection)
     assert shares.shape == (5, KEY_HEADS * GROUPS, LAST, 3)
     for heads in ([4], [0, 5], list(range(KEY_HEADS * GROUPS))):
-        wanted = weigh_chunks({3: queries[2]}, {3: torch.tensor(heads)}, [collection], 1)
-        torch.testing.assert_close(shares[2, heads].mean(0), wanted[0])
-        (best,) = choose_spans([collection], wanted, [score_chunks(wanted[0])], 1, CHUNK_LEN, 0.0)
+        (wanted,) = weigh_chunks({3: queries[2]}, {3: torch.tensor(heads)}, [collection], 1)
+        wanted = collection.join_next(wanted)
+        torch.testing.assert_close(shares[2, heads].mean(0), wanted)
+        (best,) = choose_spans([collection], [wanted], [score_chunks(wanted)], 1, CHUNK_LEN, 0.0)
         scores = score_chunks(shares[2:3, heads].mean(1))
         chunk = collection.find_chunks(torch.tensor([best.chunk]))
         assert rank_places(scores, chunk).tolist() == [1]
@@ -239,13 +242,26 @@ def test_prompts_begin_as_the_text_does_where_that_is_the_models_start_token():
     assert torch.equal(prompts[:, 1:], draw_places(tokens, NUM_SINKS).prompts)
 
 
-def test_ranks_count_the_chunks_in_front_of_the_right_one_and_its_neighbors():
-    scores = torch.tensor([[5.0, 1, 4, 2, 3, 0], [0, 1, 2, 3, 4, 5], [7, 7, 7, 7, 7, 7]])
-    right = torch.tensor([4, 5, 0])
-    assert rank_places(scores, right).tolist() == [3, 1, 5]
-    assert rank_places(scores, torch.tensor([3, 0, 2])).tolist() == [2, 5, 4]
+def test_right_are_the_chunks_around_which_a_passage_has_the_place():
+    length = MemorySettings.passage_len
+    part = Collection((13 * CHUNK_LEN,), {})
+    right = 6
+    for chunk in range(1, 11):  # nearer to an end of the text passages begin elsewhere
+        shares = torch.full((1, 13), 1e-3)
+        shares[0, chunk] = 0.5
+        (span,) = choose_in(part, shares, score_chunks(shares), 1, length)
+        has_it = span.start <= right * CHUNK_LEN and (right + 1) * CHUNK_LEN <= span.end
+        rank = rank_places(score_chunks(shares.unsqueeze(0)), torch.tensor([right]))
+        assert (rank.item() == 1) == has_it
+
+
+def test_ranks_count_the_chunks_in_front_of_those_whose_passage_has_the_right_one():
+    scores = torch.tensor([[5.0, 1, 4, 2, 3, 0, 9], [0, 1, 2, 3, 4, 5, 6], [7, 7, 7, 7, 7, 7, 7]])
+    right = torch.tensor([4, 6, 0])
+    assert rank_places(scores, right).tolist() == [3, 1, 6]
+    assert rank_places(scores, torch.tensor([1, 0, 3])).tolist() == [2, 6, 4]
     both = torch.stack([scores, scores.flip(-1)], 1)
-    assert rank_places(both, right)[:, 0].tolist() == [3, 1, 5]
+    assert rank_places(both, right)[:, 0].tolist() == [3, 1, 6]
     ranks = Ranks(torch.tensor([1, 4, 5, 2]))
     assert (ranks.first, ranks.among_four) == (0.25, 0.75)
     assert str(ranks) == "of 4 places of this text, 25% came first and 75% among the best 4"
@@ -254,7 +270,7 @@ def test_ranks_count_the_chunks_in_front_of_the_right_one_and_its_neighbors():
 def test_heads_are_added_while_they_bring_more():
     right = torch.tensor([2, 5, 8])
     half = make_shares((2,), (5,), (0, 4, 5, 8))
-    other = make_shares((0, 4, 6, 2), (0, 5), (8,))
+    other = make_shares((5, 4, 6, 2), (0, 5), (8,))
     noise = make_shares((9,), (9,), (1,))
     assert choose([noise, other, half], right, 3) == [1, 2]
     assert choose([noise, other, half], right, 1) == [2]

@@ -1,12 +1,14 @@
 """Which heads find passages, found out from any text: places of it are looked for from outside.
 
 A prompt that stands in a text is read alone, as a user's prompt is. What its last queries ask for
-is compared with the entries of the whole text, as `sum_chunks` does, but head by head:
+is compared with the entries of the whole text, as `sum_chunks` does, but head by head, of a chunk c
+with the one that follows it, as passages are found:
 
-    share(h, t, c) = sum_{e in c} softmax_e(s_h q_ht . k_he)
-    rank = 1 + number of chunks with no lower score than the right one and its neighbors
+    share(h, t, c) = sum_{e in c and the next} softmax_e(s_h q_ht . k_he)
+    rank = 1 + number of other chunks with no lower score than the best of the right ones
 
-where chunks are scored by `score_chunks`, and the right one is that of the token after the prompt.
+where chunks are scored by `score_chunks`, and right are those whose passage has the chunk of the
+token after the prompt: it begins a chunk earlier, and ends two later.
 Of each layer those heads are taken that have the largest mean of 1 / rank together, and then the
 layers that have it. In every second prompt some tokens are exchanged, as where names differ, so
 that heads that find nothing but copies are not preferred.
@@ -48,6 +50,8 @@ _RENAMED = 0.15
 _ROWS = 8
 """Prompts that are read side by side."""
 _AMONG = 4
+_NUM_EARLIER, _NUM_LATER = 2, 1
+"""Chunks before and behind a place that a passage of the default length around them holds."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def find_finders(
 def measure_shares(
     attachment: Attachment, tokens: Tensor, places: Places, progress: Progress | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Per layer, shares of attention (P, H, T, C) of all chunks, and the right chunks (P,).
+    """Per layer, what `weigh_by_head` gives all chunks, (P, H, T, C), and the right chunks (P,).
 
     The text is read once, as `MemorySession.read` reads it, and every prompt alone. See
     `find_finders`.
@@ -202,7 +206,7 @@ def measure_shares(
 
 
 def weigh_by_head(queries: Tensor, keys: Tensor, collection: Collection) -> Tensor:
-    """Shares of attention (P, H, T, C) fp32 of chunks: those of `share_out`, of every head.
+    """Shares of attention (P, H, T, C) fp32 of every head: those of `share_out`, joined likewise.
 
     Args:
         queries: (P, H, T, D), multiplied by the scale of the layer.
@@ -217,12 +221,12 @@ def weigh_by_head(queries: Tensor, keys: Tensor, collection: Collection) -> Tens
         scores = torch.matmul(by_head, keys.transpose(1, 2)).view(*asked.shape[:2], -1)
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         sums = weights.new_zeros(*asked.shape[:2], len(collection.first_of_chunk))
-        found.append(sums.index_add_(2, chunks, weights).cpu())
+        found.append(collection.join_next(sums.index_add_(2, chunks, weights).cpu()))
     return torch.stack(found)
 
 
 def rank_places(scores: Tensor, right: Tensor) -> Tensor:
-    """How far in front the right chunks stand, or those beside them: (P, ...) int64, 1 is first.
+    """How far in front stand those that lead to the right chunks: (P, ...) int64, 1 is first.
 
     What has the same score stands before them.
 
@@ -230,8 +234,9 @@ def rank_places(scores: Tensor, right: Tensor) -> Tensor:
         scores: (P, ..., C).
         right: (P,) int64.
     """
-    distance = (torch.arange(scores.shape[-1]) - right.unsqueeze(1)).abs()
-    is_other = (distance > 1).view(len(right), *[1] * (scores.dim() - 2), -1)
+    distance = torch.arange(scores.shape[-1]) - right.unsqueeze(1)
+    is_other = (distance < -_NUM_EARLIER) | (distance > _NUM_LATER)
+    is_other = is_other.view(len(right), *[1] * (scores.dim() - 2), -1)
     best = scores.masked_fill(is_other, -torch.inf).amax(-1, keepdim=True)
     return 1 + ((scores >= best) & is_other).sum(-1)
 
