@@ -79,9 +79,7 @@ def run(
             raise ConfigError(f"{name} is given without --pretrained, which uses it; add it")
     prepare_files(json_file)
     if pretrained:
-        result = _run_pretrained(
-            model, seed, 3 if shown is None else shown, run_dir or Path("runs/demo-pretrained")
-        )
+        result = _run_pretrained(model, seed, shown, run_dir or Path("runs/demo-pretrained"))
     else:
         from memorizing.demo import run_demo
 
@@ -93,7 +91,9 @@ def run(
         raise typer.Exit(INTERRUPTED_STATUS)
 
 
-def _run_pretrained(name: str | None, seed: int, num_shown: int, run_dir: Path) -> dict[str, Any]:
+def _run_pretrained(
+    name: str | None, seed: int, num_shown: int | None, run_dir: Path
+) -> dict[str, Any]:
     """Find or make the model, and tell what it makes of what it reads."""
     from memorizing.cli.pretrained import load_model
     from memorizing.demo import run_pretrained_demo
@@ -115,6 +115,6 @@ def _run_pretrained(name: str | None, seed: int, num_shown: int, run_dir: Path) 
         name,
         is_older=is_older,
         seed=seed,
-        num_shown=num_shown,
         run_dir=run_dir,
+        **({} if num_shown is None else {"num_shown": num_shown}),
     )
