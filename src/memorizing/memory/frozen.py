@@ -200,22 +200,26 @@ class FrozenMemory:
         """
         count_groups(queries, self.num_heads, self.head_dim, None)
         rows = slice(None) if is_open is None or bool(is_open.all()) else is_open.cpu()
-        parts = [self._search(block.load(), queries, num_neighbors, rows) for block in self.blocks]
+        blocks = [block.load() for block in self.blocks]
+        if blocks:
+            queries = queries.detach().to(blocks[0].keys.device, blocks[0].keys.dtype)
+            check_queries(queries)
+        parts = [self._search(block, queries, num_neighbors, rows) for block in blocks]
         return keep_best(parts, num_neighbors) if len(parts) > 1 else tuple(parts)
 
     def _search(
         self, block: Memory, queries: Tensor, num_neighbors: int, rows: Tensor | slice
     ) -> Retrieved:
-        asked = queries.detach().to(block.keys.device, block.keys.dtype)
-        check_queries(asked)
         k = min(num_neighbors, block.capacity)
-        shape = (*asked.shape[:3], k)
-        asked = asked[rows]
+        shape = (*queries.shape[:3], k)
+        asked = queries[rows]
         # The queries of all rows are those of the one row of the block.
         found = block.retrieve(asked.transpose(0, 1).flatten(1, 2).unsqueeze(0), k)
 
         def place(part: Tensor, nothing: float) -> Tensor:
             by_row = part.view(shape[1], len(asked), *shape[2:]).transpose(0, 1)
+            if isinstance(rows, slice):
+                return by_row.contiguous()
             whole = part.new_full(shape, nothing)
             whole[rows] = by_row
             return whole

@@ -30,7 +30,7 @@ class Retrieved:
     key_lines: Tensor
     """(B, H, T, k) int64: where the found keys are."""
     value_lines: Tensor
-    """(B, H, T, k) int64: other than `key_lines` where values are shuffled on purpose."""
+    """(B, H, T, k) int64: `key_lines`, or others where values are shuffled on purpose."""
     num_changes: Tensor
     """(B,) or () int64 on the CPU: the memory's own counter of what was done to it."""
     num_changes_then: Tensor
@@ -92,15 +92,25 @@ def keep_best(parts: Sequence[Retrieved], num_neighbors: int) -> tuple[Retrieved
     num_free = num_neighbors - above.sum(-1, keepdim=True)
     kept = above | (equal & (equal.cumsum(-1) <= num_free))
     widths = [one.scores.shape[-1] for one in found]
-    masks = reversed(kept.split(widths, dim=-1))
-    return tuple(_keep(part, mask) for part, mask in zip(parts, masks, strict=True))
+    # One wait for a GPU, however many parts there are.
+    used = kept.flatten(0, -2).any(0).cpu().split(widths)
+    masks = kept.split(widths, dim=-1)
+    return tuple(
+        _keep(part, mask, _count_columns(columns))
+        for part, mask, columns in zip(parts, masks[::-1], used[::-1], strict=True)
+    )
 
 
-def _keep(part: Retrieved, kept: Tensor) -> Retrieved:
-    """Only the neighbors where `kept` (B, H, T, k) is True."""
-    # Found entries stand best first, so that what is kept stands first.
-    columns = kept.flatten(0, -2).any(0).nonzero()
-    width = int(columns[-1]) + 1 if len(columns) else 1
+def _count_columns(used: Tensor) -> int:
+    """Of columns (n,) bool, those up to the last that is used; at least one."""
+    return max((place for place, is_used in enumerate(used.tolist(), 1) if is_used), default=1)
+
+
+def _keep(part: Retrieved, kept: Tensor, width: int) -> Retrieved:
+    """Only the neighbors where `kept` (B, H, T, k) is True; none behind column `width` is.
+
+    Found entries stand best first, so that what is kept stands first.
+    """
     kept = kept[..., :width]
     found = part.neighbors
     neighbors = Neighbors(
@@ -109,8 +119,9 @@ def _keep(part: Retrieved, kept: Tensor) -> Retrieved:
         kept,
     )
     # What is left out weighs 0; read in its place is what is read anyway.
-    key_lines, value_lines = (
-        torch.where(kept, lines[..., :width], lines[..., :1])
-        for lines in (part.key_lines, part.value_lines)
-    )
+    lines = part.key_lines[..., :width]
+    key_lines = value_lines = torch.where(kept, lines, lines[..., :1])
+    if part.value_lines is not part.key_lines:
+        lines = part.value_lines[..., :width]
+        value_lines = torch.where(kept, lines, lines[..., :1])
     return replace(part, neighbors=neighbors, key_lines=key_lines, value_lines=value_lines)

@@ -228,18 +228,19 @@ class Memory:
                 for row, reads in zip(rows.tolist(), is_open.tolist(), strict=True)
             ],
         )
-        value_slots = found.slots
+        shape = (*queries.shape[:3], num_neighbors)
+        key_lines = value_lines = self._find_lines(found.slots, rows).view(shape)
         if value_seed is not None:
             generator = torch.Generator().manual_seed(value_seed)
-            random = torch.rand(value_slots.shape, generator=generator)
-            value_slots = (random * self.size[rows].view(-1, 1, 1, 1)).long().to(value_slots.device)
-        shape = (*queries.shape[:3], num_neighbors)
+            random = torch.rand(found.slots.shape, generator=generator)
+            slots = (random * self.size[rows].view(-1, 1, 1, 1)).long().to(found.slots.device)
+            value_lines = self._find_lines(slots, rows).view(shape)
         return Retrieved(
             Neighbors(*(part.view(shape) for part in (found.slots, found.scores, found.valid))),
             self.keys.view(-1, self.keys.shape[3]),
             self.values.view(-1, self.values.shape[3]),
-            self._find_lines(found.slots, rows).view(shape),
-            self._find_lines(value_slots, rows).view(shape),
+            key_lines,
+            value_lines,
             self.num_changes,
             self.num_changes.clone(),
         )
