@@ -55,15 +55,18 @@ ARMS = {
 }
 
 CLASSES: dict[str, tuple[int, int]] = {
-    "new to the document": (-1, -1),
-    "known, never after this token": (0, 0),
+    "no context: no n-gram could have told": (-1, 0),
+    "a context of any length": (1, LONGEST),
+    "none, new to the document": (-1, -1),
+    "none, but it is there": (0, 0),
     "1": (1, 1),
     "2 to 3": (2, 3),
     "4 to 7": (4, 7),
     "8 to 15": (8, 15),
     "16 or more": (16, LONGEST),
 }
-"""Tokens by the longest context that they have followed anywhere earlier in the document."""
+"""Tokens by the longest context that they have followed anywhere earlier in the document: in two
+parts, then each part in finer ones."""
 
 
 @dataclass(frozen=True)
