@@ -4,8 +4,11 @@
     python experiments/copying                            # goes on where it stopped
     python experiments/copying --families code --seeds 0  # a part of it
 
-Two runs of the queue that have read the same tokens, one without memory and one with it, read held-
-out documents. Into the predictions of both are mixed, one by one and together:
+The queue trains nothing that has a result; where the weights behind a result are gone, give it
+another `--results` folder.
+
+Two runs that have read the same tokens, one without memory and one with it, read held-out
+documents. Into the predictions of both are mixed, one by one and together:
 
 - the followers of the longest context that stands earlier in the document (`ngram.py`);
 - those of shorter contexts as well;

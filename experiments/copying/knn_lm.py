@@ -34,7 +34,7 @@ Kind = Literal["feed_forward", "final"]
 """Which state is the key: the normalized input of the last feed-forward layer, which the paper
 found best, or the normalized output that is multiplied with the embedding."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-KS = (32, 128, 512)
+KS = (16, 64, 256, 1024)
 TEMPERATURES = tuple(2.0 ** (-step / 2) for step in range(3, 14))
 """In units of the expected |key|^2 (`expect_square`): from 0.35 to 0.011."""
 BLOCK_LEN = 512

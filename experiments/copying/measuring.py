@@ -97,8 +97,8 @@ def check_trained(run_dir: Path) -> dict[str, Any]:
         job = "/".join(run_dir.parts[-2:])
         raise ConfigError(
             f"{run_dir} holds no training that is done; run: python experiments/queue --run {job} "
-            f"--runs {run_dir.parent.parent} (and --results FOLDER for one that has a result "
-            "already, but whose weights are gone)"
+            f"--runs {run_dir.parent.parent} (and --results FOLDER, where the job has a result but "
+            "its weights are gone)"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
