@@ -41,6 +41,8 @@ def fit_weights(
     # Only ratios matter; the model's own share can be tiny.
     scaled = (shares / shares.max(1, keepdims=True)).astype(np.float64)
     pooled = _climb(scaled, np.zeros(len(scaled), np.int64), even, 0.0)
+    if num_buckets == 1:
+        return pooled
     start = np.repeat(0.9 * pooled + 0.1 * even, num_buckets, 0)
     return _climb(scaled, buckets, start, _PRIOR_TOKENS * pooled)
 
