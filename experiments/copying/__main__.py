@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from classes import summarize_classes
 from measuring import (
     Unit,
     check_trained,
@@ -48,7 +49,6 @@ from summary import (
     describe_bytes,
     predict_test,
     summarize,
-    summarize_classes,
 )
 
 from memorizing.benchmark.preparing import describe_machine

@@ -33,7 +33,7 @@ def copying() -> Iterator[SimpleNamespace]:
     before = set(sys.modules)
     sys.path.insert(0, str(COPYING))
     try:
-        names = ("naive", "ngram", "knn_lm", "fitting", "measuring", "summary")
+        names = ("naive", "ngram", "knn_lm", "fitting", "measuring", "summary", "classes")
         modules: dict[str, Any] = {name: importlib.import_module(name) for name in names}
         spec = importlib.util.spec_from_file_location("copying_main", COPYING / "__main__.py")
         assert spec is not None
@@ -214,8 +214,8 @@ def test_classes_hold_every_token_in_a_part_and_in_a_finer_one(copying):
     followed = [rng.integers(-1, 17, n) for n in lens]
     without = {name: [[rng.uniform(2, 3, n) for n in lens]] for name in ("nothing", "together")}
     with_memory = {name: [[n - 1 for n in seeds[0]]] for name, seeds in without.items()}
-    rows = copying.summary.summarize_classes(without, with_memory, followed)
-    assert list(rows) == list(copying.summary.CLASSES)
+    rows = copying.classes.summarize_classes(without, with_memory, followed)
+    assert list(rows) == list(copying.classes.CLASSES)
     for part in (list(rows.values())[:2], list(rows.values())[2:]):
         assert sum(row["tokens"] for row in part) == sum(lens)
         assert sum(row["share_of_gain"] for row in part) == pytest.approx(1)
