@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,3 +217,77 @@ def test_without_finetuned_runs_no_seed_is_named(report, tmp_path):
     save(tmp_path, make_values("main/proofs-memory-seed1", {"8192": 5.0}))
     part = cut_part(build(report, tmp_path), "Finetuning")
     assert "Models of section 1 (proofs) are trained on" in part
+
+
+def make_copying() -> dict[str, Any]:
+    """As `experiments/copying` writes it: memory is ahead of one cache and not of the other."""
+
+    def make_change(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+    def make_arm(change: float, share: float, against: float) -> dict[str, Any]:
+        return {
+            "without": {
+                "perplexity": 4.0,
+                "change": make_change(change),
+                "change_by_seed": [change],
+            },
+            "with_memory": {"perplexity": 3.0},
+            "memory_against_it": make_change(against),
+            "memory_on_top": make_change(-0.25),
+            "share_of_gain": {"value": share, "low": share - 0.1, "high": share + 0.1},
+            "share_left": {"value": 0.3, "low": None, "high": None},
+        }
+
+    classes = {
+        "new to the document": {
+            "share_of_tokens": 0.07,
+            "share_of_gain": -0.01,
+            "without": {"nothing": 9.0, "together": 9.5},
+            "with_memory": {"nothing": 9.1, "together": 9.6},
+            "memory": {"value": 0.1, "low": None, "high": None},
+            "memory_on_top": make_change(0.1),
+        }
+    }
+    per_token = {"memory": 1024, "knn_lm": 514, "ngram": 6}
+    size = {
+        "bytes": {
+            "total": 8192 * 1024,
+            "per_token": per_token,
+            "tokens_kept": {name: 8192 * 1024 // size for name, size in per_token.items()},
+        },
+        "arms": {"nothing": make_arm(0.0, 0.0, -0.2), "together": make_arm(-0.1, 0.4, 0.05)},
+        "classes": classes,
+    }
+    return {
+        "families": {"proofs": {"documents": {"d": 81_920}, "sizes": {"8192": size}}},
+        "arms": {"nothing": "the model alone", "together": "both"},
+        "seeds": [0],
+        "command": "python experiments/copying",
+        "machine": MACHINE,
+    }
+
+
+def test_copying_is_shown_once_it_is_measured(report, tmp_path):
+    assert "More than copying?" not in build(report, tmp_path)
+    (tmp_path / "copying.json").write_text(json.dumps(make_copying()))
+    part = cut_part(build(report, tmp_path), "More than copying?")
+    assert (
+        "`python experiments/queue --run main/proofs`, `python experiments/copying`; seed 0."
+        in part
+    )
+    assert (
+        "8.0 MiB a document hold 8,192 entries of 1,024 bytes, 16,320 hidden states of 514 bytes "
+        "and 1,398,101 tokens for n-grams of 6 bytes (more than the longest document has)."
+    ) in part
+    assert find_line(part, "the model alone")[1:6] == [
+        "4.00", "0", "", "", "-20.0% (-21.0 to -19.0)",
+    ]  # fmt: skip
+    assert find_line(part, "both")[2:] == [
+        "-10.0% (-11.0 to -9.0)", "", "40% (30 to 50)", "+5.0% (+4.0 to +6.0)", "3.00",
+        "-25.0% (-26.0 to -24.0)", "no gain",
+    ]  # fmt: skip
+    assert find_line(part, "new to the document")[1:] == [
+        "7.0%", "9.00", "9.50", "9.10", "9.60", "+10.0%", "+10.0% (+9.0 to +11.0)", "-1%",
+    ]  # fmt: skip
+    assert "with an interval below zero, in none; it adds to them in proofs with 8,192." in part

@@ -8,6 +8,7 @@ from sections import (
     ablations,
     beyond,
     capacities,
+    copying,
     families,
     finetuning,
     learning,
@@ -61,6 +62,8 @@ def write_report(results: Results) -> tuple[str, dict[str, bytes]]:
     """The page, and its pictures by file name."""
     rest = [run for run in results.runs if not any(part.covers(run) for part in _KNOWN)]
     sections = [part.write(results) for part in _KNOWN]
+    if (copied := copying.write(results)) is not None:
+        sections.append(copied)
     sections += [
         beyond.write(results, rest),
         synthetic.write(results),

@@ -1,0 +1,361 @@
+"""Memory beside copying: caches equal their plain versions, and a tiny pair of runs is compared."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memorizing.config import Config
+from memorizing.evaluation import evaluate_documents
+from memorizing.metrics import compare_token_nats
+from memorizing.training import load_model, train
+
+COPYING = Path(__file__).parents[2] / "experiments" / "copying"
+SIZE, NUM_TOKENS, STEPS = 29, 331, 3
+
+
+@pytest.fixture(scope="module")
+def copying() -> Iterator[SimpleNamespace]:
+    before = set(sys.modules)
+    sys.path.insert(0, str(COPYING))
+    try:
+        names = ("naive", "ngram", "knn_lm", "fitting", "measuring", "summary", "classes")
+        modules: dict[str, Any] = {name: importlib.import_module(name) for name in names}
+        spec = importlib.util.spec_from_file_location("copying_main", COPYING / "__main__.py")
+        assert spec is not None
+        assert spec.loader is not None
+        modules["main"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(modules["main"])
+        yield SimpleNamespace(**modules)
+    finally:
+        sys.path.remove(str(COPYING))
+        for name in set(sys.modules) - before:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(COPYING)):
+                del sys.modules[name]
+
+
+@given(
+    tokens=st.lists(st.integers(0, 2), min_size=1, max_size=41),
+    capacity=st.sampled_from([None, 1, 2, 3, 7, 40, 41, 42]),
+    longest=st.sampled_from([2, 5, 16]),
+)
+@settings(max_examples=60, deadline=None)
+def test_all_matches_at_once_are_those_of_a_cache_that_grows_token_by_token(
+    copying, tokens, capacity, longest
+):
+    found = copying.ngram.match_contexts(np.array(tokens), capacity, longest)
+    cache = copying.naive.NGramCache(capacity or len(tokens), longest)
+    for place, token in enumerate(tokens):
+        length, distribution, count = cache.predict()
+        assert (found.lengths[place], found.counts[place]) == (length, count)
+        assert found.shares[place] == pytest.approx(distribution.get(token, 0.0))
+        assert not distribution or sum(distribution.values()) == pytest.approx(1)
+        for column, shorter in enumerate(copying.ngram.SHORTER):
+            followers = cache.count_followers(min(shorter, length)) if length >= 0 else {}
+            share = followers[token] / followers.total() if followers else 0.0
+            assert found.shorter[place, column] == pytest.approx(share)
+        lengths = [n for n in range(longest + 1) if cache.count_followers(n)[token]]
+        assert found.followed[place] == max(lengths, default=-1)
+        cache.add(token)
+
+
+def test_a_match_by_hand(copying):
+    # a b c, a b d, a b: the longest is "a b", once followed by c and once by d.
+    found = copying.ngram.match_contexts(np.array([11, 7, 5, 11, 7, 3, 11, 7, 3]))
+    assert found.lengths.tolist() == [-1, 0, 0, 0, 1, 2, 0, 1, 2]
+    assert (found.counts[8], found.shares[8], found.followed[8]) == (2, 0.5, 2)
+    assert found.shorter[8].tolist() == [1 / 8, 0.5, 0.5]
+    assert found.followed.tolist() == [-1, -1, -1, 0, 1, -1, 0, 1, 2]
+
+
+def test_a_token_changes_no_match_before_it(copying):
+    tokens = np.random.default_rng(0).integers(0, 5, 97)
+    changed = tokens.copy()
+    changed[53] = 6
+    matches = [copying.ngram.match_contexts(t, 31) for t in (tokens, changed)]
+    for one, other in ((m.lengths, n.lengths) for m, n in [matches]):
+        assert np.array_equal(one[:54], other[:54])
+        assert not np.array_equal(one[54:], other[54:])
+    assert np.array_equal(matches[0].shares[:53], matches[1].shares[:53])
+
+
+@pytest.mark.parametrize("capacity", [1, 13, 29, 1000])
+def test_neighbors_are_those_of_a_search_through_all_distances(copying, capacity):
+    block_len, ks, temperatures = 13, (3, 11), (0.7, 19.0)
+    torch.manual_seed(0)
+    # Of very different lengths: the largest products are not the smallest distances.
+    states = (
+        torch.randn(61, 5) * torch.linspace(0.3, 5, 61)[torch.randperm(61)][:, None]
+    ).bfloat16()
+    tokens = np.random.default_rng(0).integers(0, 3, 61)
+    found = copying.knn_lm.predict(states, tokens, capacity, ks, temperatures, block_len)
+    rows = states.float().tolist()
+    for place, token in enumerate(tokens):
+        oldest = max(place // block_len * block_len - capacity, 0)
+        for i, k in enumerate(ks):
+            for j, temperature in enumerate(temperatures):
+                wanted = copying.naive.predict_by_neighbors(
+                    rows[place], rows[oldest:place], tokens[oldest:place], k, temperature
+                )
+                assert not wanted or sum(wanted.values()) == pytest.approx(1)
+                # The naive sum is in fp64; distances here are differences of fp32 products.
+                assert found[place, i, j] == pytest.approx(wanted.get(token, 0.0), abs=1e-5)
+
+
+def test_the_weights_of_two_components_are_those_of_the_best_line(copying):
+    rng = np.random.default_rng(0)
+    shares = rng.uniform(0.001, 1, (173, 2)) ** 3
+    weights = copying.fitting.fit_weights(shares, np.zeros(173, np.int64), 1)
+    line = np.linspace(0, 1, 2001)
+    likelihoods = [np.log((1 - w) * shares[:, 0] + w * shares[:, 1]).sum() for w in line]
+    assert weights[0, 1] == pytest.approx(line[int(np.argmax(likelihoods))], abs=0.01)
+
+
+def test_no_weight_of_any_bucket_can_be_bettered(copying):
+    rng = np.random.default_rng(0)
+    buckets = rng.integers(0, 2, 20_011)
+    shares = rng.uniform(0, 1, (20_011, 3)) ** 4
+    shares[:, 0] += 1e-6
+    shares[buckets == 0, 2] = 0  # of no use in this bucket
+    weights = copying.fitting.fit_weights(shares, buckets, 3)
+    assert weights.sum(1) == pytest.approx([1, 1, 1])
+    total = (weights[buckets] * shares).sum(1)
+    for bucket in (0, 1):
+        inside = buckets == bucket
+        slopes = (shares[inside] / total[inside, None]).mean(0)
+        is_used = weights[bucket] > 0.01
+        # At the maximum of a concave function over weights that sum to 1 (Karush-Kuhn-Tucker); the
+        # prior moves it by 16 tokens in ten thousand.
+        assert slopes[is_used] == pytest.approx(np.ones(is_used.sum()), abs=0.01)
+        assert (slopes < 1.01).all()
+    assert weights[0, 2] < 0.01
+    # A bucket without a token has the weights of all.
+    pooled = copying.fitting.fit_weights(shares, np.zeros_like(buckets), 1)
+    assert weights[2] == pytest.approx(pooled[0], abs=0.01)
+
+
+def test_buckets_are_all_combinations_of_ranges(copying):
+    lengths, counts = np.array([-1, 0, 1, 2, 9]), np.array([0, 4, 1, 3, 2])
+    buckets, num = copying.fitting.number_buckets((lengths, (1, 2)), (counts, (2, 3)))
+    assert num == 9
+    assert buckets.tolist() == [0, 2, 3, 8, 7]
+
+
+def make_document(copying, rng: np.random.Generator, model: float, neighbors: float) -> Any:
+    tokens = rng.integers(0, 7, 101).astype(np.int32)
+    matches = copying.ngram.match_contexts(tokens)
+    arrays = copying.measuring.DocumentArrays(
+        "d", 5, tokens, rng.uniform(model / 2, model, 101), rng.uniform(0, neighbors, 101)
+    )
+    near = copying.ngram.match_contexts(tokens, 5)
+    return copying.summary.Document(arrays, matches, near)
+
+
+def test_weights_come_from_validation_documents_alone(copying):
+    rng = np.random.default_rng(0)
+    validation = [make_document(copying, rng, 0.3, 0.9)]
+    test = [make_document(copying, rng, 0.3, 0.9), make_document(copying, rng, 0.9, 0.01)]
+    for arm in copying.summary.ARMS.values():
+        whole = copying.summary.predict_test(validation, test, arm)
+        alone = copying.summary.predict_test(validation, test[:1], arm)
+        assert np.array_equal(whole[0], alone[0])
+    # What helped there hurts here.
+    knn_lm = copying.summary.ARMS["knn_lm"]
+    nats = copying.summary.predict_test(validation, test, knn_lm)
+    models = [-np.log(document.arrays.model).mean() for document in test]
+    assert nats[0].mean() < models[0]
+    assert nats[1].mean() > models[1]
+
+
+def test_before_the_first_token_there_is_the_model_alone(copying):
+    rng = np.random.default_rng(0)
+    documents = [make_document(copying, rng, 0.3, 0.9) for _ in range(2)]
+    for arm in copying.summary.ARMS.values():
+        nats = copying.summary.predict_test(documents, documents, arm)
+        assert nats[0][0] == pytest.approx(-np.log(documents[0].arrays.model[0]))
+
+
+def test_shares_of_the_gain_by_hand(copying):
+    lens = (4096 + 31, 4096, 17)
+    make = lambda value: [np.full(n, value) for n in lens]  # noqa: E731
+    without = {"nothing": [make(3.0), make(3.2)], "ngram": [make(2.5), make(2.7)]}
+    with_memory = {"nothing": [make(2.0), make(2.2)], "ngram": [make(1.9), make(2.1)]}
+    row = copying.summary.summarize(without, with_memory)["ngram"]
+    assert row["share_of_gain"]["value"] == pytest.approx(0.5)
+    assert row["share_left"]["value"] == pytest.approx(0.6)
+    assert row["without"]["nats_per_token"] == pytest.approx(2.6)
+    assert row["without"]["change"]["value"] == pytest.approx(np.expm1(-0.5))
+    assert row["memory_on_top"]["value"] == pytest.approx(np.expm1(-0.6))
+    assert row["it_on_memory"]["value"] == pytest.approx(np.expm1(-0.1))
+    assert row["memory_against_it"]["value"] == pytest.approx(np.expm1(-0.5))
+    assert row["with_memory"]["change_by_seed"] == pytest.approx([np.expm1(-1.1)] * 2)
+    # Without a gain there is no share of it.
+    worse = copying.summary.summarize(without, {name: [make(3.3)] * 2 for name in without})
+    assert np.isinf(worse["ngram"]["share_of_gain"]["low"])
+
+
+def test_classes_hold_every_token_in_a_part_and_in_a_finer_one(copying):
+    rng = np.random.default_rng(0)
+    lens = (1009, 2003)
+    followed = [rng.integers(-1, 17, n) for n in lens]
+    without = {name: [[rng.uniform(2, 3, n) for n in lens]] for name in ("nothing", "together")}
+    with_memory = {name: [[n - 1 for n in seeds[0]]] for name, seeds in without.items()}
+    rows = copying.classes.summarize_classes(without, with_memory, followed)
+    assert list(rows) == list(copying.classes.CLASSES)
+    for part in (list(rows.values())[:2], list(rows.values())[2:]):
+        assert sum(row["tokens"] for row in part) == sum(lens)
+        assert sum(row["share_of_gain"] for row in part) == pytest.approx(1)
+    assert rows["2 to 3"]["tokens"] == sum(int(np.isin(part, (2, 3)).sum()) for part in followed)
+    for row in rows.values():
+        assert row["memory"]["value"] == pytest.approx(np.expm1(-1))
+
+
+CONFIG = """
+vocab_size = 307
+num_layers = 2
+model_dim = 13
+num_heads = 2
+head_dim = 7
+ffn_dim = 23
+segment_len = 11
+window = 11
+memory_layers = [1]
+num_neighbors = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with memory and one without, as the queue leaves them."""
+    folder = tmp_path_factory.mktemp("copying")
+    (folder / "texts").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("train1", "train2", "valid1", "valid2", "test1", "test2"):
+        words = [f"word{n}" for n in rng.integers(0, 17, 400)]
+        (folder / "texts" / f"{name}.txt").write_text(" ".join([name, *words]))
+    for arm, capacity in (("cache", 0), ("memory", SIZE)):
+        model = {k: json.loads(v) for k, v in (x.split(" = ") for x in CONFIG.split("\n") if x)}
+        config = Config.from_dict(
+            {
+                "model": model | {"capacity": capacity},
+                "tokenizer": {"vocab_size": 307},
+                "data": {
+                    "corpus": f"files:{folder / 'texts'}",
+                    "validation": ["valid*"],
+                    "test": ["test*"],
+                },
+                "training": {"steps": STEPS, "rows": 2, "precision": "fp32"},
+                "evaluation": {"capacities": [], "max_tokens_per_document": NUM_TOKENS},
+            }
+        )
+        run_dir = folder / "runs" / "main" / f"tiny-{arm}-seed0"
+        tokens = train(config, run_dir).tokens
+        (run_dir / "trained.json").write_text(json.dumps({"tokens": tokens}))
+    return folder / "runs"
+
+
+def run_script(copying, runs: Path, folder: Path, *more: str) -> int:
+    places = ["--runs", runs, "--arrays", folder / "arrays", "--json", folder / "copying.json"]
+    fixed = ["--families", "tiny", "--seeds", "0", "--capacities", SIZE, "--device", "cpu"]
+    return copying.main.main([str(part) for part in [*places, *fixed, *more]])
+
+
+@pytest.fixture(scope="module")
+def measured(copying, runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Arrays and tables of both runs."""
+    folder = tmp_path_factory.mktemp("measured")
+    assert run_script(copying, runs, folder) == 0
+    return folder
+
+
+def test_the_tables_say_what_was_kept_and_what_memory_changes(copying, runs, measured):
+    values = json.loads((measured / "copying.json").read_text())["families"]["tiny"]
+    table = values["sizes"][str(SIZE)]
+    assert table["bytes"] == {
+        "total": SIZE * 2 * 2 * 7 * 2,
+        "per_token": {"memory": 56, "ngram": 6, "knn_lm": 2 * 13 + 2},
+        "tokens_kept": {"memory": SIZE, "ngram": 270, "knn_lm": 2 * SIZE},
+    }
+    assert values["documents"] == {f"test{i}.txt": NUM_TOKENS for i in (1, 2)}
+    nats = {}
+    for arm, capacity in (("cache", 0), ("memory", SIZE)):
+        run_dir = runs / "main" / f"tiny-{arm}-seed0"
+        loaded, documents = load_model(run_dir), []
+        for number in (0, 1):
+            path = measured / "arrays" / run_dir.name / str(capacity) / "test" / f"{number}.npz"
+            with np.load(path) as file:
+                documents.append(SimpleNamespace(name="", tokens=file["tokens"], num_bytes=1))
+        result = evaluate_documents(
+            loaded.model, documents, loaded.tokenizer.start_token, capacity=capacity
+        )
+        nats[arm] = [document.token_nats for document in result.documents]
+    change = compare_token_nats(nats["memory"], nats["cache"]).perplexity_change
+    # Side by side, sums round otherwise than in one document alone.
+    row = table["arms"]["nothing"]
+    assert row["with_memory"]["change"]["value"] == pytest.approx(change, abs=1e-5)
+
+
+def test_what_is_measured_is_kept_until_the_choice_or_the_weights_are_others(
+    copying, runs, measured, tmp_path, capsys
+):
+    shutil.copytree(measured / "arrays", tmp_path / "arrays")
+    run_dir = runs / "main" / "tiny-cache-seed0"
+    unit = copying.measuring.Unit(run_dir, tmp_path / "arrays" / run_dir.name / "0", 0, (SIZE,))
+
+    def count_measured() -> int:
+        copying.measuring.measure(unit)
+        return capsys.readouterr().out.count("nats a token")
+
+    assert count_measured() == 0
+    kept = json.loads((unit.folder / "choice.json").read_text())
+    assert [line["name"] for line in kept["made_from"]] == ["valid1.txt", "valid2.txt"]
+    other = copy.deepcopy(kept)
+    other["choices"][str(SIZE)]["k"] = 7
+    (unit.folder / "choice.json").write_text(json.dumps(other))
+    assert count_measured() == 2  # validation documents stay as they are
+    other["made_from"][0]["weights"] = "others"
+    (unit.folder / "choice.json").write_text(json.dumps(other))
+    assert count_measured() == 2
+    assert json.loads((unit.folder / "choice.json").read_text()) == kept
+    (unit.folder / "validation" / "1.npz").unlink()
+    assert count_measured() == 1
+
+
+def test_models_of_other_tokens_and_runs_that_are_not_done_are_refused(
+    copying, runs, tmp_path, capsys
+):
+    assert run_script(copying, tmp_path, tmp_path) == 2
+    assert "python experiments/queue --run main/tiny-cache-seed0" in capsys.readouterr().err
+    for arm, tokens in (("cache", 5), ("memory", 7)):
+        (tmp_path / "main" / f"tiny-{arm}-seed0").mkdir(parents=True)
+        path = tmp_path / "main" / f"tiny-{arm}-seed0" / "trained.json"
+        path.write_text(json.dumps({"tokens": tokens}))
+    assert run_script(copying, tmp_path, tmp_path) == 2
+    assert "was trained on 5 tokens" in capsys.readouterr().err
+
+
+def test_a_part_that_another_process_measures_is_left_to_it(
+    copying, runs, measured, tmp_path, capsys
+):
+    shutil.copytree(measured / "arrays", tmp_path / "arrays")
+    with copying.main.try_lock(
+        tmp_path / "arrays" / "tiny-memory-seed0" / str(SIZE) / "lock"
+    ) as is_mine:
+        assert is_mine
+        assert run_script(copying, runs, tmp_path) == 0
+    assert "others measure the rest" in capsys.readouterr().out
+    assert not (tmp_path / "copying.json").exists()
