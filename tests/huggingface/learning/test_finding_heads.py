@@ -275,4 +275,7 @@ def test_heads_are_added_while_they_bring_more():
     assert choose([noise, other, half], right, 3) == [1, 2]
     assert choose([noise, other, half], right, 1) == [2]
     assert choose([half, half], right, 2) == [0]
+    rates = [float((1 / rank_places(score_chunks(one), right)).mean()) for one in (other, half)]
+    assert choose([other, half], right, 1, slack=rates[1] - rates[0] - 1e-3) == [1]
+    assert choose([other, half], right, 1, slack=rates[1] - rates[0] + 1e-3) == [0]
     assert choose([noise], right, 3) == [0]

@@ -10,7 +10,8 @@ with the one that follows it, as passages are found:
 where chunks are scored by `score_chunks`, and right are those whose passage has the chunk of the
 token after the prompt: it begins a chunk earlier, and ends two later.
 Of each layer those heads are taken that have the largest mean of 1 / rank together, and then the
-layers that have it. In every second prompt some tokens are exchanged, as where names differ, so
+layers that have it, of those that are about as good the lowest: as far up goes what is read, and
+what is asked. In every second prompt some tokens are exchanged, as where names differ, so
 that heads that find nothing but copies are not preferred.
 
 Source: heads that retrieve are few in every model (Wu et al. 2024), and their attention is a good
@@ -153,7 +154,7 @@ def find_finders(
         heads.append(choose(shares.unbind(1), right, MAX_HEADS))
         found.append(shares[:, heads[-1]].mean(1))
         single.append(_rate(shares, right))
-    chosen = choose(found, right, max_layers)
+    chosen = choose(found, right, max_layers, LEAST_GAIN)
     shares = torch.stack([found[place] for place in chosen]).mean(0)
     return Finders(
         {attachment.settings.layers[place]: tuple(heads[place]) for place in chosen},
@@ -241,13 +242,14 @@ def rank_places(scores: Tensor, right: Tensor) -> Tensor:
     return 1 + ((scores >= best) & is_other).sum(-1)
 
 
-def choose(shares: Sequence[Tensor], right: Tensor, most: int) -> list[int]:
+def choose(shares: Sequence[Tensor], right: Tensor, most: int, slack: float = 0.0) -> list[int]:
     """Which heads, or layers, find best together: the best one, and others while they bring more.
 
     Args:
         shares: (P, T, C) of each; together they count by their mean.
         right: (P,) int64.
         most: of them.
+        slack: of those whose mean of 1 / rank is at most so far below the best, the first is taken.
     """
     chosen: list[int] = []
     total, best = torch.zeros_like(shares[0]), 0.0
@@ -257,7 +259,8 @@ def choose(shares: Sequence[Tensor], right: Tensor, most: int) -> list[int]:
             for number, share in enumerate(shares)
             if number not in chosen
         }
-        number = max(found, key=lambda number: found[number])
+        least = max(found.values()) - slack
+        number = next(number for number, rate in found.items() if rate >= least)
         if chosen and found[number] < best + LEAST_GAIN:
             break
         chosen.append(number)
