@@ -11,14 +11,17 @@ import torch
 from memorizing.huggingface.attaching.passage_room import (
     Passage,
     collect_own,
+    list_special_tokens,
     look_up_start_token,
     plan_room,
 )
-from memorizing.huggingface.attaching.passages import CHUNK_LEN
+from memorizing.huggingface.attaching.passage_room import make_passage as build_passage
+from memorizing.huggingface.attaching.passages import CHUNK_LEN, Span
 from memorizing.memory import Memory
 
 CAPACITY, WRITTEN, NUM_SINKS = 23, 37, 3
 ALL = torch.ones(1, WRITTEN, dtype=torch.bool)
+NOTHING = torch.tensor([], dtype=torch.int64)
 
 
 def make_passage(ids: list[int], document: str | None = "a", **values: int | bool) -> Passage:
@@ -72,7 +75,7 @@ def make_memory() -> Memory:
 
 @pytest.mark.parametrize(("end", "expected"), [(30, 30), (99, WRITTEN), (15, 15), (9, None)])
 def test_a_texts_own_entries_are_those_a_ring_still_has_in_the_order_of_tokens(end, expected):
-    own = collect_own({1: make_memory()}, 0, torch.arange(50) + 100, NUM_SINKS, end)
+    own = collect_own({1: make_memory()}, 0, torch.arange(50) + 100, NOTHING, NUM_SINKS, end)
     oldest = WRITTEN - CAPACITY
     if expected is None:
         assert own.collection.num_entries == ()
@@ -88,9 +91,28 @@ def test_a_texts_own_entries_are_those_a_ring_still_has_in_the_order_of_tokens(e
 def test_what_is_known_by_its_embedding_only_ends_what_is_found():
     ids = torch.arange(50)
     ids[20] = -1
-    own = collect_own({1: make_memory()}, 0, ids, NUM_SINKS, 30)
+    own = collect_own({1: make_memory()}, 0, ids, NOTHING, NUM_SINKS, 30)
     assert own.collection.num_entries == (20 - (WRITTEN - CAPACITY),)
     assert own.ids.tolist() == list(range(20))
+
+
+def test_special_tokens_are_words_of_no_passage():
+    special = list_special_tokens(SimpleNamespace(bos_token_id=25, eos_token_id=[27, 49]))
+    own = collect_own({1: make_memory()}, 0, torch.arange(50), special, NUM_SINKS, 30)
+    assert own.collection.ids.tolist() == [
+        -1 if token in (25, 27) else token for token in range(own.first, 30)
+    ]
+    end = 30 - own.first
+    span = Span(0, 0, 0, end, 0, 0.5)
+    passage = build_passage(span, own.collection, own)
+    assert passage.ids.tolist() == [t for t in range(own.first, 30) if t not in (25, 27)]
+    assert (passage.start, passage.end) == (own.first, 30)
+
+
+def test_special_tokens_are_those_of_the_configuration():
+    assert list_special_tokens(SimpleNamespace()).tolist() == []
+    config = SimpleNamespace(bos_token_id=3, eos_token_id=[5, 7], pad_token_id=None)
+    assert list_special_tokens(config).tolist() == [3, 5, 7]
 
 
 def test_a_start_token_is_that_of_the_first_who_has_one():

@@ -300,12 +300,13 @@ def test_words_are_matched_as_bm25_does_over_the_chunks_of_all_collections():
             assert torch.allclose(one, expected, atol=1e-5)
 
 
-def test_no_word_of_a_sink_or_of_an_unknown_token_is_matched():
-    part = with_ids(make_collection(sinks=(3,)), torch.arange(sum(LENGTHS)))
-    (found,) = match(torch.tensor([3]), [part])
-    assert not found.any()
+def test_words_of_sinks_are_matched_and_unknown_tokens_are_none():
+    part = with_ids(make_collection(sinks=(40,)), torch.arange(sum(LENGTHS)))
     (found,) = match(torch.tensor([40]), [part])
     assert found.nonzero().tolist() == [[0, 1], [1, 1], [2, 0], [2, 1], [3, 0], [3, 1]]
+    ids = torch.arange(sum(LENGTHS))
+    ids[40] = -1
+    assert not match(torch.tensor([40]), [with_ids(make_collection(), ids)])[0].any()
     assert not match(torch.tensor([4]), [make_collection()])[0].any()
 
 

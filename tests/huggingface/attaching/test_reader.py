@@ -29,6 +29,7 @@ from tests.huggingface.tools import (
     call,
     find_model,
     give_memory,
+    make_model,
     make_tokens,
     memory_open,
     pad_left,
@@ -95,6 +96,27 @@ def test_passages_are_their_documents_tokens_the_best_one_last():
         assert one.start <= one.chunk < one.end or one.end - one.start == PASSAGE_LEN
         wanted += tokens[one.document][one.start : one.end]
     assert room.ids[0].tolist() == wanted
+
+
+def test_passages_have_the_words_that_heads_do_not_look_at():
+    model = make_model("llama")
+    tokens = {name: TOKENIZER(text)["input_ids"] for name, text in LONG_DOCUMENTS.items()}
+    common = tokens["one"][37::5]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[common] = 0  # and so are their values in layer 0
+    attachment = give_passages(model, layers=[0])
+    with open_memory(model, tokenizer=TOKENIZER) as memory, torch.no_grad():
+        memory.read(TOKENIZER, LONG_DOCUMENTS)
+        cache = attachment.make_cache()
+        call(model, torch.tensor([tokens["one"][40:61]]), cache)
+        assert attachment.opened is not None
+        assert int(attachment.opened.collection.is_sink.sum()) >= len(common)
+    room = find_text(cache).room
+    assert room is not None
+    for one in room.passages[0]:
+        assert one.document is not None
+        assert one.ids.tolist() == tokens[one.document][one.start : one.end]
+    assert set(common) & set(room.passages[0][0].ids.tolist())
 
 
 def test_passages_that_are_given_stand_there_and_none_are_looked_for():

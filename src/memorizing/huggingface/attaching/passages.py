@@ -61,8 +61,9 @@ _REACH = 4
 _SATURATION = 1.2
 """BM25's k1: how little a word counts that comes again."""
 _SINK = 0.35
-"""Values shorter than this share of the median are sinks: first tokens of a text, and those that
-end one. Every query gives them weight, and they say nothing (Xiao et al. 2023)."""
+"""Values shorter than this share of the median are sinks: first tokens of a text, those that end
+one, and in some layers words that stand everywhere (in layers 3 to 10 of SmolLM2-135M, "the").
+Every query gives them weight, and they say nothing (Xiao et al. 2023)."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Collection:
 
     @cached_property
     def is_sink(self) -> Tensor:
-        """(n,) bool on the CPU: entries that are never found, nor part of a passage."""
+        """(n,) bool on the CPU: entries that heads do not look at. Passages have them all the same."""
         if not len(self.lengths):
             return self.lengths.bool()
         median = self.lengths.median() if self.median is None else torch.tensor(self.median)
@@ -114,15 +115,14 @@ class Collection:
 
     @cached_property
     def ids(self) -> Tensor:
-        """(n,) int32 on the CPU: the token of every entry; -1 of a sink, or where it is not known.
+        """(n,) int32 on the CPU: the token of every entry; -1 where it is not known.
 
         Raises:
             MemoryFolderError: a text became other tokens than were read.
         """
         if self.read_ids is None:
             return torch.full((self.first_entries[-1],), -1, dtype=torch.int32)
-        ids = self.read_ids().int()
-        return ids.masked_fill(self.is_sink, -1) if self.layers else ids
+        return self.read_ids().int()
 
     @cached_property
     def _has_next(self) -> Tensor:

@@ -21,6 +21,7 @@ from memorizing.huggingface.attaching.passage_room import (
     Passage,
     Room,
     collect_own,
+    list_special_tokens,
     look_up_start_token,
     plan_room,
 )
@@ -117,6 +118,7 @@ class Reader(Calls):
         assert opened is not None
         base = opened.searched
         places = {layer: step.text.open_heads[layer].places for layer in queries}
+        special = list_special_tokens(self.decoder.base.config)
         found = []
         for row in range(len(valid)):
             donor = row
@@ -124,7 +126,9 @@ class Reader(Calls):
                 # What another text asks for is what is wrong, also among the documents of all.
                 donor = int(control.donor_rows[row])
             end = int(step.history.position[donor]) - settings.window + 1
-            own = collect_own(step.history.memories, donor, ids[donor], settings.num_sinks, end)
+            own = collect_own(
+                step.history.memories, donor, ids[donor], special, settings.num_sinks, end
+            )
             asking = valid[donor]
             asked = {
                 layer: tensor[donor][:, asking.to(tensor.device)]
