@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import make_parser, run_command
+from command_line import add_precision_option, make_parser, run_command
 from needles import HEADS, MEMORY, NEWER, SEED
+from smollm import PRECISIONS
 from torch import Tensor
 
 from memorizing import MemorySession, add_memory, open_memory
@@ -97,6 +98,7 @@ class Read:
 def main() -> int:
     """Measure what is not measured yet, print, and write the JSON."""
     parser = make_parser(__doc__)
+    add_precision_option(parser)
     parser.add_argument("--memory", type=Path, default=MEMORY)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--indexes", nargs="+", default=["exact"], help="exact is the first")
@@ -108,7 +110,7 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Every size with every index; the JSON is written after each."""
-    model, tokenizer = load_pretrained(str(options.model))
+    model, tokenizer = load_pretrained(str(options.model), dtype=PRECISIONS[options.precision])
     add_memory(model, layers=[LAYER], heads=HEADS, read="passages")
     memory = open_memory(model, options.memory, tokenizer=tokenizer)
     with memory, torch.inference_mode():
