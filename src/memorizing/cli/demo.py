@@ -115,6 +115,6 @@ def _run_pretrained(
         name,
         is_older=is_older,
         seed=seed,
+        num_shown=num_shown,
         run_dir=run_dir,
-        **({} if num_shown is None else {"num_shown": num_shown}),
     )

@@ -31,6 +31,7 @@ MEMORY = "source.memory"
 """In the folder of the demo."""
 PACKAGE = "memorizing"
 ARMS = ("nothing", "passages", "bm25")
+_NUM_SHOWN = 3
 PROMPT_LEN, ANSWER_LEN = 48, 16
 CALL_PROMPT_LEN = 128
 
@@ -47,7 +48,7 @@ def run_pretrained_demo(
     num_tokens: int = 20_000,
     num_quotes: int = 10,
     num_calls: int = 4,
-    num_shown: int = 3,
+    num_shown: int | None = None,
     settings: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def run_pretrained_demo(
         num_tokens: of files that are read, at least.
         num_quotes: prompts whose next 16 tokens are asked for.
         num_calls: calls to complete, each of a file that is left out of the memory then.
-        num_shown: prompts that are shown whole, the first ones; of the calls one.
+        num_shown: prompts that are shown whole, the first ones; None is 3. Of the calls one.
         settings: of the memory besides, as `add_memory` takes them.
         console: where the story is told; by default standard output.
 
@@ -117,7 +118,8 @@ def run_pretrained_demo(
     console.print(story.tell_reading(result, memory))
     for part, places in (("quotes", quotes), ("calls", calls)):
         start = time.perf_counter()
-        shown = min(num_shown, len(places)) if part == "quotes" else 1
+        most = _NUM_SHOWN if num_shown is None else num_shown
+        shown = min(most, len(places)) if part == "quotes" else 1
         with show_progress(f"{part}: prompts") as progress:
             found = run_arms(
                 setup,

@@ -107,7 +107,7 @@ class Collection:
 
     @cached_property
     def is_sink(self) -> Tensor:
-        """(n,) bool on the CPU: entries that heads do not look at. Passages have them all the same."""
+        """(n,) bool on the CPU: entries that heads do not look at; passages have them, though."""
         if not len(self.lengths):
             return self.lengths.bool()
         median = self.lengths.median() if self.median is None else torch.tensor(self.median)
