@@ -2,7 +2,7 @@ r"""Is SmolLM2 better at using passages after training with passages in sight?
 
     python experiments/pretrained/convert.py
     python experiments/pretrained/finetuned_passages.py    # goes on where it stopped
-    for model in runs/smollm2 runs/pretrained/finetuned_passages/model; do
+    for model in runs/smollm2 runs/pretrained/finetuned_passages/fp32/model; do
         memorizing benchmark recall $model FILES --prompts 100 --heads 18:6,7 --precision fp32 \
             --arms nothing,passages,bm25 --json recall-$(basename $model).json
     done
@@ -135,6 +135,7 @@ def parse_options() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> None:
     """Train and test."""
+    options.runs /= options.precision
     settings = replace(SETTINGS, steps=options.steps, seed=options.seed)
     if not (options.runs / "model").is_dir():
         model, tokenizer = load_smollm(options.model, options.device)

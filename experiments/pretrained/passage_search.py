@@ -37,6 +37,7 @@ from torch import Tensor
 from memorizing import MemorySession, add_memory, open_memory
 from memorizing.benchmark.memory_use.places import draw_quotes, encode_package
 from memorizing.benchmark.preparing import describe_machine
+from memorizing.errors import ConfigError
 from memorizing.evaluation.answers import compute_wilson_interval
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.attaching.passages import (
@@ -119,6 +120,8 @@ def measure(options: argparse.Namespace) -> None:
     values: dict[str, Any] = {}
     if options.json.is_file():
         values = json.loads(options.json.read_text())
+        if values["heads"] != {str(layer): heads for layer, heads in HEADS.items()}:
+            raise ConfigError(f"{options.json} is of other heads; give another --json")
     for size in options.sizes:
         whole = fill_up(read, size)
         exact: list[list[int]] = []
@@ -129,6 +132,7 @@ def measure(options: argparse.Namespace) -> None:
                 values[name] = line | {"really_read": min(size, len(read.ids))}
                 exact = chunks if index == "exact" else exact
                 print(f"{name}: {values[name]}", flush=True)
+            values |= {"heads": HEADS, "precision": options.precision}
             values["machine"] = describe_machine()
             values["command"] = shlex.join(["python", *sys.argv])
             write_json(options.json, values)

@@ -95,6 +95,7 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Every arm on every document; the JSON is written after each."""
+    options.nats /= options.precision
     model, tokenizer = load_smollm(options.model, options.device, PRECISIONS[options.precision])
     calibrated = json.loads(CALIBRATED.read_text())["calibration"]
     for window in options.windows:

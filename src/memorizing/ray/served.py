@@ -23,6 +23,7 @@ from memorizing.huggingface.attaching.passage_room import (
     Totals,
 )
 from memorizing.huggingface.attaching.passages import Collection, Span, add_sums
+from memorizing.huggingface.sessions.library import list_special_ids
 from memorizing.knn import Neighbors
 from memorizing.memory import Retrieved
 from memorizing.memory.disk import FolderDescription, LayerEntries, NewDocument, StoredDocument
@@ -129,7 +130,7 @@ class ServedStore:
             return None
         median = find_median(self.shards, self.first_entries[-1])
         self._opened = self.shards.open(view, median, _OPEN_S)
-        return ServedLibrary(self)
+        return ServedLibrary(self, list_special_ids(tokenizer))
 
     def open_layers(
         self, devices: Mapping[int, torch.device], open_heads: Mapping[int, OpenHeads]
@@ -278,9 +279,10 @@ def find_median(shards: Shards, num_entries: int) -> float | None:
 class ServedLibrary:
     """Documents among which passages are found, in shards."""
 
-    def __init__(self, store: ServedStore) -> None:
+    def __init__(self, store: ServedStore, special_ids: tuple[int, ...]) -> None:
         """Take a memory whose view every shard has opened."""
         self._store, self._shards = store, store.shards
+        self.special_ids = special_ids
         self.names: Sequence[str] = [one.name for one in store.documents]
         self.num_entries: Sequence[int] = [one.num_entries for one in store.documents]
 

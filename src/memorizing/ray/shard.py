@@ -161,7 +161,8 @@ class OpenShard:
             memory.prepare()
         if self._library is not None:
             lengths, read_ids = tuple(self._library.num_entries), self._library.read_ids
-            self._collection = Collection(lengths, self._layers, read_ids, median)
+            special_ids = self._library.special_ids
+            self._collection = Collection(lengths, self._layers, read_ids, median, special_ids)
             if median is not None:
                 self._collection.ids  # noqa: B018  texts are cut into tokens before anyone asks
         firsts = {layer: memory.first_entries for layer, memory in self._layers.items()}

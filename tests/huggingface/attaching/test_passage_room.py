@@ -11,7 +11,7 @@ import torch
 from memorizing.huggingface.attaching.passage_room import (
     Passage,
     collect_own,
-    list_special_tokens,
+    list_special_ids,
     look_up_start_token,
     plan_room,
 )
@@ -21,7 +21,6 @@ from memorizing.memory import Memory
 
 CAPACITY, WRITTEN, NUM_SINKS = 23, 37, 3
 ALL = torch.ones(1, WRITTEN, dtype=torch.bool)
-NOTHING = torch.tensor([], dtype=torch.int64)
 
 
 def make_passage(ids: list[int], document: str | None = "a", **values: int | bool) -> Passage:
@@ -75,7 +74,7 @@ def make_memory() -> Memory:
 
 @pytest.mark.parametrize(("end", "expected"), [(30, 30), (99, WRITTEN), (15, 15), (9, None)])
 def test_a_texts_own_entries_are_those_a_ring_still_has_in_the_order_of_tokens(end, expected):
-    own = collect_own({1: make_memory()}, 0, torch.arange(50) + 100, NOTHING, NUM_SINKS, end)
+    own = collect_own({1: make_memory()}, 0, torch.arange(50) + 100, (), NUM_SINKS, end)
     oldest = WRITTEN - CAPACITY
     if expected is None:
         assert own.collection.num_entries == ()
@@ -91,28 +90,36 @@ def test_a_texts_own_entries_are_those_a_ring_still_has_in_the_order_of_tokens(e
 def test_what_is_known_by_its_embedding_only_ends_what_is_found():
     ids = torch.arange(50)
     ids[20] = -1
-    own = collect_own({1: make_memory()}, 0, ids, NOTHING, NUM_SINKS, 30)
+    own = collect_own({1: make_memory()}, 0, ids, (), NUM_SINKS, 30)
     assert own.collection.num_entries == (20 - (WRITTEN - CAPACITY),)
     assert own.ids.tolist() == list(range(20))
 
 
-def test_special_tokens_are_words_of_no_passage():
-    special = list_special_tokens(SimpleNamespace(bos_token_id=25, eos_token_id=[27, 49]))
-    own = collect_own({1: make_memory()}, 0, torch.arange(50), special, NUM_SINKS, 30)
-    assert own.collection.ids.tolist() == [
-        -1 if token in (25, 27) else token for token in range(own.first, 30)
-    ]
-    end = 30 - own.first
-    span = Span(0, 0, 0, end, 0, 0.5)
-    passage = build_passage(span, own.collection, own)
-    assert passage.ids.tolist() == [t for t in range(own.first, 30) if t not in (25, 27)]
+def test_special_tokens_that_are_sinks_are_in_no_passage_and_words_are():
+    memory = make_memory()
+    for token in (21, 22, 25):
+        memory.values[:, :, token % CAPACITY] *= 1e-3
+    own = collect_own({1: memory}, 0, torch.arange(50), (22, 23), NUM_SINKS, 30)
+    assert (own.first + own.collection.is_sink.nonzero().flatten()).tolist() == [21, 22, 25]
+    there = [token for token in range(own.first, 30) if token != 22]
+    passage = build_passage(Span(0, 0, 0, 30 - own.first, 0, 0.5), own.collection, own)
+    assert passage.ids.tolist() == there
     assert (passage.start, passage.end) == (own.first, 30)
+    assert own.collection.ids[own.collection.ids >= 0].tolist() == there
+
+
+def test_sinks_of_unknown_tokens_are_left_out():
+    part = collect_own({1: make_memory()}, 0, torch.arange(50), (), NUM_SINKS, 30).collection
+    unknown = replace(part, read_ids=None, median=1e6)
+    assert bool(unknown.is_left_out.all())
+    assert not part.is_left_out.any()
 
 
 def test_special_tokens_are_those_of_the_configuration():
-    assert list_special_tokens(SimpleNamespace()).tolist() == []
+    assert list_special_ids(SimpleNamespace()) == ()
     config = SimpleNamespace(bos_token_id=3, eos_token_id=[5, 7], pad_token_id=None)
-    assert list_special_tokens(config).tolist() == [3, 5, 7]
+    assert list_special_ids(config) == (3, 5, 7)
+    assert list_special_ids(SimpleNamespace(pad_token_id=True)) == ()
 
 
 def test_a_start_token_is_that_of_the_first_who_has_one():

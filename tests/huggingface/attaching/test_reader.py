@@ -119,6 +119,26 @@ def test_passages_have_the_words_that_heads_do_not_look_at():
     assert set(common) & set(room.passages[0][0].ids.tolist())
 
 
+def test_special_tokens_of_a_text_stand_in_no_passage_of_it_where_they_are_sinks():
+    model, tokens = make_model("llama"), make_tokens(1, 6 * SEGMENT_LEN)
+    special, word = model.config.eos_token_id, 37
+    tokens[:, 7::9], tokens[:, 4::9] = special, word
+    with torch.no_grad():
+        model.get_input_embeddings().weight[[special, word]] = 0
+    attachment = give_passages(model, layers=[0])
+    with memory_open(attachment), torch.no_grad():
+        cache = attachment.make_cache()
+        read(model, tokens, SEGMENT_LEN, cache=cache)
+    room = find_text(cache).room
+    assert room is not None
+    for one in room.passages[0]:
+        assert one.document is None
+        there = tokens[0, one.start : one.end]
+        assert special in there
+        assert word in there
+        assert one.ids.tolist() == there[there != special].tolist()
+
+
 def test_passages_that_are_given_stand_there_and_none_are_looked_for():
     model, tokens = find_model(), make_tokens(1, 11)
     attachment = give_passages(model)

@@ -278,4 +278,6 @@ def test_heads_are_added_while_they_bring_more():
     rates = [float((1 / rank_places(score_chunks(one), right)).mean()) for one in (other, half)]
     assert choose([other, half], right, 1, slack=rates[1] - rates[0] - 1e-3) == [1]
     assert choose([other, half], right, 1, slack=rates[1] - rates[0] + 1e-3) == [0]
+    # What is added has to bring enough, near to the best of the others or not.
+    assert choose([half, noise, other], right, 2, slack=1.0) == [0, 2]
     assert choose([noise], right, 3) == [0]

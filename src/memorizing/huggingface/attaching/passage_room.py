@@ -50,7 +50,8 @@ class Passage:
     entries: range | None = field(compare=False)
     """Numbers, in the open memory, of the entries of the chunk; None for the text itself."""
     ids: Tensor = field(compare=False, repr=False)
-    """(n,) int64 on the CPU: its tokens; -1 where their entries are kept."""
+    """(n,) int64 on the CPU: its tokens, without those that are left out; -1 where their entries
+    are kept."""
     kept: ReadEntries | None = field(default=None, compare=False, repr=False)
     """Gives these entries; None where the tokens are read again."""
 
@@ -83,6 +84,11 @@ class Library(Protocol):
     @property
     def num_entries(self) -> Sequence[int]:
         """Of every document."""
+        ...
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Of the tokens that are no words; none where no tokenizer is known."""
         ...
 
     def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
@@ -257,36 +263,34 @@ class OwnText:
     """What a row has read itself, as far as it has left the local window."""
 
     ids: Tensor
-    """(n,) int64: all its tokens; -1 of those that are part of no passage."""
+    """(n,) int64: all its tokens."""
     first: int
     """The first that has an entry and is found."""
     collection: Collection
 
 
-def list_special_tokens(config: Any) -> Tensor:
-    """Ids (n,) int64 of the tokens that begin, end and fill up the texts of a model."""
+def list_special_ids(config: Any) -> tuple[int, ...]:
+    """Of the tokens that begin, end and fill up the texts of a model, as far as it says."""
     given = [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
     lists = [one if isinstance(one, (list, tuple)) else [one] for one in given]
-    return torch.tensor([one for ids in lists for one in ids if isinstance(one, int)]).long()
+    return tuple(one for ids in lists for one in ids if type(one) is int)
 
 
 def collect_own(
     memories: Mapping[int, Memory],
     row: int,
     ids: Tensor,
-    special: Tensor,
+    special_ids: tuple[int, ...],
     num_sinks: int,
     end: int,
 ) -> OwnText:
     """The entries of a row's own text before token `end`, as one document.
 
-    A text is not found from the first token on that is known by its embedding only. The special
-    tokens (n,) int64 are part of no passage: what one of them ends is another text.
+    A text is not found from the first token on that is known by its embedding only.
     """
     first = num_sinks
     unknown = (ids < 0).nonzero().flatten()
     ids = ids[: int(unknown[0])] if len(unknown) else ids
-    ids = ids.masked_fill(torch.isin(ids, special), -1)
     for memory in memories.values():
         written = int(memory.num_appended[row])
         first = max(first, written - int(memory.size[row]))
@@ -299,7 +303,8 @@ def collect_own(
         if end > first
     }
     lengths = (end - first,) if layers else ()
-    return OwnText(ids, first, Collection(lengths, layers, lambda: ids[first:end]))
+    own = Collection(lengths, layers, lambda: ids[first:end], special_ids=special_ids)
+    return OwnText(ids, first, own)
 
 
 def _take_slots(ring: Tensor, first: int, end: int) -> Tensor:
@@ -324,12 +329,11 @@ def make_passage(span: Span, part: Collection, source: Library | OwnText | None)
     """
     first, last = part.first_entries[span.document : span.document + 2]
     start, end, chunk = span.start - first, span.end - first, span.chunk - first
-    chosen = torch.arange(start, end)
+    chosen = torch.arange(start, end)[~part.is_left_out[span.start : span.end]]
     if isinstance(source, OwnText):
         name, entries, kept = None, None, None
         numbers = torch.arange(source.first, source.first + last)
         tokens = source.ids[numbers]
-        chosen = chosen[tokens[chosen] >= 0]
     else:
         assert source is not None
         name = source.names[span.document]

@@ -62,7 +62,7 @@ _SATURATION = 1.2
 """BM25's k1: how little a word counts that comes again."""
 _SINK = 0.35
 """Values shorter than this share of the median are sinks: first tokens of a text, those that end
-one, and in some layers words that stand everywhere (in layers 3 to 10 of SmolLM2-135M, "the").
+one, and in some layers common words (in layers 3 to 10 of SmolLM2-135M nearly every "the").
 Every query gives them weight, and they say nothing (Xiao et al. 2023)."""
 
 
@@ -78,6 +78,8 @@ class Collection:
     """Gives the tokens (n,) of all entries, -1 where one is not known; None knows none."""
     median: float | None = None
     """Of the lengths of values, where these entries are a part of more; None is their own."""
+    special_ids: tuple[int, ...] = ()
+    """Of the tokens that begin, end and fill up texts."""
 
     @cached_property
     def first_entries(self) -> list[int]:
@@ -107,22 +109,40 @@ class Collection:
 
     @cached_property
     def is_sink(self) -> Tensor:
-        """(n,) bool on the CPU: entries that heads do not look at; passages have them, though."""
+        """(n,) bool on the CPU: entries that heads do not look at."""
         if not len(self.lengths):
             return self.lengths.bool()
         median = self.lengths.median() if self.median is None else torch.tensor(self.median)
         return self.lengths < _SINK * median
 
     @cached_property
-    def ids(self) -> Tensor:
-        """(n,) int32 on the CPU: the token of every entry; -1 where it is not known.
+    def _known_ids(self) -> Tensor:
+        if self.read_ids is None:
+            return torch.full((self.first_entries[-1],), -1, dtype=torch.int32)
+        return self.read_ids().int()
+
+    @cached_property
+    def is_left_out(self) -> Tensor:
+        """(n,) bool on the CPU: sinks that are special, or not known, tokens: in no passage.
+
+        What is a word of the text is part of it, however little the layer that finds makes of it.
 
         Raises:
             MemoryFolderError: a text became other tokens than were read.
         """
-        if self.read_ids is None:
-            return torch.full((self.first_entries[-1],), -1, dtype=torch.int32)
-        return self.read_ids().int()
+        ids = self._known_ids
+        special = torch.tensor(self.special_ids, dtype=torch.int32)
+        is_word = (ids >= 0) & ~torch.isin(ids, special)
+        return self.is_sink & ~is_word if self.layers else torch.zeros_like(is_word)
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """(n,) int32 on the CPU: the token of every entry; -1 where it is not known, or left out.
+
+        Raises:
+            MemoryFolderError: a text became other tokens than were read.
+        """
+        return self._known_ids.masked_fill(self.is_left_out, -1)
 
     @cached_property
     def _has_next(self) -> Tensor:

@@ -21,7 +21,7 @@ from memorizing.huggingface.attaching.passage_room import (
     Passage,
     Room,
     collect_own,
-    list_special_tokens,
+    list_special_ids,
     look_up_start_token,
     plan_room,
 )
@@ -118,7 +118,8 @@ class Reader(Calls):
         assert opened is not None
         base = opened.searched
         places = {layer: step.text.open_heads[layer].places for layer in queries}
-        special = list_special_tokens(self.decoder.base.config)
+        special_ids = list_special_ids(self.decoder.base.config)
+        special_ids += () if opened.library is None else opened.library.special_ids
         found = []
         for row in range(len(valid)):
             donor = row
@@ -127,7 +128,7 @@ class Reader(Calls):
                 donor = int(control.donor_rows[row])
             end = int(step.history.position[donor]) - settings.window + 1
             own = collect_own(
-                step.history.memories, donor, ids[donor], special, settings.num_sinks, end
+                step.history.memories, donor, ids[donor], special_ids, settings.num_sinks, end
             )
             asking = valid[donor]
             asked = {

@@ -86,7 +86,8 @@ class OpenMemory:
         }
         if self.library is None:
             return Collection((), layers)
-        return Collection(tuple(self.library.num_entries), layers, self.library.read_ids)
+        lengths, special_ids = tuple(self.library.num_entries), self.library.special_ids
+        return Collection(lengths, layers, self.library.read_ids, special_ids=special_ids)
 
     @cached_property
     def searched(self) -> Searched:

@@ -45,14 +45,16 @@ LEAST_CHUNKS = 64
 MAX_HEADS = 3
 """Of a layer."""
 LEAST_GAIN = 0.01
-"""Of the mean of 1 / rank, that one more head or layer must bring."""
+"""Of the mean of 1 / rank, that one more head or layer must bring; layers that are by less behind
+the best are about as good."""
 _RENAMED = 0.15
 """Share of the different tokens of a prompt that are exchanged."""
 _ROWS = 8
 """Prompts that are read side by side."""
 _AMONG = 4
 _NUM_EARLIER, _NUM_LATER = 2, 1
-"""Chunks before and behind a place that a passage of the default length around them holds."""
+"""How many chunks before a place, and behind it, have a passage around them that holds the place:
+one of the default length."""
 
 
 @dataclass(frozen=True)
@@ -259,10 +261,11 @@ def choose(shares: Sequence[Tensor], right: Tensor, most: int, slack: float = 0.
             for number, share in enumerate(shares)
             if number not in chosen
         }
-        least = max(found.values()) - slack
-        number = next(number for number, rate in found.items() if rate >= least)
-        if chosen and found[number] < best + LEAST_GAIN:
+        most_found, enough = max(found.values()), best + LEAST_GAIN if chosen else 0.0
+        if most_found < enough:
             break
+        least = max(most_found - slack, enough)
+        number = next(number for number, rate in found.items() if rate >= least)
         chosen.append(number)
         total, best = total + shares[number], found[number]
     return sorted(chosen)

@@ -92,6 +92,7 @@ class KeptTexts:
             )
         if self._documents:
             take_tokenizer(store.description, tokenizer)
+        self.special_ids = list_special_ids(tokenizer)
 
     def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
         """Of the entries of a document, their places (n,) in it and their ids (n,) int64.
@@ -146,6 +147,7 @@ class KeptEntries:
         self._read = store.open_entries()
         has_texts = all(map(store.has_text, store.documents))
         self._texts = KeptTexts(store, tokenizer) if has_texts and tokenizer is not None else None
+        self.special_ids = () if self._texts is None else self._texts.special_ids
 
     def read_tokens(self, document: int) -> tuple[Tensor, Tensor]:
         """Of the entries of a document, their places (n,) in it, and -1 for each of them."""
@@ -187,6 +189,11 @@ class KeptPassage:
     def __deepcopy__(self, memo: Any) -> KeptPassage:
         """Itself: copies of a text share what never changes."""
         return self
+
+
+def list_special_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Of the tokens that are no words, as far as a tokenizer says."""
+    return tuple(getattr(tokenizer, "all_special_ids", ()))
 
 
 def take_tokenizer(description: FolderDescription, tokenizer: Any) -> FolderDescription:
