@@ -154,7 +154,7 @@ def train(
     packages: Sequence[Package],
     settings: FinetuneSettings,
     runs: Path,
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Train LoRA from the last checkpoint on. In place.
 
@@ -255,7 +255,7 @@ def find_passages(
     return [package.tokens[span.start : span.end] for span in spans]
 
 
-def compute_nats(model: Any, sequence: Sample, dtype: torch.dtype) -> Tensor:
+def compute_nats(model: Any, sequence: Sample, dtype: torch.dtype = torch.float32) -> Tensor:
     """Nats a token of the text; products are in a dtype, weights stay as they are."""
     tokens = torch.tensor([[*sequence.before, *sequence.text]], device=model.device)
     targets = tokens[:, -len(sequence.text) :]

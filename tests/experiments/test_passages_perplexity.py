@@ -78,6 +78,7 @@ def test_every_arm_scores_the_same_tokens_behind_the_same_text(script, model, wi
         arms=[*script.ARMS, script.RIVAL],
         json=tmp_path / "result.json",
         device="cpu",
+        precision="fp32",
     )
     heads = {1: (0, 3)}
     chosen = EntryCalibration(

@@ -145,8 +145,10 @@ def test_code_of_a_model_is_never_run():
 def test_generating_in_batches_changes_nothing():
     wish = {"until": ["\n\n"], "max_gen_toks": 19, "do_sample": False}
     requests = [ask(TEXT[:n], wish) for n in (53, 13, 3, 41)]
-    alone = make_lm().generate_until(requests, disable_tqdm=True)
-    together = make_lm(batch_size=3).generate_until(requests, disable_tqdm=True)
+    # Of entries in bf16 that are equally near, any may be found: here all are.
+    settings = {"num_neighbors": 73, "capacity": 73}
+    alone = make_lm(**settings).generate_until(requests, disable_tqdm=True)
+    together = make_lm(batch_size=3, **settings).generate_until(requests, disable_tqdm=True)
     assert together == alone
     assert make_lm(memory=False).generate_until(requests, disable_tqdm=True) != alone
 
