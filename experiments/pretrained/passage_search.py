@@ -4,10 +4,10 @@
     python experiments/pretrained/passage_search.py             # goes on where it stopped
 
 Prompts are those of `memorizing benchmark recall` (48 tokens) from the files newer than the model
-that `needles.py` read; right is a chunk that holds the token after the prompt, or one of its
-neighbours. Beside these files stand as many documents of the haystack as make up a size. Where more
-is wanted than was read, the haystack's documents stand there again: keys with noise of a tenth of
-the standard deviation of each dimension, and one token in ten exchanged for one of another place.
+that `needles.py` read; right is a passage that has the token after the prompt. Beside these files
+stand as many documents of the haystack as make up a size. Where more is wanted than was read, the
+haystack's documents stand there again: keys with noise of a tenth of the standard deviation of each
+dimension, and one token in ten exchanged for one of another place.
 
 - `first`, `four`: shares of prompts whose right place is the best, and among the best four, by
   heads and words together; `heads`, `words`: among four, by the one or the other alone;
@@ -41,7 +41,6 @@ from memorizing.errors import ConfigError
 from memorizing.evaluation.answers import compute_wilson_interval
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.attaching.passages import (
-    CHUNK_LEN,
     LAST_WORDS,
     Collection,
     Span,
@@ -249,10 +248,9 @@ def measure_size(
             "heads": (shares, torch.zeros_like(matches)),
             "words": (torch.zeros_like(shares), matches),
         }
-        ranks["together"].append(find_place(found[-1], prompt.entry))
+        ranks["together"].append(find_place(spans, prompt.entry))
         for name, told in alone.items():
-            chosen = choose(part, *told)
-            ranks[name].append(find_place([one.chunk for one in chosen], prompt.entry))
+            ranks[name].append(find_place(choose(part, *told), prompt.entry))
     count = len(prompts)
     num_first, num_four = (sum(rank <= most for rank in ranks["together"]) for most in (1, FOUR))
     kept = [
@@ -275,14 +273,10 @@ def measure_size(
     return line, found
 
 
-def find_place(chunks: Sequence[int], entry: int) -> int:
-    """The number, from 1, of the first chunk that is at an entry, or beside it; 99 of none."""
-    near = (
-        number
-        for number, chunk in enumerate(chunks, 1)
-        if chunk - CHUNK_LEN <= entry < chunk + 2 * CHUNK_LEN
-    )
-    return next(near, 99)
+def find_place(passages: Sequence[Span], entry: int) -> int:
+    """The number, from 1, of the first passage that has an entry; 99 of none."""
+    right = (number for number, one in enumerate(passages, 1) if one.start <= entry < one.end)
+    return next(right, 99)
 
 
 if __name__ == "__main__":
