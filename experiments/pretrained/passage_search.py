@@ -116,11 +116,15 @@ def measure(options: argparse.Namespace) -> None:
     with memory, torch.inference_mode():
         read = take_entries(model, memory)
         prompts = ask_all(model, tokenizer, memory, options.memory, options.prompts)
+    about = {"heads": {str(layer): heads for layer, heads in HEADS.items()}}
+    about |= {"precision": options.precision}
     values: dict[str, Any] = {}
     if options.json.is_file():
         values = json.loads(options.json.read_text())
-        if values["heads"] != {str(layer): heads for layer, heads in HEADS.items()}:
-            raise ConfigError(f"{options.json} is of other heads; give another --json")
+        if any(values.get(name) != value for name, value in about.items()):
+            raise ConfigError(
+                f"{options.json} is of other heads or another precision; give another --json"
+            )
     for size in options.sizes:
         whole = fill_up(read, size)
         exact: list[list[int]] = []
@@ -131,7 +135,7 @@ def measure(options: argparse.Namespace) -> None:
                 values[name] = line | {"really_read": min(size, len(read.ids))}
                 exact = chunks if index == "exact" else exact
                 print(f"{name}: {values[name]}", flush=True)
-            values |= {"heads": HEADS, "precision": options.precision}
+            values |= about
             values["machine"] = describe_machine()
             values["command"] = shlex.join(["python", *sys.argv])
             write_json(options.json, values)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,29 +20,16 @@ from memorizing.config import Config
 from memorizing.evaluation import evaluate_documents
 from memorizing.metrics import compare_token_nats
 from memorizing.training import load_model, train
+from tests.experiments.scripts import EXPERIMENTS, open_scripts
 
-COPYING = Path(__file__).parents[2] / "experiments" / "copying"
 SIZE, NUM_TOKENS, STEPS = 29, 331, 3
 
 
 @pytest.fixture(scope="module")
 def copying() -> Iterator[SimpleNamespace]:
-    before = set(sys.modules)
-    sys.path.insert(0, str(COPYING))
-    try:
-        names = ("naive", "ngram", "knn_lm", "fitting", "measuring", "summary", "classes")
-        modules: dict[str, Any] = {name: importlib.import_module(name) for name in names}
-        spec = importlib.util.spec_from_file_location("copying_main", COPYING / "__main__.py")
-        assert spec is not None
-        assert spec.loader is not None
-        modules["main"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(modules["main"])
-        yield SimpleNamespace(**modules)
-    finally:
-        sys.path.remove(str(COPYING))
-        for name in set(sys.modules) - before:
-            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(COPYING)):
-                del sys.modules[name]
+    names = ("naive", "ngram", "knn_lm", "fitting", "measuring", "summary", "classes")
+    with open_scripts(EXPERIMENTS / "copying", names) as found:
+        yield found
 
 
 @given(

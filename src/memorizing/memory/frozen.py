@@ -202,6 +202,7 @@ class FrozenMemory:
         rows = slice(None) if is_open is None or bool(is_open.all()) else is_open.cpu()
         blocks = [block.load() for block in self.blocks]
         if blocks:
+            # Blocks of one memory are alike.
             queries = queries.detach().to(blocks[0].keys.device, blocks[0].keys.dtype)
             check_queries(queries)
         parts = [self._search(block, queries, num_neighbors, rows) for block in blocks]

@@ -21,9 +21,9 @@ from memorizing.huggingface.attaching.passage_room import (
     Question,
     ReadEntries,
     Totals,
+    list_special_ids,
 )
 from memorizing.huggingface.attaching.passages import Collection, Span, add_sums
-from memorizing.huggingface.sessions.library import list_special_ids
 from memorizing.knn import Neighbors
 from memorizing.memory import Retrieved
 from memorizing.memory.disk import FolderDescription, LayerEntries, NewDocument, StoredDocument

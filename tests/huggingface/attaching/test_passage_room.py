@@ -120,6 +120,8 @@ def test_special_tokens_are_those_of_the_configuration():
     config = SimpleNamespace(bos_token_id=3, eos_token_id=[5, 7], pad_token_id=None)
     assert list_special_ids(config) == (3, 5, 7)
     assert list_special_ids(SimpleNamespace(pad_token_id=True)) == ()
+    assert list_special_ids(None) == ()
+    assert list_special_ids(SimpleNamespace(bos_token_id=3, all_special_ids=[0, 3])) == (0, 3)
 
 
 def test_a_start_token_is_that_of_the_first_who_has_one():

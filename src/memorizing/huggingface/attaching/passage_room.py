@@ -269,9 +269,11 @@ class OwnText:
     collection: Collection
 
 
-def list_special_ids(config: Any) -> tuple[int, ...]:
-    """Of the tokens that begin, end and fill up the texts of a model, as far as it says."""
-    given = [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+def list_special_ids(source: Any) -> tuple[int, ...]:
+    """Of the tokens that are no words, as far as a tokenizer, or else a configuration, says."""
+    given = [getattr(source, "all_special_ids", None)]
+    if given == [None]:
+        given = [getattr(source, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
     lists = [one if isinstance(one, (list, tuple)) else [one] for one in given]
     return tuple(one for ids in lists for one in ids if type(one) is int)
 

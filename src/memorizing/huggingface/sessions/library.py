@@ -12,6 +12,7 @@ from torch import Tensor
 from memorizing.errors import MemoryFolderError
 from memorizing.huggingface.attaching.finding import Shelf
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
+from memorizing.huggingface.attaching.passage_room import list_special_ids
 from memorizing.huggingface.attaching.passages import Collection
 from memorizing.huggingface.sessions.texts import encode_text, hash_tokenizer, is_same_tokenizer
 from memorizing.memory.disk import FolderDescription, StoredDocument
@@ -189,11 +190,6 @@ class KeptPassage:
     def __deepcopy__(self, memo: Any) -> KeptPassage:
         """Itself: copies of a text share what never changes."""
         return self
-
-
-def list_special_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Of the tokens that are no words, as far as a tokenizer says."""
-    return tuple(getattr(tokenizer, "all_special_ids", ()))
 
 
 def take_tokenizer(description: FolderDescription, tokenizer: Any) -> FolderDescription:

@@ -1,0 +1,33 @@
+"""Modules of a folder of `experiments/`, which a script finds beside it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@contextmanager
+def open_scripts(folder: Path, names: Sequence[str]) -> Iterator[SimpleNamespace]:
+    """Inside, modules of a folder by their last names, and its `__main__` as `main`."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        modules = {name.rpartition(".")[2]: importlib.import_module(name) for name in names}
+        main = importlib.util.spec_from_file_location(f"{folder.name}_main", folder / "__main__.py")
+        assert main is not None
+        assert main.loader is not None
+        modules["main"] = importlib.util.module_from_spec(main)
+        main.loader.exec_module(modules["main"])
+        yield SimpleNamespace(**modules)
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+                del sys.modules[name]
