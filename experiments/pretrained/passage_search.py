@@ -110,12 +110,6 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Every size with every index; the JSON is written after each."""
-    model, tokenizer = load_pretrained(str(options.model), dtype=PRECISIONS[options.precision])
-    add_memory(model, layers=[LAYER], heads=HEADS, read="passages")
-    memory = open_memory(model, options.memory, tokenizer=tokenizer)
-    with memory, torch.inference_mode():
-        read = take_entries(model, memory)
-        prompts = ask_all(model, tokenizer, memory, options.memory, options.prompts)
     about = {"heads": {str(layer): heads for layer, heads in HEADS.items()}}
     about |= {"precision": options.precision}
     values: dict[str, Any] = {}
@@ -125,6 +119,12 @@ def measure(options: argparse.Namespace) -> None:
             raise ConfigError(
                 f"{options.json} is of other heads or another precision; give another --json"
             )
+    model, tokenizer = load_pretrained(str(options.model), dtype=PRECISIONS[options.precision])
+    add_memory(model, layers=[LAYER], heads=HEADS, read="passages")
+    memory = open_memory(model, options.memory, tokenizer=tokenizer)
+    with memory, torch.inference_mode():
+        read = take_entries(model, memory)
+        prompts = ask_all(model, tokenizer, memory, options.memory, options.prompts)
     for size in options.sizes:
         whole = fill_up(read, size)
         exact: list[list[int]] = []
