@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from memorizing.errors import ConfigError, TokenizerError
 from memorizing.huggingface.loading import load_pretrained
@@ -68,6 +70,8 @@ def test_a_config_that_is_hostile_is_refused(folder: Path, values: dict[str, Any
 def test_what_is_only_looked_at_in_use_is_told_when_it_is_loaded(
     folder: Path, file: str, values: dict[str, Any]
 ):
+    if "output_hidden_states" in values and Version(transformers.__version__) < Version("5.23"):
+        pytest.skip("this transformers takes whatever is true")
     change(folder / file, **values)
     with pytest.raises((ConfigError, TokenizerError), match=r"cannot be loaded .*another copy"):
         load_pretrained(str(folder))

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.huggingface import add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment
+from memorizing.huggingface.learning.adapter import require_peft
 from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER
 from tests.huggingface.tools import (
+    CACHE,
     CAPACITY,
     LAYER,
     NUM_NEIGHBORS,
@@ -223,7 +225,9 @@ def test_a_model_in_int8_of_torchao_has_a_memory(is_before: bool, tmp_path: Path
 @pytest.mark.filterwarnings("ignore")  # peft's own
 @pytest.mark.parametrize("is_open", [False, True])
 def test_prefix_tuning_is_refused_by_its_name(is_open: bool):
-    peft = pytest.importorskip("peft")
+    require_peft()
+    import peft
+
     model = make_model()
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     wrapped = peft.get_peft_model(model, config)
@@ -261,6 +265,17 @@ def test_embeddings_can_be_given_in_the_place_of_tokens():
     assert torch.equal(found, tokens[:, PROMPT.shape[1] :])
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_call_of_no_tokens_is_refused(is_open: bool):
+    model = make_model()
+    give_memory(model)
+    with open_memory(model) if is_open else nullcontext():
+        with pytest.raises(StateError, match="a call of 0 tokens cannot be computed"):
+            model(PROMPT[:, :0])
+        with pytest.raises(StateError, match="a call of 0 tokens has position_ids for 1, and"):
+            model(PROMPT[:, :0], position_ids=torch.zeros(1, 1, dtype=torch.int64))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -271,7 +286,7 @@ def test_embeddings_can_be_given_in_the_place_of_tokens():
         {"position_ids": torch.arange(41).expand(2, -1), "attention_mask": torch.ones(2, 41)},
         {"position_ids": torch.arange(7, 48).unsqueeze(0)},
         {"logits_to_keep": 41},
-        {"past_key_values": None, "labels": PROMPT},
+        {CACHE: None, "labels": PROMPT},
     ],
 )
 def test_every_way_of_calling_gives_the_same_logits(arguments: dict[str, Any]):

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from memorizing.errors import ConfigError
 from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.families import FAMILIES
 from tests.huggingface.attaching.all_families import (
@@ -38,9 +41,15 @@ def test_every_known_family_is_tested():
     assert ALL_CONFIGS.keys() == FAMILIES.keys()
 
 
+# Of transformers' own GPTBigCode, up to 5.22.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("family", sorted(ALL_CONFIGS))
 def test_a_family_keeps_all_laws(family: str):
-    check_laws(family)
+    if family == "ministral3" and Version(transformers.__version__) < Version("5.23"):
+        with pytest.raises(ConfigError, match="not told the positions of its tokens"):
+            check_laws(family)
+    else:
+        check_laws(family)
 
 
 def check_laws(family: str) -> None:

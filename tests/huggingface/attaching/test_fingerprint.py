@@ -15,6 +15,7 @@ from memorizing.errors import MemoryFolderError
 from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.attaching.fingerprint import hash_model
+from memorizing.huggingface.learning.adapter import require_peft
 from memorizing.memory import MemoryFolder
 from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER
 from tests.huggingface.tools import (
@@ -72,6 +73,8 @@ def test_a_model_whose_weights_changed_does_not_read_what_others_wrote(
 
 @PEFT_WARNS
 def test_adapters_count_where_they_are_in_force(tmp_path: Path):
+    require_peft()
+
     def switch(model: Any, state: str) -> None:
         layers = [one for one in model.modules() if isinstance(one, peft.tuners.lora.Linear)]
         for layer in layers:

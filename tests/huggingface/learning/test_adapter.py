@@ -24,6 +24,7 @@ from memorizing.huggingface.learning.adapter import (
     add_lora,
     find_lora,
     load_adapter,
+    require_peft,
     save_adapter,
     train_only,
 )
@@ -220,6 +221,14 @@ def test_without_peft_lora_is_refused_with_the_command(
         load_adapter(make_base(), tmp_path)
 
 
+def test_a_peft_that_transformers_refuses_is_told_with_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "97.1.0")
+    with pytest.raises(IndexUnavailableError, match=r"pip install \"peft>=97.1.0\", or an older"):
+        add_lora(make_model(), rank=3, alpha=5.0)
+
+
 def test_lora_stays_exact_on_a_model_in_bf16():
     model = make_model().bfloat16()
     add_lora(model, rank=3, alpha=5.0)
@@ -333,6 +342,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, file: str, numb
     "changes", [{"intermediate_size": 41}, {"vocab_size": 269}, {"num_key_value_heads": 3}]
 )
 def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path: Path, changes: Any):
+    require_peft()
     model = add_memory(make_base(tie_word_embeddings=False), **MEMORY)
     model.add_adapter(
         peft.LoraConfig(
@@ -362,6 +372,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(tmp_path: Path,
 def test_memory_layers_that_peft_copied_are_refused(
     tmp_path: Path, modules: list[str], is_right: bool
 ):
+    require_peft()
     model = make_model()
     model.add_adapter(
         peft.LoraConfig(

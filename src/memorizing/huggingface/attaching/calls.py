@@ -313,10 +313,13 @@ class Calls:
         first_valid = find_first_valid(mask, start + inputs.shape[1])
         given = CallInputs(inputs.shape[0], inputs.shape[1], start, mask, first_valid)
         ids = kwargs.get("position_ids")
-        if ids is not None and ids.shape[-1] not in (1, given.num_tokens):
+        num_ids = given.num_tokens if ids is None else ids.shape[-1]
+        # Of embeddings generate makes pieces without tokens, up to 5.22 without position_ids, too.
+        if given.num_tokens == 0 or num_ids not in (1, given.num_tokens):
+            told = "" if ids is None else f" has position_ids for {num_ids}, and"
             raise StateError(
-                f"a call of {given.num_tokens} tokens has position_ids for {ids.shape[-1]}; where "
-                "generate makes it of inputs_embeds, which it cannot cut into pieces, give it "
+                f"a call of {given.num_tokens} tokens{told} cannot be computed; where generate "
+                "makes it of inputs_embeds, which it cannot cut into pieces, give it "
                 "prefill_chunk_size=None"
             )
         if needs_step or given.num_columns > self.window:

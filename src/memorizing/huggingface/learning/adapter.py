@@ -123,7 +123,7 @@ def load_adapter(
         ConfigError: the model's memory is of another kind, or it has LoRA already; or other
             settings than those that may differ.
         StateError: a memory is open.
-        IndexUnavailableError: it has LoRA, and peft is not installed.
+        IndexUnavailableError: it has LoRA, and peft is not installed, or too old.
     """
     inner, folder = unwrap(model), Path(folder)
     unknown = sorted(settings.keys() - set(_MAY_DIFFER))
@@ -258,7 +258,7 @@ def add_lora(
 
     Raises:
         ConfigError: it has LoRA already.
-        IndexUnavailableError: peft is not installed.
+        IndexUnavailableError: peft is not installed, or too old.
     """
     require_peft()
     import peft
@@ -349,16 +349,28 @@ def load_lora_weights(inner: Any, tensors: Mapping[str, Tensor], where: str) -> 
 
 
 def require_peft() -> None:
-    """Find out before the work whether peft is there.
+    """Find out before the work whether peft is there, in a release that transformers works with.
 
     Raises:
-        IndexUnavailableError: it is not installed.
+        IndexUnavailableError: it is not.
     """
     try:
-        import peft  # noqa: F401
+        import peft
     except ImportError as error:
         raise IndexUnavailableError(
             'LoRA needs peft, which is not installed; pip install "memorizing[peft]"'
+        ) from error
+    import transformers
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+    from transformers.utils.peft_utils import check_peft_version
+
+    try:
+        check_peft_version(MIN_PEFT_VERSION)
+    except ValueError as error:
+        raise IndexUnavailableError(
+            f"peft {peft.__version__} is installed, and transformers {transformers.__version__} "
+            f'works with {MIN_PEFT_VERSION} or newer; pip install "peft>={MIN_PEFT_VERSION}", or '
+            "an older transformers"
         ) from error
 
 
