@@ -11,7 +11,7 @@ from torch import Tensor
 from memorizing.errors import IndexUnavailableError, NonFiniteQueryError, StateError
 from memorizing.index_settings import parse_index
 from memorizing.memory import FrozenMemory, Memory, Retrieved, keep_best
-from memorizing.memory.frozen import FrozenBlock, make_block
+from memorizing.memory.frozen import FrozenBlock, choose_candidates, make_block
 from memorizing.model.attention import attend_to_retrieved
 
 ROWS, HEADS, GROUPS, DIM = 2, 3, 5, 11
@@ -180,6 +180,64 @@ def test_every_index_searches_frozen_blocks(index: str) -> None:
     queries = torch.randn(ROWS, HEADS, 5, DIM)
     for part, expected in zip(frozen.retrieve(queries, 3), exact.retrieve(queries, 3), strict=True):
         assert torch.equal(part.neighbors.slots, expected.neighbors.slots)
+
+
+BLOCKS = ["faiss_ivf:num_lists=2,num_probes=2", "faiss_hnsw", "faiss_fp16", "scann"]
+
+
+@pytest.mark.parametrize("index", BLOCKS)
+@pytest.mark.parametrize("k", [1, 7, 61])
+def test_of_several_blocks_with_an_index_the_nearest_of_all_are_found(index: str, k: int) -> None:
+    pytest.importorskip("faiss" if index.startswith("faiss") else "scann")
+    index = f"{index}{',' if ':' in index else ':'}block_len=13,oversample=2"
+    keys, values = make_entries(241)
+    sizes = [83, 79, 79]
+    exact, frozen = (
+        make_blocks(keys, values, sizes, "exact"),
+        make_blocks(keys, values, sizes, index),
+    )
+    queries = torch.randn(3, HEADS * GROUPS, 5, DIM)
+    is_open = torch.tensor([True, False, True])
+    found, expected = (memory.retrieve(queries, k, is_open) for memory in (frozen, exact))
+    assert choose_candidates([one.load() for one in frozen.blocks], queries[:1], k) is not None
+    for output, right in zip(
+        merge_attention(queries, found), merge_attention(queries, expected), strict=True
+    ):
+        torch.testing.assert_close(output[is_open], right[is_open])
+    assert not any(part.neighbors.valid[1].any() for part in found)
+    for nothing in (queries[:, :, :0], queries):
+        closed = frozen.retrieve(nothing, k, torch.zeros(3, dtype=torch.bool))
+        assert not any(part.neighbors.valid.any() for part in closed)
+
+
+def test_of_all_that_blocks_propose_only_the_best_are_scored() -> None:
+    pytest.importorskip("faiss")
+    keys, values = make_entries(241)
+    frozen = make_blocks(keys, values, [83, 79, 79], "faiss_flat:block_len=13,oversample=2")
+    queries = torch.randn(1, HEADS, 5, DIM)
+    chosen = choose_candidates([one.load() for one in frozen.blocks], queries, 7)
+    assert chosen is not None
+    assert bool((sum((part >= 0).sum(-1) for part in chosen) == 14).all())
+    best = torch.einsum("htd,hnd->htn", queries[0], keys).topk(14).indices.sort(-1).values
+    numbers = [
+        (part + first).masked_fill(part < 0, -1)
+        for part, first in zip(chosen, frozen.first_entries, strict=True)
+    ]
+    assert torch.equal(torch.cat(numbers, -1).sort(-1).values[..., -14:], best)
+
+
+def test_a_query_that_blocks_offer_too_little_finds_as_many_as_it_asks_for() -> None:
+    pytest.importorskip("faiss")
+    keys, values = make_entries(162)
+    frozen = make_blocks(keys, values, [83, 79], "faiss_ivf:block_len=13,num_lists=2,num_probes=1")
+    queries = torch.randn(1, HEADS, 5, DIM)
+    assert choose_candidates([one.load() for one in frozen.blocks], queries, 151) is None
+    found = frozen.retrieve(queries, 151)
+    assert bool((sum(part.neighbors.valid.sum(-1) for part in found) == 151).all())
+    expected = make_blocks(keys, values, [83, 79], "exact").retrieve(queries, 151)
+    torch.testing.assert_close(
+        merge_attention(queries, found)[0], merge_attention(queries, expected)[0]
+    )
 
 
 def test_what_was_loaded_in_inference_mode_can_be_learned_from_later() -> None:

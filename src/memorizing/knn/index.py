@@ -163,6 +163,22 @@ class KeyIndex:
         """
         raise NotImplementedError
 
+    def propose(
+        self, queries: Tensor, stored: StoredKeys, num_neighbors: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """What a search of row 0 would score exactly: of several memories only the best need be.
+
+        Args:
+            queries: (H, T, D) in the dtype of the keys, finite.
+            stored: the keys, of which this index was told everything.
+            num_neighbors: k.
+
+        Returns:
+            Entries, -1 for none, and their scores as far as the index knows them, -inf there; both
+            (H, T, C) on the CPU, in any order. None where a search scores other entries as well.
+        """
+        return None
+
     def append(self, stored: StoredKeys) -> None:
         """Take in what was written since the last call, in any row. Changes the index in place."""
 

@@ -212,6 +212,16 @@ class SealedIndex(KeyIndex):
         heads = tuple(_get_threads().map(make, range(num_heads)))
         return SealedBlock(entries, heads, means, hash_keys(stored, row, entries))
 
+    def propose(
+        self, queries: Tensor, stored: StoredKeys, num_neighbors: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """As `KeyIndex.propose`; None where entries are in no block."""
+        living, blocks = stored.living[0], self._blocks.get(0, [])
+        if list_stretches(living, [block.entries for block in blocks], stored.capacity):
+            return None
+        until = torch.full((queries.shape[1],), living.stop)
+        return self._search_blocks(queries, blocks, num_neighbors, living.start, until)
+
     def _search_row(
         self, queries: Tensor, stored: StoredKeys, row: int, k: int, num_hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -222,7 +232,7 @@ class SealedIndex(KeyIndex):
         if num_hidden is None:
             num_hidden = torch.zeros(queries.shape[1], dtype=torch.int64)
         visible_until = living.stop - num_hidden
-        found = self._search_blocks(queries, blocks, k, living.start, visible_until)
+        found, _ = self._search_blocks(queries, blocks, k, living.start, visible_until)
         outside = list_stretches(living, [block.entries for block in blocks], stored.capacity)
         best, scores = _search_stretches(
             queries, stored, row, outside, k, visible_until, found.to(queries.device)
@@ -243,8 +253,11 @@ class SealedIndex(KeyIndex):
         k: int,
         oldest: int,
         visible_until: Tensor,
-    ) -> Tensor:
-        """Candidate entries (H, T, C) of all blocks on the CPU, -1 where there is none."""
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates of all blocks on the CPU, (H, T, C): entries, -1 for none, and their scores.
+
+        At most `oversample` times k of a query, by the scores of the blocks.
+        """
         num_wanted = self.settings.oversample * k
         asked = queries.float().cpu().contiguous().numpy()
         # Libraries share the queries of a head among threads; with few, heads go side by side.
@@ -274,12 +287,17 @@ class SealedIndex(KeyIndex):
             entries.append(entry.masked_fill_(wrong, -1))
             scores.append(values.masked_fill_(wrong, -torch.inf))
         if not entries:
-            return torch.empty((*queries.shape[:2], 0), dtype=torch.int64)
-        candidates = torch.cat(entries, -1)
-        if candidates.shape[-1] <= num_wanted:
-            return candidates
-        kept = torch.cat(scores, -1).topk(num_wanted, dim=-1, sorted=False).indices
-        return candidates.gather(-1, kept)
+            nothing = torch.empty((*queries.shape[:2], 0))
+            return nothing.long(), nothing
+        return _take_best(torch.cat(entries, -1), torch.cat(scores, -1), num_wanted)
+
+
+def _take_best(entries: Tensor, scores: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Of candidates (H, T, C) the best, at most so many of a query."""
+    if entries.shape[-1] <= number:
+        return entries, scores
+    scores, kept = scores.topk(number, dim=-1, sorted=False)
+    return entries.gather(-1, kept), scores
 
 
 def _search_stretches(

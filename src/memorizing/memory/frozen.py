@@ -19,7 +19,7 @@ from memorizing.errors import StateError
 from memorizing.index_settings import ExactSettings, IndexSettings, SealedSettings
 from memorizing.knn import Neighbors, make_index
 from memorizing.knn.index import check_queries
-from memorizing.memory.retrieved import Retrieved, keep_best
+from memorizing.memory.retrieved import Retrieved, count_columns, keep_best
 from memorizing.memory.store import Memory, count_groups
 
 
@@ -201,42 +201,90 @@ class FrozenMemory:
         count_groups(queries, self.num_heads, self.head_dim, None)
         rows = slice(None) if is_open is None or bool(is_open.all()) else is_open.cpu()
         blocks = [block.load() for block in self.blocks]
-        if blocks:
-            # Blocks of one memory are alike.
-            queries = queries.detach().to(blocks[0].keys.device, blocks[0].keys.dtype)
-            check_queries(queries)
-        parts = [self._search(block, queries, num_neighbors, rows) for block in blocks]
+        if not blocks:
+            return ()
+        # Blocks of one memory are alike.
+        queries = queries.detach().to(blocks[0].keys.device, blocks[0].keys.dtype)
+        check_queries(queries)
+        # The queries of all rows are those of the one row of a block.
+        asked = queries[rows].transpose(0, 1).flatten(1, 2).unsqueeze(0)
+        is_asked = len(blocks) > 1 and asked.numel() > 0
+        candidates = choose_candidates(blocks, asked, num_neighbors) if is_asked else None
+        if candidates is None:
+            found = [block.retrieve(asked, min(num_neighbors, block.capacity)) for block in blocks]
+        else:
+            found = [
+                block.retrieve_among(asked, entries, min(num_neighbors, entries.shape[-1]))
+                for block, entries in zip(blocks, candidates, strict=True)
+            ]
+        parts = [_place(one, queries.shape[:3], rows) for one in found]
         return keep_best(parts, num_neighbors) if len(parts) > 1 else tuple(parts)
 
-    def _search(
-        self, block: Memory, queries: Tensor, num_neighbors: int, rows: Tensor | slice
-    ) -> Retrieved:
-        k = min(num_neighbors, block.capacity)
-        shape = (*queries.shape[:3], k)
-        asked = queries[rows]
-        # The queries of all rows are those of the one row of the block.
-        found = block.retrieve(asked.transpose(0, 1).flatten(1, 2).unsqueeze(0), k)
 
-        def place(part: Tensor, nothing: float) -> Tensor:
-            by_row = part.view(shape[1], len(asked), *shape[2:]).transpose(0, 1)
-            if isinstance(rows, slice):
-                return by_row.contiguous()
-            whole = part.new_full(shape, nothing)
-            whole[rows] = by_row
-            return whole
+def choose_candidates(
+    blocks: Sequence[Memory], queries: Tensor, num_neighbors: int
+) -> list[Tensor] | None:
+    """Of what the indexes of all blocks propose, the best by their scores.
 
-        neighbors = found.neighbors
-        lines = place(found.key_lines, 0)
-        return replace(
-            found,
-            neighbors=Neighbors(
-                place(neighbors.slots, 0),
-                place(neighbors.scores, -torch.inf),
-                place(neighbors.valid, False),
-            ),
-            key_lines=lines,
-            value_lines=lines,
-        )
+    What is scored exactly is read where it lies, in a mapped file a page for every entry: of many
+    blocks only what may be among the nearest of all.
+
+    Args:
+        blocks: of one row.
+        queries: (1, H * G, T, D) in their dtype, finite.
+        num_neighbors: k.
+
+    Returns:
+        Entries (H, G * T, any number) per block, -1 for none. None where every block has to be
+        searched by itself: not all of it is in an index, or some query is offered less than k.
+    """
+    asked = queries[0].unflatten(0, (blocks[0].keys.shape[1], -1)).flatten(1, 2)
+    proposed = []
+    for block in blocks:
+        found = block.index.propose(asked, block.stored_keys, num_neighbors)
+        if found is None:
+            return None
+        proposed.append(found)
+    widths = [scores.shape[-1] for _, scores in proposed]
+    scores = torch.cat([scores for _, scores in proposed], -1)
+    last = scores.topk(max(widths), dim=-1).values[..., -1:]
+    kept = (scores >= last) & (scores > -torch.inf)
+    if bool((kept.sum(-1) < min(num_neighbors, sum(block.capacity for block in blocks))).any()):
+        return None
+    used = kept.flatten(0, -2).any(0).split(widths)
+    chosen = []
+    for (entries, _), mask, columns in zip(proposed, kept.split(widths, -1), used, strict=True):
+        width = count_columns(columns)
+        entries = entries[..., :width].masked_fill(~mask[..., :width], -1)
+        chosen.append(entries.to(queries.device))
+    return chosen
+
+
+def _place(found: Retrieved, shape: torch.Size, rows: Tensor | slice) -> Retrieved:
+    """What the queries of some rows found, for all rows and heads (B, H * G, T); see `retrieve`."""
+    num_asked = shape[0] if isinstance(rows, slice) else int(rows.sum())
+    k = found.neighbors.slots.shape[-1]
+
+    def place(part: Tensor, nothing: float) -> Tensor:
+        by_row = part.view(shape[1], num_asked, shape[2], k).transpose(0, 1)
+        if isinstance(rows, slice):
+            return by_row.contiguous()
+        whole = part.new_full((*shape, k), nothing)
+        whole[rows] = by_row
+        return whole
+
+    neighbors = found.neighbors
+    lines = place(found.key_lines, 0)
+    return replace(
+        found,
+        neighbors=Neighbors(
+            place(neighbors.slots, 0),
+            place(neighbors.scores, -torch.inf),
+            place(neighbors.valid, False),
+        ),
+        key_lines=lines,
+        value_lines=lines,
+    )
 
 
 def select_heads(entries: Tensor, heads: Sequence[int] | None) -> Tensor:

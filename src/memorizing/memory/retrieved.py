@@ -96,12 +96,12 @@ def keep_best(parts: Sequence[Retrieved], num_neighbors: int) -> tuple[Retrieved
     used = kept.flatten(0, -2).any(0).cpu().split(widths)
     masks = kept.split(widths, dim=-1)
     return tuple(
-        _keep(part, mask, _count_columns(columns))
+        _keep(part, mask, count_columns(columns))
         for part, mask, columns in zip(parts, masks[::-1], used[::-1], strict=True)
     )
 
 
-def _count_columns(used: Tensor) -> int:
+def count_columns(used: Tensor) -> int:
     """Of columns (n,) bool, those up to the last that is used; at least one."""
     return max((place for place, is_used in enumerate(used.tolist(), 1) if is_used), default=1)
 
