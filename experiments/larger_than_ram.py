@@ -128,46 +128,53 @@ def open_folder(options: argparse.Namespace) -> dict[str, Any]:
 
 def search(options: argparse.Namespace) -> dict[str, Any]:
     """Load what is searched, then ask, a query at a time."""
-    memory = MemoryFolder.open(options.place / "large").open_layer(
-        0, index=parse_index(options.index)
-    )
-    loaded = measure(lambda: memory.prepare() or {})
+    # What is drawn and compared takes more than what is searched: before that and after it.
     keys = make_keys(0)[0]
     generator = torch.Generator().manual_seed(99)
     chosen = torch.randint(SEGMENT, (NUM_QUERIES,), generator=generator)
     noise = 0.3 * torch.randn(NUM_QUERIES, WIDTH, generator=generator) / WIDTH**0.5
     queries = normalize(keys[chosen].float() + noise)
     del keys
+    told, found = ask(options, queries)
+    return {**told, "recall": round(compare(options, queries, found), 4)}
+
+
+def ask(
+    options: argparse.Namespace, queries: torch.Tensor
+) -> tuple[dict[str, Any], list[set[int]]]:
+    """What a memory finds, per query, and what that took."""
+    folder = MemoryFolder.open(options.place / "large")
+    memory = folder.open_layer(0, index=parse_index(options.index))
+    loaded = measure(lambda: memory.prepare() or {})
     took_s: list[float] = []
     worked_s: list[float] = []
     found: list[set[int]] = []
 
-    def ask(one: torch.Tensor) -> set[int]:
-        parts = memory.retrieve(one.view(1, 1, 1, WIDTH), NUM_NEIGHBORS)
-        return {
-            first + int(slot)
-            for part, first in zip(parts, memory.first_entries, strict=True)
-            for slot in part.neighbors.slots[part.neighbors.valid]
-        }
-
     def act() -> dict[str, Any]:
         for one in queries:
             start_s, begun_s = time.perf_counter(), time.process_time()
-            found.append(ask(one))
+            parts = memory.retrieve(one.view(1, 1, 1, WIDTH), NUM_NEIGHBORS)
             took_s.append(time.perf_counter() - start_s)
             worked_s.append(time.process_time() - begun_s)
+            found.append(
+                {
+                    first + int(slot)
+                    for part, first in zip(parts, memory.first_entries, strict=True)
+                    for slot in part.neighbors.slots[part.neighbors.valid]
+                }
+            )
         return {}
 
     asked = measure(act)
-    return {
+    told = {
         "load": loaded,
         "ask": asked,
         "first_ms": round(1e3 * took_s[0], 1),
         "processor_ms": round(1e3 * statistics.median(worked_s), 2),
         "median_ms": round(1e3 * statistics.median(took_s), 2),
         "p99_ms": round(1e3 * sorted(took_s)[int(0.99 * len(took_s))], 2),
-        "recall": round(compare(options, queries, found), 4),
     }
+    return told, found
 
 
 def compare(options: argparse.Namespace, queries: torch.Tensor, found: list[set[int]]) -> float:

@@ -225,3 +225,33 @@ def test_int8_takes_half_of_the_bytes(tmp_path: Path) -> None:
         sizes[dtype] = folder.contents.segments[0].path.stat().st_size
         assert abs(sizes[dtype] - 997 * (description.bytes_per_entry + 4)) < 1024
     assert sizes["int8"] < 0.54 * sizes["bfloat16"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="only Linux tells it")
+def test_of_a_large_file_what_was_searched_does_not_stay_resident(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_entries, dim = 5003, 37
+    folder = MemoryFolder.create(tmp_path / "m", FolderDescription("x", (0,), 1, dim))
+    keys = torch.randn(1, num_entries, dim).bfloat16()
+    document = NewDocument("a", num_entries, num_entries, hash_text(""), None)
+    folder.append([document], {0: (keys, keys)})
+    (file,) = folder.contents.segments
+    stored = file.get_tensor("layers.0.keys")
+    for limit, is_kept in ((2**26, True), (2**10, False)):
+        monkeypatch.setattr(segment, "_PART_BYTES", limit)
+        sizes = []
+        for _ in range(2 * segment._LET_GO_EVERY):
+            file.begin_search()
+            sizes.append(measure_resident(file.path))
+            # What is let go of is there again.
+            assert torch.equal(stored, keys)
+        assert [size > 0 for size in sizes].count(False) == (0 if is_kept else 2)
+        assert max(sizes) * 1024 > stored.numel() * 2
+
+
+def measure_resident(path: Path) -> int:
+    """KiB of a mapped file that are resident in this process."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    (start,) = (number for number, line in enumerate(lines) if line.endswith(str(path)))
+    return next(int(line.split()[1]) for line in lines[start:] if line.startswith("Rss:"))

@@ -75,7 +75,7 @@ class StoredLayer:
             FrozenBlock(
                 sum(map(self._count, group)),
                 partial(self._load, group),
-                None if is_copied or not self._is_whole(group[0]) else group[0].check_size,
+                None if is_copied or not self._is_whole(group[0]) else group[0].begin_search,
             )
             for group in groups
         ]

@@ -47,6 +47,8 @@ ADVICE = "use another copy of the memory, or read the text again"
 
 _PART_BYTES = 2**26
 """Of a larger file, no more is kept in a process's memory while it is checked."""
+_LET_GO_EVERY = 32
+"""Searches, each of which may map 20 MB of files for some entries of them."""
 _METADATA = {"format": "memorizing memory segment 1"}
 
 
@@ -90,6 +92,7 @@ class SegmentFile:
             description, record.num_entries, record.num_spans, record.num_text_bytes
         )
         self._is_verified = False
+        self._num_searches = 0
         self._lock = threading.Lock()
         self._mapped = self._map()
         header = self._layout.header
@@ -117,13 +120,19 @@ class SegmentFile:
             finally:
                 os.close(descriptor)
 
-    def check_size(self) -> None:
+    def begin_search(self) -> None:
         """Refuse a file that was cut off after it was mapped: what is gone must not be touched.
+
+        Of a large file what was searched is let go of now and then, so that not all of it is
+        resident in the end.
 
         Raises:
             MemoryFolderError: it has another size.
         """
         self._compare_size(self._mapped.size())
+        self._num_searches += 1
+        if self._num_searches % _LET_GO_EVERY == 0:
+            self._let_go_of_much()
 
     def _compare_size(self, size: int) -> None:
         if size != self.record.num_bytes:
@@ -138,7 +147,7 @@ class SegmentFile:
         Raises:
             MemoryFolderError: the file was altered, or was never right.
         """
-        self.check_size()
+        self._compare_size(self._mapped.size())
         with self._lock:
             if self._is_verified:
                 return
