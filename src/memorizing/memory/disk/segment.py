@@ -47,7 +47,7 @@ ADVICE = "use another copy of the memory, or read the text again"
 
 _PART_BYTES = 2**26
 """Of a larger file, no more is kept in a process's memory while it is checked."""
-_LET_GO_EVERY = 32
+_LET_GO_EVERY = 8
 """Searches, each of which may map 20 MB of files for some entries of them."""
 _METADATA = {"format": "memorizing memory segment 1"}
 
