@@ -25,7 +25,7 @@ from memorizing.huggingface.attaching.attachment import Attachment
 from memorizing.huggingface.attaching.memory_settings import MemorySettings
 from memorizing.loss import compute_token_nats, sum_nats
 from memorizing.model import evaluation_mode
-from memorizing.ranks import Ranks
+from memorizing.ranks import ALONE, Ranks
 from memorizing.training.finetuning.examples import KINDS, Example, Examples
 from memorizing.training.finetuning.rows import FinetuneRows
 from memorizing.training.reporting import Evaluation, HeldOut
@@ -209,9 +209,19 @@ def draw_in_turn(examples: Examples, num_tokens: int, seed: str) -> list[Example
 
 
 def score_examples(
-    model: Any, examples: Sequence[Example], progress: Progress, ranks: Ranks
+    model: Any,
+    examples: Sequence[Example],
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[NDArray[np.float32]]:
-    """Nats of every token of every text, read as the model reads any text."""
+    """Nats of every token of every text, read as the model reads any text.
+
+    Args:
+        model: in evaluation mode during the call.
+        examples: what is scored.
+        progress: called after every text with those done, and all.
+        ranks: processes that read these texts together; each has all nats.
+    """
     device = model.get_input_embeddings().weight.device
     lengths = [len(one.text) for one in examples]
     scored: dict[int, NDArray[np.float32]] = {}
@@ -225,5 +235,6 @@ def score_examples(
             ).logits
             targets = tokens[:, -lengths[number] :]
             scored[number] = compute_token_nats(logits, targets)[0].cpu().numpy()
-            progress(done, len(mine))
+            if progress is not None:
+                progress(done, len(mine))
     return ranks.join_arrays(scored, lengths)
