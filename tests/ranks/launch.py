@@ -261,6 +261,7 @@ def refuse(_: Path) -> dict[str, Any]:
             lambda: make_trainer(ranks, Path("none"), **SHARDED, crossbatch_segments=1),
             lambda: make_trainer(ranks, Path("none"), **(SHARDED | {"optimizer": "adafactor"})),
             lambda: finetune(Path("none"), **(ALL | {"train": "gates"})),
+            lambda: finetune(Path("none"), memory=tools.PASSAGES | {"read": "both"}, **ALL),
             lambda: SpreadMemory(ranks, 1, 2, 23, 5),
             lambda: ranks.check_equal("number", ranks.size),
         ]
@@ -371,6 +372,9 @@ def launch(folder: Path) -> dict[str, Any]:
         "passages": lambda size: finetune(
             folder / f"passages {size}", 4 if size == 1 else 2, tools.PASSAGES
         ),
+        "passages in parts": lambda size: finetune(
+            folder / f"passages in parts {size}", 4 if size == 1 else 2, tools.PASSAGES, **ALL
+        ),
     }
     goes_on = {"train": "train 1-2-1", "sharded": "sharded 1-2"}
     later: dict[int, dict[str, Callable[[], Any]]] = {
@@ -402,6 +406,9 @@ def launch(folder: Path) -> dict[str, Any]:
             "lora 2-1": lambda: finetune(folder / "lora 2"),
             "all 2-1": lambda: finetune(folder / "all 2", **ALL),
             "passages 2-1": lambda: finetune(folder / "passages 2", memory=tools.PASSAGES),
+            "passages in parts 2-1": lambda: finetune(
+                folder / "passages in parts 2", memory=tools.PASSAGES, **ALL
+            ),
         },
     )
     run("train 2-3", 3, lambda: train(folder / "train 2-3"))

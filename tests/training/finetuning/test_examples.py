@@ -121,11 +121,11 @@ def test_texts_are_no_longer_than_their_document_and_the_window(
 
 def test_documents_are_searched_with_their_neighbors_up_to_the_length_of_a_shelf(monkeypatch):
     monkeypatch.setattr(examples, "SHELF_LEN", 503)
-    documents = make_documents(211, 199, 97, 1201, 23, num_words=61)
+    documents = make_documents(211, 199, 97, 1201, 101, num_words=61)
     drawer = Examples(documents, SETTINGS, START)
     expected = {0: {0, 1}, 1: {0, 1}, 2: {2}, 3: {3, 4}, 4: {3, 4}}
     seen: dict[int, set[int]] = {number: set() for number in expected}
-    for number in range(907):
+    for number in range(307):
         example = drawer.draw(KINDS[number % 2], f"{number}")
         for document, place in list_places(documents, example):
             seen[example.document].add(document)

@@ -78,8 +78,9 @@ class Finetuner(TrainingLoop):
         Args:
             model: of `transformers`, with `add_memory`. Trained in place, on its device; LoRA is
                 added where `settings` want it, and which parameters require gradients is set.
-            documents: read in an order that follows `settings.seed`, again and again.
-            start_token: precedes every document.
+            documents: read in an order that follows `settings.seed`, again and again; or what texts
+                are drawn from, where passages are read.
+            start_token: precedes every document; a text behind passages, where the model has none.
             settings: how to train.
             tokenizer: of the model; saved beside it where all weights are trained.
             options: see `LoopOptions`.
@@ -276,11 +277,12 @@ def shard_model(
         ConfigError: how much a process computes would depend on what it reads.
         RankError: the processes have other weights.
     """
-    if settings.train == "gates" or attachment.settings.read == "passages":
+    if settings.train == "gates" or attachment.settings.read == "both":
         raise ConfigError(
             f"finetune.shard is true with train {settings.train!r} and read "
             f"{attachment.settings.read!r}: processes that hold a model in parts must all compute "
-            "the same; train 'lora' or 'all' and read entries, or set finetune.shard to false"
+            "the same; train 'lora' or 'all' and read entries or passages, or set "
+            "finetune.shard to false"
         )
     added = list_parameters(attachment)
     if settings.train == "lora":
