@@ -239,3 +239,23 @@ def test_files_that_are_none_are_refused(refuse, reader, python, tmp_path):
     assert "is no folder; a package is a folder of Python files" in said
     said = refuse("benchmark", "completion", reader, python / "one", "--exclude", "use.py")
     assert "has 1 Python files" in said
+
+
+def test_what_was_learned_for_passages_is_measured(run, refuse, reader, texts, tmp_path):
+    corpus = ("--corpus", f"files:{texts}", "--steps", "3", "--rate", "0.1", "--lora-rank", "3")
+    finetune = ("finetune", reader, *corpus, "--layers", "1", "--window", "61")
+    finetune += ("--precision", "fp32", "--set", "memory.passage_len=16")
+    for read in ("passages", "entries"):
+        assert run(*finetune, "--read", read, "--out", tmp_path / read).status == 0
+    path, command = tmp_path / "recall.json", ("benchmark", "recall", reader, texts, *RECALL)
+    command += ("--arms", "nothing,passages", "--json", path)
+    found = []
+    for words in ((), ("--adapter", tmp_path / "passages" / "adapter")):
+        assert run(*command, *words).status == 0
+        result = json.loads(path.read_text())
+        found.append([[one["nats"] for one in each["arms"].values()] for each in result["places"]])
+    assert result["adapter"] == str(tmp_path / "passages" / "adapter")
+    assert all(mine != theirs for mine, theirs in zip(*found, strict=True))
+    assert "adapter was" in refuse(*command, "--resume")
+    entries = tmp_path / "entries" / "adapter"
+    assert "--read passages" in refuse(*command, "--adapter", entries)

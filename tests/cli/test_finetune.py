@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,32 @@ def test_the_verb_trains_evaluates_and_saves_an_adapter(
     gates = {p for n, p in loaded.named_parameters() if ".memory.bias" in n}
     assert all(bool(gate.any()) for gate in gates)
     assert gates
+
+
+def test_a_memory_of_passages_is_trained_for_read_and_used(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = [*words, "--read", "passages", "--held-out", "t1.txt", "--evaluate-every", "2"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "validation perplexity" in shown.out
+    told = [line for line in shown.err.splitlines() if "nats a token" in line]
+    assert [line.split(":")[0] for line in told] == ["step 2", "step 4", "step 5"]
+    assert all(re.search(r"[0-9.]+ quoted, [0-9.]+ other, [0-9.]+ alone", one) for one in told)
+    about = json.loads((tmp_path / "run" / "finetune.json").read_text())
+    assert (about["memory"]["read"], about["finetune"]["rows"]) == ("passages", 1)
+    assert main([*words, "--steps", "7", "--resume"]) == 0
+    assert "finetuned after 7 steps" in capsys.readouterr().out
+    model, texts, memory = words[1], str(tmp_path / "texts"), str(tmp_path / "memory")
+    adapter = ["--adapter", str(tmp_path / "run" / "adapter"), "--precision", "fp32"]
+    assert main(["read", model, texts, "--memory", memory, *adapter]) == 0
+    prompt = ["--prompt", "a memory read", "--max-new-tokens", "3", "--sources"]
+    assert main(["generate", model, "--memory", memory, *prompt, *adapter]) == 0
+    assert "passages in sight from the start" in capsys.readouterr().err
+    assert main(["generate", model, "--memory", memory, *prompt]) == 2  # of other weights
+    capsys.readouterr()
+    assert main([*words, "--train", "gates", "--resume"]) == 2
+    assert "train 'lora' or 'all', or read entries" in capsys.readouterr().err
 
 
 def test_a_model_all_weights_of_which_were_trained_is_used_by_its_folder(

@@ -219,7 +219,9 @@ def search_spread(_: Path) -> dict[str, Any]:
     return {"held": held, "differs": differs}
 
 
-def finetune(run_dir: Path, until: int = 4, **changes: Any) -> dict[str, Any]:
+def finetune(
+    run_dir: Path, until: int = 4, memory: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
     steps: list[Any] = []
     settings = FinetuneSettings(**{
         "steps": 4, "rows": 3, "lora_rank": 3, "evaluate_every": 0, "warmup_steps": 2,
@@ -227,8 +229,8 @@ def finetune(run_dir: Path, until: int = 4, **changes: Any) -> dict[str, Any]:
     })  # fmt: skip
     with join_ranks("cpu") as ranks:
         tuner = Finetuner(
-            tools.make_model(), tools.make_documents(3 * 7, 47, 5 * 7 + 1, 2), tools.START,
-            settings, run_dir=run_dir, ranks=ranks,
+            tools.make_model(**(memory or {})), tools.make_documents(3 * 7, 47, 5 * 7 + 1, 2),
+            tools.START, settings, run_dir=run_dir, ranks=ranks,
             on_step=lambda m: steps.append([m.nats, m.num_targets, m.grad_norm]),
         )  # fmt: skip
         if checkpoints := list_checkpoints(run_dir):
@@ -259,6 +261,7 @@ def refuse(_: Path) -> dict[str, Any]:
             lambda: make_trainer(ranks, Path("none"), **SHARDED, crossbatch_segments=1),
             lambda: make_trainer(ranks, Path("none"), **(SHARDED | {"optimizer": "adafactor"})),
             lambda: finetune(Path("none"), **(ALL | {"train": "gates"})),
+            lambda: finetune(Path("none"), memory=tools.PASSAGES | {"read": "both"}, **ALL),
             lambda: SpreadMemory(ranks, 1, 2, 23, 5),
             lambda: ranks.check_equal("number", ranks.size),
         ]
@@ -366,6 +369,12 @@ def launch(folder: Path) -> dict[str, Any]:
         "gates": lambda size: finetune(folder / f"gates {size}", train="gates"),
         "lora": lambda size: finetune(folder / f"lora {size}", 4 if size == 1 else 2),
         "all": lambda size: finetune(folder / f"all {size}", 4 if size == 1 else 2, **ALL),
+        "passages": lambda size: finetune(
+            folder / f"passages {size}", 4 if size == 1 else 2, tools.PASSAGES
+        ),
+        "passages in parts": lambda size: finetune(
+            folder / f"passages in parts {size}", 4 if size == 1 else 2, tools.PASSAGES, **ALL
+        ),
     }
     goes_on = {"train": "train 1-2-1", "sharded": "sharded 1-2"}
     later: dict[int, dict[str, Callable[[], Any]]] = {
@@ -396,6 +405,10 @@ def launch(folder: Path) -> dict[str, Any]:
             "sharded 2-1": lambda: train(folder / "sharded 2-1", **SHARDED),
             "lora 2-1": lambda: finetune(folder / "lora 2"),
             "all 2-1": lambda: finetune(folder / "all 2", **ALL),
+            "passages 2-1": lambda: finetune(folder / "passages 2", memory=tools.PASSAGES),
+            "passages in parts 2-1": lambda: finetune(
+                folder / "passages in parts 2", memory=tools.PASSAGES, **ALL
+            ),
         },
     )
     run("train 2-3", 3, lambda: train(folder / "train 2-3"))

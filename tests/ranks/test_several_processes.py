@@ -173,7 +173,7 @@ def test_gates_that_have_no_gradient_in_any_process_are_not_stepped(results):
     np.testing.assert_allclose(first["steps"], one["steps"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("train", ["lora", "all"])
+@pytest.mark.parametrize("train", ["lora", "all", "passages", "passages in parts"])
 def test_finetuning_begins_in_two_processes_and_goes_on_in_one(results, train):
     (one,) = get_values(results, f"{train} 1")
     first, second = get_values(results, f"{train} 2")
@@ -190,6 +190,7 @@ def test_what_differs_or_cannot_be_shared_is_refused_in_all_processes(results):
         "training.shard",
         "training.crossbatch_segments",
         "training.optimizer",
+        "finetune.shard",
         "finetune.shard",
     ]
     assert "rank 1 of 2 has another number than rank 0" in differs

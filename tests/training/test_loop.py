@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import signal
@@ -23,9 +24,16 @@ from memorizing.training.finetuning.finetuner import Finetuner
 from memorizing.training.loop import TrainingLoop
 from memorizing.training.reporting import Counters
 from tests.training.conftest import drop_times, raise_after
-from tests.training.finetuning.tools import SEGMENT_LEN, START, make_documents, make_model
+from tests.training.finetuning.tools import (
+    PASSAGES,
+    SEGMENT_LEN,
+    START,
+    make_documents,
+    make_model,
+)
 
 DOCUMENTS = make_documents(3 * SEGMENT_LEN, 47, 5 * SEGMENT_LEN + 1, 2)
+MEMORIES: dict[str, dict[str, Any]] = {"finetune": {}, "passages": PASSAGES}
 MakeLoop = Callable[..., TrainingLoop]
 
 
@@ -37,6 +45,7 @@ def make_finetuner(
     on_step: Any = None,
     on_begin: Any = None,
     dtype: torch.dtype = torch.float32,
+    memory: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Finetuner:
     values = {
@@ -44,7 +53,7 @@ def make_finetuner(
         "gate_learning_rate": 0.1, "learning_rate": 1e-3, "log_every": 3, **changes,
     }  # fmt: skip
     return Finetuner(
-        make_model().to(dtype),
+        make_model(**(memory or {})).to(dtype),
         documents,
         START,
         FinetuneSettings(**values),
@@ -55,14 +64,14 @@ def make_finetuner(
     )
 
 
-@pytest.fixture(params=["own", "finetune"])
+@pytest.fixture(params=["own", "finetune", "passages"])
 def make_loop(
     request: pytest.FixtureRequest,
     make_trainer: Callable[..., Trainer],
     documents: list[TokenizedDocument],
 ) -> MakeLoop:
-    if request.param == "finetune":
-        return make_finetuner
+    if request.param != "own":
+        return functools.partial(make_finetuner, memory=MEMORIES[request.param])
 
     def make(*, validation: bool | list[TokenizedDocument] = False, **settings: Any) -> Trainer:
         settings = {"log_every": 3, "model": {"dropout": 0.2}, **settings}

@@ -11,6 +11,7 @@ import typer
 
 from memorizing.cli.options import (
     INTERRUPTED_STATUS,
+    AdapterOption,
     DeviceOption,
     HeadsOption,
     JsonOption,
@@ -40,6 +41,7 @@ examples:
   memorizing benchmark recall runs/smollm2 src --embedder runs/minilm --json recall.json
   memorizing benchmark recall runs/smollm2 src --rename
   memorizing benchmark recall runs/smollm2 src --absent
+  memorizing benchmark recall runs/smollm2 src --adapter runs/passages/adapter
 """
 COMPLETION_EXAMPLES = """\b
 examples:
@@ -123,6 +125,7 @@ def recall(
     whole_len: WholeOption = 8192,
     seed: SeedOption = 0,
     exclude: ExcludeOption = None,
+    adapter: AdapterOption = None,
     precision: ModelPrecisionOption = "auto",
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
@@ -142,6 +145,7 @@ def recall(
 
     texts = _load_texts(files, exclude)
     loaded, tokenizer = load_model(model, precision, device)
+    _load_adapter(loaded, adapter, wanted, has_heads=calibrate is not None)
     _calibrate(loaded, tokenizer, calibrate, wanted)
     package = encode_package(tokenizer, "files", texts)
     places = draw_quotes(package, prompts, prompt_len=prompt_len, answer_len=answer_len, seed=seed)
@@ -152,7 +156,7 @@ def recall(
 
         places = [replace(place, left_out=True) for place in places]
     facts = {"verb": "recall", "prompt_len": prompt_len, "answer_len": answer_len, "seed": seed}
-    facts |= {"rename": rename, "absent": absent}
+    facts |= {"rename": rename, "absent": absent, "adapter": _name(adapter)}
     setup = {"query_len": query_len, "whole_len": whole_len, "embedder": embedder}
     _measure(
         loaded, tokenizer, [package], places, chosen, wanted, setup, facts, notes, json_file, resume
@@ -180,6 +184,7 @@ def completion(
     whole_len: WholeOption = 8192,
     seed: SeedOption = 0,
     exclude: ExcludeOption = None,
+    adapter: AdapterOption = None,
     precision: ModelPrecisionOption = "auto",
     device: DeviceOption = "auto",
     json_file: JsonOption = None,
@@ -202,12 +207,14 @@ def completion(
 
     texts = {str(folder): _load_python(folder, exclude) for folder in folders}
     loaded, tokenizer = load_model(model, precision, device)
+    _load_adapter(loaded, adapter, wanted, has_heads=calibrate is not None)
     _calibrate(loaded, tokenizer, calibrate, wanted)
     if prompt_len is None:
         prompt_len = max(16, wanted.get("window", MemorySettings.window) - _ANSWER_LEN)
     packages = [encode_package(tokenizer, name, found) for name, found in texts.items()]
     drawn = draw_calls(packages, places, tokenizer, prompt_len=prompt_len, seed=seed)
     facts = {"verb": "completion", "prompt_len": prompt_len, "seed": seed}
+    facts["adapter"] = _name(adapter)
     setup = {"query_len": query_len, "whole_len": whole_len, "embedder": embedder}
     _measure(
         loaded, tokenizer, packages, drawn, chosen, wanted, setup, facts, notes, json_file, resume
@@ -249,22 +256,56 @@ def _prepare(
     return wanted, chosen, notes
 
 
+def _name(path: Path | None) -> str | None:
+    """For JSON."""
+    return None if path is None else str(path)
+
+
+def _load_adapter(
+    model: Any, adapter: Path | None, wanted: dict[str, Any], *, has_heads: bool
+) -> None:
+    """Put what was learned for passages into a model, and its heads among the settings. In place.
+
+    Raises:
+        ConfigError: it was learned for entries.
+    """
+    if adapter is None:
+        return
+    from memorizing.huggingface.learning.adapter import load_adapter, read_adapter_settings
+
+    read = read_adapter_settings(adapter).read
+    if read != "passages":
+        raise ConfigError(
+            f"{adapter} was trained with read = {read!r}, and here memories are made anew, without "
+            "its gates; give one that was trained with --read passages"
+        )
+    load_adapter(model, adapter)
+    heads = _take_heads(model)
+    if not (has_heads or wanted.keys() & {"layers", "heads"}):
+        wanted["heads"] = heads
+
+
 def _calibrate(
     model: Any, tokenizer: Any, files: Sequence[str] | None, wanted: dict[str, Any]
 ) -> None:
     """Put the heads that find passages of some files among the settings. In place."""
     if not files:
         return
-    from memorizing.huggingface import remove_memory
-    from memorizing.huggingface.attaching.attachment import get_attachment, list_open_heads
-
     texts = [text for _, text in _load_texts(files, None)]
     calibrate_memory(
         model, tokenizer, texts, "files of --calibrate", {**wanted, "read": "passages"}
     )
+    wanted["heads"] = _take_heads(model)
+
+
+def _take_heads(model: Any) -> dict[int, list[int]]:
+    """The open heads of a memory, which is taken off the model. In place."""
+    from memorizing.huggingface import remove_memory
+    from memorizing.huggingface.attaching.attachment import get_attachment, list_open_heads
+
     found = list_open_heads(get_attachment(model).dump_heads())
-    wanted["heads"] = {int(layer): list(heads) for layer, heads in found.items()}
     remove_memory(model)
+    return {int(layer): list(heads) for layer, heads in found.items()}
 
 
 def _load_texts(given: Sequence[str], exclude: Sequence[str] | None) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from memorizing.data.corpora.kinds import CORPUS_KINDS, CorpusKind, load_corpus
 from memorizing.data.corpus import Corpus
-from memorizing.data.loader import SegmentBatch, SegmentLoader
+from memorizing.data.loader import RowLoader, SegmentBatch, SegmentLoader
 from memorizing.data.splits import Split, Splits, join_documents, load_splits, split_documents
 from memorizing.data.statistics import (
     CorpusListing,
@@ -32,6 +32,7 @@ __all__ = [
     "Document",
     "DocumentSize",
     "LengthBin",
+    "RowLoader",
     "SegmentBatch",
     "SegmentLoader",
     "Split",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,113 @@ class SegmentBatch:
         return dataclasses.replace(self, **moved)
 
 
-class SegmentLoader(Iterator[SegmentBatch]):
+class RowLoader(Iterator[SegmentBatch], ABC):
+    """Gives the rows of one step after the other, and goes on exactly where it was.
+
+    Attributes:
+        documents: what is read.
+        num_rows: B of every batch.
+        segment_len: the most targets of a row.
+        start_token: precedes every text.
+        seed: of what is drawn.
+    """
+
+    documents: Sequence[TokenizedDocument]
+    num_rows: int
+    segment_len: int
+    start_token: int
+    seed: int | None
+
+    @property
+    @abstractmethod
+    def epoch(self) -> int:
+        """How often the documents were read, from 0."""
+
+    @property
+    @abstractmethod
+    def starts_document(self) -> bool:
+        """Whether some row of the next batch has nothing to do with the one before."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reading is, as plain values that JSON holds; with those of `describe`."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state` was taken.
+
+        Raises:
+            CorpusError, CheckpointError: see `check_state`; or it was altered.
+        """
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens of all documents, each a target once an epoch."""
+        return sum(len(document.tokens) for document in self.documents)
+
+    def describe(self) -> dict[str, Any]:
+        """What must be the same where a reading goes on."""
+        names, content = self._fingerprints
+        return {
+            "documents": names,
+            "content": content,
+            "num_rows": self.num_rows,
+            "segment_len": self.segment_len,
+            "seed": self.seed,
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with other documents, or in another way.
+
+        What was saved before contents were compared is compared by names and lengths.
+
+        Raises:
+            CorpusError: it was taken with other documents, or the same with other text.
+            CheckpointError: with other rows, segments or seed, or in another way.
+        """
+        own = self.describe()
+        if missing := self.state_dict().keys() - state.keys() - {"content"}:
+            raise CheckpointError(
+                f"loader state lacks {', '.join(sorted(missing))}; it is truncated or of another "
+                "version"
+            )
+        for key, what in (
+            ("documents", "other documents (names or numbers of tokens)"),
+            ("content", "documents of the same names and lengths, but of other text"),
+        ):
+            if state.get(key, own[key]) != own[key]:
+                raise CorpusError(
+                    f"the run was started with {what}; resume with the same corpus and tokenizer, "
+                    "or start a new run"
+                )
+        for key in own:
+            if key not in ("documents", "content") and own[key] != state[key]:
+                raise CheckpointError(
+                    f"loader state has {key} = {state[key]!r}, this loader {own[key]!r}; "
+                    "resume with the same settings, or start a new run"
+                )
+
+    def check_documents(self) -> None:
+        """Refuse documents that cannot be read.
+
+        Raises:
+            CorpusError: there are no documents, or one has no tokens.
+        """
+        if not self.documents:
+            raise CorpusError(
+                "there are no documents to read; too much is held out, or "
+                "data.min_document_tokens is too large"
+            )
+        for document in self.documents:
+            if not len(document.tokens):
+                raise CorpusError(f"document {document.name!r} has no tokens; leave it out")
+
+    @functools.cached_property
+    def _fingerprints(self) -> tuple[str, str]:
+        return hash_documents(self.documents)
+
+
+class SegmentLoader(RowLoader):
     """Reads documents in B rows, T = segment_len tokens a step.
 
     Every row reads one document from its first token to its last; in the step after, it takes the
@@ -84,19 +191,12 @@ class SegmentLoader(Iterator[SegmentBatch]):
         Raises:
             CorpusError: there are no documents, or one has no tokens.
         """
-        if not documents:
-            raise CorpusError(
-                "there are no documents to read; too much is held out, or "
-                "data.min_document_tokens is too large"
-            )
-        for document in documents:
-            if not len(document.tokens):
-                raise CorpusError(f"document {document.name!r} has no tokens; leave it out")
+        self.documents = documents
+        self.check_documents()
         if num_rows < 1 or segment_len < 1:
             raise ValueError(
                 f"num_rows is {num_rows} and segment_len {segment_len}; both must be 1 or more"
             )
-        self.documents = documents
         self.num_rows = num_rows
         self.segment_len = segment_len
         self.start_token = start_token
@@ -107,11 +207,6 @@ class SegmentLoader(Iterator[SegmentBatch]):
         self._order = self._order_of(0)
         self._rows = [(_NO_DOCUMENT, 0)] * num_rows
         """Per row its document and the position in it of the next segment."""
-
-    @property
-    def num_targets(self) -> int:
-        """Target tokens of one epoch: every token of every document."""
-        return sum(len(document.tokens) for document in self.documents)
 
     @property
     def num_segments(self) -> int:
@@ -163,50 +258,21 @@ class SegmentLoader(Iterator[SegmentBatch]):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the reading is, as plain values that JSON holds."""
-        names, content = self._fingerprints
+        """See `RowLoader`."""
         return {
-            "documents": names,
-            "content": content,
-            "num_rows": self.num_rows,
-            "segment_len": self.segment_len,
-            "seed": self.seed,
-            "repeat": self.repeat,
+            **self.describe(),
             "epoch": self._epoch,
             "taken": self._taken,
             "rows": [list(row) for row in self._rows],
         }
 
+    def describe(self) -> dict[str, Any]:
+        """See `RowLoader`."""
+        return {**super().describe(), "repeat": self.repeat}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state` was taken.
-
-        What was saved before contents were compared is compared by names and lengths.
-
-        Raises:
-            CorpusError: it was taken with other documents, or the same with other text.
-            CheckpointError: with other rows, segments, seed or repetition.
-        """
-        own = self.state_dict()
-        if missing := own.keys() - state.keys() - {"content"}:
-            raise CheckpointError(
-                f"loader state lacks {', '.join(sorted(missing))}; it is truncated or of another "
-                "version"
-            )
-        for key, what in (
-            ("documents", "other documents (names or numbers of tokens)"),
-            ("content", "documents of the same names and lengths, but of other text"),
-        ):
-            if state.get(key, own[key]) != own[key]:
-                raise CorpusError(
-                    f"the run was started with {what}; resume with the same corpus and tokenizer, "
-                    "or start a new run"
-                )
-        for key in ("num_rows", "segment_len", "seed", "repeat"):
-            if own[key] != state[key]:
-                raise CheckpointError(
-                    f"loader state has {key} = {state[key]!r}, this loader {own[key]!r}; "
-                    "resume with the same settings, or start a new run"
-                )
+        """See `RowLoader`."""
+        self.check_state(state)
         try:
             epoch, taken = int(state["epoch"]), int(state["taken"])
             rows = [(int(index), int(position)) for index, position in state["rows"]]
@@ -242,10 +308,6 @@ class SegmentLoader(Iterator[SegmentBatch]):
         if self.seed is None:
             return list(indices)
         return [int(name) for name in shuffle_names(map(str, indices), f"{self.seed}/{epoch}")]
-
-    @functools.cached_property
-    def _fingerprints(self) -> tuple[str, str]:
-        return hash_documents(self.documents)
 
 
 def hash_documents(documents: Sequence[TokenizedDocument]) -> tuple[str, str]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from memorizing.config import TrainingConfig
-from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument
+from memorizing.data import RowLoader, SegmentBatch, TokenizedDocument
 from memorizing.errors import (
     CheckpointError,
     ConfigError,
@@ -121,7 +121,7 @@ class TrainingLoop(ABC):
     def __init__(
         self,
         config: TrainingConfig,
-        loader: SegmentLoader,
+        loader: RowLoader,
         optimizer: Optimizer,
         rows: Histories,
         device: torch.device,

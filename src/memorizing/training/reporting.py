@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memorizing.data import SegmentLoader, TokenizedDocument
+from memorizing.data import RowLoader, TokenizedDocument
 from memorizing.data.loader import hash_documents
 from memorizing.errors import CorpusError
 from memorizing.evaluation import EvaluationResult, Progress
@@ -128,6 +128,8 @@ class Evaluation:
     """With the memory that is trained."""
     without: EvaluationResult | None = None
     """Without memory, where that was read too."""
+    parts: Mapping[str, EvaluationResult] = field(default_factory=dict)
+    """What it is made of, and what it is compared with, by name."""
 
 
 class HeldOut:
@@ -142,7 +144,7 @@ class HeldOut:
     """
 
     def __init__(
-        self, documents: Sequence[TokenizedDocument], loader: SegmentLoader, num_tokens: int
+        self, documents: Sequence[TokenizedDocument], loader: RowLoader, num_tokens: int
     ) -> None:
         """Choose about `num_tokens` tokens, to be read as `loader` reads."""
         self.start_token = loader.start_token
@@ -307,6 +309,10 @@ class Reporter:
         if without is not None:
             values["off"] = _describe_result(without)
             said += f" with memory, {without.perplexity:.3f} without"
+        if parts := {name: _describe_result(one) for name, one in evaluation.parts.items()}:
+            values |= parts
+            nats = (f"{one['nats_per_token']:.3f} {name}" for name, one in parts.items())
+            said += f"; nats a token {', '.join(nats)}"
         self._write(step, {"validation": {**values, "is_best": is_best}})
         note = " (best so far)" if is_best else ""
         self.display.say(f"step {step}: validation {said}{note}")

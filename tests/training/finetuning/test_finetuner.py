@@ -16,6 +16,7 @@ from memorizing.training.optimizer import compute_schedule
 from tests.huggingface.tools import CACHE
 from tests.training.finetuning.tools import (
     MEMORY,
+    PASSAGES,
     SEGMENT_LEN,
     START,
     list_weights,
@@ -25,7 +26,7 @@ from tests.training.finetuning.tools import (
     make_model,
 )
 
-PASSAGES: dict[str, Any] = {"read": "passages", "num_passages": 2, "passage_len": 5}
+BOTH = {**PASSAGES, "read": "both"}
 DOCUMENTS = make_documents(3 * SEGMENT_LEN, 47, 5 * SEGMENT_LEN + 1, 2)
 
 
@@ -124,7 +125,8 @@ def _find(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("train", "memory"), [("gates", {}), ("lora", {}), ("all", {}), ("lora", PASSAGES)]
+    ("train", "memory"),
+    [("gates", {}), ("lora", {}), ("all", {}), ("lora", PASSAGES), ("lora", BOTH)],
 )
 def test_gradient_checkpointing_changes_nothing(train: str, memory: dict[str, Any]):
     found: list[list[tuple[float, float]]] = []
@@ -171,36 +173,6 @@ def test_without_capacity_the_memory_does_nothing():
         make_tuner(make_model(capacity=0), train="gates")
 
 
-def train_on(documents: Any, model: Any, **changes: Any) -> list[float]:
-    losses: list[float] = []
-    settings = make_settings(**changes)
-    tuner = Finetuner(
-        model, documents, START, settings, on_step=lambda m: losses.append(m.nats / m.num_targets)
-    )
-    tuner.run()
-    return losses
-
-
-def test_passages_are_in_sight_of_what_is_trained():
-    documents = make_documents(97)
-    settings = {"rows": 1, "steps": 12, "train": "lora"}
-    with_passages = train_on(documents, make_model(**PASSAGES), **settings)
-    without = train_on(documents, make_model(**PASSAGES, capacity=0), **settings)
-    # Nothing has left the window yet, by the sinks and a segment whose end has asked for nothing.
-    assert with_passages[:2] == without[:2]
-    assert all(a != b for a, b in zip(with_passages[4:], without[4:], strict=True))
-
-
-def test_nothing_of_passages_is_gates():
-    with pytest.raises(ConfigError, match="read is 'passages'"):
-        make_tuner(make_model(**PASSAGES), train="gates")
-    model = make_model(**PASSAGES)
-    make_tuner(model, train="lora", steps=1).run()
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    assert trained
-    assert all("lora_" in name for name in trained)
-
-
 @pytest.mark.parametrize(
     ("train", "dtype", "memory"),
     [
@@ -208,6 +180,7 @@ def test_nothing_of_passages_is_gates():
         ("lora", torch.bfloat16, {}),
         ("all", torch.bfloat16, {}),
         ("lora", torch.float32, PASSAGES),
+        ("lora", torch.float32, BOTH),
     ],
 )
 def test_a_resumed_run_is_bit_for_bit_the_whole_one(

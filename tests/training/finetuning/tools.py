@@ -36,6 +36,7 @@ MEMORY = {
     "num_neighbors": 5,
     "dtype": "float32",
 }
+PASSAGES: dict[str, Any] = {"read": "passages", "num_passages": 2, "passage_len": 5}
 
 
 def make_base(seed: int = 0, **changes: Any) -> LlamaForCausalLM:

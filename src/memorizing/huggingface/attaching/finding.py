@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,6 +68,62 @@ class Shelf:
         return [make_passage(span, self.collection, self.source) for span in spans]
 
 
+@dataclass(frozen=True)
+class TextShelf:
+    """Stretches of documents of which only the tokens are known: words alone find them."""
+
+    stretches: Sequence[Stretch]
+
+    @cached_property
+    def collection(self) -> Collection:
+        """The tokens of all stretches, each as a document."""
+        return Collection(
+            tuple(len(one.ids) for one in self.stretches),
+            {},
+            lambda: torch.cat([one.ids for one in self.stretches]),
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """See `Searched`."""
+        return not self.stretches
+
+    def ask(self, question: Question, settings: MemorySettings) -> ShelfSearch:
+        """See `Searched`."""
+        return ShelfSearch(self.collection, question, settings)
+
+    def fetch(self, spans: Sequence[Span]) -> list[Passage | None]:
+        """See `Searched`."""
+        return [self._make_passage(span) for span in spans]
+
+    def _make_passage(self, span: Span) -> Passage:
+        stretch = self.stretches[span.document]
+        before = self.collection.first_entries[span.document]
+        start, end, chunk = (place - before for place in (span.start, span.end, span.chunk))
+        return Passage(
+            document=stretch.document,
+            start=stretch.start + start,
+            end=stretch.start + end,
+            score=span.score,
+            chunk=stretch.start + chunk,
+            is_at_end=end == len(stretch.ids),
+            entries=None,
+            ids=stretch.ids[start:end],
+        )
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens of a document that stand side by side."""
+
+    document: str
+    """Its name."""
+    start: int
+    """The first of them, counted from the beginning of the document."""
+    ids: Tensor
+    """(n,) int64 on the CPU, one or more."""
+
+
 @dataclass
 class ShelfSearch:
     """See `Search`. It keeps what it computed from one step to the next."""
@@ -96,7 +153,8 @@ class ShelfSearch:
 
     def choose(self, totals: Totals, *, is_written: bool) -> list[Span]:
         """See `Search`."""
-        num_queries = next((asked.shape[1] for asked in self.question.queries.values()), 0)
+        # Where no head asks, one query that gives nothing: words alone find.
+        num_queries = next((asked.shape[1] for asked in self.question.queries.values()), 1)
         shares = share_out(self._sums, totals, self._counts.shape[1], num_queries)
         shares = self.part.join_next(shares)
         scores = rank_part(shares, self._matches, totals[WORDS])
@@ -116,7 +174,7 @@ def find_passages(
     """The best passages of one row, best one first.
 
     Args:
-        queries: see `sum_chunks`.
+        queries: see `sum_chunks`; of no layer, words alone find.
         places: see `sum_chunks`.
         ids: (n,) of the tokens of the row's text, of which the last ones are looked for.
         searched: documents that were read before, and what the row has read itself.

@@ -11,21 +11,20 @@ A checkpoint is an adapter folder with what training needs to go on beside it:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack, final
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from memorizing.data import SegmentBatch, SegmentLoader, TokenizedDocument
 from memorizing.errors import CheckpointError, ConfigError
-from memorizing.evaluation import EvaluationResult, Progress
-from memorizing.evaluation.pretrained import evaluate_model
+from memorizing.evaluation import Progress
 from memorizing.huggingface.attaching.attachment import Attachment, get_attachment, unwrap
 from memorizing.huggingface.attaching.fingerprint import hash_model
+from memorizing.huggingface.attaching.passage_room import look_up_start_token
 from memorizing.huggingface.learning.adapter import (
     HEADS_FILE,
     LORA_FILE,
@@ -37,9 +36,6 @@ from memorizing.huggingface.learning.adapter import (
     train_only,
     write_adapter,
 )
-from memorizing.huggingface.sessions.cache_state import dump_cache, load_cache
-from memorizing.huggingface.sessions.scoring import read_memory
-from memorizing.loss import sum_nats
 from memorizing.ranks import ALONE, Ranks, Shards
 from memorizing.storage.folders import verify_folder, write_folder
 from memorizing.storage.tensors import (
@@ -49,133 +45,12 @@ from memorizing.storage.tensors import (
     read_tensors,
 )
 from memorizing.training.checkpoint import MODEL_FILE, advise
+from memorizing.training.finetuning.passage_rows import PassageLoader, PassageRows
+from memorizing.training.finetuning.rows import FinetuneRows, SegmentRows
 from memorizing.training.finetuning.settings import FinetuneSettings
-from memorizing.training.loop import Histories, LoopOptions, TrainingLoop
+from memorizing.training.loop import LoopOptions, TrainingLoop
 from memorizing.training.optimizer import Optimizer, ParameterGroups, group_parameters
 from memorizing.training.reporting import Evaluation, HeldOut
-
-
-@final
-class FinetuneRows(Histories):
-    """A cache per row. A document that begins gets a new one, so that rows end where they like.
-
-    `read` computes a step's gradient, row after row; `commit` makes the step part of the histories.
-    Caches last as long as a memory is open; between two times they are kept as tensors.
-    """
-
-    def __init__(
-        self, model: Any, attachment: Attachment, loader: SegmentLoader, mine: range
-    ) -> None:
-        """Start with empty histories of what a loader is about to give in the rows of `mine`."""
-        self._model, self._attachment, self._loader = model, attachment, loader
-        self._mine = mine
-        self._caches: list[DynamicCache | None] = [None] * len(mine)
-        self._kept: dict[str, Tensor] | None = {}
-        """Histories while they are not in caches that can be read on: of the last commit."""
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Within this context rows are read; the attachment must be bound.
-
-        Raises:
-            CheckpointError: what was loaded is of another model, memory or number of rows.
-        """
-        by_row: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in (self._kept or {}).items():
-            _, row, name = key.split(".", 2)
-            by_row.setdefault(int(row), {})[name] = tensor
-        is_ended = self._find_doc_ends()
-        needed = [row for row in self._mine if not is_ended[row]]
-        if sorted(by_row) != needed:
-            raise CheckpointError(
-                f"the checkpoint holds the histories of rows {sorted(by_row)}, and rows {needed} "
-                "go on; it was altered, or is of another number of rows"
-            )
-        self._caches = [
-            load_cache(self._attachment, by_row[row]) if row in by_row else None
-            for row in self._mine
-        ]
-        self._kept = None
-        yield
-        self._kept = self.state_dict()
-
-    def read(self, batch: SegmentBatch, num_targets: int) -> float:
-        """Forward and backward over a segment of every own row; gradients add to the parameters'.
-
-        The loss is summed nats / target tokens of all rows. What the cache holds of segments before
-        takes no gradient.
-
-        Args:
-            batch: the next segment of every own row.
-            num_targets: of all rows, those of other processes too.
-
-        Returns:
-            Summed nats.
-        """
-        # Reading changes the caches in place: what a step that fails goes back to is kept.
-        self._kept = self._dump(batch.doc_start.tolist())
-        device = self._model.get_input_embeddings().weight.device
-        num_targets = max(num_targets, 1)
-        total = 0.0
-        for row, length in enumerate(batch.valid.sum(1).tolist()):
-            if batch.doc_start[row]:
-                self._caches[row] = self._attachment.make_cache()
-            if not length:
-                continue
-            cache = self._caches[row]
-            assert cache is not None  # a row's first segment begins a document
-            output = self._model(
-                input_ids=batch.tokens[row : row + 1, :length].to(device),
-                **self._attachment.pass_cache(cache),
-            )
-            targets = batch.targets[row : row + 1, :length].to(device)
-            nats = sum_nats(output.logits, targets, torch.ones_like(targets, dtype=torch.bool))
-            if nats.requires_grad:  # not so where only gates are trained and no memory is filled
-                (nats / num_targets).backward()
-            total += nats.item()
-        return total
-
-    def commit(self) -> None:
-        """See `Histories`."""
-        for cache in self._caches:
-            if cache is not None:
-                self._attachment.commit(cache)
-        self._kept = None
-
-    def measure_fill(self) -> dict[int, float]:
-        """See `Histories`."""
-        fills: dict[int, list[float]] = {}
-        for cache in self._caches:
-            if cache is None:
-                continue
-            for layer, memory in self._attachment.find_history(cache).memories.items():
-                fills.setdefault(layer, []).append(float(memory.size[0]) / memory.capacity)
-        return {layer: sum(values) / len(values) for layer, values in fills.items()}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """See `Histories`; a row whose document is read to its end has none."""
-        if self._kept is not None:
-            return self._kept
-        return self._dump(self._find_doc_ends()[self._mine.start : self._mine.stop])
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """See `Histories`; what cannot be used is refused by `open`."""
-        others = {str(row) for row in range(self._loader.num_rows) if row not in self._mine}
-        self._kept = {n: t for n, t in tensors.items() if n.split(".", 2)[1] not in others}
-
-    def _find_doc_ends(self) -> list[bool]:
-        """Per row of all, whether its next segment begins a document."""
-        rows = self._loader.state_dict()["rows"]
-        lengths = [len(document.tokens) for document in self._loader.documents]
-        return [index < 0 or place >= lengths[index] for index, place in rows]
-
-    def _dump(self, doc_ends: Sequence[bool]) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for row, cache, is_ended in zip(self._mine, self._caches, doc_ends, strict=True):
-            if cache is not None and not is_ended:
-                dumped = dump_cache(self._attachment, cache) or {}
-                tensors |= {f"row.{row}.{name}": tensor for name, tensor in dumped.items()}
-        return tensors
 
 
 @final
@@ -203,8 +78,9 @@ class Finetuner(TrainingLoop):
         Args:
             model: of `transformers`, with `add_memory`. Trained in place, on its device; LoRA is
                 added where `settings` want it, and which parameters require gradients is set.
-            documents: read in an order that follows `settings.seed`, again and again.
-            start_token: precedes every document.
+            documents: read in an order that follows `settings.seed`, again and again; or what texts
+                are drawn from, where passages are read.
+            start_token: precedes every document; a text behind passages, where the model has none.
             settings: how to train.
             tokenizer: of the model; saved beside it where all weights are trained.
             options: see `LoopOptions`.
@@ -220,35 +96,27 @@ class Finetuner(TrainingLoop):
         self._base = hash_model(attachment.decoder, attachment.settings)
         torch.manual_seed(settings.seed)
         prepare_weights(inner, attachment, settings)
-        loader = SegmentLoader(
-            documents,
-            settings.rows,
-            attachment.settings.segment_len,
-            start_token,
-            settings.seed,
-            repeat=True,
-        )
         ranks = options.get("ranks", ALONE)
         if settings.shard and ranks.size > 1:
             options["shards"] = shard_model(inner, attachment, settings, ranks)
         mine = ranks.deal(settings.rows)
-        self._caches = FinetuneRows(inner, attachment, loader, mine)
+        self._reader = make_rows(inner, attachment, documents, start_token, settings, mine)
         optimizer = Optimizer(group_weights(inner, attachment), config, options.get("shards"))
         device = inner.get_input_embeddings().weight.device
-        super().__init__(config, loader, optimizer, self._caches, device, **options)
+        super().__init__(config, self._reader.loader, optimizer, self._reader, device, **options)
 
     @contextmanager
     def _open(self) -> Iterator[None]:
         self.model.train()
         try:
-            with read_memory(self.attachment), self._caches.open():
+            with self._reader.open():
                 yield
         finally:
             self.model.eval()
 
     def _read(self, batches: Sequence[SegmentBatch], num_targets: int) -> float:
         (batch,) = batches
-        return self._caches.read(batch, num_targets)
+        return self._reader.read(batch, num_targets)
 
     def _identify(self) -> dict[str, Any]:
         return {
@@ -325,25 +193,41 @@ class Finetuner(TrainingLoop):
         self.optimizer.give_back()
 
     def _evaluate(self, held_out: HeldOut, progress: Progress) -> Evaluation:
-        capacity = self.attachment.settings.capacity
-        num_runs = 2 if capacity else 1
-
-        def read(number: int, capacity: int) -> EvaluationResult:
-            return evaluate_model(
-                self.model,
-                held_out.documents,
-                capacity=capacity,
-                max_tokens=held_out.max_tokens,
-                start_token=held_out.start_token,
-                progress=lambda done, total: progress(number * total + done, num_runs * total),
-                ranks=self._evaluating,
-            )
-
-        return Evaluation(read(0, capacity), read(1, 0) if capacity else None)
+        return self._reader.evaluate(held_out, progress, self._evaluating)
 
     def _describe_heads(self) -> dict[str, Any]:
-        has_memory = self.attachment.settings.capacity > 0
-        return {"heads": self.attachment.dump_heads() if has_memory else {}}
+        return {"heads": self.attachment.dump_heads() if has_gates(self.attachment) else {}}
+
+
+def make_rows(
+    inner: Any,
+    attachment: Attachment,
+    documents: Sequence[TokenizedDocument],
+    start_token: int,
+    settings: FinetuneSettings,
+    mine: range,
+) -> FinetuneRows:
+    """What is read in the rows of `mine`: segments with memory, or texts behind passages.
+
+    Raises:
+        CorpusError: there are no documents.
+    """
+    if attachment.settings.read == "passages":
+        # What passages of a memory stand behind.
+        own = look_up_start_token(attachment.decoder.base.config)
+        first = start_token if own is None else own
+        texts = PassageLoader(documents, attachment.settings, settings.rows, first, settings.seed)
+        return PassageRows(inner, attachment, texts, settings.evaluate_tokens)
+    segment_len = attachment.settings.segment_len
+    loader = SegmentLoader(
+        documents, settings.rows, segment_len, start_token, settings.seed, repeat=True
+    )
+    return SegmentRows(inner, attachment, loader, mine)
+
+
+def has_gates(attachment: Attachment) -> bool:
+    """Whether gates and scales of a memory do something."""
+    return attachment.settings.read != "passages" and attachment.settings.capacity > 0
 
 
 def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettings) -> None:
@@ -353,17 +237,7 @@ def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettin
         ConfigError: nothing would be trained, or LoRA is in the way.
     """
     lora = find_lora(inner)
-    has_gates = attachment.settings.read != "passages" and attachment.settings.capacity > 0
-    if settings.train == "gates" and attachment.settings.read == "passages":
-        raise ConfigError(
-            "train is 'gates' and read is 'passages', which all layers read without gates; train "
-            "'lora' or 'all', or read entries"
-        )
-    if settings.train == "gates" and not attachment.settings.capacity:
-        raise ConfigError(
-            "capacity is 0 and train is 'gates': gates of no memory learn nothing; train LoRA "
-            "or all weights, or give a capacity"
-        )
+    settings.check_memory(attachment.settings)
     if settings.train == "gates" and not any(
         heads.is_any for heads in attachment.open_heads.values()
     ):
@@ -386,7 +260,7 @@ def prepare_weights(inner: Any, attachment: Attachment, settings: FinetuneSettin
         )
     train_only(
         inner,
-        memory=has_gates,
+        memory=has_gates(attachment),
         lora=settings.train == "lora",
         others=settings.train == "all",
     )
@@ -403,11 +277,12 @@ def shard_model(
         ConfigError: how much a process computes would depend on what it reads.
         RankError: the processes have other weights.
     """
-    if settings.train == "gates" or attachment.settings.read == "passages":
+    if settings.train == "gates" or attachment.settings.read == "both":
         raise ConfigError(
             f"finetune.shard is true with train {settings.train!r} and read "
             f"{attachment.settings.read!r}: processes that hold a model in parts must all compute "
-            "the same; train 'lora' or 'all' and read entries, or set finetune.shard to false"
+            "the same; train 'lora' or 'all' and read entries or passages, or set "
+            "finetune.shard to false"
         )
     added = list_parameters(attachment)
     if settings.train == "lora":

@@ -54,14 +54,18 @@ def finetune(
     about: dict[str, Any] | None = None,
     on_step: Callable[[StepMetrics], None] | None = None,
 ) -> TrainingResult:
-    """Finetune a model of `transformers` to use its memory, on documents read in order in rows.
+    """Finetune a model of `transformers` to use its memory.
 
         memorizing.add_memory(model, layers=[20], capacity=8192, read="entries")
         finetune(model, tokenizer, documents, FinetuneSettings(train="lora"), "runs/mine")
 
     Each step reads the next segment of a document in every row, with that row's memory and window
-    cache; neither takes a gradient. A memory of capacity 0 trains the same on the same tokens in
-    the same order without memory: the control.
+    cache; neither takes a gradient. Where passages are read (`read="passages"`), every row of a
+    step is another text of 64 to 128 tokens, drawn from the documents, behind passages that its
+    first words find; see `finetuning/examples.py`.
+
+    A memory of capacity 0 trains the same on the same tokens in the same order without memory: the
+    control.
 
     The model computes in the dtype it has; what is trained is kept in fp32 beside it. Afterwards
     the model is the finetuned one, and `run_dir/adapter` holds what was learned (`load_adapter`);
@@ -179,7 +183,8 @@ def _check_memory(tuner: Finetuner, num_weights: int, ranks: Ranks) -> None:
         ResourceError: with what is needed and what there is.
     """
     attachment, rows = tuner.attachment, len(ranks.deal(tuner.settings.rows))
-    capacity, num_layers = attachment.settings.capacity, len(attachment.settings.layers)
+    num_layers = len(attachment.settings.layers)
+    capacity = 0 if attachment.settings.read == "passages" else attachment.settings.capacity
     entry = 2 * math.prod(attachment.entry_shape) * attachment.stored_dtype.itemsize
     num_parts = ranks.size if tuner.settings.shard else 1
     weights, memories = 3 * 4 * num_weights // num_parts, rows * num_layers * capacity * entry

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from memorizing.config import TrainingConfig
+from memorizing.errors import ConfigError
 from memorizing.settings import (
     AboveZero,
     Count,
@@ -16,6 +17,9 @@ from memorizing.settings import (
     ShareBelowOne,
     check_types,
 )
+
+if TYPE_CHECKING:
+    from memorizing.huggingface.attaching.memory_settings import MemorySettings
 
 _RATES = {"gates": 1e-2, "lora": 3e-4, "all": 3e-5}
 
@@ -28,7 +32,8 @@ class FinetuneSettings:
     """Gates and scales only; these and LoRA on attention and MLP; or these and all weights."""
     steps: Positive = 500
     rows: Positive = 2
-    """Documents read side by side: a step reads a segment of each, and learns from all of them."""
+    """Documents read side by side: a step reads a segment of each, and learns from all of them.
+    Where passages are read, texts of a step."""
     learning_rate: NotNegative = 0.0
     """Of LoRA (0 means 3e-4) or of all weights (0 means 3e-5)."""
     gate_learning_rate: NotNegative = 1e-2
@@ -60,7 +65,7 @@ class FinetuneSettings:
     evaluate_every: Count = 100
     """Steps between evaluations on held-out documents, with memory and without; 0 is never."""
     evaluate_tokens: Positive = 32_768
-    """Read in an evaluation, from the beginnings of held-out documents."""
+    """Read in an evaluation, from the beginnings of held-out documents; passages count too."""
     checkpoint_every: Count = 100
     """Steps between checkpoints; the last step always has one. 0 is only the last."""
     keep_checkpoints: Positive = 2
@@ -69,6 +74,23 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
         check_types(self, "finetune")
+
+    def check_memory(self, memory: MemorySettings) -> None:
+        """Refuse gates that a memory does not have.
+
+        Raises:
+            ConfigError: with what to do.
+        """
+        if self.train == "gates" and memory.read == "passages":
+            raise ConfigError(
+                "train is 'gates' and read is 'passages', which all layers read without gates; "
+                "train 'lora' or 'all', or read entries"
+            )
+        if self.train == "gates" and not memory.capacity:
+            raise ConfigError(
+                "capacity is 0 and train is 'gates': gates of no memory learn nothing; train LoRA "
+                "or all weights, or give a capacity"
+            )
 
     def make_training_config(self) -> TrainingConfig:
         """What the optimizer and its schedule need to know.
