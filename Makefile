@@ -39,7 +39,7 @@ releases: $(TEST_VENV)/.installed ## test all models with other releases of tran
 	  [ -d $$folder ] || $(TEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --no-deps --target $$folder transformers==$$release; \
 	  PYTHONPATH=$$folder OMP_WAIT_POLICY=PASSIVE $(TEST_VENV)/bin/python -m pytest $(PYTEST_ARGS) \
-	    tests/huggingface tests/serving; \
+	    tests/huggingface tests/serving tests/training/finetuning; \
 	done
 
 check: $(TEST_VENV)/.installed ## format, lint and types, nothing is changed

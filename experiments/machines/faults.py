@@ -172,7 +172,8 @@ def kill_head(
         def begin(name: str, num_tokens: int) -> None:
             if killer.ident is None:
                 killer.start()
-            time.sleep(0.05)
+            # Longer than it takes to notice.
+            time.sleep(0.7)
 
         try:
             memory.read(tokenizer, DOCUMENTS, progress=begin, readers=readers)
