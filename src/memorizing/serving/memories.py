@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memorizing.data.text import clean_name
 from memorizing.errors import ConfigError, MemorizingError, MemoryFolderError
 from memorizing.huggingface import add_memory, open_memory
 from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment
@@ -34,7 +33,9 @@ def name_memories(paths: list[Path]) -> dict[str, Path]:
     """
     named: dict[str, Path] = {}
     for path in paths:
-        name = clean_name(path.absolute().name.removesuffix(_SUFFIX))
+        # Answers are UTF-8, which names of files need not be.
+        raw = path.absolute().name.removesuffix(_SUFFIX).encode("utf-8", "backslashreplace")
+        name = raw.decode()
         if not name or SEPARATOR in name:
             raise ConfigError(
                 f"--memory is {str(path)!r}, whose name would be {name!r}; a name has letters and "
