@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from inspect import signature
 from pathlib import Path
 
@@ -351,6 +352,14 @@ def test_a_text_of_one_token_has_a_page(run, trained, tmp_path, visit):
     text.write_text("x")
     page = visit(inspect(run, tmp_path, trained, "--text", text)[0])
     assert "Nothing was retrieved" in page.locator("#detail").inner_text()
+
+
+def test_without_matplotlib_it_says_what_to_install(refuse, trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    line = refuse("inspect", trained, "--text", __file__, "--out", tmp_path / "page.html")
+    # It has no option of this name.
+    assert 'pip install "memorizing[plots]"' in line
+    assert "--plot" not in line
 
 
 def test_what_cannot_be_inspected_is_said_in_a_line(refuse, trained, memory, tmp_path):
