@@ -284,6 +284,10 @@ def test_passages_in_sight_are_shown_with_their_lines(run, llama, notes, tmp_pat
         *(one.name for one in notes.iterdir()),
     }
     assert "best passage is of" in page.locator("#where ~ .pair").inner_text()
+    # To what was retrieved, also where no link leads away from it.
+    page.evaluate("detail.querySelectorAll('a').forEach((link) => link.remove())")
+    page.locator("#text").press("Enter")
+    assert page.evaluate("document.activeElement.id") == "detail"
 
 
 def test_a_passage_is_marked_where_it_says_what_the_text_says(run, llama, notes, tmp_path, visit):

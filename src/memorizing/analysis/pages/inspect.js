@@ -257,7 +257,8 @@ reader.addEventListener("keydown", (event) => {
     select(key(Math.max(now, 0)), false);
     history.replaceState(null, "", address(now));
   } else if (event.key === "Enter") {
-    detail.querySelector("a")?.focus();
+    event.preventDefault();
+    (detail.querySelector("a") ?? detail).focus();
   }
 });
 reader.addEventListener("click", (event) => {
