@@ -23,6 +23,7 @@ from memorizing.settings import (
     Count,
     NotNegative,
     Positive,
+    Seed,
     Share,
     ShareBelowOne,
     build_dataclass,
@@ -226,7 +227,7 @@ class DataConfig:
     held_out_share: ShareBelowOne = 0.0
     """Where no names are given: this share of documents, by a stable hash of the name, is held out,
     half for validation and half for test."""
-    seed: Count = 0
+    seed: Seed = 0
     """Order of files in repositories; documents in training follow `training.seed`."""
 
     def __post_init__(self) -> None:
@@ -278,7 +279,7 @@ class TrainingConfig:
     crossbatch_share: Share = 0.9
     """Share of the steps, from the first, with crossbatch; those after have the paper's
     objective."""
-    seed: Count = 0
+    seed: Seed = 0
     """Initialization, order of documents, dropout."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` asks a short probe of this machine."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,10 @@ class RunReport:
     index: str
     """What searched the memories."""
     evaluate_s: float
+    texts: str
+    """SHA-256 of the documents' names and texts, before they were cut."""
+    max_tokens: int
+    """Of each document; 0 is all."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -158,7 +163,7 @@ def report_run(
     spread = config.evaluation.spread_memory if spread is None else spread
     if max_tokens is None:
         max_tokens = config.evaluation.max_tokens_per_document
-    description, documents = _read_documents(data, use, tokenizer, num_documents, max_tokens)
+    description, documents, texts = _read_documents(data, use, tokenizer, num_documents, max_tokens)
     controls, left_out = _choose_controls(controls, config, capacities, len(documents))
     longest = max(len(document.tokens) for document in documents)
     num_parts = ranks.size if spread else 1
@@ -206,6 +211,8 @@ def report_run(
         precision=str(loaded.model.compute_dtype).removeprefix("torch."),
         index=loaded.model.config.index,
         evaluate_s=time.monotonic() - start_s,
+        texts=texts,
+        max_tokens=max_tokens,
     )
 
 
@@ -262,7 +269,7 @@ def _check_memory(
 
 def _read_documents(
     data: DataConfig, use: Use, tokenizer: Tokenizer, num_documents: int, max_tokens: int
-) -> tuple[tuple[str, ...], list[TokenizedDocument]]:
+) -> tuple[tuple[str, ...], list[TokenizedDocument], str]:
     splits = load_splits(data)
     chosen: list[Document] = (
         [*splits.train, *splits.validation, *splits.test] if use == "all" else getattr(splits, use)
@@ -279,4 +286,14 @@ def _read_documents(
     read = f"evaluated on {use}: {len(documents)} documents of {num_tokens:,} tokens"
     if max_tokens:
         read += f", the first {max_tokens:,} of each"
-    return (*splits.describe(), read), documents
+    return (*splits.describe(), read), documents, _hash_texts(chosen)
+
+
+def _hash_texts(documents: Sequence[Document]) -> str:
+    """Whatever tokenizer reads them."""
+    texts = hashlib.sha256()
+    for document in documents:
+        for part in (document.name, document.text):
+            content = part.encode("utf-8", errors="surrogatepass")
+            texts.update(len(content).to_bytes(8, "little") + content)
+    return texts.hexdigest()

@@ -30,6 +30,7 @@ class Bounds(NamedTuple):
 
 
 Count = Annotated[int, Bounds("0 or more", lambda value: value >= 0)]
+Seed = Annotated[int, Bounds("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63)]
 Positive = Annotated[int, Bounds("1 or more", lambda value: value >= 1)]
 NotNegative = Annotated[float, Bounds("0 or more", lambda value: value >= 0)]
 AboveZero = Annotated[float, Bounds("above 0", lambda value: value > 0)]

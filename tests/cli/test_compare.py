@@ -31,3 +31,27 @@ def test_what_cannot_be_compared_is_said_in_a_line(refuse, trained, tmp_path):
     assert ".html file" in refuse("compare", trained, trained, "--out", tmp_path / "page.png")
     assert "nowhere" in refuse("compare", trained, tmp_path / "nowhere", "--out", page)
     assert not page.exists()
+
+
+def test_runs_that_read_other_texts_or_other_parts_are_not_compared(
+    run, refuse, trained, texts, tmp_path
+):
+    """Texts of the same names, and settings that cut them."""
+    page, others = tmp_path / "page.html", tmp_path / "others"
+    shutil.copytree(texts, others)
+    (others / "delta.txt").write_text((texts / "delta.txt").read_text().swapcase())
+    edits = {
+        "texts": (str(texts), str(others)),
+        "parts": ("max_tokens_per_document = 0", "max_tokens_per_document = 101"),
+    }
+    for name, (old, new) in edits.items():
+        shutil.copytree(trained, tmp_path / name)
+        config = tmp_path / name / "config.toml"
+        assert config.read_text().count(old) == 1
+        config.write_text(config.read_text().replace(old, new))
+    assert "on different documents" in refuse("compare", trained, tmp_path / "texts", "--out", page)
+    words = ("compare", trained, tmp_path / "parts", "--out", page)
+    assert "0 and 101 tokens" in refuse(*words)
+    assert not page.exists()
+    assert run(*words, "--max-tokens", "97").status == 0
+    assert "the first 97 tokens of each." in page.read_text()

@@ -7,6 +7,7 @@ import pytest
     ("words", "expected"),
     [
         (("--seed", "-1"), "--seed"),
+        (("--seed", str(2**63)), "training.seed is 9223372036854775808; allowed"),
         (("--minutes", "-1"), "--minutes is -1.0; allowed: 0 (the whole recipe), and up to 10,000"),
         (("--minutes", "10000"), "--minutes is 10000.0"),
         (("--minutes", "nan"), "--minutes is nan"),

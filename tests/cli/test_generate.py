@@ -234,13 +234,14 @@ def test_an_empty_memory_can_be_generated_with(run, memory, llama, tmp_path):
     assert "nothing was retrieved" in outcome.err
 
 
-def test_sampling_is_by_the_seed(run, llama):
+def test_sampling_is_by_the_seed(run, refuse, llama):
     words = ("--prompt", PROMPT, "--max-new-tokens", "17", "--temperature", "1.5", *FP32)
     first, again, other = (
         run("generate", llama, *words, "--top-p", "0.9", "--seed", seed).out for seed in (3, 3, 5)
     )
     assert first == again
     assert first != other
+    assert "--seed" in refuse("generate", llama, *words, "--seed", 2**63)
 
 
 def test_a_models_own_settings_of_sampling_do_not_count(run, llama, tmp_path):

@@ -2,9 +2,14 @@
 
 import json
 import shutil
+import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
+
+from memorizing.cli import evaluate
+from memorizing.cli import inspect as cli
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = (
@@ -100,6 +105,77 @@ def test_the_numbers_of_the_page_are_those_of_evaluate(run, trained, python_text
     assert sums == pytest.approx(totals, rel=1e-4)
     assert sum(data["tokens"]["nats"]) == pytest.approx(totals[0], rel=1e-4)
     assert "".join(data["tokens"]["text"]) == python_text.read_text()
+
+
+def test_a_pretrained_model_reads_as_it_does_for_evaluate(run, llama, memory, notes, tmp_path):
+    """Also without options: bf16 would change the third digit."""
+    text, result = notes / "beta.txt", tmp_path / "result.json"
+    words = ("--memory", memory)
+    _, data = inspect(run, tmp_path, llama, "--text", text, *words)
+    assert run("evaluate", llama, "--corpus", f"files:{text}", *words, "--json", result).status == 0
+    expected = list(json.loads(result.read_text())["perplexity"].values())
+    assert [data["baseline_perplexity"], data["perplexity"]] == pytest.approx(expected, rel=1e-4)
+    defaults = {signature(one.run).parameters["precision"].default for one in (evaluate, cli)}
+    assert defaults == {"fp32"}
+
+
+def test_every_token_can_be_heard_and_read(run, trained, tmp_path, visit):
+    text = tmp_path / "blanks.txt"
+    text.write_bytes(b"def f():\r\n\treturn 1\n\n\n    x = 2 \xf0\x9f\x98\x80\n" * 3)
+    path, _ = inspect(run, tmp_path, trained, "--text", text)
+    for scheme in ("light", "dark"):
+        page = visit(path, color_scheme=scheme)
+        heard = page.evaluate(
+            "tokens.map((e) => (e.getAttribute('aria-label') ?? e.textContent).trim())"
+        )
+        assert all(heard)
+        spoken = page.evaluate("['\\n', '\\n\\n    ', '\\r\\n\\t', '', 'a\\n'].map(spoken)")
+        assert spoken == [
+            "line break",
+            "2 line breaks, 4 spaces",
+            "carriage return, line break, tab",
+            "part of a character",
+            "",
+        ]
+        # On the deepest shades.
+        for gain in (9, -9):
+            shade, card, ink = page.evaluate(
+                f"""() => {{
+                  color(tokens[0], {gain});
+                  const read = (e, name) => getComputedStyle(e)[name].match(/[\\d.]+/g).map(Number);
+                  return [read(tokens[0], "backgroundColor"), read(reader, "backgroundColor"),
+                    read(reader, "color")];
+                }}"""
+            )
+            *tone, deep = shade
+            mixed = [deep * a + (1 - deep) * b for a, b in zip(tone, card, strict=True)]
+            lights = sorted((measure_light(mixed), measure_light(ink)))
+            assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 4.5
+
+
+def measure_light(color):
+    """Relative luminance (WCAG 2) of sRGB from 0 to 255."""
+    parts = [c / 255 for c in color[:3]]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_words_of_a_table_are_whole_beside_a_long_name(run, trained, python_text, tmp_path, visit):
+    path, _ = inspect(run, tmp_path, trained, "--text", python_text)
+    page = visit(path, viewport={"width": 360, "height": 640})
+    lines = page.evaluate(
+        """() => {
+          const table = document.querySelector("#where ~ .pair table");
+          table.querySelector("tbody th").textContent = "long_name".repeat(30);
+          const word = document.createRange();
+          word.selectNodeContents(table.querySelectorAll("thead th")[1]);
+          return [word.toString(), word.getClientRects().length];
+        }"""
+    )
+    assert lines == ["tokens", 1]
+    # No two elements are called alike.
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(set(ids)) == len(ids)
 
 
 def test_a_click_shows_what_was_retrieved_and_a_link_leads_there(
@@ -208,6 +284,10 @@ def test_passages_in_sight_are_shown_with_their_lines(run, llama, notes, tmp_pat
         *(one.name for one in notes.iterdir()),
     }
     assert "best passage is of" in page.locator("#where ~ .pair").inner_text()
+    # To what was retrieved, also where no link leads away from it.
+    page.evaluate("detail.querySelectorAll('a').forEach((link) => link.remove())")
+    page.locator("#text").press("Enter")
+    assert page.evaluate("document.activeElement.id") == "detail"
 
 
 def test_a_passage_is_marked_where_it_says_what_the_text_says(run, llama, notes, tmp_path, visit):
@@ -276,6 +356,14 @@ def test_a_text_of_one_token_has_a_page(run, trained, tmp_path, visit):
     text.write_text("x")
     page = visit(inspect(run, tmp_path, trained, "--text", text)[0])
     assert "Nothing was retrieved" in page.locator("#detail").inner_text()
+
+
+def test_without_matplotlib_it_says_what_to_install(refuse, trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    line = refuse("inspect", trained, "--text", __file__, "--out", tmp_path / "page.html")
+    # It has no option of this name.
+    assert 'pip install "memorizing[plots]"' in line
+    assert "--plot" not in line
 
 
 def test_what_cannot_be_inspected_is_said_in_a_line(refuse, trained, memory, tmp_path):

@@ -28,6 +28,10 @@ def test_what_cannot_be_served_is_refused_in_one_line(refuse, llama, memory, not
     assert "no manifest.json" in refuse("serve", llama, "--memory", notes, "--port", "0", *FP32)
     assert "another port" in refuse("serve", llama, "--host", "192.0.2.1", "--api-key", "a")
     assert "no +" in refuse("serve", llama, "--memory", tmp_path / "a+b")
+    for name in ("--max-seconds", "--private-age", "--grace"):
+        for value in ("inf", "nan", "0"):
+            # Were it taken, there would be no memory to serve.
+            assert name in refuse("serve", llama, name, value, "--memory", notes, "--port", "0")
 
 
 def test_without_the_extra_it_says_what_to_install(refuse, llama, monkeypatch):
@@ -109,7 +113,13 @@ def test_what_does_not_end_in_time_after_ctrl_c_is_given_up(llama, memory):
         with urllib.request.urlopen(request) as response:
             assert response.read(5) == b"data:"
             process.send_signal(signal.SIGINT)
+            *_, last = response.read().strip().split(b"\n\n")
             assert process.wait(timeout=60) == 130
+        # Its client is told, and whoever reads the log is not alarmed, not by transformers either.
+        assert b"the server stops" in last
+        assert process.stderr is not None
+        assert "Traceback" not in (log := process.stderr.read())
+        assert "maximum length" not in log
     finally:
         process.kill()
         process.communicate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -15,6 +16,7 @@ import openai
 import pytest
 
 from memorizing import add_memory, open_memory
+from memorizing.serving.memories import name_memories
 from memorizing.serving.requests import RequestError
 from tests.serving.tools import (
     MODEL,
@@ -303,6 +305,7 @@ def test_pages_of_other_places_and_other_names_of_this_machine_are_refused(serve
     for headers in (
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Host": "evil.example"},
     ):
         status, answer = served.call("/v1/models", **headers)
@@ -372,11 +375,12 @@ def test_beyond_those_that_may_wait_the_answer_is_429_and_who_goes_away_waits_no
 
 
 def test_private_memories_are_so_many_and_so_large(strict):
-    assert strict.call("/v1/memories", {"text": "a" * 201})[0] == 413
-    made = strict.call("/v1/memories", {"text": "a" * 150})[1]["id"]
+    assert strict.call("/v1/memories", {"text": "a" * 197, "name": "long"})[0] == 413
+    assert strict.call("/v1/memories", {"text": "a", "name": "n" * 200})[0] == 413
+    made = strict.call("/v1/memories", {"text": "a" * 146, "name": "long"})[1]["id"]
     assert strict.call("/v1/memories", {"text": "b"})[0] == 429
-    assert strict.call("/v1/memories", {"text": "b" * 51, "name": "b", "memory": made})[0] == 413
-    assert strict.call("/v1/memories", {"text": "b" * 50, "name": "b", "memory": made})[0] == 201
+    assert strict.call("/v1/memories", {"text": "b" * 50, "name": "b", "memory": made})[0] == 413
+    assert strict.call("/v1/memories", {"text": "b" * 49, "name": "b", "memory": made})[0] == 201
     strict.call(f"/v1/memories/{made}", method="DELETE")
     assert strict.call("/v1/memories", {"text": "b"})[0] == 201
 
@@ -400,6 +404,28 @@ def test_a_private_memory_ends_when_it_was_not_used_for_long(model_folder):
         time.sleep(0.06)
         served.server.memories.expire()
         assert not served.server.memories.knows(made)
+
+
+def test_a_private_memory_that_is_deleted_while_a_text_is_read_stays_deleted(model_folder):
+    with serve(model_folder, {}) as served, ThreadPoolExecutor() as pool:
+        made = served.call("/v1/memories", {"text": "alpha"})[1]["id"]
+        more = {"text": "many words " * 5_000, "name": "more", "memory": made}
+        reading = pool.submit(served.call, "/v1/memories", more)
+        served.wait_until("memorizing_running", 1)
+        assert served.call(f"/v1/memories/{made}", method="DELETE")[0] == 200
+        status, answer = reading.result()
+        assert (status, answer["error"]["code"]) == (404, "memory_not_found")
+        assert served.server.memories.num_private == 0
+
+
+def test_a_memory_in_a_folder_whose_name_is_not_utf8_is_listed_and_asked(model_folder, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9.memory")
+    write_memory(model_folder, folder, NOTES)
+    folders = name_memories([folder])
+    with serve(model_folder, folders) as served:
+        names = [one["id"] for one in served.call("/v1/models")[1]["data"]]
+        assert names == [MODEL, f"{MODEL}+caf\\udce9"]
+        assert served.complete(model=names[1], prompt=PROMPT)["sources"]
 
 
 def test_a_folder_that_is_replaced_added_to_or_removed_is_followed(model_folder, tmp_path):

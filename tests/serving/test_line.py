@@ -142,5 +142,7 @@ def test_closing_ends_what_runs_and_answers_what_waits():
             with pytest.raises(RequestError) as caught:
                 await job.wait()
             assert caught.value.status == 503
+        with pytest.raises(RequestError, match="the server stops"):
+            line.add(waiting)
 
     run(ask)

@@ -51,6 +51,9 @@ def test_asking_shows_the_answer_and_what_was_read(page, errors, served, model_f
     page.locator("#model option").first.wait_for(state="attached")
     assert page.locator("#model option").all_inner_texts() == [MODEL, f"{MODEL}+notes"]
     assert page.get_by_label("API key").is_hidden()
+    # What there is to read and to fill in can be jumped to.
+    assert page.get_by_role("banner").locator("h1").count() == 1
+    assert page.get_by_role("form", name="Question").locator("#prompt").count() == 1
     page.get_by_label("Tokens").fill("11")
     ask(page, "why?")
     expected = generate(load_tiny(model_folder), "user: why?\nassistant: ", 11, notes)

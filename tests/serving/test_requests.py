@@ -111,6 +111,7 @@ def test_contents_may_be_parts_and_developers_are_the_system():
         ("echo", True),
         ("suffix", "end"),
         ("logprobs", 5),
+        ("logprobs", 0),
         ("logit_bias", {"5": 1}),
         ("presence_penalty", 0.5),
         ("response_format", {"type": "json_object"}),
@@ -147,7 +148,14 @@ def test_messages_that_cannot_be_are_refused_by_their_place(messages: Any, param
 
 def test_a_long_value_is_not_sent_back():
     error = refuse(parse_ask, TEXT | {"temperature": "x" * 9999}, is_chat=False)
-    assert len(str(error)) < 100
+    assert str(error).startswith("temperature is a string; allowed")
+    error = refuse(parse_ask, TEXT | {"temperature": [1] * 9999}, is_chat=False)
+    assert str(error).startswith("temperature is an array; allowed")
+
+
+def test_what_asks_for_nothing_is_taken_in_any_way_that_numbers_are_written():
+    neutral = {"n": 1.0, "presence_penalty": 0.0, "frequency_penalty": -0.0, "logprobs": False}
+    assert parse_ask(TEXT | neutral, is_chat=False) == parse_ask(TEXT, is_chat=False)
 
 
 @pytest.mark.parametrize("body", [{}, {"text": ""}, {"text": " \n"}, {"text": 3}, {"text": ["a"]}])
@@ -159,3 +167,4 @@ def test_a_text_to_read_may_have_a_name():
     assert parse_text({"text": "a"}).name == "text"
     named = parse_text({"text": "a", "name": "notes.txt", "memory": "private-1"})
     assert (named.name, named.memory) == ("notes.txt", "private-1")
+    assert named.num_characters == len("notes.txt") + 1

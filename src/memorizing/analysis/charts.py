@@ -24,8 +24,8 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {
 """Colors of a figure, and the page's names for them: there they follow its light and dark."""
 _MOST_POINTS = 300
 """Of a line."""
-_LEGEND_LEN = 92
-"""Characters of a legend that stand side by side."""
+_LEGEND_SHARE = 0.85
+"""Of a figure's width, which a legend may take: browsers write wider letters."""
 _NAME_LEN = 40
 """Of a name, its last characters are shown."""
 
@@ -48,13 +48,15 @@ def start_axes(width: float = 6.0, height: float = 2.6) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _add_legend(axes: Axes, names: Sequence[str]) -> None:
-    """Name the lines, above the axes."""
-    num_columns = max(1, min(4, _LEGEND_LEN // (max(map(len, names)) + 6)))
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns, frameon=False, fontsize=8,
-        labelcolor=MUTED, borderaxespad=0,
-    )  # fmt: skip
+def _add_legend(figure: Figure, axes: Axes) -> None:
+    """Name the lines, above the axes, in as many columns as the figure has room for."""
+    for num_columns in (4, 3, 2, 1):
+        legend = axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=num_columns, frameon=False, fontsize=8,
+            labelcolor=MUTED, borderaxespad=0,
+        )  # fmt: skip
+        if legend.get_window_extent().width <= _LEGEND_SHARE * figure.bbox.width:
+            break
 
 
 def encode_figure(figure: Figure, kind: str) -> bytes:
@@ -85,6 +87,8 @@ def embed_figure(figure: Figure, name: str) -> str:
     tag, rest = svg.split(">", 1)
     tag = re.sub(r'\s(?:width|height)="[^"]*"', "", tag)
     svg = tag + ">" + re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
+    # Every figure calls its groups alike, and nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var({variable})")
     return svg.replace("<svg", '<svg aria-hidden="true"', 1)
@@ -140,5 +144,5 @@ def draw_lines(
         axes.tick_params(axis="x", rotation=30)
     else:
         axes.xaxis.set_major_formatter("{x:,.0f}")
-    _add_legend(axes, names)
+    _add_legend(figure, axes)
     return figure

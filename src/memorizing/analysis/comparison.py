@@ -30,6 +30,10 @@ class ComparedRun:
     """By capacity as text, rising."""
     tokenizer: str
     """Its fingerprint: perplexities of different ones cannot be compared, bits per byte can."""
+    texts: str
+    """Of the documents, as `RunReport.texts`."""
+    max_tokens: int
+    """Of each document; 0 is all."""
 
 
 def write_comparison(runs: Sequence[ComparedRun], path: Path) -> list[Path]:
@@ -49,14 +53,21 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> list[Path]:
     """
     if len(runs) < 2:
         raise ConfigError(f"{len(runs)} run is given; give two or more to compare")
-    documents = [
-        [document.name for document in result.documents]
+    # Long ones may have been split, each run's by its own tokenizer.
+    read = {
+        (run.texts, *(document.name for document in result.documents))
         for run in runs
         for result in run.results.values()
-    ]
-    if any(names != documents[0] for names in documents):
+    }
+    if len(read) > 1:
         raise ConfigError(
             "the runs are measured on different documents; give --corpus, so that all read the same"
+        )
+    limits = sorted({run.max_tokens for run in runs})
+    if len(limits) > 1:
+        raise ConfigError(
+            f"the runs' settings read {' and '.join(f'{one:,}' for one in limits)} tokens of each "
+            "document (0 is all); give --max-tokens, so that all read the same"
         )
     is_same = len({run.tokenizer for run in runs}) == 1
     charts = _draw_charts(runs, is_same)
@@ -73,7 +84,8 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> list[Path]:
         ],
         runs=[(run.name, list(run.results.values())) for run in runs],
         is_same=is_same,
-        num_documents=len(documents[0]),
+        num_documents=len(read.pop()) - 1,
+        max_tokens=limits[0],
         files=[file.name for file in files],
     )
     write_output(path, page)

@@ -67,8 +67,8 @@ class Row:
     tokens: int
     gain: float
     """Nats a token that memory saved."""
-    share: float
-    """Of all nats that memory saved in the text."""
+    share: float | None
+    """Of all nats that memory saved in the text; None where it cost more than it saved."""
     nats: float
     """A token, with memory."""
     baseline_nats: float
@@ -141,7 +141,7 @@ class Inspection:
                 continue
             sums = (self.gains, self.trace.nats, self.baseline_nats)
             gain, nats, baseline = (float(part[chosen].sum(dtype=np.float64)) for part in sums)
-            share = gain / total if total else 0.0
+            share = gain / total if total > 0 else None
             rows.append(Row(name, count, gain / count, share, nats / count, baseline / count))
         return rows
 

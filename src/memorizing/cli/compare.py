@@ -90,6 +90,8 @@ def run(
                 read_metrics(metrics) if metrics.is_file() else [],
                 report.results,
                 "" if tokenizer is None else tokenizer.fingerprint,
+                report.texts,
+                report.max_tokens,
             )
         )
     files = write_comparison(compared, out)

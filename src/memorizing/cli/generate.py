@@ -72,7 +72,7 @@ def run(
     top_p: Annotated[
         float, option("P", "Sample from the likeliest of this mass.", min=0.0, max=1.0)
     ] = 1.0,
-    seed: Annotated[int, option("N", "Of sampling.", min=0)] = 0,
+    seed: Annotated[int, option("N", "Of sampling.", min=0, max=2**63 - 1)] = 0,
     chat: Annotated[
         bool, flag("The prompt is a question, put as the model was taught.", "--chat")
     ] = False,

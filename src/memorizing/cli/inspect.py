@@ -11,7 +11,7 @@ import typer
 from memorizing.cli.options import (
     AdapterOption,
     DeviceOption,
-    ModelPrecisionOption,
+    ProbedPrecisionOption,
     option,
     prepare_files,
 )
@@ -67,7 +67,7 @@ def run(
         ),
     ] = None,
     adapter: AdapterOption = None,
-    precision: ModelPrecisionOption = "auto",
+    precision: ProbedPrecisionOption = "fp32",
     device: DeviceOption = "auto",
 ) -> None:
     """A page that shows what a memory does: where it helps, and what it looked at.
@@ -169,8 +169,6 @@ def inspect_own(
     if loaded.tokenizer is None or not shape.has_memory:
         what = "no tokenizer" if loaded.tokenizer is None else "no memory"
         raise ConfigError(f"{run_dir} has {what}; give a run that has one")
-    # As `evaluate`: what is compared to four digits is computed in fp32 unless told otherwise.
-    precision = "fp32" if precision == "auto" else precision
     choice = choose_precision(precision, shape.model_dim, shape.ffn_dim, place)
     loaded.model.compute_dtype = choice.dtype
     if index is not None:

@@ -95,7 +95,7 @@ def prepare_files(*paths: Path | None, plot: Path | None = None) -> None:
 
     Args:
         paths: where files will be written; their folders are made.
-        plot: where a picture will be.
+        plot: where a picture, or a page with charts, will be.
 
     Raises:
         ResourceError: a path is a folder, or cannot be written.
@@ -108,7 +108,7 @@ def prepare_files(*paths: Path | None, plot: Path | None = None) -> None:
             import matplotlib  # noqa: F401
         except ImportError as error:
             raise IndexUnavailableError(
-                '--plot needs matplotlib, which is not installed; pip install "memorizing[plots]"'
+                'charts need matplotlib, which is not installed; pip install "memorizing[plots]"'
             ) from error
 
 

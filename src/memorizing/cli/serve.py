@@ -26,6 +26,8 @@ examples:
 """
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_MOST_S = 1e9
+"""Thirty years. No timer takes infinity, nor does JSON."""
 
 
 def run(
@@ -52,18 +54,26 @@ def run(
     max_waiting: Annotated[
         int, option("N", "Requests that wait; beyond that the answer is 429.", min=0)
     ] = 32,
-    max_seconds: Annotated[float, option("S", "A request may run for.", min=0.1)] = 120.0,
+    max_seconds: Annotated[
+        float, option("S", "A request may run for.", min=0.1, max=_MOST_S)
+    ] = 120.0,
     max_prompt_tokens: Annotated[int, option("N", "A prompt may have.", min=1)] = 16_384,
     max_new_tokens: Annotated[int, option("N", "An answer may have.", min=1)] = 1_024,
     max_private: Annotated[
         int, option("N", "Memories that requests make, at the same time.", min=0)
     ] = 8,
-    max_private_characters: Annotated[int, option("N", "Of texts in one of them.", min=1)] = 2**20,
+    max_private_characters: Annotated[
+        int, option("N", "Of texts in one of them, and their names.", min=1)
+    ] = 2**20,
     private_age: Annotated[
-        float, option("S", "One of them ends when it was not used for so long.", min=1.0)
+        float,
+        option("S", "One of them ends when it was not used for so long.", min=1.0, max=_MOST_S),
     ] = 3600.0,
     grace: Annotated[
-        float, option("S", "After SIGTERM, what runs and waits is answered for so long.", min=1.0)
+        float,
+        option(
+            "S", "After SIGTERM, what runs and waits is answered for so long.", min=1.0, max=_MOST_S
+        ),
     ] = 30.0,
     adapter: AdapterOption = None,
     precision: ModelPrecisionOption = "auto",
@@ -83,6 +93,9 @@ def run(
         raise IndexUnavailableError(
             f'serve needs {error.name}, which is not installed; pip install "memorizing[serve]"'
         ) from error
+    from transformers.utils import logging
+
+    from memorizing.data.text import clean_name
     from memorizing.huggingface.learning.adapter import load_adapter
     from memorizing.serving.app import Limits, Server
     from memorizing.serving.memories import Memories, PrivateLimits, name_memories
@@ -102,7 +115,9 @@ def run(
             window=choose_window(loaded),
         )
         limits = Limits(max_waiting, max_seconds, max_prompt_tokens, max_new_tokens)
-        called = name or Path(model).name or model
+        # What it says of lengths is not so: a model with a window reads past its own.
+        logging.set_verbosity_error()
+        called = clean_name(name or Path(model).name or model)
         server = Server(called, memories, limits, api_key)
         for known in server.list_names():
             say(f"model: {known}")

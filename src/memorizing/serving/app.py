@@ -187,7 +187,7 @@ class Server:
         """
         host = _read_host(request.headers.get("host", ""))
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        if origin is not None and _read_place(origin) != request.headers.get("host"):
             raise RequestError(403, "a page of another place may not ask this server")
         if self._key is None:
             # A name that another's server gives to this machine would let its pages read ours.
@@ -377,6 +377,13 @@ def _write_json(value: Any, status_code: int = 200, headers: Any = None) -> Resp
 def _tell_error(error: RequestError) -> Response:
     headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(error.status)
     return _write_json(error.to_dict(), status_code=error.status, headers=headers)
+
+
+def _read_place(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _read_host(header: str) -> str:

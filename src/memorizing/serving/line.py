@@ -112,9 +112,11 @@ class Line:
         """Let a job wait for its turn.
 
         Raises:
-            RequestError: too many wait already.
+            RequestError: too many wait already, or it is closed.
         """
         with self._changed:
+            if self._is_closed:
+                raise _stopped()
             is_free = self._running is None and not self._waiting
             if len(self._waiting) >= self.most_waiting and not is_free:
                 raise RequestError(

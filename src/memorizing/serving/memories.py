@@ -33,7 +33,9 @@ def name_memories(paths: list[Path]) -> dict[str, Path]:
     """
     named: dict[str, Path] = {}
     for path in paths:
-        name = path.absolute().name.removesuffix(_SUFFIX)
+        # Answers are UTF-8, which names of files need not be.
+        raw = path.absolute().name.removesuffix(_SUFFIX).encode("utf-8", "backslashreplace")
+        name = raw.decode()
         if not name or SEPARATOR in name:
             raise ConfigError(
                 f"--memory is {str(path)!r}, whose name would be {name!r}; a name has letters and "
@@ -69,7 +71,7 @@ class PrivateLimits:
     most: int = 8
     """At the same time."""
     characters: int = 2**20
-    """Of all texts of one."""
+    """Of all texts of one, and their names."""
     age_s: float = 3600.0
     """It ends when it was not used for so long."""
 
@@ -197,12 +199,12 @@ class Memories:
                     "one, or try again later",
                     code="rate_limit_exceeded",
                 )
-        if held + len(text.text) > self.limits.characters:
+        if held + text.num_characters > self.limits.characters:
             raise RequestError(
                 413,
-                f"text has {len(text.text):,} characters, and a private memory holds "
-                f"{self.limits.characters - held:,} more; send less, or read it into a folder with "
-                "`memorizing read`",
+                f"text and its name have {text.num_characters:,} characters, and a private memory "
+                f"holds {self.limits.characters - held:,} more; send less, or read it into a "
+                "folder with `memorizing read`",
                 param="text",
             )
 
@@ -236,9 +238,14 @@ class Memories:
             raise RequestError(400, str(error)) from error
         name = text.memory or f"private-{secrets.token_urlsafe(16)}"
         with self._lock:
-            held = self._private.setdefault(name, _Private(session, 0.0, 0))
+            if text.memory is None:
+                self._private[name] = _Private(session, 0.0, 0)
+            elif name not in self._private:
+                # It was ended meanwhile.
+                raise unknown_memory(name)
+            held = self._private[name]
             held.used_s = time.monotonic()
-            held.num_characters += len(text.text) * report.num_documents
+            held.num_characters += text.num_characters * report.num_documents
         return {
             "id": name,
             "object": "memory",

@@ -91,6 +91,11 @@ class Text:
     memory: str | None
     """A private memory that is there; None makes one."""
 
+    @property
+    def num_characters(self) -> int:
+        """Of the text and its name, both of which are kept."""
+        return len(self.name) + len(self.text)
+
 
 def parse_body(content: bytes) -> dict[str, Any]:
     """The object in the body of a request.
@@ -116,7 +121,12 @@ def parse_ask(body: dict[str, Any], *, is_chat: bool) -> Ask:
         RequestError: with the field, what it may be, and what was sent.
     """
     for name, neutral in _NEUTRAL.items():
-        if body.get(name) is not None and body[name] not in neutral:
+        value = body.get(name)
+        # 0 is no False: log probabilities of 0 others are those of the tokens themselves.
+        is_neutral = any(
+            value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral
+        )
+        if value is not None and not is_neutral:
             raise RequestError(
                 400, f"{name} is not built; leave it out", param=name, code="unsupported_parameter"
             )
@@ -258,7 +268,9 @@ def _take_stops(body: dict[str, Any]) -> tuple[str, ...]:
 
 def _refuse(name: str, allowed: str, value: object) -> RequestError:
     seen = json.dumps(value)
-    seen = seen if len(seen) <= 40 else f"a {_name(value)}"
+    if len(seen) > 40:
+        kind = _name(value)
+        seen = f"{'an' if kind[0] in 'ao' else 'a'} {kind}"
     return RequestError(400, f"{name} is {seen}; allowed: {allowed}", param=name)
 
 

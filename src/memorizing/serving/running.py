@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
+import time
 
 from memorizing.errors import ConfigError
 from memorizing.serving.app import Server
+
+_POLL_S = 0.1
+_ENDING_S = 5
+"""To tell clients that their requests were given up."""
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -34,7 +40,7 @@ def run_server(server: Server, listening: socket.socket, grace_s: float) -> None
     """Answer requests until SIGTERM or SIGINT.
 
     No new request is taken then; those that run and wait are answered for so many seconds, and
-    given up after that.
+    given up after that, which their clients are told.
 
     Raises:
         KeyboardInterrupt: SIGINT ended it.
@@ -45,9 +51,18 @@ def run_server(server: Server, listening: socket.socket, grace_s: float) -> None
         server.build(),
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(grace_s)),
+        timeout_graceful_shutdown=round(grace_s) + _ENDING_S,
         # A client's address is that of its connection, whatever it says.
         proxy_headers=False,
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    running = uvicorn.Server(config)
+
+    def give_up() -> None:
+        while not running.should_exit:
+            time.sleep(_POLL_S)
+        time.sleep(grace_s)
+        server.line.close()
+
+    threading.Thread(target=give_up, name="memorizing-grace", daemon=True).start()
+    running.run(sockets=[listening])

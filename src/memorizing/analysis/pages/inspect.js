@@ -23,6 +23,13 @@ function show(string) {
   });
 }
 const name = (string) => show(string).replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/ /g, "\u2423") || "\u00b7";
+// Blanks in words: their signs are read to nobody.
+const BLANKS = { "\n": "line break", "\t": "tab", "\r": "carriage return", " ": "space" };
+function spoken(string) {
+  if (show(string).trim()) return "";
+  const runs = (string.match(/([^])\1*/gu) || []).map((run) => [BLANKS[run[0]] || "blank", [...run].length]);
+  return runs.map(([blank, times]) => times > 1 ? `${times} ${blank}s` : blank).join(", ") || "part of a character";
+}
 function make(tag, className, content) {
   const element = document.createElement(tag);
   if (className) element.className = className;
@@ -38,7 +45,8 @@ const piece = (source, from, to) => source.text.slice(start(source, from), start
 const reader = document.getElementById("text"), detail = document.getElementById("detail");
 const tokens = new Array(count);
 function color(span, gain) {
-  const deep = Math.min(Math.abs(gain) / 3, 1) ** 0.7 * 0.62;
+  // Text on the deepest shade can still be read in the dark.
+  const deep = Math.min(Math.abs(gain) / 3, 1) ** 0.7 * 0.54;
   if (Math.abs(gain) < 0.05) return;
   span.style.setProperty("--tone", `var(--${gain > 0 ? "helps" : "hurts"})`);
   span.style.setProperty("--deep", deep.toFixed(2));
@@ -46,9 +54,10 @@ function color(span, gain) {
 function write() {
   const all = document.createDocumentFragment();
   for (let i = 0; i < count; i++) {
-    const span = make("span", "", show(piece(text, i, i + 1)));
+    const string = piece(text, i, i + 1), span = make("span", "", show(string)), words = spoken(string);
     span.id = "t" + i;
     span.setAttribute("role", "option");
+    if (words) span.setAttribute("aria-label", words);
     color(span, baseline[i] - nats[i]);
     tokens[i] = span;
     all.append(span);
@@ -248,7 +257,8 @@ reader.addEventListener("keydown", (event) => {
     select(key(Math.max(now, 0)), false);
     history.replaceState(null, "", address(now));
   } else if (event.key === "Enter") {
-    detail.querySelector("a")?.focus();
+    event.preventDefault();
+    (detail.querySelector("a") ?? detail).focus();
   }
 });
 reader.addEventListener("click", (event) => {

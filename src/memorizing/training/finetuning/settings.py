@@ -13,6 +13,7 @@ from memorizing.settings import (
     Count,
     NotNegative,
     Positive,
+    Seed,
     Share,
     ShareBelowOne,
     check_types,
@@ -52,7 +53,7 @@ class FinetuneSettings:
     lora_dropout: ShareBelowOne = 0.0
     lora_layers: Literal["all", "from_memory"] = "all"
     """Which layers have LoRA: all, or those from the first memory layer on."""
-    seed: Count = 0
+    seed: Seed = 0
     """Initialization of LoRA, order of documents, dropout."""
     min_document_tokens: Count = 0
     """Shorter documents are left out."""
