@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def fork(work: Callable[[], int | None], output: Path) -> int:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         status = work() or 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

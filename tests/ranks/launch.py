@@ -42,6 +42,7 @@ from memorizing.evaluation import evaluate_documents, evaluate_model
 from memorizing.memory import Memory, SpreadMemory
 from memorizing.model import MemorizingTransformer
 from memorizing.ranks import Ranks, join_ranks
+from memorizing.ranks.pulse import Pulse
 from memorizing.training import StepMetrics, Trainer, list_checkpoints
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import Finetuner
@@ -249,6 +250,21 @@ def signal_after(step: int, number: int) -> Callable[[StepMetrics], None]:
     return on_step
 
 
+def join(who: int, do: Callable[[], object]) -> int:
+    """Join the others, and in one rank do something before; how many there are."""
+    if os.environ["RANK"] == str(who):
+        do()
+    with join_ranks("cpu") as ranks:
+        return int(ranks.sum([1.0])[0]) * 10
+
+
+def end_before_connecting() -> None:
+    """Meet the others, and be killed."""
+    Pulse("localhost", int(os.environ["MASTER_PORT"]), int(os.environ["RANK"]), 2, 1.0)
+    time.sleep(0.7)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def refuse(_: Path) -> dict[str, Any]:
     """What ranks refuse together; after an error nothing is waited for."""
     refused = []
@@ -417,6 +433,11 @@ def launch(folder: Path) -> dict[str, Any]:
     run("killed", 2, lambda: train(killed, on_step=stop), **limit)
     still = signal_after(1, signal.SIGSTOP)
     run("stalled", 2, lambda: train(folder / "stalled", on_step=still), **limit)
+    brief = {"MEMORIZING_RANK_TIMEOUT_S": "1"}
+    for who in (0, 1):
+        run(f"absent {who}", 2, lambda w=who: join(w, lambda: os._exit(0)), **brief)
+        run(f"gone {who}", 2, lambda w=who: join(w, end_before_connecting), **brief)
+    run("late", 2, lambda: join(1, lambda: time.sleep(2)), **brief)
     run("killed, resumed", 2, lambda: train(killed))
     asked = signal_after(3, signal.SIGTERM)
     run("stopped", 2, lambda: train(folder / "stopped", on_step=asked))

@@ -142,6 +142,21 @@ def test_a_process_that_stands_still_ends_the_others_who_name_it(results):
     assert TIMEOUT_S / 2 < survivor["seconds"] < 4 * TIMEOUT_S
 
 
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize(
+    ("when", "named"), [("absent", "rank {} of 2 has not come"), ("gone", "rank {} of 2 is gone")]
+)
+def test_a_process_that_ends_before_all_are_connected_is_named(results, who, when, named):
+    survivor = results[f"{when} {who}"][1 - who]
+    assert survivor["status"] in (2, 3)  # of the library, or of `launch`
+    assert f"RankError: {named.format(who)}" in survivor["err"]
+    assert survivor["seconds"] < 4 + 10  # the limit, and what a busy machine may take besides
+
+
+def test_a_process_that_comes_late_is_waited_for(results):
+    assert [one["status"] for one in results["late"]] == [20, 20], results["late"]
+
+
 def test_a_signal_to_one_process_ends_all_after_the_same_step(results, folder):
     values = get_values(results, "stopped")
     assert [(value["stopped"], value["last"]) for value in values] == [(True, 3)] * 2

@@ -122,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # processor from the one they wait for, as soon as the machine does anything else: two cores
     # beside one busy process read 20 times as many tokens per second with threads that sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Torch's warnings that a connection broke are a stack of C++; `RankError` says what it means.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _settle_streams()
     words = sys.argv[1:] if arguments is None else arguments
     try:

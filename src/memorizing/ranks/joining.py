@@ -5,18 +5,23 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from memorizing.devices import find_device
-from memorizing.errors import ConfigError, IndexUnavailableError
+from memorizing.errors import ConfigError, IndexUnavailableError, RankError
 from memorizing.ranks.group import ALONE, Ranks
 from memorizing.ranks.pulse import Pulse
+
+if TYPE_CHECKING:
+    from accelerate.state import PartialState
 
 TIMEOUT_VARIABLE = "MEMORIZING_RANK_TIMEOUT_S"
 TIMEOUT_S = 45.0
@@ -88,29 +93,70 @@ def _join(device: torch.device) -> Ranks:
             f"{num_here} processes were started on a machine with {torch.cuda.device_count()} "
             "GPUs; start one per GPU, or set CUDA_VISIBLE_DEVICES= to compute on the CPU"
         )
+    rank, size = int(os.environ["RANK"]), find_world()
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    pulse = Pulse(host, port, rank, size, timeout_s)
+
+    def start_group() -> PartialState:
+        backend = "gloo" if is_cpu else "cuda:nccl,cpu:gloo"
+        return PartialState(cpu=is_cpu, backend=backend, timeout=_FOREVER)
+
     with warnings.catch_warnings():
         # The number of threads that it takes where none is set is right.
         warnings.filterwarnings("ignore", message="OMP_NUM_THREADS")
-        state = PartialState(
-            cpu=is_cpu, backend="gloo" if is_cpu else "cuda:nccl,cpu:gloo", timeout=_FOREVER
-        )
-    rank, size = state.process_index, state.num_processes
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    pulse = Pulse(host, port, rank, size, timeout_s)
+        try:
+            state = _do_watched(start_group, pulse)
+        except RankError as error:
+            pulse.leave(str(error))
+            atexit.register(_end_at_once, pulse)
+            raise
     place = device if is_cpu or state.device is None else state.device
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # of this thread
     ranks = Ranks(rank, size, place, pulse, num_here)
     atexit.register(_end, ranks, pulse)
     return ranks
 
 
+def _do_watched(work: Callable[[], PartialState], pulse: Pulse) -> PartialState:
+    """Do what ends only when all ranks do it, in a thread, and look meanwhile if they are alive.
+
+    Raises:
+        RankError: one is not, or has not come.
+    """
+    results: list[PartialState] = []
+    errors: list[Exception] = []
+
+    def do() -> None:
+        try:
+            results.append(work())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=do, name="joining", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(pulse.interval_s)
+        if thread.is_alive():
+            pulse.check()
+    for error in errors:
+        raise pulse.explain(error) if isinstance(error, RuntimeError) else error
+    return results[0]
+
+
 def _end(ranks: Ranks, pulse: Pulse) -> None:
-    pulse.stop()
     if ranks.has_failed:
-        # Torch would wait, at exit, for what a rank that is gone does not send.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(_FAILED_STATUS)
+        _end_at_once(pulse)
+    pulse.stop()
     dist.destroy_process_group()
+
+
+def _end_at_once(pulse: Pulse) -> None:
+    """Torch would wait, at exit, for what a rank that is gone does not send."""
+    pulse.stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_FAILED_STATUS)
 
 
 def _read_timeout() -> float:

@@ -11,6 +11,7 @@ found the ranks with, and looks whether the others' numbers move.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,9 @@ _MAIN = "main_left"
 _MISSED = 3
 """Beats without which a rank is dead where a connection broke."""
 _STORE_TIMEOUT = timedelta(seconds=20)
+_ARRIVAL = 4
+"""Times the limit for a rank that stands still, a rank may come later than another: on a machine
+that is busy or cold it reads its libraries for minutes."""
 
 
 @final
@@ -35,14 +39,15 @@ class Pulse:
     """The beats of this rank and of all others, in a thread of their own."""
 
     def __init__(self, host: str, port: int, rank: int, size: int, timeout_s: float) -> None:
-        """Begin to beat.
+        """Begin to beat, before torch knows any other rank: one may be gone by then.
 
         Args:
-            host: of the store, which is there.
+            host: of the store, which torchrun keeps, or rank 0.
             port: of the store.
             rank: of this process.
             size: ranks in all.
-            timeout_s: a rank that does not beat for so long, while another waits, is gone.
+            timeout_s: a rank that does not beat for so long, while another waits, is gone; one that
+                never did, after `_ARRIVAL` times as long.
 
         Raises:
             RankError: the store does not answer.
@@ -53,6 +58,7 @@ class Pulse:
         self._missed = [0] * size
         """Per rank, how many looks in a row found the same number. Time does not count: this
         process may have been stopped itself."""
+        self._has_come = [False] * size
         self._turns = 0
         self._first: str | None = None
         self._has_main_left = False
@@ -62,14 +68,23 @@ class Pulse:
         self._is_over = threading.Event()
         # A launcher that starts all ranks again may keep the store.
         session = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        is_keeper = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         try:
-            store = TCPStore(host, port, timeout=_STORE_TIMEOUT)
-            self._store = PrefixStore(f"memorizing/{session}", store)
-        except RuntimeError as error:
+            if not is_keeper:
+                _wait_for_listener(host, port, _ARRIVAL * timeout_s)
+            # Torch finds the ranks with a store of the same address: in rank 0, this one.
+            store = TCPStore(
+                host, port, None, is_keeper, _STORE_TIMEOUT,
+                wait_for_workers=False, multi_tenant=True,
+            )  # fmt: skip
+        except (OSError, RuntimeError) as error:
+            cause = f"{host}:{port}: {str(error).partition(chr(10))[0]}"
             raise RankError(
-                f"rank {rank} does not reach the others at {host}:{port} ({error}); start all "
-                "processes with torchrun or accelerate launch"
+                f"rank 0 of {size} cannot listen ({cause}); give another port"
+                if is_keeper
+                else f"{self._describe_absent(0)} ({cause})"
             ) from error
+        self._store = PrefixStore(f"memorizing/{session}", store)
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self._thread.start()
 
@@ -89,13 +104,18 @@ class Pulse:
                         self._store.set(_MAIN, "1")
                     self._last_words = None
                 self._store.set(names[self._rank], str(self._turns))
-                if self._store.check(names):
-                    found = self._store.multi_get(names)
-                    self._missed = [
-                        count + 1 if beat == before else 0
-                        for count, beat, before in zip(self._missed, found, beats, strict=True)
-                    ]
-                    beats = found
+                if not all(self._has_come):
+                    self._has_come = [self._store.check([name]) for name in names]
+                here = [
+                    name for name, has_come in zip(names, self._has_come, strict=True) if has_come
+                ]
+                known = dict(zip(here, self._store.multi_get(here), strict=True))
+                found = [known.get(name, b"") for name in names]
+                self._missed = [
+                    count + 1 if beat == before else 0
+                    for count, beat, before in zip(self._missed, found, beats, strict=True)
+                ]
+                beats = found
                 if self._first is None and self._store.check([_FIRST]):
                     self._first = self._store.get(_FIRST).decode(errors="replace")
                 self._has_main_left = self._has_main_left or self._store.check([_MAIN])
@@ -134,7 +154,12 @@ class Pulse:
             self._missed[0] = self._patience
             raise RankError(self._describe_gone(0, "it keeps the others' addresses"))
         for rank, missed in enumerate(self._missed):
-            if missed >= patience and rank != self._rank:
+            if rank == self._rank:
+                continue
+            if not self._has_come[rank]:
+                if missed >= _ARRIVAL * self._patience:
+                    raise RankError(self._describe_absent(rank))
+            elif missed >= patience:
                 raise RankError(self._describe_gone(rank, "it was killed, its machine is down, or"))
 
     def _describe_gone(self, rank: int, why: str) -> str:
@@ -143,6 +168,13 @@ class Pulse:
         return (
             f"rank {rank} of {self._size} is gone: {why}; see what it printed last. What was saved "
             "is whole: resume goes on from the last checkpoint"
+        )
+
+    def _describe_absent(self, rank: int) -> str:
+        return (
+            f"rank {rank} of {self._size} has not come: it was not started, or ended before it met "
+            "the others; see what it printed last, and start all processes with torchrun or "
+            "accelerate launch"
         )
 
     def leave(self, words: str) -> bool:
@@ -174,3 +206,20 @@ class Pulse:
             if is_done() or not self._thread.is_alive():
                 return
             time.sleep(self._interval_s / 10)
+
+
+def _wait_for_listener(host: str, port: int, limit_s: float) -> None:
+    """Wait until somebody listens: torch's own waiting prints much, and heeds no Ctrl-C.
+
+    Raises:
+        OSError: nobody does in time.
+    """
+    end_s = time.monotonic() + limit_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=limit_s).close()
+            return
+        except OSError:
+            if time.monotonic() > end_s:
+                raise
+        time.sleep(0.1)
