@@ -4,11 +4,11 @@
 
 *Asking*: shards that compute nothing; a few processes answer for all of them, so that what is
 measured is whoever asks, Ray, and the merging of what all found. Two numbers are fitted to it: of a
-round, and of each shard. *Search*: a memory in one shard, of which a third number is taken, bytes
-of keys a second; of other sizes `memorizing plan` says how long a round takes, beside what is
-measured. All these are the quickest rounds, as others may use the machine. *Tail*: with every shard
-on a machine of its own, a round ends with the slowest; how much later than the quickest a shard
-answers is drawn from all rounds that were measured of one.
+round, and of each shard. *Search*: a memory in one shard, of two sizes of which two more are taken,
+bytes of keys a second and what a search takes at any size; of other sizes `memorizing plan` says
+how long a round takes, beside what is measured. All these are the quickest rounds, as others may
+use the machine. *Tail*: with every shard on a machine of its own, a round ends with the slowest;
+how much later than the quickest a shard answers is drawn from all rounds that were measured of one.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from memorizing.ray.wire import decode, encode
 from memorizing.storage.files import write_json
 
 NUM_NEIGHBORS, QUERY_HEADS, PROCESSES = 32, load.HEADS * load.GROUPS, 2
-FIRST = 65_536
-"""Entries that the speed of a search is taken from."""
+FITTED = (16_384, 65_536)
+"""Entries that the speed of a search is taken from, and what it takes at any size."""
 OTHERS = (32_768, 131_072)
 
 
@@ -84,7 +84,7 @@ def main() -> None:
             if name not in done:
                 done[name] = ask_nothing(ray, num_shards)
                 write_json(options.json, done)
-        for num_entries in (FIRST, *OTHERS):
+        for num_entries in (*FITTED, *OTHERS):
             name = f"search {num_entries}"
             if name not in done:
                 with tempfile.TemporaryDirectory() as place:
@@ -147,10 +147,12 @@ def compare(done: dict[str, Any], shards: list[int]) -> dict[str, Any]:
     weights = 1 / np.array(asked)  # so that each counts by its share
     shard_ms, round_ms = np.polyfit(shards, asked, 1, w=weights)
     key_bytes = 2 * load.HEADS * load.WIDTH
-    first_ms = done[f"search {FIRST}"]["least"] - round_ms - shard_ms
+    few, many = (done[f"search {number}"]["least"] for number in FITTED)
+    entry_ms = (many - few) / (FITTED[1] - FITTED[0])
+    search_ms = many - FITTED[1] * entry_ms - round_ms - shard_ms
     hardware = ServingHardware(
-        search_gb_s=float(FIRST * key_bytes / first_ms / 1e6), round_ms=float(round_ms),
-        shard_ms=float(shard_ms), network_gb_s=1e6,
+        search_gb_s=key_bytes / entry_ms / 1e6, search_ms=max(0.0, float(search_ms)),
+        round_ms=float(round_ms), shard_ms=float(shard_ms), network_gb_s=1e6,
     )  # fmt: skip
     rows = [
         {"what": f"asking {n}", "measured": ms, "planned": round(round_ms + n * shard_ms, 2)}
@@ -163,7 +165,7 @@ def compare(done: dict[str, Any], shards: list[int]) -> dict[str, Any]:
             "hidden_size": QUERY_HEADS * load.WIDTH, "vocab_size": 7, "intermediate_size": 7,
         }  # fmt: skip
         (Path(place) / "config.json").write_text(json.dumps(config))
-        for entries in (FIRST, *OTHERS):
+        for entries in (*FITTED, *OTHERS):
             planned = plan_serving(place, entries, 1, hardware, read="entries")
             measured = done[f"search {entries}"]["least"]
             rows.append(
@@ -179,6 +181,7 @@ def compare(done: dict[str, Any], shards: list[int]) -> dict[str, Any]:
         "round_ms": round(float(round_ms), 3),
         "shard_ms": round(float(shard_ms), 3),
         "search_gb_s": round(hardware.search_gb_s, 3),
+        "search_ms": round(hardware.search_ms, 3),
         "rows": rows,
     }
 
@@ -189,7 +192,7 @@ def simulate(done: dict[str, Any], shards: list[int]) -> list[dict[str, float]]:
     Every shard answers as much later than the quickest as one that was measured, drawn for itself.
     """
     generator, fitted = np.random.default_rng(0), done["planned"]
-    first = done[f"search {FIRST}"]
+    first = done[f"search {FITTED[1]}"]
     later = np.array(first["all"]) - first["least"]
     rows = []
     for number in shards:

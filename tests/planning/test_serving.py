@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from memorizing.planning import ServingHardware, plan_serving
 LAYERS, HEADS, KEY_HEADS, WIDTH = 5, 6, 3, 10
 HARDWARE = ServingHardware(
     machine_gib=1.0, search_gb_s=1e-3, network_gb_s=1e-3, round_ms=7.0, shard_ms=2.0,
-    process_gib=0.25,
+    process_gib=0.25, search_ms=0.0,
 )  # fmt: skip
 
 
@@ -55,6 +56,9 @@ def test_entries_are_asked_for_with_every_token_in_a_round(folder):
     assert ms["asking"] == 7.0 + 4 * 2.0
     assert ms["network"] == pytest.approx(found["received_bytes"] / 1e6 * 1e3)
     assert ms["all"] == pytest.approx(sum(ms[key] for key in ("search", "asking", "network")))
+    slow = replace(HARDWARE, search_ms=13.0)
+    layers = plan_serving(str(folder), 1000, 4, slow, read="entries", layers=(1, 3))["ms"]
+    assert layers["search"] == pytest.approx(2 * (13.0 + ms["search"]))
 
 
 def test_heads_that_find_passages_read_their_keys_only(folder):

@@ -40,6 +40,8 @@ class ServingHardware:
     """Memory of a machine."""
     search_gb_s: AboveZero = 1.3
     """10^9 bytes of keys that a shard's exact search reads in a second."""
+    search_ms: NotNegative = 2.0
+    """Of a search of any size: what is not the reading of keys."""
     network_gb_s: AboveZero = 1.0
     """10^9 bytes a second that whoever asks receives."""
     round_ms: NotNegative = 1.0
@@ -139,7 +141,8 @@ def plan_serving(
 
     def take(shards: int) -> dict[str, float]:
         times = {
-            "search": scanned_ms * math.ceil(num_entries / shards),
+            "search": len(memory.layers) * hardware.search_ms
+            + scanned_ms * math.ceil(num_entries / shards),
             "asking": num_rounds * (hardware.round_ms + shards * hardware.shard_ms),
             "network": network_ms * shards / num_shards,
         }

@@ -174,7 +174,11 @@ class Shards:
         is_hedged = False
         while any(shard not in answers for shard, _ in pending.values()):
             end = start + self.limit_s * (1.0 if is_hedged else _HEDGE)
-            done = ray.wait(list(pending), timeout=max(0.0, end - time.monotonic()))[0]
+            refs = list(pending)
+            done = ray.wait(refs, timeout=max(0.0, end - time.monotonic()))[0]
+            if done and len(refs) > 1:
+                # All that are there: waiting for one of many again and again takes the square.
+                done = ray.wait(refs, num_returns=len(refs), timeout=0)[0]
             if not done and is_hedged:
                 break
             if not done:
