@@ -32,21 +32,21 @@ value, its token, and whether it is a sink."""
 class ServingHardware:
     """What machines are taken to be.
 
-    Times by default are those of one core of Zen 3, which emulates bf16, and of Ray on one machine;
+    Times by default are those of one core of Zen 4, which multiplies bf16, and of Ray on one machine;
     see docs/scaling.md.
     """
 
     machine_gib: AboveZero = 256.0
     """Memory of a machine."""
-    search_gb_s: AboveZero = 1.3
+    search_gb_s: AboveZero = 4.7
     """10^9 bytes of keys that a shard's exact search reads in a second."""
-    search_ms: NotNegative = 2.0
+    search_ms: NotNegative = 1.3
     """Of a search of any size: what is not the reading of keys."""
     network_gb_s: AboveZero = 1.0
     """10^9 bytes a second that whoever asks receives."""
-    round_ms: NotNegative = 1.0
+    round_ms: NotNegative = 0.6
     """Of a round of questions to no shard at all."""
-    shard_ms: NotNegative = 1.0
+    shard_ms: NotNegative = 0.4
     """That each shard adds to a round, for whoever asks: what it sends and takes."""
     process_gib: NotNegative = 0.4
     """A shard's process without entries."""
