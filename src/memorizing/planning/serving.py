@@ -32,8 +32,8 @@ value, its token, and whether it is a sink."""
 class ServingHardware:
     """What machines are taken to be.
 
-    Times by default are those of one core of Zen 4, which multiplies bf16, and of Ray on one machine;
-    see docs/scaling.md.
+    Times by default are those of one core of Zen 4, which multiplies bf16, and of Ray on one
+    machine; see docs/scaling.md.
     """
 
     machine_gib: AboveZero = 256.0
