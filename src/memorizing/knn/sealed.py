@@ -289,15 +289,11 @@ class SealedIndex(KeyIndex):
         if not entries:
             nothing = torch.empty((*queries.shape[:2], 0))
             return nothing.long(), nothing
-        return _take_best(torch.cat(entries, -1), torch.cat(scores, -1), num_wanted)
-
-
-def _take_best(entries: Tensor, scores: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Of candidates (H, T, C) the best, at most so many of a query."""
-    if entries.shape[-1] <= number:
-        return entries, scores
-    scores, kept = scores.topk(number, dim=-1, sorted=False)
-    return entries.gather(-1, kept), scores
+        candidates, values = torch.cat(entries, -1), torch.cat(scores, -1)
+        if candidates.shape[-1] <= num_wanted:
+            return candidates, values
+        best, kept = values.topk(num_wanted, dim=-1, sorted=False)
+        return candidates.gather(-1, kept), best
 
 
 def _search_stretches(

@@ -206,8 +206,9 @@ class FrozenMemory:
         # Blocks of one memory are alike.
         queries = queries.detach().to(blocks[0].keys.device, blocks[0].keys.dtype)
         check_queries(queries)
-        # The queries of all rows are those of the one row of a block.
-        asked = queries[rows].transpose(0, 1).flatten(1, 2).unsqueeze(0)
+        # The queries of all rows and of a group are those of a head of the one row of a block.
+        by_head = queries[rows].transpose(0, 1).unflatten(0, (self.num_heads, -1))
+        asked = by_head.flatten(1, 3).unsqueeze(0)
         is_asked = len(blocks) > 1 and asked.numel() > 0
         candidates = choose_candidates(blocks, asked, num_neighbors) if is_asked else None
         if candidates is None:
@@ -231,17 +232,16 @@ def choose_candidates(
 
     Args:
         blocks: of one row.
-        queries: (1, H * G, T, D) in their dtype, finite.
+        queries: (1, H, T, D) in their dtype, finite.
         num_neighbors: k.
 
     Returns:
-        Entries (H, G * T, any number) per block, -1 for none. None where every block has to be
+        Entries (H, T, any number) per block, -1 for none. None where every block has to be
         searched by itself: not all of it is in an index, or some query is offered less than k.
     """
-    asked = queries[0].unflatten(0, (blocks[0].keys.shape[1], -1)).flatten(1, 2)
     proposed = []
     for block in blocks:
-        found = block.index.propose(asked, block.stored_keys, num_neighbors)
+        found = block.index.propose(queries[0], block.stored_keys, num_neighbors)
         if found is None:
             return None
         proposed.append(found)

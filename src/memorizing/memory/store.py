@@ -229,45 +229,40 @@ class Memory:
                 for row, reads in zip(rows.tolist(), is_open.tolist(), strict=True)
             ],
         )
-        lines = self._find_lines(found.slots, rows)
-        value_lines = lines
+        shape = (*queries.shape[:3], num_neighbors)
+        key_lines = value_lines = self._find_lines(found.slots, rows).view(shape)
         if value_seed is not None:
             generator = torch.Generator().manual_seed(value_seed)
             random = torch.rand(found.slots.shape, generator=generator)
             slots = (random * self.size[rows].view(-1, 1, 1, 1)).long().to(found.slots.device)
-            value_lines = self._find_lines(slots, rows)
-        return self._refer(queries, found, lines, value_lines)
+            value_lines = self._find_lines(slots, rows).view(shape)
+        neighbors = (part.view(shape) for part in (found.slots, found.scores, found.valid))
+        return self._refer(Neighbors(*neighbors), key_lines, value_lines)
 
     def retrieve_among(self, queries: Tensor, entries: Tensor, num_neighbors: int) -> Retrieved:
         """As `retrieve`, of a memory of one row, and among entries that are given.
 
         Args:
-            queries: (1, H * G, T, D), finite.
-            entries: (H, G * T, C) int64, each at most once for a query, -1 for none.
+            queries: (1, H, T, D), finite.
+            entries: (H, T, C) int64, each at most once for a query, -1 for none.
             num_neighbors: k.
         """
-        asked = queries[0].unflatten(0, (self.keys.shape[1], -1)).flatten(1, 2)
-        best, scores = merge_candidates(asked, self.stored_keys, 0, entries, num_neighbors)
+        best, scores = merge_candidates(queries[0], self.stored_keys, 0, entries, num_neighbors)
         valid = best >= 0
         slots = (best % self.capacity).masked_fill_(~valid, 0)
         found = Neighbors(
             *(part.unsqueeze(0) for part in (slots, scores.to(self.keys.dtype), valid))
         )
         lines = self._find_lines(found.slots, torch.zeros(1, dtype=torch.int64))
-        return self._refer(queries, found, lines, lines)
+        return self._refer(found, lines, lines)
 
-    def _refer(
-        self, queries: Tensor, found: Neighbors, key_lines: Tensor, value_lines: Tensor
-    ) -> Retrieved:
-        """What queries (B, H * G, T, D) found, given as (B, H, G * T, k)."""
-        shape = (*queries.shape[:3], found.slots.shape[-1])
-        lines = key_lines.view(shape)
+    def _refer(self, found: Neighbors, key_lines: Tensor, value_lines: Tensor) -> Retrieved:
         return Retrieved(
-            Neighbors(*(part.view(shape) for part in (found.slots, found.scores, found.valid))),
+            found,
             self.keys.view(-1, self.keys.shape[3]),
             self.values.view(-1, self.values.shape[3]),
-            lines,
-            lines if value_lines is key_lines else value_lines.view(shape),
+            key_lines,
+            value_lines,
             self.num_changes,
             self.num_changes.clone(),
         )
