@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from memorizing.errors import ConfigError, MemoryFolderError, StateError
 from memorizing.huggingface import add_memory, open_memory, remove_memory
 from memorizing.huggingface.attaching.attachment import find_attachment, get_attachment
-from memorizing.huggingface.learning.adapter import require_peft
+from memorizing.huggingface.learning.lora import require_peft
 from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER
 from tests.huggingface.tools import (
     CACHE,

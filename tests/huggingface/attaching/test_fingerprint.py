@@ -15,7 +15,7 @@ from memorizing.errors import MemoryFolderError
 from memorizing.huggingface import open_memory
 from memorizing.huggingface.attaching.attachment import get_attachment
 from memorizing.huggingface.attaching.fingerprint import hash_model
-from memorizing.huggingface.learning.adapter import require_peft
+from memorizing.huggingface.learning.lora import require_peft
 from memorizing.memory import MemoryFolder
 from tests.huggingface.sessions.tools import DOCUMENTS, TOKENIZER
 from tests.huggingface.tools import (

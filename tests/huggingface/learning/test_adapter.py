@@ -20,14 +20,8 @@ from memorizing.errors import (
     StateError,
 )
 from memorizing.huggingface.attaching.attachment import add_memory, get_attachment, remove_memory
-from memorizing.huggingface.learning.adapter import (
-    add_lora,
-    find_lora,
-    load_adapter,
-    require_peft,
-    save_adapter,
-    train_only,
-)
+from memorizing.huggingface.learning.adapter import load_adapter, save_adapter, train_only
+from memorizing.huggingface.learning.lora import add_lora, find_lora, require_peft
 from memorizing.huggingface.sessions.opening import open_memory
 from tests.memory.disk.killing import fork, kill_before
 from tests.training.finetuning.tools import (

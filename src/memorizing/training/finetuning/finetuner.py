@@ -27,15 +27,12 @@ from memorizing.huggingface.attaching.fingerprint import hash_model
 from memorizing.huggingface.attaching.passage_room import look_up_start_token
 from memorizing.huggingface.learning.adapter import (
     HEADS_FILE,
-    LORA_FILE,
     SETTINGS_FILE,
-    add_lora,
-    find_lora,
     list_parameters,
-    load_lora_weights,
     train_only,
     write_adapter,
 )
+from memorizing.huggingface.learning.lora import LORA_FILE, add_lora, find_lora, load_lora_weights
 from memorizing.ranks import ALONE, Ranks, Shards
 from memorizing.storage.folders import verify_folder, write_folder
 from memorizing.storage.tensors import (
