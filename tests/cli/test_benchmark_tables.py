@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from memorizing.cli.benchmark_tables import print_steps
+from memorizing.cli.benchmark.tables import print_steps
 
 
 @pytest.fixture

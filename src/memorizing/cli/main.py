@@ -13,8 +13,6 @@ import typer
 
 from memorizing import __version__
 from memorizing.cli import (
-    benchmark,
-    benchmark_memory,
     compare,
     corpus,
     demo,
@@ -29,6 +27,7 @@ from memorizing.cli import (
     serve,
     train,
 )
+from memorizing.cli.benchmark import memory_use, timing
 from memorizing.cli.options import INTERRUPTED_STATUS
 from memorizing.cli.ranks import check_verb
 from memorizing.errors import MemorizingError
@@ -95,10 +94,10 @@ VERBS = {
 }
 for name, verb in VERBS.items():
     app.command(name, epilog=verb.EXAMPLES)(verb.run)
-for name, (run_benchmark, examples) in benchmark_memory.VERBS.items():
-    benchmark.app.command(name, epilog=examples)(run_benchmark)
+for name, (run_benchmark, examples) in memory_use.VERBS.items():
+    timing.app.command(name, epilog=examples)(run_benchmark)
 app.add_typer(memory.app, name="memory")
-app.add_typer(benchmark.app, name="benchmark")
+app.add_typer(timing.app, name="benchmark")
 
 
 @functools.cache

@@ -370,7 +370,7 @@ def _measure(
         limit_whole,
         run_arms,
     )
-    from memorizing.cli.benchmark_memory_tables import print_result
+    from memorizing.cli.benchmark.memory_use_tables import print_result
 
     embedder = options["embedder"]
     facts = {**facts, "embedder": embedder}

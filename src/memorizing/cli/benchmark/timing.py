@@ -1,6 +1,6 @@
 """`memorizing benchmark`: one verb below it for everything that is timed.
 
-Those that ask what a model makes of what it has read are in `benchmark_memory`.
+Those that ask what a model makes of what it has read are in `memory_use`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def search(
     prepare_files(json_file, plot=plot)
 
     from memorizing.benchmark import benchmark_search, choose_shape, load_recording
-    from memorizing.cli.benchmark_tables import print_searches
+    from memorizing.cli.benchmark.tables import print_searches
 
     recording = None if recorded is None else load_recording(recorded)
     shape = choose_shape(
@@ -230,12 +230,12 @@ def _time_model(unit: str, recipe: str, json_file: Path | None, **settings: Any)
     prepare_files(json_file)
 
     from memorizing import benchmark
-    from memorizing.cli import benchmark_tables
+    from memorizing.cli.benchmark import tables
 
     measure, print_table = {
-        "step": (benchmark.benchmark_step, benchmark_tables.print_steps),
-        "token": (benchmark.benchmark_decode, benchmark_tables.print_tokens),
-        "segment": (benchmark.benchmark_read, benchmark_tables.print_segments),
+        "step": (benchmark.benchmark_step, tables.print_steps),
+        "token": (benchmark.benchmark_decode, tables.print_tokens),
+        "segment": (benchmark.benchmark_read, tables.print_segments),
     }[unit]
     with show_progress(f"timing {unit}s") as progress:
         result = measure(config.model, on_progress=progress, **settings)
