@@ -44,6 +44,7 @@ from memorizing.training import (
     measure_share,
     read_run_config,
 )
+from memorizing.training.run_folder import CONFIG_FILE
 
 _PLAIN = ("run", "use", "precision", "index", "evaluate_s", "against")
 
@@ -144,7 +145,9 @@ def report_run(
     if index is not None:
         loaded.model.config = dataclasses.replace(loaded.config, index=index)
     make_index(parse_index(loaded.model.config.index))  # a missing package is said before the work
-    config = Config(model=loaded.config) if corpus else read_run_config(run)
+    # A checkpoint or model folder, which only another corpus can be read with, has no recipe.
+    is_run = corpus is None or (run / CONFIG_FILE).is_file()
+    config = read_run_config(run) if is_run else Config(model=loaded.config)
     if capacities is None:
         capacities = config.evaluation.capacities if loaded.config.has_memory else (0,)
     for capacity in capacities:

@@ -1,5 +1,6 @@
 import json
 import math
+import tomllib
 
 import pytest
 
@@ -46,6 +47,20 @@ def test_another_corpus_is_read_whole_or_in_part(run, trained, texts, tmp_path):
     bits = result["nats"] / math.log(2) / sum(d["bytes"] for d in result["documents"])
     assert json.loads(path.read_text())["bits_per_byte"]["0"] == pytest.approx(bits)
     assert "the first 41 of each" in outcome.out
+
+
+def test_another_corpus_is_read_by_the_settings_of_the_run(run, trained, texts, tmp_path):
+    path = tmp_path / "result.json"
+    words = ("evaluate", trained, "--corpus", f"files:{texts}", "--json", path)
+    assert run(*words).status == 0
+    recipe = tomllib.loads((trained / "config.toml").read_text())["evaluation"]
+    assert list(json.loads(path.read_text())["perplexity"]) == [
+        str(n) for n in recipe["capacities"]
+    ]
+    # A checkpoint has no recipe.
+    checkpoint = trained / "checkpoints" / "step-000003"
+    assert run("evaluate", checkpoint, *words[2:]).status == 0
+    assert "65536" in json.loads(path.read_text())["perplexity"]
 
 
 def test_another_corpus_can_have_its_text_in_any_column(run, trained, tmp_path):

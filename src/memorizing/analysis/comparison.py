@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +63,7 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> list[Path]:
         raise ConfigError(
             "the runs are measured on different documents; give --corpus, so that all read the same"
         )
-    limits = sorted({run.max_tokens for run in runs})
-    if len(limits) > 1:
-        raise ConfigError(
-            f"the runs' settings read {' and '.join(f'{one:,}' for one in limits)} tokens of each "
-            "document (0 is all); give --max-tokens, so that all read the same"
-        )
+    check_limits(run.max_tokens for run in runs)
     is_same = len({run.tokenizer for run in runs}) == 1
     charts = _draw_charts(runs, is_same)
     files = []
@@ -85,11 +80,25 @@ def write_comparison(runs: Sequence[ComparedRun], path: Path) -> list[Path]:
         runs=[(run.name, list(run.results.values())) for run in runs],
         is_same=is_same,
         num_documents=len(read.pop()) - 1,
-        max_tokens=limits[0],
+        max_tokens=runs[0].max_tokens,
         files=[file.name for file in files],
     )
     write_output(path, page)
     return files
+
+
+def check_limits(limits: Iterable[int]) -> None:
+    """Refuse runs that read documents to different lengths; 0 is whole.
+
+    Raises:
+        ConfigError: with the lengths.
+    """
+    found = sorted(set(limits))
+    if len(found) > 1:
+        raise ConfigError(
+            f"the runs' settings read {' and '.join(f'{one:,}' for one in found)} tokens of each "
+            "document (0 is all); give --max-tokens, so that all read the same"
+        )
 
 
 def _draw_charts(runs: Sequence[ComparedRun], is_same: bool) -> dict[str, tuple[Figure, str]]:

@@ -61,21 +61,23 @@ def run(
     numbers = None if capacity is None else parse_numbers(capacity, "--capacity")
     prepare_files(out, plot=out)
 
-    from memorizing.analysis.comparison import ComparedRun, write_comparison
+    from memorizing.analysis.comparison import ComparedRun, check_limits, write_comparison
     from memorizing.run_report import report_run
     from memorizing.training import load_model, read_metrics, read_run_config
     from memorizing.training.reporting import METRICS_FILE
 
+    configs = [read_run_config(run_dir) for run_dir in runs]
+    if max_tokens is None:
+        check_limits(config.evaluation.max_tokens_per_document for config in configs)
     compared = []
-    for run_dir in runs:
-        shape = read_run_config(run_dir).model
+    for run_dir, config in zip(runs, configs, strict=True):
         with show_progress(f"evaluating {run_dir.name}") as progress:
             report = report_run(
                 run_dir,
                 corpus=corpus,
                 text_column=text_column,
                 use=use,
-                capacities=numbers if shape.has_memory else (0,),
+                capacities=numbers if config.model.has_memory else (0,),
                 controls=False,
                 num_documents=documents,
                 max_tokens=max_tokens,
