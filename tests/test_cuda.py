@@ -263,7 +263,8 @@ def make_documents() -> list[TokenizedDocument]:
 def make_trainer(run_dir: Path | None, losses: list[float], **changes: Any) -> Trainer:
     values = {
         "steps": 24, "rows": 4, "accumulation": 2, "warmup_steps": 2, "learning_rate": 1e-2,
-        "precision": "fp32", "memory_closed_share": 0.3, "evaluate_every": 8, "evaluate_tokens": 97,
+        "precision": "fp32", "memory_closed_share": 0.3, "restart_share": 0.2,
+        "evaluate_every": 8, "evaluate_tokens": 97,
     } | changes  # fmt: skip
     config = TrainingConfig(**values)
     torch.manual_seed(0)

@@ -12,10 +12,12 @@ LARGE = 65_536
 SEEDS = (0, 1, 2)
 TUNED_SEED = 1
 """Of the models of tier 1 that are read with larger memories or trained on."""
-NO_MEMORY = ("model.capacity=0",)
+NO_MEMORY = ("model.capacity=0", "training.restart_share=0")
 PAPER = (
     "model.conv_len=0",
     "model.induction_init=false",
+    "model.empty_value=false",
+    "training.restart_share=0",
     "training.optimizer=adafactor",
     "training.learning_rate=1.0",
     "training.embedding_learning_rate=0",
@@ -53,6 +55,7 @@ def list_jobs() -> list[Job]:
         *_plan_table_4(),
         *_plan_recipes(),
         *_plan_ablations(),
+        *_plan_adopting(),
         *_plan_crossbatch(),
         *_plan_sizes_of_models(),
         *_plan_windows(),
@@ -159,6 +162,19 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 }
 """What is changed of our recipe, one thing at a time."""
 
+TOGETHER = (
+    "model.conv_len=6",
+    "training.learning_rate=0.01",
+    "training.embedding_learning_rate=0.01",
+)
+"""What the ablations found better than our recipe, one seed each; memory in layer 0 besides."""
+ADOPTING: dict[str, tuple[str, ...]] = {
+    "now": (),
+    "cache": NO_MEMORY,
+    "together": (*TOGETHER, "model.memory_layers=[0]"),
+    "together-cache": (*TOGETHER, "model.memory_layers=[0]", *NO_MEMORY),
+}
+
 SIZES: dict[str, tuple[str, ...]] = {
     "small": ("model.num_layers=3", "model.model_dim=160", "model.num_heads=3",
               "model.head_dim=64", "model.ffn_dim=640", "model.memory_layers=[1]"),
@@ -199,6 +215,17 @@ def _plan_ablations() -> list[Job]:
         off = (QUICK, *NO_MEMORY)
         jobs.append(Job("ablations", "cache", "proofs", off, NO_CHOICE, 3, seed))
     return jobs
+
+
+def _plan_adopting() -> list[Job]:
+    """What was found one at a time, together, against our recipe; each with its own cache arm."""
+    return [
+        Job("adopting", arm, family, (QUICK, *changes),
+            NO_CHOICE if arm.endswith("cache") else CHOICE, 3, seed)
+        for family in ("proofs", "code")
+        for seed in SEEDS
+        for arm, changes in ADOPTING.items()
+    ]  # fmt: skip
 
 
 def _plan_crossbatch() -> list[Job]:

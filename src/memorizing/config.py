@@ -76,6 +76,9 @@ class ModelConfig:
     """Start of the learned scale of normalized scores; 0 means sqrt(head_dim)."""
     gate_bias_init: float = 0.0
     """Start of the gate's logit: 0 mixes memory and local attention half and half."""
+    empty_value: bool = False
+    """Where nothing is retrieved, at a document's start, a memory's heads give a value that is
+    learned, behind the gate; otherwise their gate is closed there. With the gate only."""
     induction_init: bool = False
     """Memory layers start as induction heads: what they retrieve for a token is what followed the
     likes of it, before they have learned anything. Holds with `capacity` 0 too."""
@@ -270,6 +273,9 @@ class TrainingConfig:
     """Before this step the memory is closed: a cache-only phase."""
     memory_closed_share: Share = 0.0
     """Share of segments, drawn per row, whose memory is closed."""
+    restart_share: Share = 0.0
+    """Share of segments, drawn per row, that are read as if a document began with them: without
+    memory, and without what local attention saw before."""
     crossbatch_segments: Count = 0
     """Crossbatch (FoT): a step reads this many segments more, and the memory layer sees the keys
     and values of those before with gradient. 0 is the paper's objective."""

@@ -304,6 +304,15 @@ def test_the_gate_is_the_sigmoid_of_its_bias() -> None:
     torch.testing.assert_close(mixed.flatten(), torch.tensor([6.0, 8.0]))
 
 
+def test_what_finds_nothing_gives_the_local_value_or_the_one_for_an_empty_memory() -> None:
+    local, memory = torch.tensor([[[[2.0], [4.0]]]]), torch.tensor([[[[10.0], [0.0]]]])
+    found, gate_bias = torch.tensor([[[True, False]]]), torch.tensor([math.log(3.0)])
+    closed = combine_by_gate(local, memory, gate_bias, found)
+    assert closed.flatten().tolist() == [8.0, 4.0]
+    empty = combine_by_gate(local, memory, gate_bias, found, torch.tensor([[-6.0]]))
+    torch.testing.assert_close(empty.flatten(), torch.tensor([8.0, 0.25 * 4.0 - 0.75 * 6.0]))
+
+
 def test_the_joint_softmax_equals_one_softmax_over_both() -> None:
     torch.manual_seed(0)
     local_scores, memory_scores = torch.randn(7), torch.randn(3)

@@ -25,6 +25,13 @@ KINDS = {
     "memory of k entries": {"capacity": 3},
     "every entry retrieved": {"capacity": 23, "num_neighbors": 23},
     "two memory layers": {"memory_layers": (0, 2)},
+    "a value for an empty memory": {"empty_value": True},
+    "a value for an empty memory, two memory layers": {
+        "empty_value": True,
+        "memory_layers": (0, 2),
+        "xl_cache": False,
+    },
+    "a value for an empty memory, of a model without one": {"empty_value": True, "capacity": 0},
     "joint softmax": {"combine": "joint"},
     "joint softmax without cache": {"combine": "joint", "xl_cache": False},
     "joint softmax, window of several segments": {"combine": "joint", "window": 11, "capacity": 31},

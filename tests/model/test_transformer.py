@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,11 @@ def set_gates(model: MemorizingTransformer, value: float) -> None:
                 block.attention.gate_bias.fill_(value)
 
 
-@pytest.mark.parametrize("combine", ["gate", "joint"])
-def test_an_empty_memory_gives_the_output_of_local_attention_bit_for_bit(combine: str) -> None:
-    model = make_model(dtype=torch.float32, combine=combine)
+@pytest.mark.parametrize(
+    "changes", [{}, {"combine": "joint"}, {"empty_value": True}], ids=["gate", "joint", "value"]
+)
+def test_an_empty_memory_gives_the_output_without_one_bit_for_bit(changes: dict[str, Any]) -> None:
+    model = make_model(dtype=torch.float32, **changes)
     tokens = make_tokens(3, 7)
     with_memory = model(tokens, model.init_state(3)).logits
     without = model(tokens, model.init_state(3, capacity=0)).logits
@@ -44,6 +47,40 @@ def test_a_closed_memory_gives_the_output_of_local_attention_bit_for_bit() -> No
     half = model(tokens[:, 14:], state, memory_open=torch.tensor([True, False])).logits
     assert torch.equal(half[1], closed[1])
     assert not torch.allclose(half[0], closed[0])
+
+
+def test_a_model_without_memory_has_no_use_for_the_value_of_an_empty_one() -> None:
+    tokens = make_tokens(2, 33)
+    models = [make_model(capacity=0, empty_value=has) for has in (False, True)]
+    models[1].load_state_dict(models[0].state_dict(), strict=False)
+    assert models[1].blocks[1].attention.empty_value.abs().max() > 0
+    assert torch.equal(*(read(model, tokens)[0] for model in models))
+
+
+@pytest.mark.parametrize("xl_cache", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"smear_keys": False, "conv_len": 4, "window": 17}, {"combine": "joint", "window": 5}],
+    ids=["smear", "conv", "joint"],
+)
+def test_a_row_that_restarts_reads_as_if_its_document_began(
+    changes: dict[str, Any], xl_cache: bool
+) -> None:
+    model = make_model(xl_cache=xl_cache, **changes)
+    tokens = make_tokens(2, 28)
+    states = [read(model, tokens[:, :14])[1] for _ in range(2)]
+    part = tokens[:, 14:21]
+    restarted = model(part, states[0], restart=torch.tensor([True, False]))
+    usual = model(part, states[1])
+    torch.testing.assert_close(restarted.logits[0], model(part, model.init_state(2)).logits[0])
+    assert torch.equal(restarted.logits[1], usual.logits[1])
+    # It is written where it stands, and what follows sees all of before.
+    state = restarted.state.commit()
+    assert state.position.tolist() == [21, 21]
+    assert state.memories[1].size.tolist() == [17, 17]
+    later = model(tokens[:, 21:], state).logits
+    assert torch.equal(later[1], model(tokens[:, 21:], usual.state.commit()).logits[1])
+    assert not torch.allclose(later[0], read(model, tokens[:, 14:])[0][0, 7:])
 
 
 def test_a_closed_gate_equals_the_plain_transformer() -> None:

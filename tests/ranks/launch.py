@@ -60,7 +60,7 @@ MODEL = ModelConfig(
 TRAINING = TrainingConfig(
     steps=STEPS, rows=ROWS, warmup_steps=3, learning_rate=3e-3, log_every=2, precision="fp32",
     evaluate_every=3, evaluate_tokens=101, checkpoint_every=2, memory_closed_share=0.3,
-    keep_checkpoints=9,
+    restart_share=0.2, keep_checkpoints=9,
 )  # fmt: skip
 RECIPE = """
 [model]

@@ -22,6 +22,7 @@ MakeTrainer = Callable[..., Trainer]
 EVERYTHING = {
     "accumulation": 3,
     "memory_closed_share": 0.4,
+    "restart_share": 0.3,
     "weight_decay": 0.1,
     "evaluate_every": 4,
     "evaluate_tokens": 61,
@@ -179,6 +180,27 @@ def test_the_share_of_closed_rows_is_drawn_per_row(make_trainer: MakeTrainer) ->
     draws = torch.stack([trainer._draw_open_rows() for _ in range(500)])
     assert draws.double().mean().item() == pytest.approx(0.7, abs=0.03)
     assert 0 < sum(len(set(row)) == 2 for row in draws.tolist()) < 500
+
+
+def test_rows_restart_by_a_share_of_their_own(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(restart_share=0.3, seed=3)
+    draws = torch.stack([trainer._draw_restarts() for _ in range(500)])
+    assert draws.double().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert 0 < sum(len(set(row)) == 2 for row in draws.tolist()) < 500
+    assert make_trainer()._draw_restarts() is None
+
+
+def test_rows_that_always_restart_train_as_without_memory_and_cache(
+    make_trainer: MakeTrainer,
+) -> None:
+    restarting = make_trainer(restart_share=1.0, model={"smear_keys": False})
+    bare = make_trainer(model={"smear_keys": False, "capacity": 0, "xl_cache": False})
+    restarting.run()
+    bare.run()
+    assert restarting._rows.measure_fill()[1] > 0.3
+    theirs = dict(bare.model.named_parameters())
+    for name, ours in restarting.model.named_parameters():
+        torch.testing.assert_close(ours, theirs[name])
 
 
 def test_the_models_compute_dtype_follows_the_precision(make_trainer: MakeTrainer) -> None:

@@ -338,21 +338,28 @@ def _sum_weighted(stored: Tensor, lines: Tensor, weights: Tensor) -> Tensor:
 
 
 def combine_by_gate(
-    local: Tensor, memory: Tensor, gate_bias: Tensor, has_entries: Tensor
+    local: Tensor,
+    memory: Tensor,
+    gate_bias: Tensor,
+    has_entries: Tensor,
+    empty_value: Tensor | None = None,
 ) -> Tensor:
     """V = g V_m + (1 - g) V_c, g = sigmoid(b_g), b_g learned per head (paper, section 3.1).
 
-    **Deviation:** where a query found nothing the gate is closed and the result is V_c itself; the
-    authors' code gives (1 - g) V_c there.
+    **Deviation:** where a query found nothing V_m is v_0, learned per head; without a v_0 the gate
+    is closed there and the result is V_c itself. The authors' code gives (1 - g) V_c, which is
+    where v_0 starts.
 
     Args:
         local: V_c (B, H, T, D).
         memory: V_m (B, H, T, D).
         gate_bias: b_g (H,).
         has_entries: (B, H, T) bool.
+        empty_value: v_0 (H, D), or none.
     """
     gate = torch.sigmoid(gate_bias).to(local.dtype).view(-1, 1, 1)
-    return torch.where(has_entries.unsqueeze(-1), local + gate * (memory - local), local)
+    other = local if empty_value is None else empty_value.to(local.dtype).unsqueeze(1)
+    return local + gate * (torch.where(has_entries.unsqueeze(-1), memory, other) - local)
 
 
 def combine_jointly(

@@ -210,6 +210,11 @@ class Attention(nn.Module):
         )
         by_gate = has_memory and config.combine == "gate"
         self.gate_bias = make_per_head(by_gate, config.gate_bias_init)
+        self.empty_value = (
+            nn.Parameter(torch.zeros(config.num_heads, config.head_dim))
+            if by_gate and config.empty_value
+            else None
+        )
         self.has_memory = has_memory
 
     def start_as_induction_heads(self) -> None:
@@ -280,9 +285,12 @@ class Attention(nn.Module):
                 memory_log_sum = torch.logaddexp(memory_log_sum, seen_log_sum)
                 found = send(reading.is_open, x.device).view(-1, 1, 1).expand_as(found)
             if self.gate_bias is not None:
-                local = combine_by_gate(local, memory, self.gate_bias, found)
+                local = combine_by_gate(local, memory, self.gate_bias, found, self.empty_value)
             elif local_log_sum is not None:
                 local = combine_jointly(local, memory, local_log_sum, memory_log_sum, found)
+        elif self.gate_bias is not None and self.empty_value is not None and config.has_memory:
+            nothing = torch.zeros(local.shape[:3], dtype=torch.bool, device=x.device)
+            local = combine_by_gate(local, local, self.gate_bias, nothing, self.empty_value)
         output = _project(local.transpose(1, 2).flatten(2), self.output.weight)
         live = Entries(new_keys, new_values) if self.has_memory else None
         kept = Entries(layout.keep(keys), layout.keep(values))

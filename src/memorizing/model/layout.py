@@ -46,13 +46,15 @@ class Layout:
     num_kept: int
     """Columns of the next cache."""
     position: Tensor
-    """(B, T) int64 on the CPU: position in the document of every valid token."""
+    """(B, T) int64 on the CPU: position in the document of every valid token; of a row that restarts,
+    in the call."""
     is_whole: bool
     """Whether every token is valid."""
     columns: Tensor | None
     """(B, num_kept) int64: which of the S keys are kept; None is the last."""
     at_start: Tensor
-    """(B,) bool on the tokens' device: rows whose first token is their document's first."""
+    """(B,) bool on the tokens' device: rows whose first token is their document's first, or is read
+    as if it were."""
 
     @classmethod
     def build(
@@ -62,11 +64,13 @@ class Layout:
         tokens: Tensor,
         valid: Tensor | None,
         *,
+        restart: Tensor | None = None,
         may_wait: bool = False,
     ) -> Layout:
         """Work out the geometry of a call, and refuse one that breaks the memory's clock.
 
-        `may_wait`: the entries of earlier segments may be uncommitted.
+        `restart` (B,) bool on the CPU: rows that see nothing of before this call. `may_wait`: the
+        entries of earlier segments may be uncommitted.
 
         Raises:
             ConfigError: no token at all, or a mask with padding before a token.
@@ -99,16 +103,17 @@ class Layout:
         if not is_whole:
             last = num_cached + num_new.view(-1, 1) - num_kept + torch.arange(num_kept)
             columns = send(last.clamp(min=0), tokens.device)
-        hidden = num_cached - _count_context(config, state.position).clamp(max=num_cached)
+        position = state.position if restart is None else state.position.masked_fill(restart, 0)
+        hidden = num_cached - _count_context(config, position).clamp(max=num_cached)
         return cls(
             tuple(hidden.tolist()),
             mask,
             num_new,
             num_kept,
-            state.position.unsqueeze(1) + torch.arange(num_tokens),
+            position.unsqueeze(1) + torch.arange(num_tokens),
             is_whole,
             columns,
-            send(state.position == 0, tokens.device),
+            send(position == 0, tokens.device),
         )
 
     def keep(self, keys: Tensor) -> Tensor:

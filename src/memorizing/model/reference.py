@@ -96,7 +96,7 @@ def _attend_one(
         local_values.append(value)
     scores = torch.stack(local_scores)
     local = torch.softmax(scores, 0) @ torch.stack(local_values)
-    if not attention.has_memory or capacity == 0:
+    if not attention.has_memory or not config.has_memory:
         return local
 
     oldest = max(0, segment_start - capacity)
@@ -108,7 +108,10 @@ def _attend_one(
     entries.sort(key=lambda j: (-float(q[t].detach() @ k[j].detach()), -j))
     nearest = entries[: config.num_neighbors]
     if not nearest:
-        return local
+        if attention.empty_value is None:
+            return local
+        gate = torch.sigmoid(attention.gate_bias[h])  # type: ignore[index]
+        return gate * attention.empty_value[h] + (1 - gate) * local
     memory_scores = torch.stack([scale * (q[t] @ k[j].detach()) for j in nearest])
     memory_values = torch.stack([v[j].detach() for j in nearest])
     if config.combine == "joint":

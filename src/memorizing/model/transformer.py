@@ -175,6 +175,7 @@ class MemorizingTransformer(nn.Module):
         *,
         valid: Tensor | None = None,
         memory_open: Tensor | bool = True,
+        restart: Tensor | None = None,
         control: RetrievalControl | None = None,
         return_retrievals: bool = False,
         exposed: Mapping[int, Exposed] | None = None,
@@ -191,6 +192,8 @@ class MemorizingTransformer(nn.Module):
                 remembered.
             memory_open: (B,) bool or one for all: rows that do not read their memory now (they
                 still write).
+            restart: (B,) bool: rows that read these tokens as if their document began with them:
+                neither their memory nor what local attention saw before. What follows sees all.
             control: retrieval that is wrong on purpose.
             return_retrievals: also return what was retrieved.
             exposed: per memory layer, the entries that the state has staged, with their gradient:
@@ -205,8 +208,13 @@ class MemorizingTransformer(nn.Module):
         """
         self._check_tokens(tokens)
         exposed = exposed or {}
-        layout = Layout.build(self.config, state, tokens, valid, may_wait=bool(exposed))
         is_open = torch.as_tensor(memory_open).cpu().expand(tokens.shape[0])
+        if restart is not None:
+            restart = restart.cpu()
+            is_open = is_open & ~restart
+        layout = Layout.build(
+            self.config, state, tokens, valid, restart=restart, may_wait=bool(exposed)
+        )
         x = embedding(tokens, self.embedding.weight).to(self.compute_dtype)
         results: list[AttentionResult] = []
         for layer, block in enumerate(self.blocks):
@@ -284,11 +292,12 @@ class MemorizingTransformer(nn.Module):
         }
 
     def memory_parameters(self) -> list[nn.Parameter]:
-        """Gates and scales: an optimizer group of their own, without weight decay."""
+        """Gates, what empty memories give, scales: an optimizer group without weight decay."""
         parameters = []
         for _, block in self._attention_blocks():
+            mine = block.attention
             parameters += [
-                p for p in (block.attention.gate_bias, block.attention.scale) if p is not None
+                p for p in (mine.gate_bias, mine.empty_value, mine.scale) if p is not None
             ]
         return parameters
 

@@ -55,7 +55,8 @@ _MODEL_TYPE = "memorizing_transformer"
 _MODEL_TYPES = (_MODEL_TYPE, "memorizing")
 """The second is that of checkpoints before `transformers` could read them."""
 _TRAINING_FILES = (TRAINER_FILE, OPTIMIZER_FILE, STATE_FILE)
-GATE_SUFFIX = ".gate_bias"
+_MEMORY_SUFFIXES = (".gate_bias", ".empty_value")
+"""Parameters that only memory layers have."""
 _SLACK_BYTES = 1 << 22
 _OTHER_MODEL = f"use the configuration in its {CONFIG_FILE}"
 _STEP_NAME = re.compile(r"step-([0-9]+)")
@@ -207,8 +208,8 @@ def load_weights(
         folder: the checkpoint.
         model: gets the weights.
         tokenizer: of the run that loads them; None is not compared.
-        may_lack_memory: what only a memory layer has (gates) keeps its start where the checkpoint
-            has none: it is of a model without memory, or that combines in another way.
+        may_lack_memory: what only a memory layer has keeps its start where the checkpoint has none:
+            it is of a model without memory, or that combines in another way.
         shards: of the model, where it is in parts.
 
     Raises:
@@ -226,9 +227,9 @@ def load_weights(
     own = model.state_dict()
     theirs = read_tensors(folder / MODEL_FILE, CheckpointError, remedy)
     if may_lack_memory:
-        gates = {name for name in own.keys() ^ theirs.keys() if name.endswith(GATE_SUFFIX)}
-        theirs = {name: t for name, t in theirs.items() if name not in gates}
-        theirs |= {name: own[name] for name in gates & own.keys()}
+        only = {name for name in own.keys() ^ theirs.keys() if name.endswith(_MEMORY_SUFFIXES)}
+        theirs = {name: t for name, t in theirs.items() if name not in only}
+        theirs |= {name: own[name] for name in only & own.keys()}
     check_shapes(str(folder), theirs, own, CheckpointError, _OTHER_MODEL)
     if shards is None:
         model.load_state_dict(theirs)

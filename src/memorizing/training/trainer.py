@@ -59,6 +59,7 @@ class Rows(Histories):
         memory_open: Tensor,
         num_targets: int,
         num_exposed_rows: int = 1,
+        restart: Tensor | None = None,
     ) -> float:
         """Forward and backward over a segment of every row; gradients add to the parameters'.
 
@@ -74,6 +75,7 @@ class Rows(Histories):
             memory_open: (own rows,) bool.
             num_targets: of all rows, those of other processes too.
             num_exposed_rows: with several segments, rows whose entries each row sees.
+            restart: (own rows,) bool: rows that see nothing of before.
 
         Returns:
             Summed nats.
@@ -98,6 +100,7 @@ class Rows(Histories):
                     state,
                     valid=None if bool(valid.all()) else valid,
                     memory_open=memory_open[rows],
+                    restart=None if restart is None else restart[rows],
                     exposed=exposed,
                 )
                 targets = send(batch.targets[rows], device)
@@ -258,8 +261,16 @@ class Trainer(TrainingLoop):
     def _read(self, batches: Sequence[SegmentBatch], num_targets: int) -> float:
         rows = self._rows
         assert isinstance(rows, Rows)
-        is_open = self._draw_open_rows()[self._mine.start : self._mine.stop]
-        return rows.read(self.model, batches, is_open, num_targets, self.config.crossbatch_rows)
+        mine = slice(self._mine.start, self._mine.stop)
+        is_open, restart = self._draw_open_rows()[mine], self._draw_restarts()
+        return rows.read(
+            self.model,
+            batches,
+            is_open,
+            num_targets,
+            self.config.crossbatch_rows,
+            None if restart is None else restart[mine],
+        )
 
     def _draw_open_rows(self) -> Tensor:
         """Which rows read their memory in this segment."""
@@ -267,6 +278,13 @@ class Trainer(TrainingLoop):
             return torch.zeros(self.config.rows, dtype=torch.bool)
         draws = torch.rand(self.config.rows, generator=self._draws)
         return draws >= self.config.memory_closed_share
+
+    def _draw_restarts(self) -> Tensor | None:
+        """Which rows read this segment as if their document began with it."""
+        share = self.config.restart_share
+        if not share:
+            return None
+        return torch.rand(self.config.rows, generator=self._draws) < share
 
     def _identify(self) -> dict[str, Any]:
         return {"training.precision": self.precision.name}

@@ -153,9 +153,12 @@ def test_weights_stay_fp32_when_computing_in_bf16(trained: Path, tmp_path: Path)
 
 def test_a_model_without_memory_is_loaded_with_one_whose_gates_start_anew(tmp_path: Path) -> None:
     make_own(memory_layers=()).save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, memory_layers=[1], gate_bias_init=-3.0)
-    gate = loaded.model.blocks[1].attention.gate_bias
-    assert gate.tolist() == [-3.0, -3.0]
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, memory_layers=[1], gate_bias_init=-3.0, empty_value=True
+    )
+    attention = loaded.model.blocks[1].attention
+    assert attention.gate_bias.tolist() == [-3.0, -3.0]
+    assert not attention.empty_value.any()
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:

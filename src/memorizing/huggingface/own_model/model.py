@@ -122,7 +122,7 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Start rows for new tokens, and gates where the checkpoint is of a model without memory.
+        """Start rows for new tokens, and what a checkpoint of a model without memory lacks.
 
         `transformers` calls it for modules with a weight that was not loaded.
 
@@ -132,15 +132,16 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(module, nn.Embedding) and module is not self.model.embedding:
             nn.init.normal_(module.weight)
             return
+        starts = {"gate_bias": self.config.gate_bias_init, "empty_value": 0.0}
         for name, parameter in module.named_parameters(recurse=False):
             if getattr(parameter, "_is_hf_initialized", False):
                 continue
-            if name != "gate_bias":
+            if name not in starts:
                 raise CheckpointError(
                     f"the checkpoint lacks {name!r} of {type(module).__name__}; use the "
                     "configuration in its config.json, or another checkpoint"
                 )
-            parameter.fill_(self.config.gate_bias_init)
+            parameter.fill_(starts[name])
 
     def get_input_embeddings(self) -> nn.Module:
         """The matrix that embeds tokens and gives logits."""
