@@ -15,7 +15,10 @@ model_dim.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -177,8 +180,27 @@ def _project(x: Tensor, weight: Tensor) -> Tensor:
     return linear(x, weight.to(x.dtype))
 
 
-class Attention(nn.Module):
-    """Multi-head attention with normalized queries and keys, T5 bias, cache and memory."""
+@dataclass(frozen=True)
+class Projected:
+    """What attention compares and sums, of the tokens of a call."""
+
+    queries: Tensor
+    """(B, H, T, D), as memories are searched with them: mixed, normalized or divided."""
+    scaled_queries: Tensor
+    """(B, H, T, D): their products with keys are the scores."""
+    keys: Tensor
+    """(B, H, T, D), mixed and normalized."""
+    values: Tensor
+    recent: Tensor | None
+    """The next call's."""
+
+
+class AttentionLayer(nn.Module, ABC):
+    """The weights of an attention, and what it shares with every other one in their place.
+
+    A subclass says what the queries attend to, and what of it the state keeps from one call to the
+    next: `MemorizingTransformer(config, make_attention)` has it in every layer.
+    """
 
     def __init__(self, config: ModelConfig, has_memory: bool) -> None:
         """Make the parameters: projections, position bias, scale, smear and gate as configured."""
@@ -212,6 +234,34 @@ class Attention(nn.Module):
         self.gate_bias = make_per_head(by_gate, config.gate_bias_init)
         self.has_memory = has_memory
 
+    @abstractmethod
+    def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
+        """What the state keeps of this layer before any token: (B, H, n, D), or like it.
+
+        Later ones may differ in n and in nothing else. A row that begins a document
+        (`layout.at_start`, or `layout.position` 0) may have another document's here: nothing of it
+        counts.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: Entries,
+        recent: Tensor | None,
+        reading: Reading | None,
+    ) -> AttentionResult:
+        """Attend from the tokens x (B, T, d) to what is kept and to one another.
+
+        Args:
+            x: normalized.
+            layout: of the call: positions in the documents, and padding on the right.
+            cache: what this layer's last result held.
+            recent: likewise, for `project`.
+            reading: how to read the layer's memory, where it has one.
+        """
+
     def start_as_induction_heads(self) -> None:
         """Set the weights so that every head is an induction head (Olsson et al. 2022). In place.
 
@@ -228,65 +278,27 @@ class Attention(nn.Module):
         if self.mix_queries is not None and self.mix_keys is not None:
             start_as_induction(self.mix_queries, self.mix_keys)
 
-    def forward(
-        self,
-        x: Tensor,
-        layout: Layout,
-        cache: Entries,
-        recent: Tensor | None,
-        reading: Reading | None,
-    ) -> AttentionResult:
-        """Attend from the tokens x (B, T, d) to their local context and memory."""
+    def project(self, x: Tensor, layout: Layout, recent: Tensor | None) -> Projected:
+        """Queries, keys and values of x (B, T, d), mixed with those of the tokens before."""
         config = self.config
-        queries, new_keys, new_values = (
+        queries, keys, values = (
             _project(x, part.weight)
             .unflatten(-1, (config.num_heads, config.head_dim))
             .transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
         if recent is not None:
-            queries, new_keys, recent = self._mix(queries, new_keys, recent, layout)
+            queries, keys, recent = self._mix(queries, keys, recent, layout)
         if self.scale is None:
-            search_queries = scaled_queries = queries / math.sqrt(config.head_dim)
+            queries = scaled = queries / math.sqrt(config.head_dim)
         else:
-            search_queries = normalize(queries)
-            scaled_queries = search_queries * self.scale.to(x.dtype).view(-1, 1, 1)
-            new_keys = normalize(new_keys)
-        keys = torch.cat([cache.keys, new_keys], 2)
-        values = torch.cat([cache.values, new_values], 2)
-        by_joint = self.has_memory and config.combine == "joint"
-        local, local_log_sum = attend_locally(
-            scaled_queries,
-            keys,
-            values,
-            self.position_bias(x.shape[1], x.dtype),
-            layout.num_hidden_keys,
-            num_frozen_keys=cache.keys.shape[2],
-            need_log_sum=by_joint and reading is not None,
-        )
-        retrieved = weights = None
-        if reading is not None and bool(reading.is_open.any()):
-            num_hidden = None
-            if by_joint and config.xl_cache:
-                num_hidden = count_hidden(layout.position, config.segment_len, config.window)
-            retrieved = self._retrieve(search_queries, num_hidden, reading)
-            memory, weights, memory_log_sum = attend_to_retrieved(
-                scaled_queries, retrieved, self.scale
-            )
-            found = retrieved.neighbors.valid.any(-1)
-            if reading.exposed is not None:
-                seen, seen_log_sum = attend_to_exposed(scaled_queries, reading.exposed, num_hidden)
-                memory = combine_jointly(seen, memory, seen_log_sum, memory_log_sum, found)
-                memory_log_sum = torch.logaddexp(memory_log_sum, seen_log_sum)
-                found = send(reading.is_open, x.device).view(-1, 1, 1).expand_as(found)
-            if self.gate_bias is not None:
-                local = combine_by_gate(local, memory, self.gate_bias, found)
-            elif local_log_sum is not None:
-                local = combine_jointly(local, memory, local_log_sum, memory_log_sum, found)
-        output = _project(local.transpose(1, 2).flatten(2), self.output.weight)
-        live = Entries(new_keys, new_values) if self.has_memory else None
-        kept = Entries(layout.keep(keys), layout.keep(values))
-        return AttentionResult(output, kept, live, recent, retrieved, weights)
+            queries, keys = normalize(queries), normalize(keys)
+            scaled = queries * self.scale.to(x.dtype).view(-1, 1, 1)
+        return Projected(queries, scaled, keys, values, recent)
+
+    def project_output(self, attended: Tensor) -> Tensor:
+        """(B, T, d) from what every head attended to (B, H, T, D)."""
+        return _project(attended.transpose(1, 2).flatten(2), self.output.weight)
 
     def _mix(
         self, queries: Tensor, keys: Tensor, recent: Tensor, layout: Layout
@@ -303,6 +315,61 @@ class Attention(nn.Module):
         both = [extend_back(x, r, layout) for x, r in zip((queries, keys), before, strict=True)]
         kept = torch.cat([keep_recent(x, num_before, layout) for x in both], 2)
         return self.mix_queries(both[0]), self.mix_keys(both[1]), kept
+
+
+class Attention(AttentionLayer):
+    """Multi-head attention with normalized queries and keys, T5 bias, cache and memory."""
+
+    def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
+        """Keys and values of no token."""
+        shape = (num_rows, self.config.num_heads, 0, self.config.head_dim)
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        return Entries(keys, values)
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: Entries,
+        recent: Tensor | None,
+        reading: Reading | None,
+    ) -> AttentionResult:
+        """Attend from the tokens x (B, T, d) to their local context and memory."""
+        config, new = self.config, self.project(x, layout, recent)
+        queries = new.scaled_queries
+        keys = torch.cat([cache.keys, new.keys], 2)
+        values = torch.cat([cache.values, new.values], 2)
+        by_joint = self.has_memory and config.combine == "joint"
+        local, local_log_sum = attend_locally(
+            queries,
+            keys,
+            values,
+            self.position_bias(x.shape[1], x.dtype),
+            layout.num_hidden_keys,
+            num_frozen_keys=cache.keys.shape[2],
+            need_log_sum=by_joint and reading is not None,
+        )
+        retrieved = weights = None
+        if reading is not None and bool(reading.is_open.any()):
+            num_hidden = None
+            if by_joint and config.xl_cache:
+                num_hidden = count_hidden(layout.position, config.segment_len, config.window)
+            retrieved = self._retrieve(new.queries, num_hidden, reading)
+            memory, weights, memory_log_sum = attend_to_retrieved(queries, retrieved, self.scale)
+            found = retrieved.neighbors.valid.any(-1)
+            if reading.exposed is not None:
+                seen, seen_log_sum = attend_to_exposed(queries, reading.exposed, num_hidden)
+                memory = combine_jointly(seen, memory, seen_log_sum, memory_log_sum, found)
+                memory_log_sum = torch.logaddexp(memory_log_sum, seen_log_sum)
+                found = send(reading.is_open, x.device).view(-1, 1, 1).expand_as(found)
+            if self.gate_bias is not None:
+                local = combine_by_gate(local, memory, self.gate_bias, found)
+            elif local_log_sum is not None:
+                local = combine_jointly(local, memory, local_log_sum, memory_log_sum, found)
+        live = Entries(new.keys, new.values) if self.has_memory else None
+        kept = Entries(layout.keep(keys), layout.keep(values))
+        output = self.project_output(local)
+        return AttentionResult(output, kept, live, new.recent, retrieved, weights)
 
     def _retrieve(self, queries: Tensor, num_hidden: Tensor | None, reading: Reading) -> Retrieved:
         config, control = self.config, reading.control
@@ -331,6 +398,10 @@ def normalize(x: Tensor) -> Tensor:
     return nn.functional.normalize(x, dim=-1)
 
 
+MakeAttention: TypeAlias = Callable[[ModelConfig, bool], AttentionLayer]
+"""A layer's attention, from the configuration and whether the layer has a memory."""
+
+
 class FeedForward(nn.Module):
     """relu(x W_1) W_2, without biases."""
 
@@ -348,11 +419,13 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: ModelConfig, has_memory: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, has_memory: bool, make_attention: MakeAttention = Attention
+    ) -> None:
         """Make a layer; `has_memory` for those that read the external memory."""
         super().__init__()
         self.attention_norm = Norm(config.model_dim)
-        self.attention = Attention(config, has_memory)
+        self.attention = make_attention(config, has_memory)
         self.feed_forward_norm = Norm(config.model_dim)
         self.feed_forward = FeedForward(config)
         self.dropout = config.dropout

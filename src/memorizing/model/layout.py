@@ -30,7 +30,7 @@ class ModelState(History):
 
     xl_caches: tuple[Entries, ...]
     """Per layer, the last tokens' keys and values, aligned on the right; how many count follows
-    from `position`."""
+    from `position`. Of another attention, what it keeps."""
 
 
 @dataclass(frozen=True)

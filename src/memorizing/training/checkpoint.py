@@ -57,7 +57,9 @@ _MODEL_TYPES = (_MODEL_TYPE, "memorizing")
 _TRAINING_FILES = (TRAINER_FILE, OPTIMIZER_FILE, STATE_FILE)
 GATE_SUFFIX = ".gate_bias"
 _SLACK_BYTES = 1 << 22
-_OTHER_MODEL = f"use the configuration in its {CONFIG_FILE}"
+_OTHER_MODEL = (
+    f"use the configuration in its {CONFIG_FILE}, and the make_model that it was trained with"
+)
 _STEP_NAME = re.compile(r"step-([0-9]+)")
 
 
@@ -159,6 +161,7 @@ def load_model(
     *,
     device: torch.device | str | None = None,
     which: Literal["last", "best"] = "last",
+    make_model: Callable[[ModelConfig], MemorizingTransformer] = MemorizingTransformer,
 ) -> LoadedModel:
     """Load a model to use it: from a model folder, a checkpoint, or a run.
 
@@ -166,6 +169,8 @@ def load_model(
         path: a folder that `save_model`, training or `save_pretrained` wrote.
         device: where to put the weights; None is the CPU.
         which: of a run, the last checkpoint, or the best by validation.
+        make_model: what the model was made with, where `train` was given it. All that its weights
+            do not hold, buffers included, has to be made without them.
 
     Raises:
         CheckpointError: there is none, or it is truncated, altered, of another model, or its
@@ -186,7 +191,7 @@ def load_model(
     # Without its random start: the weights are about to be replaced, and the caller's generator
     # stays untouched. Nothing is allocated before the file is known to hold these shapes.
     with torch.device("meta"), explain_damage(folder):
-        model = MemorizingTransformer(config)
+        model = make_model(config)
     check_shapes(str(folder), places, model.state_dict(), CheckpointError, _OTHER_MODEL)
     model.to_empty(device=device or "cpu")
     model.load_state_dict(read_tensors(folder / MODEL_FILE, CheckpointError, remedy))
