@@ -6,9 +6,10 @@ first out, by a convolution of width and stride c, one for keys and one for valu
     k~_g = normalize(sum over i < c of a_i * k_(g c + i)),  v~_g = sum over i of b_i * v_(g c + i)
 
 A query at position t attends, in one softmax, to its window, t - W < j <= t, and to the last M
-groups that ended before it, (g + 1) c <= t - W + 1. The convolutions learn by the paper's attention
-reconstruction (its section 3.2): as the tokens of a segment push others out of the window, the
-queries' attention to those tokens is to be the same as to their slots,
+groups that ended before it, (g + 1) c <= t - W + 1. To the scores of slots a learned bias per head
+is added. The convolutions learn by the paper's attention reconstruction (its section 3.2): as the
+tokens of a segment push others out of the window, the queries' attention to those tokens is to be
+the same as to their slots,
 
     loss = mean |softmax(q K^T) V - softmax(q K~^T) V~|^2,
 
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attentions.slots import attend_to_slots, attend_window, gather_spans, get_far_bias
+from attentions.slots import attend_to_slots, attend_window, gather_spans, make_far_bias
 from memorizing.config import ModelConfig
 from memorizing.memory import Entries
 from memorizing.model.attention import combine_jointly
@@ -67,6 +68,7 @@ class Compressive(AttentionLayer):
         super().__init__(config, has_memory)
         assert rate <= config.window
         self.num_slots, self.rate, self.sample_every = num_slots, rate, sample_every
+        self.far_bias = make_far_bias(config.num_heads)
         shape = (config.num_heads, rate, config.head_dim)
         self.compress_keys, self.compress_values = (
             nn.Parameter(torch.full(shape, 1.0 / rate)) for _ in range(2)
@@ -122,7 +124,7 @@ class Compressive(AttentionLayer):
             far, far_log_sum = attend_to_slots(
                 new.scaled_queries, slot_keys, slot_values, first, last
             )
-            far_log_sum = far_log_sum + get_far_bias(self)
+            far_log_sum = far_log_sum + self.far_bias.unsqueeze(1)
             found = (last > first).to(x.device).unsqueeze(1)
             attended = combine_jointly(attended, far, log_sum, far_log_sum, found)
         # Of each row, how many groups are new: none before the window is full.

@@ -9,8 +9,9 @@ onto r slots, by the same E and F:
     v~_s = sum over i < L of F_(s,i) v_(b L + i)
 
 and a query at position t attends, in one softmax, to the tokens of its window, t - W < j <= t, and
-to the slots of the last N blocks that ended before the window, (b + 1) L <= t - W + 1. The up to
-L - 1 tokens between the last of these blocks and the window are not seen.
+to the slots of the last N blocks that ended before the window, (b + 1) L <= t - W + 1. To the
+scores of slots a learned bias per head is added. The up to L - 1 tokens between the last of these
+blocks and the window are not seen.
 
 Keys and values of the last W + (N + 1) L tokens are kept as they are and projected anew in every
 call: else no gradient would ever reach E and F, which the loss of every later segment does here.
@@ -29,7 +30,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attentions.slots import attend_to_slots, attend_window, gather_spans, get_far_bias
+from attentions.slots import attend_to_slots, attend_window, gather_spans, make_far_bias
 from memorizing.config import ModelConfig
 from memorizing.memory import Entries
 from memorizing.model.attention import combine_jointly
@@ -68,6 +69,7 @@ class Linformer(AttentionLayer):
         assert block_len <= config.window + 1
         assert block_len % num_slots == 0
         self.block_len, self.num_blocks = block_len, context // block_len
+        self.far_bias = make_far_bias(config.num_heads)
         merged = block_len // num_slots
         means = torch.eye(num_slots).repeat_interleave(merged, 1) / merged
         self.project_keys, self.project_values = (
@@ -121,7 +123,7 @@ class Linformer(AttentionLayer):
                 first * num_slots,
                 last * num_slots,
             )
-            far_log_sum = far_log_sum + get_far_bias(self)
+            far_log_sum = far_log_sum + self.far_bias.unsqueeze(1)
             found = (last > first).to(x.device).unsqueeze(1)
             attended = combine_jointly(attended, far, log_sum, far_log_sum, found)
         kept = Entries(*(keep_recent(part, self.num_kept, layout) for part in (keys, values)))

@@ -148,7 +148,7 @@ def _attend_all(layer: AttentionLayer, q: Tensor, k: Tensor, v: Tensor, see_far)
                 bucket = compute_buckets(distance, config.num_buckets, config.max_distance)
                 score = q[t, h] @ _cut(layer, k, t, j)[h] + layer.position_bias.table[h, bucket]
                 pairs.append((score, _cut(layer, v, t, j)[h]))
-            far_bias = layer.position_bias.table[h, -1]
+            far_bias = layer.get_parameter("far_bias")[h]
             pairs += [(score + far_bias, value) for score, value in see_far(t, h)]
             heads.append(_attend_one(pairs))
         rows.append(torch.stack(heads))

@@ -20,7 +20,7 @@ chunks before it and, by products under a causal mask, the tokens of its own.
 
 Two attentions: `Performer` sees all tokens in this way, the query's own too, without any position
 bias; `PerformerBeyond` sees the window exactly, as the model does, and in one softmax with it the
-tokens before the window, j <= t - W, by their features.
+tokens before the window, j <= t - W, by their features and with a learned bias per head.
 
 **Deviation**: features are not drawn again while training.
 
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attentions.slots import attend_window, get_far_bias
+from attentions.slots import attend_window, make_far_bias
 from memorizing.config import ModelConfig
 from memorizing.memory import Entries
 from memorizing.model.attention import combine_jointly
@@ -184,6 +184,7 @@ class PerformerBeyond(AttentionLayer):
         super().__init__(config, has_memory)
         assert self.scale is not None
         assert num_features % config.head_dim == 0
+        self.far_bias = make_far_bias(config.num_heads)
         self.register_buffer(
             "directions", draw_directions(config.num_heads, num_features, config.head_dim, seed)
         )
@@ -221,7 +222,7 @@ class PerformerBeyond(AttentionLayer):
         sums, norms, *kept = sum_causally(queries, far_keys, far_values, *before)
         norms = norms.clamp(min=_LEAST)
         far = (sums / norms.unsqueeze(-1)).to(x.dtype)
-        far_log_sum = norms.log() + log_factor + get_far_bias(self)
+        far_log_sum = norms.log() + log_factor + self.far_bias.unsqueeze(1)
         found = (layout.position >= window).to(x.device).unsqueeze(1)
         attended = combine_jointly(attended, far, log_sum, far_log_sum, found)
         raw = torch.cat([keep_recent(part, window, layout) for part in (keys, values)], 2)

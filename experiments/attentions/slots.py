@@ -12,13 +12,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from memorizing.model.attention import attend_locally
 from memorizing.model.block import AttentionLayer, Projected
 from memorizing.model.layout import Layout
 
+FAR_BIAS_START = -3.0
+"""At 0, thousands of slots that are not trained yet would drown the window."""
 _BLOCK_LEN = 128
 """Queries that go through together: their scores stay in the cache."""
 
@@ -51,9 +53,9 @@ def attend_window(
     return attended, log_sum
 
 
-def get_far_bias(layer: AttentionLayer) -> Tensor:
-    """(H, 1): the position bias of all that is too far away to have one of its own."""
-    return layer.position_bias.table[:, -1:]
+def make_far_bias(num_heads: int) -> nn.Parameter:
+    """(H,): what is added to the scores of all that is before the window, learned per head."""
+    return nn.Parameter(torch.full((num_heads,), FAR_BIAS_START))
 
 
 def gather_spans(x: Tensor, first: Tensor, length: int) -> Tensor:

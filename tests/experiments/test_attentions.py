@@ -333,8 +333,10 @@ def test_it_has_the_parameters_of_the_model_but_for_two_percent(name: str) -> No
     assert {n: p.shape for n, p in plain.named_parameters()}.items() <= own.items()
 
 
-def test_entries_of_another_kind_are_kept_in_the_state() -> None:
-    cache = make("performer-beyond", torch.float32).init_state(3).xl_caches[0]
+def test_sums_of_features_are_kept_in_fp32_and_the_window_in_bf16() -> None:
+    model, tokens = make("performer-beyond", torch.float32), make_tokens(3, 7)
+    model.compute_dtype = torch.bfloat16
+    cache = model(tokens, model.init_state(3)).state.xl_caches[0]
     assert isinstance(cache, Entries)
     assert (cache.keys.dtype, cache.keys.shape) == (torch.float32, (3, 2, 11 + 1, 11))
-    assert cache.values.shape == (3, 2, 2 * 5, 11)
+    assert (cache.values.dtype, cache.values.shape) == (torch.bfloat16, (3, 2, 2 * 5, 11))
