@@ -101,7 +101,7 @@ def main() -> None:
     table = Table("arm", "seconds a step", "times cache only", "weights", "state, MiB a document")
     for row in rows:
         numbers = (f"{row['seconds']:.3f}", f"{row['ratio']:.3f}", f"{row['num_weights']:,}")
-        table.add_row(row["name"], *numbers, f"{row['state_bytes'] / 2**20:.2f}")
+        table.add_row(str(row["name"]), *numbers, f"{row['state_bytes'] / 2**20:.2f}")
     Console().print(table)
     values = {"tokens_per_step": 4096, "rows": rows, "machine": describe_machine()}
     write_json(output, values)

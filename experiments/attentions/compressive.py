@@ -110,11 +110,11 @@ class Compressive(AttentionLayer):
         ended = (layout.position - self.config.window + 1) // self.rate
         num_groups = -(-x.shape[1] // self.rate)
         column = oldest * self.rate - position + self.num_kept
-        leaving = [
+        left_keys, left_values = (
             gather_spans(part.detach(), column, num_groups * self.rate) for part in (keys, values)
-        ]
+        )
         with torch.no_grad():
-            made = self._compress(*leaving)
+            made = self._compress(left_keys, left_values)
             slot_keys = torch.cat([slot_keys, made[0]], 2)
             slot_values = torch.cat([slot_values, made[1]], 2)
         if bool((ended > 0).any()):
@@ -132,7 +132,9 @@ class Compressive(AttentionLayer):
         if self.training and torch.is_grad_enabled() and bool((num_ended > 0).any()):
             exists = torch.arange(num_groups) + oldest.unsqueeze(1)
             exists = (exists >= 0) & (exists < num_ended.unsqueeze(1))
-            loss = self._reconstruct(new.scaled_queries, *leaving, exists, layout.valid)
+            loss = self._reconstruct(
+                new.scaled_queries, left_keys, left_values, exists, layout.valid
+            )
             attended = _AddLoss.apply(attended, loss)
         advance = num_ended - oldest
         slots = (gather_spans(p, advance, self.num_slots) for p in (slot_keys, slot_values))
