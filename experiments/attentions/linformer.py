@@ -38,10 +38,10 @@ from memorizing.model.block import (
     AttentionLayer,
     AttentionResult,
     Reading,
-    keep_recent,
     normalize,
 )
 from memorizing.model.layout import Layout
+from memorizing.model.mixing import keep_recent
 
 
 class Linformer(AttentionLayer):

@@ -38,8 +38,9 @@ from attentions.slots import attend_window, make_far_bias
 from memorizing.config import ModelConfig
 from memorizing.memory import Entries
 from memorizing.model.attention import combine_jointly
-from memorizing.model.block import AttentionLayer, AttentionResult, Reading, keep_recent
+from memorizing.model.block import AttentionLayer, AttentionResult, Reading
 from memorizing.model.layout import Layout
+from memorizing.model.mixing import keep_recent
 
 _CHUNK_LEN = 64
 _LEAST = 1e-30
