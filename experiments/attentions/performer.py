@@ -22,7 +22,8 @@ Two attentions: `Performer` sees all tokens in this way, the query's own too, wi
 bias; `PerformerBeyond` sees the window exactly, as the model does, and in one softmax with it the
 tokens before the window, j <= t - W, by their features and with a learned bias per head.
 
-**Deviation**: features are not drawn again while training.
+**Deviations**: queries and keys are normalized, as all of this model (`docs/log.md` has what that
+and positions gave); features are not drawn again while training.
 
 Shapes: B rows, H heads, T tokens of a call, W tokens of the window, N chunks of c, m features,
 D head_dim.

@@ -221,13 +221,13 @@ AT_EQUAL_TOKENS = "-tokens"
 """Ends the name of an arm of these that trains on as many tokens as memory, and not as long."""
 
 ATTENTION_STEPS = {
-    "cache": 584,
+    "cache": 553,
     "memory": 490,
-    "compressive": 316,
+    "compressive": 280,
     "linformer": 356,
-    "performer-beyond": 441,
-    "performer": 598,
-    "window": 386,
+    "performer-beyond": 436,
+    "performer": 585,
+    "window": 327,
 }
 """As many as take the time of `SHORT` with memory (`experiments/step_times.py --attentions`)."""
 
