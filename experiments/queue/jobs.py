@@ -40,7 +40,8 @@ class Job:
     """What it is compared as."""
     family: str
     settings: tuple[str, ...]
-    """`table.key=value`, applied to the family's recipe in this order."""
+    """`table.key=value`, applied to the family's recipe in this order; those of the table
+    `attention` choose one of `experiments/attentions`."""
     evaluations: tuple[Evaluation, ...]
     tier: int
     seed: int = 0

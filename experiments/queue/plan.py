@@ -59,6 +59,7 @@ def list_jobs() -> list[Job]:
         *_plan_crossbatch(),
         *_plan_sizes_of_models(),
         *_plan_windows(),
+        *_plan_attentions(),
         *_plan_staleness(),
     ]
     return sorted(jobs, key=_rank)
@@ -66,6 +67,8 @@ def list_jobs() -> list[Job]:
 
 def _rank(job: Job) -> int:
     """One result of everything comes before other seeds and families of what is known."""
+    if job.arm.endswith(AT_EQUAL_TOKENS):
+        return 4
     if job.experiment == "main":
         return 0 if job.seed == 0 or (job.seed, job.family) == (TUNED_SEED, "proofs") else 2
     if job.experiment == "recipes":
@@ -206,6 +209,45 @@ WINDOWS = {512: "training.steps=584", 1024: "training.steps=484", 2048: "trainin
 """Without memory, in as much time as `SHORT` takes with the window of 512 and memory."""
 
 
+_FEATURES = (*NO_MEMORY, "attention.num_features=128")
+ATTENTIONS: dict[str, tuple[str, ...]] = {
+    "cache": NO_MEMORY,
+    "memory": (),
+    "compressive": (
+        *NO_MEMORY,
+        "attention.kind=compressive",
+        "attention.num_slots=2048",
+        "attention.rate=4",
+    ),
+    "linformer": (
+        *NO_MEMORY,
+        "attention.kind=linformer",
+        "attention.context=4096",
+        "attention.block_len=128",
+        "attention.num_slots=16",
+    ),
+    "performer-beyond": (*_FEATURES, "attention.kind=performer-beyond"),
+    "performer": (*_FEATURES, "attention.kind=performer"),
+    "window": ("model.window=2048", *NO_MEMORY),
+}
+"""The paper's related work beside memory, each with the window and cache of 512 but where it says
+otherwise. The slots of the compressive memory, in four layers, take the bytes of 8,192 entries."""
+
+AT_EQUAL_TOKENS = "-tokens"
+"""Ends the name of an arm of these that trains on as many tokens as memory, and not as long."""
+
+ATTENTION_STEPS = {
+    "cache": 553,
+    "memory": 490,
+    "compressive": 280,
+    "linformer": 356,
+    "performer-beyond": 436,
+    "performer": 585,
+    "window": 327,
+}
+"""As many as take the time of `SHORT` with memory (`experiments/step_times.py --attentions`)."""
+
+
 def _plan_ablations() -> list[Job]:
     """One thing changed at a time."""
     jobs = []
@@ -334,4 +376,20 @@ def _plan_finetuning() -> list[Job]:
             Job("finetuning", arm, "proofs", (*rate, *changes), on, 3,
                 TUNED_SEED, f"main/proofs-cache-seed{TUNED_SEED}")
         )  # fmt: skip
+    return jobs
+
+
+def _plan_attentions() -> list[Job]:
+    """The paper's related work against memory: at equal time and, one seed, at equal tokens."""
+    jobs = []
+    for family in ("proofs", "code"):
+        for seed in SEEDS:
+            for arm, changes in ATTENTIONS.items():
+                on = READ_OFF if changes else read_on(8192)
+                timed = (f"training.steps={ATTENTION_STEPS[arm]}", *changes)
+                jobs.append(Job("attentions", arm, family, timed, on, 3, seed))
+                # Memory has as many steps either way.
+                if seed == 0 and changes:
+                    short = (SHORT, *changes)
+                    jobs.append(Job("attentions", f"{arm}{AT_EQUAL_TOKENS}", family, short, on, 3))
     return jobs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,12 @@ from memorizing.training import (
 )
 from memorizing.training.run_folder import read_run_config, read_sessions, record
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+EXPERIMENTS = Path(__file__).resolve().parent.parent
+sys.path.append(str(EXPERIMENTS))
+
+from attentions import choose_model, split_settings  # noqa: E402
+
+RECIPES = EXPERIMENTS / "recipes"
 BLOCK_LEN = 1024
 """Nats are published as sums over blocks of so many tokens: enough for paired intervals."""
 DEVICE = find_device()
@@ -44,12 +50,14 @@ MACHINE = describe_machine()
 
 
 def load_job_config(job: Job, runs: Path) -> Config:
-    """The whole configuration of a job."""
+    """The whole configuration of a job; that of another attention is in the description."""
     config = load_config(str(RECIPES / f"{job.family}.toml"))
-    settings = [f"training.seed={job.seed}", *job.settings]
+    of_attention, others = split_settings(job.settings)
+    settings = [f"training.seed={job.seed}", *others]
     if job.start_from:
         settings.append(f"training.start_from={runs / job.start_from}")
-    return replace(config.replace(settings), name=job.name)
+    description = "; ".join([config.description, *of_attention])
+    return replace(config.replace(settings), name=job.name, description=description)
 
 
 def run_job(job: Job, runs: Path, results: Path) -> bool:
@@ -66,7 +74,8 @@ def run_job(job: Job, runs: Path, results: Path) -> bool:
     if job.trains and not (run_dir / "trained.json").exists():
         resume = (run_dir / "config.toml").exists()
         num_sessions = len(read_sessions(run_dir))
-        result = train(config, run_dir, resume=resume, corpus=corpus)
+        make_model = choose_model(job.settings)
+        result = train(config, run_dir, resume=resume, corpus=corpus, make_model=make_model)
         # A session that had no step left to take is none.
         if len(read_sessions(run_dir)) > num_sessions:
             record(run_dir, {"commit": MACHINE["commit"]})
@@ -94,7 +103,8 @@ def check_settings(job: Job, config: Config, model_dir: Path) -> None:
     """
     if not (model_dir / "config.toml").exists():
         return
-    old, new = (_flatten(c.to_dict()) for c in (read_run_config(model_dir), config))
+    before = read_run_config(model_dir)
+    old, new = (_flatten(c.to_dict()) for c in (before, config))
     # The vocabulary is measured; the folder of all runs may have moved; a job that only measures
     # has the settings of the one it measures, which started from nothing.
     ignored = {"model.vocab_size"}
@@ -106,6 +116,9 @@ def check_settings(job: Job, config: Config, model_dir: Path) -> None:
         for key in new
         if new[key] != old[key] and key not in ignored
     ]
+    of_attention, _ = split_settings(job.settings)
+    if of_attention and not before.description.endswith("; ".join(of_attention)):
+        changed.append(f"{before.description!r} is now {config.description!r}")
     if changed:
         raise ConfigError(
             f"{model_dir} holds a training with other settings than {job.name} has now: "
@@ -139,7 +152,7 @@ def _measure(
     missing = [e for e in job.evaluations if not is_kept(e, done.get(e.name))]
     if not missing:
         return {evaluation.name: done[evaluation.name] for evaluation in job.evaluations}
-    model = load_model(model_dir, device=DEVICE).model
+    model = load_model(model_dir, device=DEVICE, make_model=choose_model(job.settings)).model
     # As it was trained: a recipe may leave the choice to the machine.
     model.compute_dtype = choose_precision(_read_session(model_dir)["precision"], 0, 0).dtype
     for evaluation in missing:

@@ -19,6 +19,8 @@ from results import Seeds
 from memorizing.errors import ConfigError
 from memorizing.metrics import Difference, bootstrap_ratio, compare_block_nats
 
+Bucket = tuple[int, int | None]
+"""Positions from, up to and not including; None is the end of the longest document."""
 BLOCK_LEN = 1024
 """Tokens of a block in the files."""
 BLOCKS_DRAWN = 4
@@ -75,6 +77,24 @@ def compare(arm: Seeds, name: str, baseline: Seeds, baseline_name: str) -> Chang
         for seed, m, t in zip(seeds, mine, theirs, strict=True)
     }
     return Change(compare_block_nats(ours, base, tokens, num_blocks), by_seed)
+
+
+def compare_positions(
+    arm: Seeds, name: str, baseline: Seeds, baseline_name: str
+) -> dict[Bucket, float]:
+    """Relative change of perplexity by position in the document, over the seeds of both."""
+    differences: dict[Bucket, list[float]] = {}
+    for seed in arm:
+        if not (has(arm, seed, name) and has(baseline, seed, baseline_name)):
+            continue
+        ours, base = arm[seed].evaluations[name], baseline[seed].evaluations[baseline_name]
+        for mine, theirs in zip(ours["by_position"], base["by_position"], strict=True):
+            nats = (mine["nats"] - theirs["nats"]) / mine["tokens"]
+            differences.setdefault((mine["start"], mine["end"]), []).append(nats)
+    return {
+        bucket: math.expm1(float(np.mean(d)))
+        for bucket, d in sorted(differences.items(), key=lambda i: i[0][0])
+    }
 
 
 def has(arm: Seeds, seed: int, name: str) -> bool:

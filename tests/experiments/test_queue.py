@@ -19,9 +19,10 @@ QUEUE = Path(__file__).parents[2] / "experiments" / "queue"
 sys.path.insert(0, str(QUEUE))
 
 import running  # noqa: E402
+from attentions import choose_model  # noqa: E402
 from claims import claim, is_claimed  # noqa: E402
 from jobs import Evaluation, Job  # noqa: E402
-from plan import find_jobs, list_jobs  # noqa: E402
+from plan import ATTENTIONS, find_jobs, list_jobs  # noqa: E402
 from running import is_kept, load_job_config, run_job  # noqa: E402
 from status import describe_progress, is_done  # noqa: E402
 
@@ -146,6 +147,8 @@ def list_readings(*words: str) -> set[tuple[object, ...]]:
         ("main/proofs-", "finetuning/"),
         ("main/code-",),
         ("long/",),
+        ("attentions/proofs",),
+        ("attentions/code",),
     ],
     ids=" ".join,
 )
@@ -197,6 +200,30 @@ def test_arms_at_equal_time_have_the_steps_that_the_measured_times_allow(
 ) -> None:
     expected = compute_time("table4/proofs-ours-512-8192-xl-seed", "memory")
     assert compute_time(name, timed) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("arm", ATTENTIONS)
+def test_attentions_at_equal_time_have_the_steps_that_the_measured_times_allow(arm: str) -> None:
+    path = QUEUE.parent / "results" / "step_times_attentions.json"
+    ratios = {row["name"]: row["ratio"] for row in json.loads(path.read_text())["rows"]}
+    (job,) = find_jobs([f"attentions/proofs-{arm}-seed0"])
+    steps = load_job_config(job, Path("runs")).training.steps
+    assert steps * ratios[arm] == pytest.approx(490 * ratios["memory"], rel=0.01)
+
+
+def test_arms_of_attentions_differ_in_nothing_else() -> None:
+    """Of one family and seed: parameters within two percent, the same tokens in the same order."""
+    counts, configs = {}, {}
+    for job in find_jobs(["attentions/proofs-"]):
+        config = load_job_config(job, Path("runs"))
+        with torch.device("meta"):
+            model = choose_model(job.settings)(config.model)
+        counts[job.arm] = sum(p.numel() for p in model.parameters())
+        config = replace(config.model, window=512, capacity=0)
+        configs[job.arm] = config
+    assert set(counts) == {*ATTENTIONS, *(f"{arm}-tokens" for arm in ATTENTIONS if arm != "memory")}
+    assert len(set(configs.values())) == 1
+    assert max(counts.values()) < 1.02 * min(counts.values())
 
 
 def test_words_choose_jobs() -> None:
@@ -296,6 +323,29 @@ def test_a_run_folder_of_other_settings_is_refused_by_name(
     assert run_job(changed, tiny_family, results)
     assert is_done(changed, results)
     assert read_result(results, changed)["config"]["training"]["steps"] == 5
+
+
+def test_a_job_with_another_attention_is_trained_read_and_told_from_one_without(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    attention = ("attention.kind=compressive", "attention.num_slots=5", "attention.rate=3")
+    job = make_job("other", settings=("model.capacity=0", *attention), evaluations=(Evaluation(0),))
+    results = tmp_path / "results"
+    assert run_job(job, tiny_family, results)
+    result = read_result(results, job)
+    assert result["settings"] == list(job.settings)
+    plain = make_job("plain", settings=("model.capacity=0",), evaluations=(Evaluation(0),))
+    assert run_job(plain, tiny_family, results)
+    other = read_result(results, plain)
+    assert result["num_weights"] > other["num_weights"]
+    assert result["evaluations"]["0"]["nats"] != other["evaluations"]["0"]["nats"]
+    (tiny_family / job.name / "evaluations.json").unlink()
+    assert run_job(job, tiny_family, results)
+    assert read_result(results, job)["evaluations"] == result["evaluations"]
+    changed = replace(job, settings=(*job.settings[:-1], "attention.rate=2"))
+    assert not is_done(changed, results)
+    with pytest.raises(ConfigError, match=r"rate=3' is now '.*rate=2'; remove the folder"):
+        run_job(changed, tiny_family, results)
 
 
 def test_a_moved_folder_of_runs_is_no_other_setting(tiny_family: Path, tmp_path: Path) -> None:

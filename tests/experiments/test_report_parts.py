@@ -21,7 +21,7 @@ from tests.experiments.test_report import (
 
 def test_without_any_run_every_part_says_so(report, tmp_path):
     page = build(report, tmp_path)
-    assert page.count("**Not run yet.**") == 19
+    assert page.count("**Not run yet.**") == 20
     planned = report.results.load_results(tmp_path / "runs", tmp_path).planned
     assert f"{len(planned)} of {len(planned)} planned runs are not run" in page
     assert f"- `{planned[0]}`" in page
@@ -291,3 +291,39 @@ def test_copying_is_shown_once_it_is_measured(report, tmp_path):
         "7.0%", "9.00", "9.50", "9.10", "9.60", "+10.0%", "+10.0% (+9.0 to +11.0)", "-1%",
     ]  # fmt: skip
     assert "with an interval below zero, in none; it adds to them in proofs with 8,192." in part
+
+
+def test_other_attentions_are_compared_at_equal_time_and_at_equal_tokens(report, tmp_path):
+    rows = [
+        {"name": "linformer", "ratio": 1.5, "state_bytes": 3 * 2**20, "seconds": 0.6},
+        {"name": "cache", "ratio": 1.0, "state_bytes": 2**20, "seconds": 0.4},
+    ]
+    machine = {"rows": rows, "machine": MACHINE}
+    (tmp_path / "step_times_attentions.json").write_text(json.dumps(machine))
+    early = [np.concatenate([np.full(512, math.log(3.0)), np.full(n - 512, 1.0)]) for n in LENS]
+    constant = [np.full(n, math.log(4.0)) for n in LENS]
+    save(
+        tmp_path,
+        make_values("attentions/code-cache-seed0", {"0": make_evaluation(constant)}),
+        make_values("attentions/code-linformer-seed0", {"0": make_evaluation(early)}),
+        make_values("attentions/code-linformer-tokens-seed0", {"0": 5.0}, tokens=2_000_000),
+        make_values("attentions/code-memory-seed0", {"8192": 2.0}),
+    )
+    part = cut_part(build(report, tmp_path), "Other attentions")
+    timed, short = (f"### Code, trained {what}" for what in ("in as much", "on as many"))
+    assert part.index(timed) < part.index(short)
+    line = find_line(part, "Linformer:", timed)
+    assert line[0] == "Linformer: 512 and slots for 4,096 before"
+    assert line[6:] == ["-25.0%", "-32.0%", "1.50", "3.0 MiB", "5.00M"]
+    assert find_line(part, "memory of 8,192 in", timed)[2:4] == ["2.00", "-50.0% (-50.0 to -50.0)"]
+    cache = find_line(part, "Transformer-XL:", timed)
+    assert (cache[2:4], cache[5]) == (["4.00", "0"], "-50.0% (-50.0 to -50.0)")
+    assert find_line(part, "Performer:", timed)[2:4] == ["not run yet", "not run yet"]
+    assert find_line(part, "Linformer:", short)[1:6] == [
+        "2.0M", "5.00", "not run yet", "", "-60.0% (-60.0 to -60.0)",
+    ]  # fmt: skip
+    assert find_line(part, "memory of 8,192 in", short)[2] == "2.00"
+    assert "Proofs" not in part
+    # Beside Linformer and the cache: the interval of one is below zero, and of the other too.
+    assert "Of 2 comparisons at equal time, memory is ahead" in part
+    assert "not run yet" not in find_line(part, "Transformer-XL:", timed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from memorizing.config import ModelConfig, TrainingConfig
+from memorizing.config import Config, DataConfig, ModelConfig, TokenizerConfig, TrainingConfig
 from memorizing.data import SegmentLoader, TokenizedDocument
 from memorizing.model import MemorizingTransformer
 from memorizing.training import StepMetrics, Trainer
@@ -71,6 +72,28 @@ def documents() -> list[TokenizedDocument]:
         TokenizedDocument(f"document {i}", rng.integers(1, 31, n).astype(np.int32), 2 * n)
         for i, n in enumerate(LENGTHS)
     ]
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_config: ModelConfig) -> Config:
+    """A run over texts of its own folder."""
+    rng = random.Random(0)
+    words = [f"word{i}" for i in range(43)]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for index in range(7):
+        text = " ".join(rng.choice(words) for _ in range(60 + 31 * index))
+        (folder / f"text{index}.txt").write_text(text)
+    return Config(
+        name="tiny",
+        model=replace(model_config, vocab_size=307),
+        tokenizer=TokenizerConfig(vocab_size=307),
+        data=DataConfig(corpus=f"files:{folder}", validation=("text3*",)),
+        training=TrainingConfig(
+            steps=6, rows=4, accumulation=2, evaluate_every=3, evaluate_tokens=101,
+            log_every=1, checkpoint_every=2, precision="fp32", memory_closed_share=0.3,
+        ),
+    )  # fmt: skip
 
 
 MakeTrainer = Callable[..., Trainer]

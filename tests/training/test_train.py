@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from memorizing.config import Config, DataConfig, ModelConfig, TokenizerConfig, TrainingConfig
+from memorizing.config import Config, DataConfig
 from memorizing.errors import (
     CheckpointError,
     ConfigError,
@@ -33,27 +32,6 @@ from memorizing.training.run_folder import TRAINING, open_run
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORIZING_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def config(tmp_path: Path, model_config: ModelConfig) -> Config:
-    rng = random.Random(0)
-    words = [f"word{i}" for i in range(43)]
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for index in range(7):
-        text = " ".join(rng.choice(words) for _ in range(60 + 31 * index))
-        (folder / f"text{index}.txt").write_text(text)
-    return Config(
-        name="tiny",
-        model=replace(model_config, vocab_size=307),
-        tokenizer=TokenizerConfig(vocab_size=307),
-        data=DataConfig(corpus=f"files:{folder}", validation=("text3*",)),
-        training=TrainingConfig(
-            steps=6, rows=4, accumulation=2, evaluate_every=3, evaluate_tokens=101,
-            log_every=1, checkpoint_every=2, precision="fp32", memory_closed_share=0.3,
-        ),
-    )  # fmt: skip
 
 
 def compare_checkpoints(first: Path, second: Path) -> None:

@@ -6,6 +6,7 @@ from results import Results
 
 from sections import (
     ablations,
+    attentions,
     beyond,
     capacities,
     copying,
@@ -32,6 +33,7 @@ _KNOWN = (
     scale,
     ablations,
     window,
+    attentions,
     search,
 )
 """Parts with runs of their own; each says by `covers` which runs it shows."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-import numpy as np
-from comparing import Change, compare
+from comparing import Bucket, Change, compare, compare_positions
 from formatting import MISSING, format_change, format_percent, join_words, make_table
 from pictures import COLORS, draw, label_ends, show_percents, start_figure
 from results import FAMILIES, Results, Run
@@ -17,9 +15,6 @@ from sections.families import CAPACITIES, LARGE, compare_family
 _PICTURE = "results_capacities.png"
 _TRAINED = 8192
 _SEGMENT = 512
-
-Bucket = tuple[int, int | None]
-"""Positions from, up to and not including; None is the end of the longest document."""
 
 
 def covers(run: Run) -> bool:
@@ -34,7 +29,12 @@ def write(results: Results) -> Section:
         for family in FAMILIES
     }
     by_capacity = {f: found for f, found in by_capacity.items() if any(found.values())}
-    by_position = {f: compare_positions(results, f) for f in by_capacity}
+    by_position = {
+        f: compare_positions(
+            results.find("main", "memory", f), str(LARGE), results.find("main", "cache", f), "0"
+        )
+        for f in by_capacity
+    }
     names = [str(capacity) for capacity in CAPACITIES]
     runs = [
         run
@@ -78,25 +78,6 @@ def write(results: Results) -> Section:
     )
 
 
-def compare_positions(results: Results, family: str) -> dict[Bucket, float]:
-    """Relative change of perplexity by position in the document, over seeds."""
-    memory = results.find("main", "memory", family)
-    cache = results.find("main", "cache", family)
-    differences: dict[Bucket, list[float]] = {}
-    for seed in memory.keys() & cache.keys():
-        ours = memory[seed].evaluations.get(str(LARGE))
-        base = cache[seed].evaluations.get("0")
-        if ours is None or base is None:
-            continue
-        for mine, theirs in zip(ours["by_position"], base["by_position"], strict=True):
-            nats = (mine["nats"] - theirs["nats"]) / mine["tokens"]
-            differences.setdefault((mine["start"], mine["end"]), []).append(nats)
-    return {
-        bucket: math.expm1(float(np.mean(d)))
-        for bucket, d in sorted(differences.items(), key=lambda i: i[0][0])
-    }
-
-
 def _compare_sizes(results: Results, family: str) -> Change | None:
     memory = results.find("main", "memory", family)
     return compare(memory, str(LARGE), memory, str(_TRAINED))
@@ -108,7 +89,7 @@ def _make_position_table(by_position: Mapping[str, Mapping[Bucket, float]]) -> s
     for family, found in by_position.items():
         cells = [format_percent(found[b]) if b in found else "" for b in buckets]
         rows.append((family, *(cells if found else [MISSING] * len(buckets))))
-    return make_table(("family", *(_name_bucket(b) for b in buckets)), rows)
+    return make_table(("family", *(name_bucket(b) for b in buckets)), rows)
 
 
 def _describe_beginnings(by_position: Mapping[str, Mapping[Bucket, float]]) -> str:
@@ -126,7 +107,8 @@ def _list_buckets(by_position: Mapping[str, Mapping[Bucket, float]]) -> list[Buc
     return sorted({b for found in by_position.values() for b in found}, key=lambda b: b[0])
 
 
-def _name_bucket(bucket: Bucket) -> str:
+def name_bucket(bucket: Bucket) -> str:
+    """Positions in short: 512 to 2K."""
     start, end = (_shorten(edge) if edge is not None else None for edge in bucket)
     return f"from {start}" if end is None else f"{start} to {end}"
 
@@ -164,7 +146,7 @@ def _plot(
             right.plot(*zip(*points, strict=True), "o-", color=COLORS[family])
             right_ends.append((family, *points[-1], COLORS[family]))
     right.set_xticks(
-        range(len(buckets)), [_name_bucket(b).replace(" to ", "\nto ") for b in buckets]
+        range(len(buckets)), [name_bucket(b).replace(" to ", "\nto ") for b in buckets]
     )
     right.set_xlabel("position in the document, tokens")
     right.set_title(f"by position, {LARGE:,} entries")

@@ -90,6 +90,11 @@ def write(results: Results) -> Section:
 
 def read_ratios(results: Results) -> dict[str, float]:
     """Times of a step against the cache alone, by the name of an arm, from step_times.json."""
-    found: Any = results.others.get("step_times", [])
+    return {name: row["ratio"] for name, row in read_times(results, "step_times").items()}
+
+
+def read_times(results: Results, file: str) -> dict[str, dict[str, Any]]:
+    """What `experiments/step_times.py` has measured of each arm, by its name; none is empty."""
+    found: Any = results.others.get(file, [])
     entries = found.get("rows", []) if isinstance(found, dict) else found
-    return {entry["name"]: entry["ratio"] for entry in entries}
+    return {entry["name"]: entry for entry in entries}

@@ -1,12 +1,6 @@
 """One layer: attention over the local context and, where told, a memory; then a feed-forward.
 
-Queries and keys may know the tokens before them, so that one layer can find what followed. To
-retrieve what came after an earlier occurrence of the present token, a key must tell which token
-precedes it, which otherwise takes another layer to learn. Two ways, both before normalization:
-
-- smeared keys (Olsson et al. 2022): k_t := s k_t + (1 - s) k_(t-1), one learned share per head;
-- a short convolution (So et al. 2021, Primer): q_t := sum_j c_j * q_(t-j) over the last tokens, one
-  learned coefficient per tap, head and channel; keys likewise, with coefficients of their own.
+Queries and keys may be mixed with those of the tokens before them (`mixing.py`).
 
 Shapes: B rows, H heads, T tokens, P tokens before them, S = C + T keys (C cached), D head_dim, d
 model_dim.
@@ -15,7 +9,10 @@ model_dim.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -34,94 +31,13 @@ from memorizing.model.attention import (
     combine_jointly,
 )
 from memorizing.model.layout import Exposed, Layout, attend_to_exposed
-
-_INDUCTION_SHARE = 0.12
-"""An induction head's key is mostly that of the token before; so much is of its own."""
-
-
-class ShortConvolution(nn.Module):
-    """x_t := sum over j < length of c_j * x_(t-j); what is before a document counts as 0."""
-
-    def __init__(self, length: int, num_heads: int, head_dim: int, shares: tuple[float, ...]):
-        """Start with the coefficients `shares` for the first taps, in all channels."""
-        super().__init__()
-        coefficients = torch.zeros(length, num_heads, head_dim)
-        for tap, share in enumerate(shares):
-            coefficients[tap] = share
-        self.coefficients = nn.Parameter(coefficients)
-
-    def forward(self, extended: Tensor) -> Tensor:
-        """Convolve (B, H, length - 1 + T, D), which begins with the tokens before: (B, H, T, D)."""
-        taps = self.coefficients.to(extended.dtype).unsqueeze(2)
-        num_tokens = extended.shape[2] - len(taps) + 1
-        first = len(taps) - 1
-        mixed = extended[:, :, first:] * taps[0]
-        for tap in range(1, len(taps)):
-            mixed = torch.addcmul(
-                mixed, extended[:, :, first - tap : first - tap + num_tokens], taps[tap]
-            )
-        return mixed
-
-
-def start_as_induction(queries: ShortConvolution, keys: ShortConvolution) -> None:
-    """Let every channel compare a token before the query with the one before that of the key.
-
-    Half of the channels look at the query's own token, the rest at the tokens before it in equal
-    parts; keys look one token further back: an entry is found whose *preceding* tokens are like the
-    query's last ones, the more of them the nearer. In place.
-    """
-    length, _, head_dim = queries.coefficients.shape
-    num_offsets = length - 1
-    share = torch.arange(head_dim) / head_dim
-    offset = ((share * 2 - 1) * (num_offsets - 1)).floor().long() + 1
-    offset = torch.where(share < 0.5, 0, offset).clamp(0, num_offsets - 1)
-    channels = torch.arange(head_dim)
-    with torch.no_grad():
-        queries.coefficients.zero_()
-        queries.coefficients[offset, :, channels] = 1.0
-        keys.coefficients.zero_()
-        keys.coefficients[0] = _INDUCTION_SHARE
-        keys.coefficients[offset + 1, :, channels] = 1.0 - _INDUCTION_SHARE
-
-
-def smear(extended: Tensor, share: Tensor, layout: Layout) -> Tensor:
-    """k_t := s k_t + (1 - s) k_(t-1); the first key of a document stays as it is.
-
-    Args:
-        extended: keys with the one before them (B, H, 1 + T, D), as `extend_back` gives them.
-        share: s (H,).
-        layout: of the call.
-    """
-    previous, keys = extended[:, :, :-1], extended[:, :, 1:]
-    is_first = layout.at_start.view(-1, 1, 1, 1)
-    previous = torch.cat(
-        [torch.where(is_first, keys[:, :, :1], previous[:, :, :1]), previous[:, :, 1:]], 2
-    )
-    return torch.lerp(previous, keys, share.to(keys.dtype).view(-1, 1, 1))
-
-
-def extend_back(x: Tensor, recent: Tensor, layout: Layout) -> Tensor:
-    """(B, H, P + T, D): x with the P tokens before it in front.
-
-    What is before the beginning of a document is 0.
-
-    Args:
-        x: (B, H, T, D).
-        recent: (B, H, P, D), the last tokens of the calls before.
-        layout: of the call.
-    """
-    return torch.cat([recent.masked_fill(layout.at_start.view(-1, 1, 1, 1), 0.0), x], 2)
-
-
-def keep_recent(extended: Tensor, num_before: int, layout: Layout) -> Tensor:
-    """The last P valid tokens (B, H, P, D) of what `extend_back` gave, detached."""
-    extended = extended.detach()
-    if layout.is_whole:
-        return extended[:, :, extended.shape[2] - num_before :].clone()
-    places = send(layout.num_new.view(-1, 1) + torch.arange(num_before), extended.device)
-    num_heads, head_dim = extended.shape[1], extended.shape[3]
-    return extended.gather(2, places[:, None, :, None].expand(-1, num_heads, -1, head_dim))
-
+from memorizing.model.mixing import (
+    ShortConvolution,
+    extend_back,
+    keep_recent,
+    smear,
+    start_as_induction,
+)
 
 _INDUCTION_SMEAR = -2.0
 """The logit of a token's share in its own key, 0.12: the key is mostly the previous token's."""
@@ -177,8 +93,27 @@ def _project(x: Tensor, weight: Tensor) -> Tensor:
     return linear(x, weight.to(x.dtype))
 
 
-class Attention(nn.Module):
-    """Multi-head attention with normalized queries and keys, T5 bias, cache and memory."""
+@dataclass(frozen=True)
+class Projected:
+    """What attention compares and sums, of the tokens of a call."""
+
+    queries: Tensor
+    """(B, H, T, D), as memories are searched with them: mixed, normalized or divided."""
+    scaled_queries: Tensor
+    """(B, H, T, D): their products with keys are the scores."""
+    keys: Tensor
+    """(B, H, T, D), mixed and normalized."""
+    values: Tensor
+    recent: Tensor | None
+    """The next call's."""
+
+
+class AttentionLayer(nn.Module, ABC):
+    """The weights of an attention, and what it shares with every other one in their place.
+
+    A subclass says what the queries attend to, and what of it the state keeps from one call to the
+    next: `MemorizingTransformer(config, make_attention)` has it in every layer.
+    """
 
     def __init__(self, config: ModelConfig, has_memory: bool) -> None:
         """Make the parameters: projections, position bias, scale, smear and gate as configured."""
@@ -217,6 +152,34 @@ class Attention(nn.Module):
         )
         self.has_memory = has_memory
 
+    @abstractmethod
+    def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
+        """What the state keeps of this layer before any token: (B, H, n, D), or like it.
+
+        Later ones may differ in n and in nothing else. A row that begins a document
+        (`layout.at_start`, or `layout.position` 0) may have another document's here: nothing of it
+        counts. So it is with what a row that restarts (`training.restart_share`) has of its own.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: Entries,
+        recent: Tensor | None,
+        reading: Reading | None,
+    ) -> AttentionResult:
+        """Attend from the tokens x (B, T, d) to what is kept and to one another.
+
+        Args:
+            x: normalized.
+            layout: of the call: positions in the documents, and padding on the right.
+            cache: what this layer's last result held.
+            recent: likewise, for `project`.
+            reading: how to read the layer's memory, where it has one.
+        """
+
     def start_as_induction_heads(self) -> None:
         """Set the weights so that every head is an induction head (Olsson et al. 2022). In place.
 
@@ -233,68 +196,27 @@ class Attention(nn.Module):
         if self.mix_queries is not None and self.mix_keys is not None:
             start_as_induction(self.mix_queries, self.mix_keys)
 
-    def forward(
-        self,
-        x: Tensor,
-        layout: Layout,
-        cache: Entries,
-        recent: Tensor | None,
-        reading: Reading | None,
-    ) -> AttentionResult:
-        """Attend from the tokens x (B, T, d) to their local context and memory."""
+    def project(self, x: Tensor, layout: Layout, recent: Tensor | None) -> Projected:
+        """Queries, keys and values of x (B, T, d), mixed with those of the tokens before."""
         config = self.config
-        queries, new_keys, new_values = (
+        queries, keys, values = (
             _project(x, part.weight)
             .unflatten(-1, (config.num_heads, config.head_dim))
             .transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
         if recent is not None:
-            queries, new_keys, recent = self._mix(queries, new_keys, recent, layout)
+            queries, keys, recent = self._mix(queries, keys, recent, layout)
         if self.scale is None:
-            search_queries = scaled_queries = queries / math.sqrt(config.head_dim)
+            queries = scaled = queries / math.sqrt(config.head_dim)
         else:
-            search_queries = normalize(queries)
-            scaled_queries = search_queries * self.scale.to(x.dtype).view(-1, 1, 1)
-            new_keys = normalize(new_keys)
-        keys = torch.cat([cache.keys, new_keys], 2)
-        values = torch.cat([cache.values, new_values], 2)
-        by_joint = self.has_memory and config.combine == "joint"
-        local, local_log_sum = attend_locally(
-            scaled_queries,
-            keys,
-            values,
-            self.position_bias(x.shape[1], x.dtype),
-            layout.num_hidden_keys,
-            num_frozen_keys=cache.keys.shape[2],
-            need_log_sum=by_joint and reading is not None,
-        )
-        retrieved = weights = None
-        if reading is not None and bool(reading.is_open.any()):
-            num_hidden = None
-            if by_joint and config.xl_cache:
-                num_hidden = count_hidden(layout.position, config.segment_len, config.window)
-            retrieved = self._retrieve(search_queries, num_hidden, reading)
-            memory, weights, memory_log_sum = attend_to_retrieved(
-                scaled_queries, retrieved, self.scale
-            )
-            found = retrieved.neighbors.valid.any(-1)
-            if reading.exposed is not None:
-                seen, seen_log_sum = attend_to_exposed(scaled_queries, reading.exposed, num_hidden)
-                memory = combine_jointly(seen, memory, seen_log_sum, memory_log_sum, found)
-                memory_log_sum = torch.logaddexp(memory_log_sum, seen_log_sum)
-                found = send(reading.is_open, x.device).view(-1, 1, 1).expand_as(found)
-            if self.gate_bias is not None:
-                local = combine_by_gate(local, memory, self.gate_bias, found, self.empty_value)
-            elif local_log_sum is not None:
-                local = combine_jointly(local, memory, local_log_sum, memory_log_sum, found)
-        elif self.gate_bias is not None and self.empty_value is not None and config.has_memory:
-            nothing = torch.zeros(local.shape[:3], dtype=torch.bool, device=x.device)
-            local = combine_by_gate(local, local, self.gate_bias, nothing, self.empty_value)
-        output = _project(local.transpose(1, 2).flatten(2), self.output.weight)
-        live = Entries(new_keys, new_values) if self.has_memory else None
-        kept = Entries(layout.keep(keys), layout.keep(values))
-        return AttentionResult(output, kept, live, recent, retrieved, weights)
+            queries, keys = normalize(queries), normalize(keys)
+            scaled = queries * self.scale.to(x.dtype).view(-1, 1, 1)
+        return Projected(queries, scaled, keys, values, recent)
+
+    def project_output(self, attended: Tensor) -> Tensor:
+        """(B, T, d) from what every head attended to (B, H, T, D)."""
+        return _project(attended.transpose(1, 2).flatten(2), self.output.weight)
 
     def _mix(
         self, queries: Tensor, keys: Tensor, recent: Tensor, layout: Layout
@@ -311,6 +233,64 @@ class Attention(nn.Module):
         both = [extend_back(x, r, layout) for x, r in zip((queries, keys), before, strict=True)]
         kept = torch.cat([keep_recent(x, num_before, layout) for x in both], 2)
         return self.mix_queries(both[0]), self.mix_keys(both[1]), kept
+
+
+class Attention(AttentionLayer):
+    """Multi-head attention with normalized queries and keys, T5 bias, cache and memory."""
+
+    def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
+        """Keys and values of no token."""
+        shape = (num_rows, self.config.num_heads, 0, self.config.head_dim)
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        return Entries(keys, values)
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        cache: Entries,
+        recent: Tensor | None,
+        reading: Reading | None,
+    ) -> AttentionResult:
+        """Attend from the tokens x (B, T, d) to their local context and memory."""
+        config, new = self.config, self.project(x, layout, recent)
+        queries = new.scaled_queries
+        keys = torch.cat([cache.keys, new.keys], 2)
+        values = torch.cat([cache.values, new.values], 2)
+        by_joint = self.has_memory and config.combine == "joint"
+        local, local_log_sum = attend_locally(
+            queries,
+            keys,
+            values,
+            self.position_bias(x.shape[1], x.dtype),
+            layout.num_hidden_keys,
+            num_frozen_keys=cache.keys.shape[2],
+            need_log_sum=by_joint and reading is not None,
+        )
+        retrieved = weights = None
+        if reading is not None and bool(reading.is_open.any()):
+            num_hidden = None
+            if by_joint and config.xl_cache:
+                num_hidden = count_hidden(layout.position, config.segment_len, config.window)
+            retrieved = self._retrieve(new.queries, num_hidden, reading)
+            memory, weights, memory_log_sum = attend_to_retrieved(queries, retrieved, self.scale)
+            found = retrieved.neighbors.valid.any(-1)
+            if reading.exposed is not None:
+                seen, seen_log_sum = attend_to_exposed(queries, reading.exposed, num_hidden)
+                memory = combine_jointly(seen, memory, seen_log_sum, memory_log_sum, found)
+                memory_log_sum = torch.logaddexp(memory_log_sum, seen_log_sum)
+                found = send(reading.is_open, x.device).view(-1, 1, 1).expand_as(found)
+            if self.gate_bias is not None:
+                local = combine_by_gate(local, memory, self.gate_bias, found, self.empty_value)
+            elif local_log_sum is not None:
+                local = combine_jointly(local, memory, local_log_sum, memory_log_sum, found)
+        elif self.gate_bias is not None and self.empty_value is not None and config.has_memory:
+            nothing = torch.zeros(local.shape[:3], dtype=torch.bool, device=x.device)
+            local = combine_by_gate(local, local, self.gate_bias, nothing, self.empty_value)
+        live = Entries(new.keys, new.values) if self.has_memory else None
+        kept = Entries(layout.keep(keys), layout.keep(values))
+        output = self.project_output(local)
+        return AttentionResult(output, kept, live, new.recent, retrieved, weights)
 
     def _retrieve(self, queries: Tensor, num_hidden: Tensor | None, reading: Reading) -> Retrieved:
         config, control = self.config, reading.control
@@ -339,6 +319,15 @@ def normalize(x: Tensor) -> Tensor:
     return nn.functional.normalize(x, dim=-1)
 
 
+def is_of_memory(name: str) -> bool:
+    """Whether a model lacks the parameter of this name where no memory is mixed in by a gate."""
+    return name.rpartition(".")[2] in ("gate_bias", "empty_value")
+
+
+MakeAttention: TypeAlias = Callable[[ModelConfig, bool], AttentionLayer]
+"""A layer's attention, from the configuration and whether the layer has a memory."""
+
+
 class FeedForward(nn.Module):
     """relu(x W_1) W_2, without biases."""
 
@@ -356,11 +345,13 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: ModelConfig, has_memory: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, has_memory: bool, make_attention: MakeAttention = Attention
+    ) -> None:
         """Make a layer; `has_memory` for those that read the external memory."""
         super().__init__()
         self.attention_norm = Norm(config.model_dim)
-        self.attention = Attention(config, has_memory)
+        self.attention = make_attention(config, has_memory)
         self.feed_forward_norm = Norm(config.model_dim)
         self.feed_forward = FeedForward(config)
         self.dropout = config.dropout

@@ -30,7 +30,7 @@ class ModelState(History):
 
     xl_caches: tuple[Entries, ...]
     """Per layer, the last tokens' keys and values, aligned on the right; how many count follows
-    from `position`."""
+    from `position`. Of another attention, what it keeps."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Layout:
     num_kept: int
     """Columns of the next cache."""
     position: Tensor
-    """(B, T) int64 on the CPU: position in the document of every valid token; of a row that restarts,
-    in the call."""
+    """(B, T) int64 on the CPU: position in the document of every valid token; in the call, where a
+    row restarts."""
     is_whole: bool
     """Whether every token is valid."""
     columns: Tensor | None

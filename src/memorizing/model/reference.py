@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memorizing.config import ModelConfig
-from memorizing.model.block import Attention, Block
+from memorizing.model.block import AttentionLayer, Block
 from memorizing.model.transformer import MemorizingTransformer
 
 
@@ -41,7 +41,7 @@ def _norm(x: Tensor, gain: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain
 
 
-def _attend(attention: Attention, x: Tensor, config: ModelConfig, capacity: int) -> Tensor:
+def _attend(attention: AttentionLayer, x: Tensor, config: ModelConfig, capacity: int) -> Tensor:
     num_tokens = len(x)
     q, k, v = (
         (x @ part.weight.T).view(num_tokens, config.num_heads, config.head_dim)
@@ -72,7 +72,7 @@ def _attend(attention: Attention, x: Tensor, config: ModelConfig, capacity: int)
 
 
 def _attend_one(
-    attention: Attention,
+    attention: AttentionLayer,
     config: ModelConfig,
     capacity: int,
     q: Tensor,

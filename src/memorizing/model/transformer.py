@@ -16,8 +16,15 @@ from torch.utils.checkpoint import checkpoint
 from memorizing.config import ModelConfig, check_capacity
 from memorizing.errors import ConfigError
 from memorizing.index_settings import parse_index
-from memorizing.memory import Entries, Memory, RetrievalControl, SpreadMemory
-from memorizing.model.block import AttentionResult, Block, Norm, Reading
+from memorizing.memory import Memory, RetrievalControl, SpreadMemory
+from memorizing.model.block import (
+    Attention,
+    AttentionResult,
+    Block,
+    MakeAttention,
+    Norm,
+    Reading,
+)
 from memorizing.model.layout import Exposed, Layout, ModelState
 from memorizing.ranks import ALONE, Ranks
 
@@ -84,15 +91,23 @@ class MemorizingTransformer(nn.Module):
     Parameters are fp32; `compute_dtype` is the dtype of activations and matrix products.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Make a model with random weights, drawn from torch's global generator."""
+    def __init__(self, config: ModelConfig, make_attention: MakeAttention = Attention) -> None:
+        """Make a model with random weights, drawn from torch's global generator.
+
+        Args:
+            config: shape and kind.
+            make_attention: makes the attention of every layer: another than the paper's is a class
+                derived from `model.block.AttentionLayer`. What it reads of the configuration, and
+                whether it reads a memory, is its own affair.
+        """
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
         self.gradient_checkpointing = False
         self.embedding = nn.Embedding(config.vocab_size, config.model_dim)
         self.blocks = nn.ModuleList(
-            Block(config, layer in config.memory_layers) for layer in range(config.num_layers)
+            Block(config, layer in config.memory_layers, make_attention)
+            for layer in range(config.num_layers)
         )
         self.final_norm = Norm(config.model_dim)
         self._initialize()
@@ -141,10 +156,6 @@ class MemorizingTransformer(nn.Module):
         capacity = config.capacity if capacity is None else capacity
         check_capacity(capacity, config.num_neighbors)
         device = self.embedding.weight.device if device is None else torch.device(device)
-        shape = (num_rows, config.num_heads, 0, config.head_dim)
-        empty = Entries(
-            *(torch.zeros(shape, dtype=self.compute_dtype, device=device) for _ in range(2))
-        )
         num_recent = 1 if config.smear_keys else 2 * max(config.conv_len - 1, 0)
         recent = torch.zeros(
             (num_rows, config.num_heads, num_recent, config.head_dim),
@@ -163,7 +174,10 @@ class MemorizingTransformer(nn.Module):
         return ModelState(
             segment_len=config.segment_len,
             position=torch.zeros(num_rows, dtype=torch.int64),
-            xl_caches=(empty,) * config.num_layers,
+            xl_caches=tuple(
+                block.attention.init_cache(num_rows, self.compute_dtype, device)
+                for _, block in self._attention_blocks()
+            ),
             recent=(recent,) * (config.num_layers if num_recent else 0),
             memories={layer: make_memory() for layer in config.memory_layers if capacity},
         )

@@ -30,6 +30,7 @@ from memorizing.config import ModelConfig
 from memorizing.data import Tokenizer, load_tokenizer
 from memorizing.errors import CheckpointError, ConfigError, MemorizingError, TokenizerError
 from memorizing.model import MemorizingTransformer
+from memorizing.model.block import is_of_memory
 from memorizing.ranks import Shards
 from memorizing.settings import build_dataclass
 from memorizing.storage.files import name_temporary, read_json, remove_leftovers, write_json
@@ -55,10 +56,10 @@ _MODEL_TYPE = "memorizing_transformer"
 _MODEL_TYPES = (_MODEL_TYPE, "memorizing")
 """The second is that of checkpoints before `transformers` could read them."""
 _TRAINING_FILES = (TRAINER_FILE, OPTIMIZER_FILE, STATE_FILE)
-_MEMORY_SUFFIXES = (".gate_bias", ".empty_value")
-"""Parameters that only memory layers have."""
 _SLACK_BYTES = 1 << 22
-_OTHER_MODEL = f"use the configuration in its {CONFIG_FILE}"
+_OTHER_MODEL = (
+    f"use the configuration in its {CONFIG_FILE}, and the make_model that it was trained with"
+)
 _STEP_NAME = re.compile(r"step-([0-9]+)")
 
 
@@ -160,6 +161,7 @@ def load_model(
     *,
     device: torch.device | str | None = None,
     which: Literal["last", "best"] = "last",
+    make_model: Callable[[ModelConfig], MemorizingTransformer] = MemorizingTransformer,
 ) -> LoadedModel:
     """Load a model to use it: from a model folder, a checkpoint, or a run.
 
@@ -167,6 +169,8 @@ def load_model(
         path: a folder that `save_model`, training or `save_pretrained` wrote.
         device: where to put the weights; None is the CPU.
         which: of a run, the last checkpoint, or the best by validation.
+        make_model: what the model was made with, where `train` was given it. All that its weights
+            do not hold, buffers included, has to be made without them.
 
     Raises:
         CheckpointError: there is none, or it is truncated, altered, of another model, or its
@@ -187,7 +191,7 @@ def load_model(
     # Without its random start: the weights are about to be replaced, and the caller's generator
     # stays untouched. Nothing is allocated before the file is known to hold these shapes.
     with torch.device("meta"), explain_damage(folder):
-        model = MemorizingTransformer(config)
+        model = make_model(config)
     check_shapes(str(folder), places, model.state_dict(), CheckpointError, _OTHER_MODEL)
     model.to_empty(device=device or "cpu")
     model.load_state_dict(read_tensors(folder / MODEL_FILE, CheckpointError, remedy))
@@ -227,7 +231,7 @@ def load_weights(
     own = model.state_dict()
     theirs = read_tensors(folder / MODEL_FILE, CheckpointError, remedy)
     if may_lack_memory:
-        only = {name for name in own.keys() ^ theirs.keys() if name.endswith(_MEMORY_SUFFIXES)}
+        only = {name for name in own.keys() ^ theirs.keys() if is_of_memory(name)}
         theirs = {name: t for name, t in theirs.items() if name not in only}
         theirs |= {name: own[name] for name in only & own.keys()}
     check_shapes(str(folder), theirs, own, CheckpointError, _OTHER_MODEL)

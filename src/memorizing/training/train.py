@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from memorizing.config import Config
+from memorizing.config import Config, ModelConfig
 from memorizing.data import (
     Document,
     SegmentLoader,
@@ -60,6 +61,7 @@ def train(
     progress: bool = True,
     overwrite: bool = False,
     corpus: TokenizedCorpus | None = None,
+    make_model: Callable[[ModelConfig], MemorizingTransformer] = MemorizingTransformer,
 ) -> TrainingResult:
     """Train the model that a configuration describes, in a run folder that describes itself.
 
@@ -80,6 +82,10 @@ def train(
         overwrite: replace a run that is there, once the new one has taken its first step.
         corpus: what `prepare_corpus` gave for this configuration, to train several models on the
             same tokens; None prepares it.
+        make_model: makes the model of a configuration, such as one with an attention of your own:
+            `lambda config: MemorizingTransformer(config, MyAttention)`. Resuming, and `load_model`,
+            need the same again; without it they refuse weights of other names or shapes. Memory is
+            estimated as for the ordinary model.
 
     Raises:
         RunFolderError: a folder that exists, none to resume, or one that another process writes.
@@ -96,7 +102,8 @@ def train(
         open_run(path, TRAINING, resume=resume, overwrite=overwrite, ranks=ranks) as run,
     ):
         display = make_display(progress and ranks.is_main)
-        return _train_in(run, config, ranks.find_device(device), display, corpus, ranks)
+        place = ranks.find_device(device)
+        return _train_in(run, config, place, display, corpus, ranks, make_model)
 
 
 def _train_in(
@@ -106,6 +113,7 @@ def _train_in(
     display: Display,
     corpus: TokenizedCorpus | None,
     ranks: Ranks,
+    make_model: Callable[[ModelConfig], MemorizingTransformer],
 ) -> TrainingResult:
     """`train` in a folder that is nobody else's."""
     changes: list[str] = []
@@ -147,7 +155,7 @@ def _train_in(
         display.open_log(run.path / LOG_FILE)
 
     torch.manual_seed(config.training.seed)
-    model = MemorizingTransformer(config.model)
+    model = make_model(config.model)
     if not (config.training.shard and ranks.size > 1):
         model.to(device)
     loader = SegmentLoader(

@@ -53,6 +53,22 @@ def trained(model: MemorizingTransformerForCausalLM, tokenizer: Tokenizer, tmp_p
     return tmp_path / "trained"
 
 
+def test_a_checkpoint_of_another_attention_is_refused(
+    trained: Path, model: MemorizingTransformerForCausalLM
+) -> None:
+    own = load_model(trained).model
+    own.blocks[1].attention.register_buffer("directions", torch.ones(3))
+    save_model(trained, own, None)
+    with pytest.raises(CheckpointError, match=r"'blocks\.1\.attention\.directions'.*make_model"):
+        MemorizingTransformerForCausalLM.from_pretrained(trained)
+    # Left-over gates are those of a model that is loaded to combine in another way.
+    save_model(trained, model.model, None)
+    options = {"combine": "joint", "output_loading_info": True}
+    loaded, info = MemorizingTransformerForCausalLM.from_pretrained(trained, **options)
+    assert loaded.config.combine == "joint"
+    assert info["unexpected_keys"]
+
+
 def test_a_saved_model_is_loaded_bit_for_bit(
     model: MemorizingTransformerForCausalLM, tmp_path: Path
 ) -> None:

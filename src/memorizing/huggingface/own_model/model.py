@@ -46,6 +46,7 @@ from memorizing.huggingface.own_model.inputs import (
 )
 from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.model import MemorizingTransformer
+from memorizing.model.block import is_of_memory
 
 _COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MANIFEST = "manifest.json"
@@ -110,15 +111,24 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs: likewise, and settings: `from_pretrained(path, capacity=65_536)`.
 
         Raises:
-            CheckpointError: a weight is missing.
+            CheckpointError: a weight is missing, or is of another attention than the paper's.
         """
-        found = super().from_pretrained(*args, **kwargs)
-        model = found[0] if isinstance(found, tuple) else found
+        wants_info = kwargs.pop("output_loading_info", False)
+        found: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = found
+        # Gates may be left over: those of a model that is loaded to combine in another way.
+        others = [name for name in info["unexpected_keys"] if not is_of_memory(name)]
+        if others:
+            raise CheckpointError(
+                f"the checkpoint holds {min(others)!r}, which this model does not have: it was "
+                "trained with another attention; load it by memorizing.load_model with the "
+                "make_model that it was trained with, and wrap it by from_model"
+            )
         for layer in () if model.config.memory_layer_bias else model.config.memory_layers:
             # What is loaded takes gradients; a bias that is not used stays 0.
             bias = model.get_submodule(f"model.blocks.{layer}.attention.position_bias")
             bias.requires_grad_(False)
-        return found
+        return (model, info) if wants_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
