@@ -12,12 +12,10 @@ LARGE = 65_536
 SEEDS = (0, 1, 2)
 TUNED_SEED = 1
 """Of the models of tier 1 that are read with larger memories or trained on."""
-NO_MEMORY = ("model.capacity=0", "training.restart_share=0")
+NO_MEMORY = ("model.capacity=0",)
 PAPER = (
     "model.conv_len=0",
     "model.induction_init=false",
-    "model.empty_value=false",
-    "training.restart_share=0",
     "training.optimizer=adafactor",
     "training.learning_rate=1.0",
     "training.embedding_learning_rate=0",
@@ -165,17 +163,21 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
 }
 """What is changed of our recipe, one thing at a time."""
 
+START = ("model.empty_value=true", "training.restart_share=0.2")
+"""What mends the beginnings of documents."""
 TOGETHER = (
+    *START,
+    "model.memory_layers=[0]",
     "model.conv_len=6",
     "training.learning_rate=0.01",
     "training.embedding_learning_rate=0.01",
 )
-"""What the ablations found better than our recipe, one seed each; memory in layer 0 besides."""
+"""With what the ablations found better than our recipe, one at a time."""
 ADOPTING: dict[str, tuple[str, ...]] = {
-    "now": (),
     "cache": NO_MEMORY,
-    "together": (*TOGETHER, "model.memory_layers=[0]"),
-    "together-cache": (*TOGETHER, "model.memory_layers=[0]", *NO_MEMORY),
+    "start": START,
+    "together-cache": (*TOGETHER, *NO_MEMORY),
+    "together": TOGETHER,
 }
 
 SIZES: dict[str, tuple[str, ...]] = {
@@ -260,7 +262,7 @@ def _plan_ablations() -> list[Job]:
 
 
 def _plan_adopting() -> list[Job]:
-    """What was found one at a time, together, against our recipe; each with its own cache arm."""
+    """What is to be taken over, against memory off; the recipe itself is `ablations/ours`."""
     return [
         Job("adopting", arm, family, (QUICK, *changes),
             NO_CHOICE if arm.endswith("cache") else CHOICE, 3, seed)

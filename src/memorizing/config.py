@@ -274,8 +274,8 @@ class TrainingConfig:
     memory_closed_share: Share = 0.0
     """Share of segments, drawn per row, whose memory is closed."""
     restart_share: Share = 0.0
-    """Share of segments, drawn per row, that are read as if a document began with them: without
-    memory, and without what local attention saw before."""
+    """Share of segments, drawn per row, that a model with memory reads as if a document began with
+    them: it sees neither its memory nor what local attention saw before."""
     crossbatch_segments: Count = 0
     """Crossbatch (FoT): a step reads this many segments more, and the memory layer sees the keys
     and values of those before with gradient. 0 is the paper's objective."""

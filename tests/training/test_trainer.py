@@ -188,6 +188,7 @@ def test_rows_restart_by_a_share_of_their_own(make_trainer: MakeTrainer) -> None
     assert draws.double().mean().item() == pytest.approx(0.3, abs=0.03)
     assert 0 < sum(len(set(row)) == 2 for row in draws.tolist()) < 500
     assert make_trainer()._draw_restarts() is None
+    assert make_trainer(restart_share=0.3, model={"capacity": 0})._draw_restarts() is None
 
 
 def test_rows_that_always_restart_train_as_without_memory_and_cache(

@@ -282,7 +282,7 @@ class Trainer(TrainingLoop):
     def _draw_restarts(self) -> Tensor | None:
         """Which rows read this segment as if their document began with it."""
         share = self.config.restart_share
-        if not share:
+        if not share or not self.model.config.has_memory:
             return None
         return torch.rand(self.config.rows, generator=self._draws) < share
 
