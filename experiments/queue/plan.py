@@ -175,6 +175,7 @@ TOGETHER = (
 """With what the ablations found better than our recipe, one at a time."""
 ADOPTING: dict[str, tuple[str, ...]] = {
     "cache": NO_MEMORY,
+    "ours": (),
     "start": START,
     "together-cache": (*TOGETHER, *NO_MEMORY),
     "together": TOGETHER,
@@ -262,7 +263,7 @@ def _plan_ablations() -> list[Job]:
 
 
 def _plan_adopting() -> list[Job]:
-    """What is to be taken over, against memory off; the recipe itself is `ablations/ours`."""
+    """What is to be taken over, against our recipe and against no memory."""
     return [
         Job("adopting", arm, family, (QUICK, *changes),
             NO_CHOICE if arm.endswith("cache") else CHOICE, 3, seed)

@@ -21,7 +21,7 @@ from tests.experiments.test_report import (
 
 def test_without_any_run_every_part_says_so(report, tmp_path):
     page = build(report, tmp_path)
-    assert page.count("**Not run yet.**") == 20
+    assert page.count("**Not run yet.**") == 21
     planned = report.results.load_results(tmp_path / "runs", tmp_path).planned
     assert f"{len(planned)} of {len(planned)} planned runs are not run" in page
     assert f"- `{planned[0]}`" in page

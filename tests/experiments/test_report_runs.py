@@ -87,6 +87,27 @@ def test_ablations_are_sorted_within_their_groups(report, tmp_path):
     ]  # fmt: skip
 
 
+def test_what_is_to_be_adopted_is_compared_with_both_caches(report, tmp_path):
+    perplexities = {"start": 4.0, "together": 3.0}
+    caches = {"cache": 8.0, "together-cache": 6.0}
+    save(
+        tmp_path,
+        *(
+            make_values(f"adopting/code-{arm}-seed{seed}", {f"{size} validation": value})
+            for size, arms in ((8192, perplexities), (0, caches))
+            for arm, value in arms.items()
+            for seed in (0, 2)
+        ),
+    )
+    part = cut_part(build(report, tmp_path), "How documents begin, and what else")
+    assert "proofs:" not in part
+    cells = find_line(part, "memory, all adopted")
+    assert [cell.split("(")[0].strip() for cell in cells[1:4]] == ["3.00", "-62.5%", "-50.0%"]
+    assert cells[-1] == "-62.5%, -62.5%"
+    assert find_line(part, "memory, our recipe")[1] == "not run yet"
+    assert find_line(part, "cache alone, the rest adopted")[2].startswith("-25.0%")
+
+
 def test_an_experiment_that_no_part_knows_is_listed(report, tmp_path):
     save(
         tmp_path,

@@ -6,6 +6,7 @@ from results import Results
 
 from sections import (
     ablations,
+    adopting,
     attentions,
     beyond,
     capacities,
@@ -32,6 +33,7 @@ _KNOWN = (
     finetuning,
     scale,
     ablations,
+    adopting,
     window,
     attentions,
     search,

@@ -1,0 +1,82 @@
+"""Changes of the recipe that are to be adopted: how documents begin, and what else is better."""
+
+from __future__ import annotations
+
+from comparing import compare, compare_positions, measure
+from formatting import (
+    MISSING,
+    format_change,
+    format_number,
+    format_percent,
+    format_seeds,
+    make_table,
+)
+from results import FAMILIES, Results, Run
+from section import Section, describe_sources
+
+_TITLE = "How documents begin, and what else is to be adopted"
+_ARMS = {
+    "cache": "cache alone",
+    "ours": "memory, our recipe",
+    "start": "and documents begin better",
+    "together-cache": "cache alone, the rest adopted",
+    "together": "memory, all adopted",
+}
+_FIRST, _SECOND = (0, 512), (512, 2048)
+
+
+def covers(run: Run) -> bool:
+    """Whether this section shows a run."""
+    return run.experiment == "adopting"
+
+
+def write(results: Results) -> Section:
+    """A table for each family that has a run."""
+    runs = [run for run in results.runs if covers(run)]
+    parts = [
+        "A model trained with memory reads a document's first segment, whose memory is empty, "
+        "worse than one trained without: it copies where there is nothing to copy, and knows "
+        "less of what is new. Two things mend it: behind the gate stands a learned value where "
+        "nothing is retrieved (`empty_value`), and a fifth of the segments is read as if a "
+        "document began with them (`restart_share`). With them: memory in layer 0, six tokens "
+        "mixed, a learning rate of 0.01, which the ablations found better one at a time. Short "
+        "runs, judged on the validation documents with the memory of training: choices, not "
+        "claims. Change is against the cache alone of our recipe, *by its own* against that of "
+        "the same settings.",
+        describe_sources(runs, "python experiments/queue --run adopting/"),
+    ]
+    tables = [_make_table(results, family) for family in FAMILIES]
+    return Section(_TITLE, (*parts, *(table for table in tables if table)))
+
+
+def _make_table(results: Results, family: str) -> str:
+    arms = {arm: results.find("adopting", arm, family) for arm in _ARMS}
+    if not any(arms.values()):
+        return ""
+    cache = arms["cache"]
+    rows = []
+    for arm, about in _ARMS.items():
+        name, seeds = _find_name(arm), arms[arm]
+        if not seeds:
+            rows.append((about, *[MISSING] * 6))
+            continue
+        change = compare(seeds, name, cache, "0 validation")
+        positions = compare_positions(seeds, name, cache, "0 validation")
+        own = arms["together-cache"] if arm == "together" else None
+        rows.append(
+            (
+                about,
+                format_number(measure(seeds, name)),
+                "" if arm == "cache" else format_change(change),
+                "" if own is None else format_change(compare(seeds, name, own, "0 validation")),
+                *("" if arm == "cache" else format_percent(positions.get(place))
+                  for place in (_FIRST, _SECOND)),
+                "" if arm == "cache" else format_seeds(change),
+            )
+        )  # fmt: skip
+    header = ("trained with", "perplexity", "change", "by its own", "0 to 512", "512 to 2K")
+    return f"{family}:\n\n" + make_table((*header, "by seed"), rows)
+
+
+def _find_name(arm: str) -> str:
+    return f"{0 if arm.endswith('cache') else 8192} validation"
