@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comparing import compare, compare_positions, measure
+from comparing import compare, compare_positions, find_shared_seeds, measure
 from formatting import (
     MISSING,
     format_change,
@@ -41,8 +41,8 @@ def write(results: Results) -> Section:
         "document began with them (`restart_share`). With them: memory in layer 0, six tokens "
         "mixed, a learning rate of 0.01, which the ablations found better one at a time. Short "
         "runs, judged on the validation documents with the memory of training: choices, not "
-        "claims. Change is against the cache alone of our recipe, *by its own* against that of "
-        "the same settings.",
+        "claims. Perplexity is of the seeds that all arms have; change is against the cache alone "
+        "of our recipe, *by its own* against that of the same settings.",
         describe_sources(runs, "python experiments/queue --run adopting/"),
     ]
     tables = [_make_table(results, family) for family in FAMILIES]
@@ -54,6 +54,7 @@ def _make_table(results: Results, family: str) -> str:
     if not any(arms.values()):
         return ""
     cache = arms["cache"]
+    shared = find_shared_seeds(*((seeds, _find_name(arm)) for arm, seeds in arms.items()))
     rows = []
     for arm, about in _ARMS.items():
         name, seeds = _find_name(arm), arms[arm]
@@ -66,7 +67,7 @@ def _make_table(results: Results, family: str) -> str:
         rows.append(
             (
                 about,
-                format_number(measure(seeds, name)),
+                format_number(measure(seeds, name, seeds=shared)),
                 "" if arm == "cache" else format_change(change),
                 "" if own is None else format_change(compare(seeds, name, own, "0 validation")),
                 *("" if arm == "cache" else format_percent(positions.get(place))
