@@ -129,8 +129,8 @@ def sum_causally(
     )
 
 
-class Performer(AttentionLayer):
-    """Attention to all tokens of the document by random features."""
+class _WithFeatures(AttentionLayer):
+    """An attention with directions of random features."""
 
     directions: Tensor
 
@@ -141,10 +141,20 @@ class Performer(AttentionLayer):
         super().__init__(config, has_memory)
         assert self.scale is not None
         assert num_features % config.head_dim == 0
-        self.position_bias.table.requires_grad_(False)  # of no use here
         self.register_buffer(
             "directions", draw_directions(config.num_heads, num_features, config.head_dim, seed)
         )
+
+
+class Performer(_WithFeatures):
+    """Attention to all tokens of the document by random features."""
+
+    def __init__(
+        self, config: ModelConfig, has_memory: bool, num_features: int = 128, seed: int = 0
+    ) -> None:
+        """Draw m directions, a multiple of head_dim."""
+        super().__init__(config, has_memory, num_features, seed)
+        self.position_bias.table.requires_grad_(False)  # of no use here
 
     def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
         """S and z of no token, in fp32, and no keys and values."""
@@ -174,22 +184,15 @@ class Performer(AttentionLayer):
         return AttentionResult(output, cache, None, new.recent, None, None)
 
 
-class PerformerBeyond(AttentionLayer):
+class PerformerBeyond(_WithFeatures):
     """Exact attention to the window, and by random features to all tokens before it."""
-
-    directions: Tensor
 
     def __init__(
         self, config: ModelConfig, has_memory: bool, num_features: int = 128, seed: int = 0
     ) -> None:
         """Draw m directions, a multiple of head_dim."""
-        super().__init__(config, has_memory)
-        assert self.scale is not None
-        assert num_features % config.head_dim == 0
+        super().__init__(config, has_memory, num_features, seed)
         self.far_bias = make_far_bias(config.num_heads)
-        self.register_buffer(
-            "directions", draw_directions(config.num_heads, num_features, config.head_dim, seed)
-        )
 
     def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
         """S and z of no token, in fp32, and W keys and values."""

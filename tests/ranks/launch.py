@@ -55,7 +55,7 @@ SEGMENT_LEN, ROWS, STEPS = 11, 5, 6
 MODEL = ModelConfig(
     vocab_size=31, num_layers=3, model_dim=13, num_heads=2, head_dim=7, ffn_dim=37,
     segment_len=SEGMENT_LEN, window=SEGMENT_LEN, memory_layers=(1,), capacity=23, num_neighbors=5,
-    smear_keys=True,
+    smear_keys=True, empty_value=True,
 )  # fmt: skip
 TRAINING = TrainingConfig(
     steps=STEPS, rows=ROWS, warmup_steps=3, learning_rate=3e-3, log_every=2, precision="fp32",
