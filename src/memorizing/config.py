@@ -78,7 +78,8 @@ class ModelConfig:
     """Start of the gate's logit: 0 mixes memory and local attention half and half."""
     empty_value: bool = False
     """Where nothing is retrieved, at a document's start, a memory's heads give a value that is
-    learned, behind the gate; otherwise their gate is closed there. With the gate only."""
+    learned, behind the gate; otherwise their gate is closed there. Of no use with `joint`, nor with
+    `capacity` 0."""
     induction_init: bool = False
     """Memory layers start as induction heads: what they retrieve for a token is what followed the
     likes of it, before they have learned anything. Holds with `capacity` 0 too."""
