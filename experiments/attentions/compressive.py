@@ -31,10 +31,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attentions.slots import attend_to_slots, attend_window, gather_spans, make_far_bias
+from attentions.slots import (
+    attend_to_slots,
+    attend_window,
+    gather_spans,
+    join_far,
+    make_far_bias,
+)
 from memorizing.config import ModelConfig
 from memorizing.memory import Entries
-from memorizing.model.attention import combine_jointly
 from memorizing.model.block import (
     AttentionLayer,
     AttentionResult,
@@ -75,16 +80,14 @@ class Compressive(AttentionLayer):
         )
 
     @property
-    def num_kept(self) -> int:
+    def num_tokens(self) -> int:
         """C: the window, and what has left it without its group."""
         return self.config.window + self.rate
 
-    def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
-        """M slots, then C keys and values; which of them count follows from the position."""
-        num = self.num_slots + self.num_kept
-        shape = (num_rows, self.config.num_heads, num, self.config.head_dim)
-        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        return Entries(keys, values)
+    @property
+    def num_kept(self) -> int:
+        """M slots, then C tokens; which of them count follows from the position."""
+        return self.num_slots + self.num_tokens
 
     def forward(
         self,
@@ -97,7 +100,7 @@ class Compressive(AttentionLayer):
         """See `AttentionLayer`."""
         assert reading is None
         new = self.project(x, layout, recent)
-        sizes = (self.num_slots, self.num_kept)
+        sizes = (self.num_slots, self.num_tokens)
         (slot_keys, keys), (slot_values, values) = (
             part.split(sizes, 2) for part in (cache.keys, cache.values)
         )
@@ -109,7 +112,7 @@ class Compressive(AttentionLayer):
         oldest = (position - self.config.window) // self.rate
         ended = (layout.position - self.config.window + 1) // self.rate
         num_groups = -(-x.shape[1] // self.rate)
-        column = oldest * self.rate - position + self.num_kept
+        column = oldest * self.rate - position + self.num_tokens
         left_keys, left_values = (
             gather_spans(part.detach(), column, num_groups * self.rate) for part in (keys, values)
         )
@@ -124,9 +127,8 @@ class Compressive(AttentionLayer):
             far, far_log_sum = attend_to_slots(
                 new.scaled_queries, slot_keys, slot_values, first, last
             )
-            far_log_sum = far_log_sum + self.far_bias.unsqueeze(1)
-            found = (last > first).to(x.device).unsqueeze(1)
-            attended = combine_jointly(attended, far, log_sum, far_log_sum, found)
+            near = attended, log_sum
+            attended = join_far(near, (far, far_log_sum), self.far_bias, last > first)
         # Of each row, how many groups are new: none before the window is full.
         num_ended = (position + layout.num_new - self.config.window) // self.rate
         if self.training and torch.is_grad_enabled() and bool((num_ended > 0).any()):
@@ -138,7 +140,7 @@ class Compressive(AttentionLayer):
             attended = _AddLoss.apply(attended, loss)
         advance = num_ended - oldest
         slots = (gather_spans(p, advance, self.num_slots) for p in (slot_keys, slot_values))
-        raw = (keep_recent(part, self.num_kept, layout) for part in (keys, values))
+        raw = (keep_recent(part, self.num_tokens, layout) for part in (keys, values))
         kept = Entries(*(torch.cat(pair, 2) for pair in zip(slots, raw, strict=True)))
         output = self.project_output(attended)
         return AttentionResult(output, kept, None, new.recent, None, None)

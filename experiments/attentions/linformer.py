@@ -30,10 +30,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attentions.slots import attend_to_slots, attend_window, gather_spans, make_far_bias
+from attentions.slots import (
+    attend_to_slots,
+    attend_window,
+    gather_spans,
+    join_far,
+    make_far_bias,
+)
 from memorizing.config import ModelConfig
 from memorizing.memory import Entries
-from memorizing.model.attention import combine_jointly
 from memorizing.model.block import (
     AttentionLayer,
     AttentionResult,
@@ -78,14 +83,8 @@ class Linformer(AttentionLayer):
 
     @property
     def num_kept(self) -> int:
-        """C."""
+        """C; which of them count follows from the position."""
         return self.config.window + (self.num_blocks + 1) * self.block_len
-
-    def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
-        """C keys and values; which of them count follows from the position."""
-        shape = (num_rows, self.config.num_heads, self.num_kept, self.config.head_dim)
-        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        return Entries(keys, values)
 
     def forward(
         self,
@@ -123,9 +122,8 @@ class Linformer(AttentionLayer):
                 first * num_slots,
                 last * num_slots,
             )
-            far_log_sum = far_log_sum + self.far_bias.unsqueeze(1)
-            found = (last > first).to(x.device).unsqueeze(1)
-            attended = combine_jointly(attended, far, log_sum, far_log_sum, found)
+            near = attended, log_sum
+            attended = join_far(near, (far, far_log_sum), self.far_bias, last > first)
         kept = Entries(*(keep_recent(part, self.num_kept, layout) for part in (keys, values)))
         output = self.project_output(attended)
         return AttentionResult(output, kept, None, new.recent, None, None)

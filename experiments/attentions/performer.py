@@ -35,10 +35,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from attentions.slots import attend_window, make_far_bias
+from attentions.slots import attend_window, join_far, make_far_bias
 from memorizing.config import ModelConfig
 from memorizing.memory import Entries
-from memorizing.model.attention import combine_jointly
 from memorizing.model.block import AttentionLayer, AttentionResult, Reading
 from memorizing.model.layout import Layout
 from memorizing.model.mixing import keep_recent
@@ -227,9 +226,10 @@ class PerformerBeyond(_WithFeatures):
         sums, norms, *kept = sum_causally(queries, far_keys, far_values, *before)
         norms = norms.clamp(min=_LEAST)
         far = (sums / norms.unsqueeze(-1)).to(x.dtype)
-        far_log_sum = norms.log() + log_factor + self.far_bias.unsqueeze(1)
-        found = (layout.position >= window).to(x.device).unsqueeze(1)
-        attended = combine_jointly(attended, far, log_sum, far_log_sum, found)
+        is_beyond = layout.position >= window
+        attended = join_far(
+            (attended, log_sum), (far, norms.log() + log_factor), self.far_bias, is_beyond
+        )
         raw = torch.cat([keep_recent(part, window, layout) for part in (keys, values)], 2)
         cache = Entries(_pack_sums(*kept), raw)
         output = self.project_output(attended)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from memorizing.model.attention import attend_locally
+from memorizing.model.attention import attend_locally, combine_jointly
 from memorizing.model.block import AttentionLayer, Projected
 from memorizing.model.layout import Layout
 
@@ -56,6 +56,22 @@ def attend_window(
 def make_far_bias(num_heads: int) -> nn.Parameter:
     """(H,): what is added to the scores of all that is before the window, learned per head."""
     return nn.Parameter(torch.full((num_heads,), FAR_BIAS_START))
+
+
+def join_far(
+    near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor], far_bias: Tensor, found: Tensor
+) -> Tensor:
+    """One softmax (B, H, T, D) over the window and what is before it.
+
+    Args:
+        near: what a softmax over the window gives, and the log-sum-exp (B, H, T) of its scores.
+        far: likewise, of what is before it.
+        far_bias: (H,), added to its scores.
+        found: (B, T) bool: whether a query sees anything of it.
+    """
+    (attended, log_sum), (other, other_log_sum) = near, far
+    seen = found.to(attended.device).unsqueeze(1)
+    return combine_jointly(attended, other, log_sum, other_log_sum + far_bias.unsqueeze(1), seen)
 
 
 def gather_spans(x: Tensor, first: Tensor, length: int) -> Tensor:

@@ -152,14 +152,21 @@ class AttentionLayer(nn.Module, ABC):
         )
         self.has_memory = has_memory
 
-    @abstractmethod
-    def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
-        """What the state keeps of this layer before any token: (B, H, n, D), or like it.
+    @property
+    def num_kept(self) -> int:
+        """Keys and values that the state keeps of this layer before any token."""
+        return 0
 
-        Later ones may differ in n and in nothing else. A row that begins a document
+    def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
+        """What the state keeps of this layer before any token: (B, H, num_kept, D), or like it.
+
+        Later ones may differ in their number and in nothing else. A row that begins a document
         (`layout.at_start`, or `layout.position` 0) may have another document's here: nothing of it
         counts. So it is with what a row that restarts (`training.restart_share`) has of its own.
         """
+        shape = (num_rows, self.config.num_heads, self.num_kept, self.config.head_dim)
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        return Entries(keys, values)
 
     @abstractmethod
     def forward(
@@ -237,12 +244,6 @@ class AttentionLayer(nn.Module, ABC):
 
 class Attention(AttentionLayer):
     """Multi-head attention with normalized queries and keys, T5 bias, cache and memory."""
-
-    def init_cache(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> Entries:
-        """Keys and values of no token."""
-        shape = (num_rows, self.config.num_heads, 0, self.config.head_dim)
-        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        return Entries(keys, values)
 
     def forward(
         self,

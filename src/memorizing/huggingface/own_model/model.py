@@ -142,16 +142,15 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(module, nn.Embedding) and module is not self.model.embedding:
             nn.init.normal_(module.weight)
             return
-        starts = {"gate_bias": self.config.gate_bias_init, "empty_value": 0.0}
         for name, parameter in module.named_parameters(recurse=False):
             if getattr(parameter, "_is_hf_initialized", False):
                 continue
-            if name not in starts:
+            if not is_of_memory(name):
                 raise CheckpointError(
                     f"the checkpoint lacks {name!r} of {type(module).__name__}; use the "
                     "configuration in its config.json, or another checkpoint"
                 )
-            parameter.fill_(starts[name])
+            parameter.fill_(self.config.gate_bias_init if name == "gate_bias" else 0.0)
 
     def get_input_embeddings(self) -> nn.Module:
         """The matrix that embeds tokens and gives logits."""
