@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from device_option import add_device_option
-from held_out import load_validation, make_inputs
+from held_out import load_documents, make_inputs
 from rich.console import Console
 from rich.table import Table
 
@@ -86,7 +86,7 @@ def measure(
     model, _, tokenizer = load_model(run_dir, device=device)
     assert tokenizer is not None
     model.compute_dtype = torch.bfloat16 if multiplies_bf16(device) else torch.float32
-    documents = load_validation(config, tokenizer, max_tokens)
+    documents = load_documents(config, tokenizer, max_tokens)
     off = evaluate_documents(model, documents, tokenizer.start_token, capacity=0)
     rows: list[dict[str, Any]] = [{"index": "no memory", "perplexity": off.perplexity}]
     exact: EvaluationResult | None = None

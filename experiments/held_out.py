@@ -15,11 +15,11 @@ from memorizing.data import (
 )
 
 
-def load_validation(
-    config: Config, tokenizer: Tokenizer, max_tokens: int
+def load_documents(
+    config: Config, tokenizer: Tokenizer, max_tokens: int, use: str = "validation"
 ) -> list[TokenizedDocument]:
-    """The first tokens of every validation document."""
-    documents = tokenize_documents(load_splits(config.data).validation, tokenizer)
+    """The first tokens of every document held out for choices (`validation`) or claims (`test`)."""
+    documents = tokenize_documents(getattr(load_splits(config.data), use), tokenizer)
     return [cut_documents([document], tokenizer, max_tokens)[0] for document in documents]
 
 

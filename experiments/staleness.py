@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from device_option import add_device_option
-from held_out import load_validation, make_inputs
+from held_out import load_documents, make_inputs
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -104,7 +104,7 @@ def measure(run_dir: Path, max_tokens: int, device: torch.device) -> dict[str, A
         loaded.model.compute_dtype = torch.bfloat16
         models[read_step(checkpoint)], tokenizer = loaded.model, loaded.tokenizer
     assert tokenizer is not None
-    documents = load_validation(config, tokenizer, max_tokens)
+    documents = load_documents(config, tokenizer, max_tokens)
     pairs = []
     for read_at, reader in models.items():
         for written_at, writer in models.items():

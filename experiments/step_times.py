@@ -31,7 +31,7 @@ sys.path.insert(0, str(HERE / "queue"))
 sys.path.append(str(HERE))
 
 from attentions import choose_model, split_settings  # noqa: E402
-from plan import ATTENTIONS, NO_MEMORY, PAPER, TABLE_4  # noqa: E402
+from plan import ATTENTIONS, FIRST, NO_MEMORY, PAPER, TABLE_4  # noqa: E402
 
 ARMS: dict[str, tuple[str, ...]] = {
     "cache": NO_MEMORY,
@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--attentions", action="store_true", help="the arms of attentions/")
     parser.add_argument("--json", type=Path, help="default: in experiments/results")
     arguments = parser.parse_args()
-    arms = ATTENTIONS if arguments.attentions else ARMS
+    arms = ATTENTIONS
+    if not arguments.attentions:
+        arms = {name: (*FIRST, *settings) for name, settings in ARMS.items()}
     name = "step_times_attentions" if arguments.attentions else "step_times"
     output = arguments.json or HERE / "results" / f"{name}.json"
     base = load_config(str(HERE / "recipes" / f"{arguments.family}.toml"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ class Results:
     runs: tuple[Run, ...]
     others: dict[str, Any]
     """JSON files beside the runs, by name without suffix."""
-    planned: tuple[str, ...]
-    """Names of all jobs of the queue."""
+    planned: dict[str, list[str]]
+    """Settings of all jobs of the queue, by name."""
 
     def find(self, experiment: str, arm: str, family: str = "proofs") -> Seeds:
         """Runs of an arm by seed; none where it is not run yet."""
@@ -111,6 +112,25 @@ class Results:
         """Arms of an experiment that have a run, in the order of their files."""
         chosen = (r for r in self.runs if (r.experiment, r.family) == (experiment, family))
         return list(dict.fromkeys(run.arm for run in chosen))
+
+    def is_outdated(self, run: Run) -> bool:
+        """Whether the plan has other settings for it now."""
+        return run.values["settings"] != self.planned.get(run.name, run.values["settings"])
+
+    def keep_newest(self, experiment: str, arms: Iterable[str]) -> Results:
+        """Without outdated runs of an experiment, for each family that has a seed of all arms."""
+        new = [r for r in self.runs if r.experiment == experiment and not self.is_outdated(r)]
+        whole = {
+            run.family
+            for run in new
+            if {r.arm for r in new if (r.family, r.seed) == (run.family, run.seed)} >= set(arms)
+        }
+        runs = (
+            run
+            for run in self.runs
+            if run.experiment != experiment or run.family not in whole or run in new
+        )
+        return replace(self, runs=tuple(runs))
 
     def list_missing(self) -> list[str]:
         """Planned jobs without a result."""
@@ -137,7 +157,7 @@ def load_results(runs_dir: Path, others_dir: Path) -> Results:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"job {twice[0]!r} has two results in {str(runs_dir)!r}; remove one")
     others = {path.stem: _read_json(path) for path in sorted(others_dir.glob("*.json"))}
-    return Results(tuple(runs), others, _list_planned())
+    return Results(tuple(runs), others, _read_plan())
 
 
 def _read_json(path: Path) -> Any:
@@ -149,11 +169,11 @@ def _read_json(path: Path) -> Any:
         ) from error
 
 
-def _list_planned() -> tuple[str, ...]:
+def _read_plan() -> dict[str, list[str]]:
     queue = str(Path(__file__).resolve().parent.parent / "queue")
     sys.path.insert(0, queue)
     try:
         from plan import list_jobs  # type: ignore[import-not-found]
     finally:
         sys.path.remove(queue)
-    return tuple(job.name for job in list_jobs())
+    return {job.name: list(job.settings) for job in list_jobs()}

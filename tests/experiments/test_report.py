@@ -56,6 +56,7 @@ def make_values(
     validation: tuple[float, ...] = (),
     num_weights: int = 5_000_000,
     tokens: int = 6_000_000,
+    settings: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """A result; evaluations are perplexities by name."""
     experiment, rest = job.split("/")
@@ -66,6 +67,7 @@ def make_values(
         "family": family,
         "arm": arm,
         "seed": int(job[-1]),
+        "settings": list(settings),
         "commits": ["0123456789abcdef with changes"],
         "machine": {"processor": "abacus", "cores": 2, "threads": 1, "versions": {"torch": "2"}},
         "num_weights": num_weights,

@@ -24,7 +24,7 @@ def test_without_any_run_every_part_says_so(report, tmp_path):
     assert page.count("**Not run yet.**") == 21
     planned = report.results.load_results(tmp_path / "runs", tmp_path).planned
     assert f"{len(planned)} of {len(planned)} planned runs are not run" in page
-    assert f"- `{planned[0]}`" in page
+    assert f"- `{next(iter(planned))}`" in page
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.md"]
 
 
@@ -327,3 +327,52 @@ def test_other_attentions_are_compared_at_equal_time_and_at_equal_tokens(report,
     # Beside Linformer and the cache: the interval of one is below zero, and of the other too.
     assert "Of 2 comparisons at equal time, memory is ahead" in part
     assert "not run yet" not in find_line(part, "Transformer-XL:", timed)
+
+
+def test_open_questions_are_there_once_they_are_measured(report, tmp_path):
+    assert "Open questions" not in build(report, tmp_path)
+    row = {"count": 2, "read_all": 0.0, "nats_per_token": 1.0, "perplexity": 3.0}
+    change = {"perplexity_change": -0.081, "perplexity_low": -0.1, "perplexity_high": -0.06}
+    access = {
+        "run": "proofs-memory-seed0",
+        "most": 64,
+        "tokens": 4096,
+        "capacity": 8192,
+        "machine": MACHINE,
+        "rows": [
+            {"access": "count", "read": 2.0, "read_nothing": 0.0, **row},
+            {"access": "threshold", "read": 1.84, "read_nothing": 0.64, **row,
+             "against_count": change},
+        ],
+    }  # fmt: skip
+    (tmp_path / "thresholds.json").write_text(json.dumps(access))
+    page = build(report, tmp_path)
+    assert find_line(page, "threshold", "Access by a threshold")[1:] == [
+        "2", "1.8", "64.0%", "3.00", "-8.1% (-10.0 to -6.0)",
+    ]  # fmt: skip
+    assert "What kind of memory" not in page
+
+    def describe(family, far):
+        counted = {"tokens": 3, "share_of_tokens": 0.25, "nats_saved_per_token": 0.5}
+        rows = [{"name": name, "share_of_saved": 0.75, **counted} for name in ("0 to 255", far)]
+        rate = {"name": "any", "rate": 0.2, "low": 0.1, "high": 0.3}
+        return {
+            "name": f"main/{family}-memory-seed0",
+            "documents": 2,
+            "tokens": 6,
+            "lookups": [{"what": "lemmas", "num_tokens": 5, "num_names": 4, "rates": [rate] * 3}],
+            **dict.fromkeys(("distances", "classes", "earlier"), rows),
+        }
+
+    runs = [describe("code", "256 to 511"), describe("proofs", "512 to 1,023")]
+    lookups = {
+        "max_tokens": 0, "machine": MACHINE, "runs": {run["name"]: run for run in runs},
+    }  # fmt: skip
+    (tmp_path / "lookups.json").write_text(json.dumps(lookups))
+    part = cut_part(build(report, tmp_path), "Open questions")
+    assert find_line(part, "tokens back")[1] == "proofs, of tokens"
+    shown = ["25%", "75%", "0.50"]
+    assert find_line(part, "0 to 255")[1:] == [*shown, *shown]
+    assert find_line(part, "512 to 1,023")[1:] == [*shown, "", "", ""]
+    assert find_line(part, "code, lemmas")[1:] == ["5", "4", *["20% (10 to 30)"] * 3]
+    assert "Read whole: proofs 2 documents, 6 tokens; code 2 documents, 6 tokens." in part

@@ -99,13 +99,13 @@ def test_what_is_to_be_adopted_is_compared_with_both_caches(report, tmp_path):
             for seed in (0, 2)
         ),
     )
-    part = cut_part(build(report, tmp_path), "How documents begin, and what else")
+    part = cut_part(build(report, tmp_path), "From our first recipe")
     assert "proofs:" not in part
-    cells = find_line(part, "memory, all adopted")
+    cells = find_line(part, "memory, present recipe")
     assert [cell.split("(")[0].strip() for cell in cells[1:4]] == ["3.00", "-62.5%", "-50.0%"]
     assert cells[-1] == "-62.5%, -62.5%"
-    assert find_line(part, "memory, our recipe")[1] == "not run yet"
-    assert find_line(part, "cache alone, the rest adopted")[2].startswith("-25.0%")
+    assert find_line(part, "memory, first recipe")[1] == "not run yet"
+    assert find_line(part, "cache alone, present recipe")[2].startswith("-25.0%")
 
 
 def test_an_experiment_that_no_part_knows_is_listed(report, tmp_path):
@@ -316,3 +316,34 @@ def test_models_whose_checkpoints_are_read_are_no_experiment_of_their_own(report
     assert "staleness.py`. 1 run, seed 0, 0.8M training tokens" in part
     assert "The models are trained, but **not read yet**." in part
     assert "### `staleness`" not in page
+
+
+def test_main_runs_of_another_recipe_stand_only_where_a_family_has_none_of_the_present(
+    report, tmp_path
+):
+    off, before = ("model.capacity=0",), ("model.conv_len=4",)
+
+    def make_pair(family, seed, cache, memory, settings=()):
+        return (
+            make_values(
+                f"main/{family}-cache-seed{seed}", {"0": cache}, settings=(*settings, *off)
+            ),
+            make_values(f"main/{family}-memory-seed{seed}", {"65536": memory}, settings=settings),
+        )
+
+    save(
+        tmp_path,
+        *make_pair("proofs", 0, 8.0, 4.0),
+        *make_pair("proofs", 1, 80.0, 60.0, before),
+        *make_pair("code", 0, 10.0, 9.0, before),
+        make_values("main/math-cache-seed1", {"0": 30.0}, settings=off),
+        *make_pair("math", 0, 20.0, 19.0, before),
+    )
+    page = build(report, tmp_path)
+    rows = {family: find_line(page, family) for family in ("proofs", "code", "math")}
+    assert rows["proofs"][:4] == ["proofs", "8.00", "4.00", "-50.0% (-50.0 to -50.0)"]
+    # A present run without its partner replaces nothing.
+    assert [row[1] for row in rows.values()] == ["8.00", "10.00", "20.00"]
+    assert "**code and math** are by our first recipe" in page
+    assert "7 runs, seeds 0, 1," in cut_part(page, "Memory against the cache alone")
+    assert "3 runs, seed 0," in cut_part(page, "Size of the memory")

@@ -14,6 +14,7 @@ from sections import (
     families,
     finetuning,
     learning,
+    open_questions,
     pretrained,
     recipes,
     repeating,
@@ -40,6 +41,9 @@ _KNOWN = (
 )
 """Parts with runs of their own; each says by `covers` which runs it shows."""
 
+_OF_MAIN = (families, capacities, learning)
+"""Parts that show the main runs and nothing else: by the present recipe where there are any."""
+
 _INTRODUCTION = """\
 # Results
 
@@ -65,9 +69,11 @@ How to read the numbers:
 def write_report(results: Results) -> tuple[str, dict[str, bytes]]:
     """The page, and its pictures by file name."""
     rest = [run for run in results.runs if not any(part.covers(run) for part in _KNOWN)]
-    sections = [part.write(results) for part in _KNOWN]
-    if (copied := copying.write(results)) is not None:
-        sections.append(copied)
+    newest = results.keep_newest("main", ("memory", "cache"))
+    sections = [part.write(newest if part in _OF_MAIN else results) for part in _KNOWN]
+    for part in (copying, open_questions):
+        if (section := part.write(results)) is not None:
+            sections.append(section)
     sections += [
         beyond.write(results, rest),
         synthetic.write(results),

@@ -51,9 +51,10 @@ def write(results: Results) -> Section:
     arms = {arm: results.find("ablations", arm) for arm in results.list_arms("ablations")}
     runs = [run for arm in arms.values() for run in arm.values()]
     parts = [
-        "Our recipe on proofs with one thing changed, in short runs, judged on the validation "
-        "documents with the memory of training; change against our recipe as it is. These are "
-        "choices, not claims: one seed where not said otherwise, and small differences are none.",
+        "Our first recipe on proofs with one thing changed, in short runs, judged on the "
+        "validation documents with the memory of training; change against that recipe as it is. "
+        "These are choices, not claims: one seed where not said otherwise, and small differences "
+        "are none.",
         describe_sources(runs, "python experiments/queue --run ablations/"),
     ]
     if not runs:
@@ -164,7 +165,7 @@ def _plot(groups: Mapping[str, Mapping[str, Change]], without: Change | None):
     low, high = axes.get_xlim()
     axes.set_xlim(low, high + 0.28 * (high - low))
     show_percents(axes.xaxis)
-    what = "validation perplexity against our recipe as it is"
+    what = "validation perplexity against that recipe as it is"
     beyond = "" if without is None else f" (without memory: {format_percent(without.value)})"
     axes.set_xlabel(what + beyond)
     return figure

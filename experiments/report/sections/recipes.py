@@ -30,11 +30,11 @@ def write(results: Results) -> Section:
     """A line a family and memory, and the rates tried."""
     runs = [run for run in results.runs if run.experiment == "recipes"]
     parts = [
-        "The same model with memory, trained for as long by our recipe (queries and keys mixed "
-        "over four tokens, induction start, Muon) and by the paper's (neither of them, Adafactor "
-        "with its schedule, warm-up scaled). Times are those of `step_times.json`, of a CPU: the "
-        "paper's steps are shorter there, so that it takes more of them. Learning rates were tried "
-        "on the validation documents of proofs, below.",
+        "The same model with memory, trained for as long by our first recipe (queries and keys "
+        "mixed over four tokens, induction start, Muon) and by the paper's (neither of them, "
+        "Adafactor with its schedule, warm-up scaled). Times are those of `step_times.json`, of a "
+        "CPU: the paper's steps are shorter there, so that it takes more of them. Learning rates "
+        "were tried on the validation documents of proofs, below.",
         describe_sources(runs, "python experiments/queue --run recipes/"),
     ]
     reached: list[str] = []

@@ -50,8 +50,8 @@ def write(results: Results) -> Section:
     runs = [run for run in results.runs if covers(run)]
     title = "The paper's Table 4, on proofs"
     parts = [
-        "The rows of the paper's Table 4, each trained anew, once by our recipe and once by the "
-        "paper's (Adafactor with its schedule, warm-up scaled to the shorter run; queries and "
+        "The rows of the paper's Table 4, each trained anew, once by our first recipe and once by "
+        "the paper's (Adafactor with its schedule, warm-up scaled to the shorter run; queries and "
         "keys of single tokens). Every row has nearly as many training tokens; rows with context "
         "2,048 read two documents side by side, the others eight, so that not exactly the same "
         "documents are read. Changes are against the row with context 512 and cache of the same "
