@@ -97,7 +97,7 @@ def find_thresholds(
     documents: Sequence[TokenizedDocument],
     start_token: int,
     counts: Sequence[int],
-    **options: int,
+    **options: Any,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Scores that as many entries reach, on average, as each of the counts.
 
@@ -132,7 +132,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     wide = load_with(options.run, options.most, access, options.device)
     tokenizer = wide.tokenizer
     assert tokenizer is not None
-    reading = {"capacity": options.capacity, "rows": options.rows}
+    reading: dict[str, Any] = {"capacity": options.capacity, "rows": options.rows}
     chosen_on, documents = (
         load_documents(config, tokenizer, options.tokens, use) for use in ("validation", "test")
     )

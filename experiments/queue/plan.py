@@ -70,6 +70,7 @@ def list_jobs() -> list[Job]:
         *_plan_sizes_of_models(),
         *_plan_windows(),
         *_plan_attentions(),
+        *_plan_amounts(),
         *_plan_staleness(),
     ]
     return sorted(jobs, key=_rank)
@@ -240,6 +241,43 @@ ATTENTIONS: dict[str, tuple[str, ...]] = {
 """The paper's related work beside memory, each with the window and cache of 512 but where it says
 otherwise. The slots of the compressive memory, in four layers, take the bytes of 8,192 entries."""
 
+_SMALLEST = (
+    "model.vocab_size=2048",
+    "tokenizer.vocab_size=2048",
+    "model.num_layers=3",
+    "model.model_dim=128",
+    "model.num_heads=2",
+    "model.ffn_dim=512",
+    "model.segment_len=256",
+    "model.window=256",
+    "model.memory_layers=[1]",
+    # 2,048 tokens a step: 16.8 million.
+    "training.steps=8192",
+    "training.evaluate_every=512",
+    "training.checkpoint_every=512",
+)
+_ADAFACTOR = (*PAPER, *_SMALLEST, "training.warmup_steps=1000")
+_MUON = (
+    *FIRST,
+    "training.learning_rate=0.01",
+    "training.embedding_learning_rate=0.01",
+    *_SMALLEST,
+)
+_MIXED = ("model.conv_len=4", "model.induction_init=false")
+_INDUCED = ("model.conv_len=4", "model.induction_init=true")
+_SINGLE = ("model.conv_len=0", "model.induction_init=false")
+AMOUNTS: dict[str, tuple[str, ...]] = {
+    "paper": (*_ADAFACTOR, *_SINGLE),
+    "paper-mixed": (*_ADAFACTOR, *_MIXED),
+    "paper-mixed-induced": (*_ADAFACTOR, *_INDUCED),
+    "muon": (*_MUON, *_SINGLE),
+    "muon-mixed": (*_MUON, *_MIXED),
+    "muon-mixed-induced": (*_MUON, *_INDUCED),
+}
+"""From the paper's recipe to ours, by ingredient: Muon with its rates, queries and keys of several
+tokens, induction start (which needs these). Each has a `-cache` of the same settings; induction
+start changes nothing there."""
+
 AT_EQUAL_TOKENS = "-tokens"
 """Ends the name of an arm of these that trains on as many tokens as memory, and not as long."""
 
@@ -385,6 +423,17 @@ def _plan_finetuning() -> list[Job]:
             Job("finetuning", arm, "proofs", (*rate, *changes), on, 3,
                 TUNED_SEED, f"main/proofs-cache-seed{TUNED_SEED}")
         )  # fmt: skip
+    return jobs
+
+
+def _plan_amounts() -> list[Job]:
+    """Gain of memory against training tokens, by the demo's model: the paper's recipe and ours."""
+    jobs = []
+    for arm, changes in AMOUNTS.items():
+        jobs.append(Job("amounts", arm, "proofs", changes, read_on(8192), 3))
+        if not arm.endswith("-induced"):
+            off = (*changes, *NO_MEMORY)
+            jobs.append(Job("amounts", f"{arm}-cache", "proofs", off, READ_OFF, 3))
     return jobs
 
 

@@ -19,7 +19,16 @@ def _scripts_are_found(monkeypatch):
 def report() -> Iterator[SimpleNamespace]:
     """The modules of the report, which a script finds beside it."""
     names = ["results", "comparing", "paper", "formatting", "pictures", "sections"]
-    parts = ("ablations", "beyond", "families", "finetuning", "learning", "scale", "table4")
+    parts = (
+        "ablations",
+        "amounts",
+        "beyond",
+        "families",
+        "finetuning",
+        "learning",
+        "scale",
+        "table4",
+    )
     with open_scripts(
         EXPERIMENTS / "report", [*names, *(f"sections.{part}" for part in parts)]
     ) as found:

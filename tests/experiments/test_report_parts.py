@@ -21,7 +21,7 @@ from tests.experiments.test_report import (
 
 def test_without_any_run_every_part_says_so(report, tmp_path):
     page = build(report, tmp_path)
-    assert page.count("**Not run yet.**") == 21
+    assert page.count("**Not run yet.**") == 22
     planned = report.results.load_results(tmp_path / "runs", tmp_path).planned
     assert f"{len(planned)} of {len(planned)} planned runs are not run" in page
     assert f"- `{next(iter(planned))}`" in page
@@ -158,10 +158,11 @@ def test_curves_are_compared_at_equal_tokens_of_a_seed(report, tmp_path):
         make_values("main/math-memory-seed0", {}, validation=(3.0, 2.5 + math.log(0.9))),
     )
     results = report.results.load_results(tmp_path / "runs", tmp_path)
-    curve = report.learning.read_curve(results, "math")
+    memory, cache = (results.find("main", arm, "math") for arm in ("memory", "cache"))
+    curve = report.learning.read_curve(memory, cache)
     assert curve.tokens.tolist() == [1000, 2000]
     assert curve.change.tolist() == pytest.approx([0.0, -0.1])
-    assert report.learning.read_curve(results, "web") is None
+    assert report.learning.read_curve({}, cache) is None
     assert "end: on math the change grows, from +0.0% to -10.0%." in build(report, tmp_path)
 
 
@@ -327,6 +328,44 @@ def test_other_attentions_are_compared_at_equal_time_and_at_equal_tokens(report,
     # Beside Linformer and the cache: the interval of one is below zero, and of the other too.
     assert "Of 2 comparisons at equal time, memory is ahead" in part
     assert "not run yet" not in find_line(part, "Transformer-XL:", timed)
+
+
+def test_the_amount_of_training_at_which_memory_begins_to_help_is_interpolated(report, tmp_path):
+    changes = {
+        "paper": (0.2, 0.1, 0.1, -0.1),
+        "paper-mixed": (0.1, 0.1, 0.05, 0.03),
+        "muon": (-0.1, 0.1, -0.2, -0.3),
+        "muon-mixed-induced": (-0.2, -0.3, -0.4, -0.5),
+    }
+    for arm, found in changes.items():
+        cache = f"{arm.removesuffix('-induced')}-cache"
+        nats = tuple(2.0 + math.log1p(change) for change in found)
+        save(
+            tmp_path,
+            make_values(f"amounts/proofs-{arm}-seed0", {"8192": 3.0}, validation=nats),
+            make_values(f"amounts/proofs-{cache}-seed0", {"0": 4.0}, validation=(2.0,) * 4),
+        )
+    part = cut_part(build(report, tmp_path), "amount of training")
+    # Between 3,000 and 4,000 tokens, half of the way in their logarithm.
+    assert math.sqrt(3000 * 4000) == pytest.approx(report.amounts.find_beginning(
+        read_amount(report, tmp_path, "paper")
+    ))  # fmt: skip
+    assert report.amounts.find_beginning(read_amount(report, tmp_path, "paper-mixed")) is None
+    # It helps at the first evaluation, and not at the second.
+    begins = report.amounts.find_beginning(read_amount(report, tmp_path, "muon"))
+    assert begins == pytest.approx(2000 * 1.5 ** (1 / 3))
+    assert "Adafactor, four tokens mixed: not by 0.0M" in part
+    assert "start (ours): at the first evaluation, -24.1% a doubling" in part
+    assert (
+        find_line(part, "Adafactor, single tokens (the paper's)")[-1] == "-25.0% (-25.0 to -25.0)"
+    )
+    assert find_line(part, "Muon, single tokens")[-2] == "-30.0%"
+
+
+def read_amount(report, folder, arm):
+    results = report.results.load_results(folder / "runs", folder)
+    memory, cache = (results.find("amounts", a) for a in (arm, f"{arm}-cache"))
+    return report.learning.read_curve(memory, cache)
 
 
 def test_open_questions_are_there_once_they_are_measured(report, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,11 +106,11 @@ def test_thresholds_let_in_as_many_as_they_are_asked_for(
     length = 12 * CONFIG.segment_len
     documents = [
         TokenizedDocument(
-            f"{row}", make_tokens(1, length, seed=row)[0].numpy().astype(np.uint16), None
+            f"{row}", make_tokens(1, length, seed=row)[0].numpy().astype(np.uint16), 1
         )
         for row in range(2)
     ]
-    reading = {"capacity": 29, "rows": 2}
+    reading: dict[str, Any] = {"capacity": 29, "rows": 2}
     alike, by_head = script.find_thresholds(plain, documents, 0, (2, 5), **reading)
     whole = []
 

@@ -7,6 +7,7 @@ from results import Results
 from sections import (
     ablations,
     adopting,
+    amounts,
     attentions,
     beyond,
     capacities,
@@ -37,6 +38,7 @@ _KNOWN = (
     adopting,
     window,
     attentions,
+    amounts,
     search,
 )
 """Parts with runs of their own; each says by `covers` which runs it shows."""

@@ -44,7 +44,10 @@ def covers(run: Run) -> bool:
 
 def write(results: Results) -> Section:
     """The curves, and the change at each point."""
-    curves = {family: read_curve(results, family) for family in FAMILIES}
+    curves = {
+        family: read_curve(*(results.find("main", arm, family) for arm in ("memory", "cache")))
+        for family in FAMILIES
+    }
     found = {family: curve for family, curve in curves.items() if curve is not None}
     runs = [
         run
@@ -69,14 +72,13 @@ def write(results: Results) -> Section:
     return Section("Gain against training tokens", tuple(parts), {_PICTURE: _plot(found)})
 
 
-def read_curve(results: Results, family: str) -> Curve | None:
+def read_curve(memory: Seeds, cache: Seeds) -> Curve | None:
     """Both arms at the points that all of their seeds have; None without one."""
-    arms = {arm: results.find("main", arm, family) for arm in ("memory", "cache")}
     points = {}
-    for seed in arms["memory"].keys() & arms["cache"].keys():
-        memory, cache = (_read_points(arms[arm], seed) for arm in ("memory", "cache"))
-        if shared := [place for place in memory if place in cache]:
-            points[seed] = [(place[0], memory[place], cache[place]) for place in shared]
+    for seed in memory.keys() & cache.keys():
+        by_memory, by_cache = (_read_points(arm[seed]) for arm in (memory, cache))
+        if shared := [place for place in by_memory if place in by_cache]:
+            points[seed] = [(place[0], by_memory[place], by_cache[place]) for place in shared]
     if not points:
         return None
     # Seeds read documents in other orders, so that tails put their points some tokens apart.
@@ -89,11 +91,11 @@ def read_curve(results: Results, family: str) -> Curve | None:
     )
 
 
-def _read_points(arm: Seeds, seed: int) -> dict[tuple[int, int], float]:
+def _read_points(run: Run) -> dict[tuple[int, int], float]:
     """Nats per token by training tokens and by validation tokens: only like is compared."""
     return {
         (point["tokens"], point["validation_tokens"]): point["nats_per_token"]
-        for point in arm[seed].validation
+        for point in run.validation
     }
 
 
