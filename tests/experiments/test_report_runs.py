@@ -87,9 +87,9 @@ def test_ablations_are_sorted_within_their_groups(report, tmp_path):
     ]  # fmt: skip
 
 
-def test_what_is_to_be_adopted_is_compared_with_both_caches(report, tmp_path):
-    perplexities = {"start": 4.0, "together": 3.0}
-    caches = {"cache": 8.0, "together-cache": 6.0}
+def test_what_is_adopted_is_compared_with_both_caches(report, tmp_path):
+    perplexities = {"start": 4.0, "present": 3.0}
+    caches = {"cache": 8.0, "present-cache": 6.0}
     save(
         tmp_path,
         *(
