@@ -19,10 +19,12 @@ _ARMS = {
     "cache": "cache alone, first recipe",
     "ours": "memory, first recipe",
     "start": "and documents begin better",
-    "present-cache": "cache alone, present recipe",
-    "present": "memory, present recipe",
-    "slower-cache": "cache alone, at half its rate",
-    "slower": "memory, at half its rate",
+    "six-cache": "six tokens mixed: cache alone",
+    "six": "memory",
+    "front-cache": "and memory in layer 0: cache alone",
+    "front": "memory",
+    "slower-cache": "and half the rate: cache alone",
+    "slower": "memory",
 }
 _FIRST, _SECOND = (0, 512), (512, 2048)
 
