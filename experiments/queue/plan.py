@@ -420,8 +420,8 @@ def _plan_finetuning() -> list[Job]:
             Job("finetuning", f"memory-to-{capacity}", "proofs", changed, read_on(capacity), 3,
                 TUNED_SEED, f"main/proofs-memory-seed{TUNED_SEED}")
         )  # fmt: skip
-    for arm, changes in (("cache-to-memory", FIRST), ("cache-to-cache", NO_MEMORY)):
-        on = read_on(8192, LARGE) if changes == FIRST else READ_OFF
+    for arm, changes in (("cache-to-memory", _BEGUN_AS_ALL), ("cache-to-cache", NO_MEMORY)):
+        on = READ_OFF if changes == NO_MEMORY else read_on(8192, LARGE)
         jobs.append(
             Job("finetuning", arm, "proofs", (*rate, *changes), on, 3,
                 TUNED_SEED, f"main/proofs-cache-seed{TUNED_SEED}")

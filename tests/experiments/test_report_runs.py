@@ -88,8 +88,8 @@ def test_ablations_are_sorted_within_their_groups(report, tmp_path):
 
 
 def test_what_is_adopted_is_compared_with_both_caches(report, tmp_path):
-    perplexities = {"start": 4.0, "present": 3.0}
-    caches = {"cache": 8.0, "present-cache": 6.0}
+    perplexities = {"start": 4.0, "six": 3.0}
+    caches = {"cache": 8.0, "six-cache": 6.0}
     save(
         tmp_path,
         *(
@@ -101,11 +101,11 @@ def test_what_is_adopted_is_compared_with_both_caches(report, tmp_path):
     )
     part = cut_part(build(report, tmp_path), "From our first recipe")
     assert "proofs:" not in part
-    cells = find_line(part, "memory, present recipe")
+    cells = find_line(part, "and documents begin better, six")
     assert [cell.split("(")[0].strip() for cell in cells[1:4]] == ["3.00", "-62.5%", "-50.0%"]
     assert cells[-1] == "-62.5%, -62.5%"
     assert find_line(part, "memory, first recipe")[1] == "not run yet"
-    assert find_line(part, "cache alone, present recipe")[2].startswith("-25.0%")
+    assert find_line(part, "cache alone, six tokens")[2].startswith("-25.0%")
 
 
 def test_an_experiment_that_no_part_knows_is_listed(report, tmp_path):
@@ -321,22 +321,24 @@ def test_models_whose_checkpoints_are_read_are_no_experiment_of_their_own(report
 def test_main_runs_of_another_recipe_stand_only_where_a_family_has_none_of_the_present(
     report, tmp_path
 ):
-    off, before = ("model.capacity=0",), ("model.conv_len=4",)
+    planned = report.results.load_results(tmp_path / "runs", tmp_path).planned
+    before = ("model.conv_len=4",)
 
     def make_pair(family, seed, cache, memory, settings=()):
-        return (
-            make_values(
-                f"main/{family}-cache-seed{seed}", {"0": cache}, settings=(*settings, *off)
-            ),
-            make_values(f"main/{family}-memory-seed{seed}", {"65536": memory}, settings=settings),
-        )
+        return [
+            make_values(job, evaluation, settings=(*settings, *planned[job]))
+            for job, evaluation in (
+                (f"main/{family}-cache-seed{seed}", {"0": cache}),
+                (f"main/{family}-memory-seed{seed}", {"65536": memory}),
+            )
+        ]
 
     save(
         tmp_path,
         *make_pair("proofs", 0, 8.0, 4.0),
         *make_pair("proofs", 1, 80.0, 60.0, before),
         *make_pair("code", 0, 10.0, 9.0, before),
-        make_values("main/math-cache-seed1", {"0": 30.0}, settings=off),
+        make_pair("math", 1, 30.0, 29.0)[0],
         *make_pair("math", 0, 20.0, 19.0, before),
     )
     page = build(report, tmp_path)

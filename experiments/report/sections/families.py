@@ -86,9 +86,9 @@ def _name_outdated(results: Results, runs: Sequence[Run]) -> str:
         return ""
     names = join_words([family for family in FAMILIES if family in old])
     return (
-        f"Here and in sections 2 and 3, **{names}** are by our first recipe (memory in layer 2, "
-        "four tokens mixed, nothing done for the beginnings of documents); what has changed since "
-        "is in section 9."
+        f"Here and in sections 2 and 3, **{names}** are by our first recipe (four tokens mixed "
+        "instead of six, nothing done for the beginnings of documents); what has changed since is "
+        "in section 9."
     )
 
 
