@@ -46,10 +46,10 @@ def write(results: Results) -> Section:
         "and queries and keys mixed over six tokens, which the ablations found better. On proofs "
         "they also found memory in layer 0 better, and half the rate. These are not adopted: on "
         "code memory in layer 0 is worse than in layer 2, and the cache alone is worse by either; "
-        "there the induction start of layer 0 acts on local attention. Short runs, judged on the validation documents with the "
-        "memory of training: choices, not claims. Perplexity is of one seed that all arms have; "
-        "change is over all seeds of an arm, against the cache alone of the first recipe, *by its "
-        "own* against that of the same settings.",
+        "there the induction start of layer 0 acts on local attention. Short runs, judged on the "
+        "validation documents with the memory of training: choices, not claims. Perplexity is of "
+        "one seed that all arms have; change is over all seeds of an arm, against the cache alone "
+        "of the first recipe, *by its own* against that of the same settings.",
         describe_sources(runs, "python experiments/queue --run adopting/"),
     ]
     tables = [_make_table(results, family) for family in FAMILIES]
