@@ -278,8 +278,7 @@ AMOUNTS: dict[str, tuple[str, ...]] = {
     "muon-mixed-induced": (*_MUON, *_INDUCED),
 }
 """From the paper's recipe to ours, by ingredient: Muon with its rates, queries and keys of several
-tokens, induction start (which needs these). Each has a `-cache` of the same settings; induction
-start changes nothing there."""
+tokens, induction start (which needs these). Each has a `-cache` of the same settings."""
 
 AT_EQUAL_TOKENS = "-tokens"
 """Ends the name of an arm of these that trains on as many tokens as memory, and not as long."""
@@ -433,10 +432,9 @@ def _plan_amounts() -> list[Job]:
     """Gain of memory against training tokens, by the demo's model: the paper's recipe and ours."""
     jobs = []
     for arm, changes in AMOUNTS.items():
+        off = (*changes, *NO_MEMORY)
         jobs.append(Job("amounts", arm, "proofs", changes, read_on(8192), 3))
-        if not arm.endswith("-induced"):
-            off = (*changes, *NO_MEMORY)
-            jobs.append(Job("amounts", f"{arm}-cache", "proofs", off, READ_OFF, 3))
+        jobs.append(Job("amounts", f"{arm}-cache", "proofs", off, READ_OFF, 3))
     return jobs
 
 

@@ -338,12 +338,11 @@ def test_the_amount_of_training_at_which_memory_begins_to_help_is_interpolated(r
         "muon-mixed-induced": (-0.2, -0.3, -0.4, -0.5),
     }
     for arm, found in changes.items():
-        cache = f"{arm.removesuffix('-induced')}-cache"
         nats = tuple(2.0 + math.log1p(change) for change in found)
         save(
             tmp_path,
             make_values(f"amounts/proofs-{arm}-seed0", {"8192": 3.0}, validation=nats),
-            make_values(f"amounts/proofs-{cache}-seed0", {"0": 4.0}, validation=(2.0,) * 4),
+            make_values(f"amounts/proofs-{arm}-cache-seed0", {"0": 4.0}, validation=(2.0,) * 4),
         )
     part = cut_part(build(report, tmp_path), "amount of training")
     # Between 3,000 and 4,000 tokens, half of the way in their logarithm.

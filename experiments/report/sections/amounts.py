@@ -61,12 +61,8 @@ def write(results: Results) -> Section:
     return Section(_TITLE, tuple(parts), {_PICTURE: _plot(found)})
 
 
-def _find_cache(arm: str) -> str:
-    return f"{arm.removesuffix('-induced')}-cache"
-
-
 def _read(results: Results, arm: str) -> Curve | None:
-    return read_curve(results.find("amounts", arm), results.find("amounts", _find_cache(arm)))
+    return read_curve(results.find("amounts", arm), results.find("amounts", f"{arm}-cache"))
 
 
 def _make_table(results: Results, curves: Mapping[str, Curve]) -> str:
@@ -77,7 +73,7 @@ def _make_table(results: Results, curves: Mapping[str, Curve]) -> str:
         if curve is not None:
             places = [int(np.abs(curve.tokens - wanted).argmin()) for wanted in _TOKENS]
             cells = [format_percent(float(curve.change[place])) for place in places]
-        memory, cache = (results.find("amounts", a) for a in (arm, _find_cache(arm)))
+        memory, cache = (results.find("amounts", a) for a in (arm, f"{arm}-cache"))
         rows.append((about, *cells, format_change(compare(memory, "8192", cache, "0"))))
     header = ("recipe", *(format_tokens(int(t)) for t in _TOKENS), "test, at the end (95%)")
     return make_table(header, rows)
