@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
 from memorizing.analysis.inspection import Row
-from tests.experiments.scripts import EXPERIMENTS
+from tests.experiments.scripts import open_script
 
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        import lookups  # type: ignore[import-not-found]
-
-        yield lookups
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
-        sys.modules.pop("lookups", None)
+    with open_script("lookups") as module:
+        yield module
 
 
 def test_rows_of_documents_are_summed_by_tokens(script: ModuleType) -> None:

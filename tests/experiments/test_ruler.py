@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,22 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.experiments.scripts import EXPERIMENTS
-
-PRETRAINED = str(EXPERIMENTS / "pretrained")
+from tests.experiments.scripts import EXPERIMENTS, open_script
 
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    before = set(sys.modules)
-    sys.path.insert(0, PRETRAINED)
-    try:
-        yield importlib.import_module("ruler")
-    finally:
-        sys.path.remove(PRETRAINED)
-        for name in set(sys.modules) - before:
-            if (getattr(sys.modules[name], "__file__", None) or "").startswith(PRETRAINED):
-                del sys.modules[name]
+    with open_script("ruler", EXPERIMENTS / "pretrained") as module:
+        yield module
 
 
 def make_options(folder: Path, **changes: Any) -> argparse.Namespace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,7 +15,7 @@ import torch
 from memorizing.data import TokenizedDocument
 from memorizing.evaluation import evaluate_documents
 from memorizing.model import MemorizingTransformer, evaluation_mode
-from tests.experiments.scripts import EXPERIMENTS
+from tests.experiments.scripts import open_script
 from tests.model.tools import SMALL, make_tokens
 
 CONFIG = replace(SMALL, num_neighbors=9, capacity=29, empty_value=True)
@@ -24,15 +23,8 @@ CONFIG = replace(SMALL, num_neighbors=9, capacity=29, empty_value=True)
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        import thresholds  # type: ignore[import-not-found]
-
-        yield thresholds
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
-        for name in ("thresholds", "held_out", "device_option"):
-            sys.modules.pop(name, None)
+    with open_script("thresholds") as module:
+        yield module
 
 
 def make_models(script: ModuleType, threshold: list[float] | None):
