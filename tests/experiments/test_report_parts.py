@@ -412,5 +412,5 @@ def test_open_questions_are_there_once_they_are_measured(report, tmp_path):
     shown = ["25%", "75%", "0.50"]
     assert find_line(part, "0 to 255")[1:] == [*shown, *shown]
     assert find_line(part, "512 to 1,023")[1:] == [*shown, "", "", ""]
-    assert find_line(part, "code, lemmas")[1:] == ["5", "4", *["20% (10 to 30)"] * 3]
+    assert find_line(part, "code, lemmas")[1:] == ["5", "4", *["20.0% (10.0 to 30.0)"] * 3]
     assert "Read whole: proofs 2 documents, 6 tokens; code 2 documents, 6 tokens." in part

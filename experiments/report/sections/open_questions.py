@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from comparing import Share
-from formatting import format_interval, format_number, format_share, make_table
+from formatting import format_interval, format_number, make_table
 from results import FAMILIES, Results
 from section import Section, name_machine
 
@@ -115,8 +114,11 @@ def _write_lookups(values: Mapping[str, Any]) -> list[str]:
     rows = []
     for run in runs:
         for one in run["lookups"]:
+            # Chance is below one percent.
             rates = [
-                format_share(Share(rate["rate"], (rate["low"], rate["high"])))
+                "{:.1f}% ({:.1f} to {:.1f})".format(
+                    *(100 * rate[k] for k in ("rate", "low", "high"))
+                )
                 for rate in one["rates"]
             ]
             rows.append(
