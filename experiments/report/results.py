@@ -118,17 +118,22 @@ class Results:
         return run.values["settings"] != self.planned.get(run.name, run.values["settings"])
 
     def keep_newest(self, experiment: str, arms: Iterable[str]) -> Results:
-        """Without outdated runs of an experiment, for each family that has a seed of all arms."""
-        new = [r for r in self.runs if r.experiment == experiment and not self.is_outdated(r)]
+        """Of each family the present runs of an experiment once a seed has all arms; else outdated.
+
+        Both are never compared: they differ in more than their arms.
+        """
+        chosen = [r for r in self.runs if r.experiment == experiment]
+        new = [run for run in chosen if not self.is_outdated(run)]
         whole = {
             run.family
             for run in new
             if {r.arm for r in new if (r.family, r.seed) == (run.family, run.seed)} >= set(arms)
         }
+        old = {run.family for run in chosen if run not in new}
         runs = (
             run
             for run in self.runs
-            if run.experiment != experiment or run.family not in whole or run in new
+            if run not in chosen or run.family not in old or (run in new) == (run.family in whole)
         )
         return replace(self, runs=tuple(runs))
 

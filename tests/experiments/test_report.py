@@ -11,7 +11,10 @@ import pytest
 
 from memorizing.errors import ConfigError
 from memorizing.metrics import compare_token_nats
+from tests.experiments.scripts import EXPERIMENTS, open_script
 
+with open_script("plan", EXPERIMENTS / "queue") as plan:
+    PLANNED = {job.name: job.settings for job in plan.list_jobs()}
 LENS = (3 * 4096 + 1031, 2 * 4096 + 17)
 """Tokens of the documents: whole drawn blocks, and a last one of more and of less than 1,024."""
 
@@ -56,7 +59,7 @@ def make_values(
     validation: tuple[float, ...] = (),
     num_weights: int = 5_000_000,
     tokens: int = 6_000_000,
-    settings: tuple[str, ...] = (),
+    settings: tuple[str, ...] | None = None,
 ) -> dict[str, Any]:
     """A result; evaluations are perplexities by name."""
     experiment, rest = job.split("/")
@@ -67,7 +70,7 @@ def make_values(
         "family": family,
         "arm": arm,
         "seed": int(job[-1]),
-        "settings": list(settings),
+        "settings": list(PLANNED.get(job, ()) if settings is None else settings),
         "commits": ["0123456789abcdef with changes"],
         "machine": {"processor": "abacus", "cores": 2, "threads": 1, "versions": {"torch": "2"}},
         "num_weights": num_weights,
