@@ -68,7 +68,7 @@ def _write_access(values: Mapping[str, Any]) -> list[str]:
     return [
         _ACCESS.format(**{key: values[key] for key in ("most", "tokens", "capacity")}),
         f"Repeat: `python experiments/queue --run main/{values['run']}`, "
-        f"`python experiments/thresholds.py`. {name_machine(values)}",
+        f"`python experiments/thresholds.py --tokens {values['tokens']}`. {name_machine(values)}",
         make_table(header, rows),
     ]
 
