@@ -9,8 +9,8 @@ from memorizing.config import Config
 from memorizing.data import (
     TokenizedDocument,
     Tokenizer,
-    cut_documents,
     load_splits,
+    take_beginnings,
     tokenize_documents,
 )
 
@@ -20,7 +20,7 @@ def load_documents(
 ) -> list[TokenizedDocument]:
     """The first tokens of every document held out for choices (`validation`) or claims (`test`)."""
     documents = tokenize_documents(getattr(load_splits(config.data), use), tokenizer)
-    return [cut_documents([document], tokenizer, max_tokens)[0] for document in documents]
+    return take_beginnings(documents, tokenizer, max_tokens)
 
 
 def make_inputs(document: TokenizedDocument, start_token: int) -> tuple[Tensor, Tensor]:

@@ -128,8 +128,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both kinds of access at every count."""
     config = read_run_config(options.run)
     counts = [count for count in COUNTS if count < options.most]
-    access = Access()
-    wide = load_with(options.run, options.most, access, options.device)
+    wide = load_with(options.run, options.most, Access(), options.device)
     tokenizer = wide.tokenizer
     assert tokenizer is not None
     reading: dict[str, Any] = {"capacity": options.capacity, "rows": options.rows}
@@ -141,7 +140,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, EvaluationResult] = {}
     rows: list[dict[str, Any]] = []
 
-    def read(name: str, model: MemorizingTransformer, counted: Access, **about: Any) -> None:
+    def read(name: str, num_neighbors: int, counted: Access, **about: Any) -> None:
+        model = load_with(options.run, num_neighbors, counted, options.device).model
         result = evaluate_documents(model, documents, start_token, **reading)
         results[name] = result
         rows.append(
@@ -157,16 +157,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         print(name, rows[-1], flush=True)
 
     for count in (*counts, options.most):
-        access = Access()
-        narrow = load_with(options.run, count, access, options.device)
-        read(f"count {count}", narrow.model, access, access="count", count=count)
+        read(f"count {count}", count, Access(), access="count", count=count)
     for kind, found in (("threshold", alike), ("threshold of each head", by_head)):
         for count, threshold in zip(counts, found, strict=True):
             access = Access(threshold.to(options.device))
-            for block in wide.model.blocks:
-                block.attention.access = access  # type: ignore[union-attr]
             about = {"access": kind, "count": count, "threshold": threshold.tolist()}
-            read(f"{kind} {count}", wide.model, access, **about)
+            read(f"{kind} {count}", options.most, access, **about)
             change = compare_results(results[f"{kind} {count}"], results[f"count {count}"])
             rows[-1]["against_count"] = change.to_dict()
     return {

@@ -16,8 +16,8 @@ from memorizing.benchmark.preparing import describe_machine
 from memorizing.config import Config, load_config
 from memorizing.data import (
     TokenizedDocument,
-    cut_documents,
     load_tokenizer,
+    take_beginnings,
     tokenize_documents,
 )
 from memorizing.devices import find_device
@@ -159,7 +159,7 @@ def _measure(
         model.config = replace(model.config, index=evaluation.index)
         result = evaluate_documents(
             model,
-            take_beginnings(corpus, config, evaluation),
+            choose_beginnings(corpus, config, evaluation),
             corpus.tokenizer.start_token,
             capacity=evaluation.capacity,
             control=evaluation.control,  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def _describe_reading(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def take_beginnings(
+def choose_beginnings(
     corpus: TokenizedCorpus, config: Config, evaluation: Evaluation
 ) -> list[TokenizedDocument]:
     """The first tokens of the held-out documents, with the bytes they stand for."""
@@ -205,11 +205,8 @@ def take_beginnings(
         if evaluation.use == "validation"
         else tokenize_documents(corpus.test, corpus.tokenizer)
     )
-    return [
-        cut_documents([document], corpus.tokenizer, length)[0]
-        for document in documents
-        if not evaluation.documents or document.name in evaluation.documents
-    ]
+    chosen = [d for d in documents if not evaluation.documents or d.name in evaluation.documents]
+    return take_beginnings(chosen, corpus.tokenizer, length)
 
 
 def describe_evaluation(result: EvaluationResult, evaluation: Evaluation) -> dict[str, Any]:

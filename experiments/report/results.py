@@ -122,18 +122,20 @@ class Results:
 
         Both are never compared: they differ in more than their arms.
         """
-        chosen = [r for r in self.runs if r.experiment == experiment]
+        chosen = [run for run in self.runs if run.experiment == experiment]
         new = [run for run in chosen if not self.is_outdated(run)]
+        old = {run.family for run in chosen if self.is_outdated(run)}
         whole = {
             run.family
             for run in new
             if {r.arm for r in new if (r.family, r.seed) == (run.family, run.seed)} >= set(arms)
         }
-        old = {run.family for run in chosen if run not in new}
         runs = (
             run
             for run in self.runs
-            if run not in chosen or run.family not in old or (run in new) == (run.family in whole)
+            if run.experiment != experiment
+            or run.family not in old
+            or self.is_outdated(run) != (run.family in whole)
         )
         return replace(self, runs=tuple(runs))
 
