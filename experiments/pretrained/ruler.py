@@ -81,12 +81,12 @@ def measure(options: argparse.Namespace) -> None:
     done = {(cell["length"], cell["task"], cell["arm"]) for cell in cells}
     for length in sorted(options.lengths):
         for arm in options.arms:
-            if arm == "native" and length > options.native:
+            tasks = [task for task in options.tasks if (length, task, arm) not in done]
+            if not tasks or (arm == "native" and length > options.native):
                 continue
-            for task in options.tasks:
-                if (length, task, arm) in done:
-                    continue
-                cells.append(measure_cell(options, length, task, arm))
+            model = make_model(options, arm)
+            for task in tasks:
+                cells.append(measure_cell(options, model, length, task, arm))
                 values = {
                     **about,
                     "command": shlex.join(["python", *sys.argv]),
@@ -97,8 +97,10 @@ def measure(options: argparse.Namespace) -> None:
     show(cells)
 
 
-def measure_cell(options: argparse.Namespace, length: int, task: str, arm: str) -> dict[str, Any]:
-    """One task at one length by one arm: the share of each sample."""
+def measure_cell(
+    options: argparse.Namespace, model: Any, length: int, task: str, arm: str
+) -> dict[str, Any]:
+    """One task at one length by the model of one arm: the share of each sample."""
     try:
         import lm_eval
         from lm_eval.tasks import TaskManager
@@ -111,7 +113,7 @@ def measure_cell(options: argparse.Namespace, length: int, task: str, arm: str) 
     evaluate: Any = lm_eval.simple_evaluate
     metadata: Any = {"max_seq_lengths": [length], "pretrained": str(options.model)}
     found = evaluate(
-        model=make_model(options, arm),
+        model=model,
         tasks=[task],
         limit=options.samples,
         log_samples=True,
@@ -137,7 +139,7 @@ def measure_cell(options: argparse.Namespace, length: int, task: str, arm: str) 
 
 
 def make_model(options: argparse.Namespace, arm: str) -> Any:
-    """What lm-eval asks."""
+    """What lm-eval asks, for all tasks: no request sees what another read."""
     import lm_eval.models.huggingface
 
     from memorizing.huggingface.lm_eval import MemorizingLM

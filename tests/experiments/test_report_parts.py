@@ -46,6 +46,45 @@ def test_passkeys_are_told_by_length(report, tmp_path):
     assert find_line(page, "off", "### Passkey")[2:3] == ["0 of 50"]
 
 
+def test_the_longest_of_each_standard_test_stands_beside_what_others_report(report, tmp_path):
+    def cell(length, task, arm, share):
+        ends = {"low": share - 0.1, "high": share + 0.1}
+        return {"length": length, "task": task, "arm": arm, "share": share, **ends}
+
+    scores = {
+        "memory/512": {"first": 1.0, "first_whole": 1.0},
+        "memory/1024": {"first": 0.5, "first_whole": 0.25},
+        "memory_x4/1024": {"first": 0.75, "first_whole": 0.5},
+        "without/2048": {"first": 0.9, "first_whole": 0.9},
+    }
+    other = {"memory_x4/1024": {"first": 0.85, "first_whole": 0.7}}
+    look_up = {"weights": 5000, "chance": 0.1, "scores": {"0": scores, "1": other}}
+    ruler = {
+        "model": "tiny", "samples": 20, "window": 512, "layer": 3, "precision": "bf16",
+        "machine": MACHINE,
+        "cells": [
+            cell(4096, "niah_single_1", "passages", 1.0),
+            cell(8192, "niah_single_1", "passages", 0.9),
+            cell(8192, "niah_multikey_2", "passages", 0.6),
+            cell(8192, "ruler_vt", "passages", 0.2),
+            cell(8192, "niah_single_1", "window", 0.15),
+        ],
+    }  # fmt: skip
+    (tmp_path / "dictionary_lookup.json").write_text(json.dumps(look_up | {"recipe": "ours"}))
+    (tmp_path / "pretrained_ruler.json").write_text(json.dumps(ruler))
+    page = build(report, tmp_path)
+    title = "Standard tests"
+    assert find_line(page, "dictionary look-up", title)[-3:] == [
+        "a small one, 5,000 weights", "80.0% (whole values 60.0%)", "1,024",
+    ]  # fmt: skip
+    assert find_line(page, "passkey", title)[-3:] == ["", "not run yet", ""]
+    assert find_line(page, "RULER, needles", title)[-3:] == ["tiny, passages", "75.0%", "8,192"]
+    assert find_line(page, "4,096", "### RULER") == [
+        "4,096", "`niah_single_1`", "100% (90 to 110)", "",
+    ]  # fmt: skip
+    assert find_line(page, "8,192", "### RULER")[2:] == ["90% (80 to 100)", "15% (5 to 25)"]
+
+
 def test_the_main_table_has_hand_computed_numbers(report, tmp_path):
     save(
         tmp_path,

@@ -21,6 +21,7 @@ from sections import (
     repeating,
     scale,
     search,
+    standard,
     synthetic,
     table4,
     window,
@@ -80,6 +81,7 @@ def write_report(results: Results) -> tuple[str, dict[str, bytes]]:
         beyond.write(results, rest),
         synthetic.write(results),
         pretrained.write(results),
+        standard.write(results),
         repeating.write(results),
     ]
     titled = [s.to_markdown().replace("## ", f"## {n}. ", 1) for n, s in enumerate(sections, 1)]
