@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import random
-import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +19,8 @@ from memorizing import add_memory, remove_memory
 from memorizing.data import Tokenizer
 from memorizing.errors import ConfigError, CorpusError
 from memorizing.loss import compute_token_nats
+from tests.experiments.scripts import EXPERIMENTS, open_scripts
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-PRETRAINED = EXPERIMENTS / "pretrained"
 VOCAB_SIZE = 97
 START_TOKEN = 5
 SOURCE = '''
@@ -42,24 +38,9 @@ def f():
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[SimpleNamespace]:
-    """The modules, which a script finds beside it."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(PRETRAINED))
-    try:
-        names = (
-            "documents",
-            "passkey",
-            "sliding",
-            "finetuned",
-            "passkey_test",
-            "search_and_storage",
-        )
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path.remove(str(PRETRAINED))
-        for name in set(sys.modules) - before:
-            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(PRETRAINED)):
-                del sys.modules[name]
+    names = ("documents", "passkey", "sliding", "finetuned", "passkey_test", "search_and_storage")
+    with open_scripts(EXPERIMENTS / "pretrained", names) as modules:
+        yield modules
 
 
 @pytest.fixture(scope="module")

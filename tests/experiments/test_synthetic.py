@@ -1,26 +1,19 @@
 """`experiments/synthetic.py`: every task runs, and what is done is not done again."""
 
 import dataclasses
-import importlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-EXPERIMENTS = str(Path(__file__).parents[2] / "experiments")
+from tests.experiments.scripts import open_script
 
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    sys.path.insert(0, EXPERIMENTS)
-    try:
-        yield importlib.import_module("synthetic")
-    finally:
-        sys.path.remove(EXPERIMENTS)
-        for name in ("synthetic", "synthetic_tasks", "small_models", "device_option"):
-            sys.modules.pop(name, None)
+    with open_script("synthetic") as module:
+        yield module
 
 
 def shrink(task):

@@ -40,9 +40,9 @@ def write(results: Results) -> Section:
     return Section(
         "Standard tests, and what others report",
         (
-            "The longest that is measured of ours beside the longest that others report. The models "
-            "differ in size and in what they were trained for, so that it says how far each goes "
-            "and not which is better.",
+            "The longest that is measured of ours beside the longest that others report. Models "
+            "differ in size and in what they were trained for: it says how far each goes, and not "
+            "which is better.",
             make_table(("test", "others", "right", "tokens", "our model", "right", "tokens"), rows),
             "### RULER",
             _ABOUT_RULER,
