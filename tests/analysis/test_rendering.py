@@ -12,7 +12,7 @@ def test_an_example_shows_token_probabilities_and_places():
     place = Place(4001, 2999, 0.625, "word " * 60 + "\n    def ", "forward", "[bold](self):\n")
     start = Place(0, 7000, 0.001, "", "", "import os")
     example = Example(
-        "transformers.models.t5", 7000, "self.", "forward", "(x)\n", 0.91, 0.0234, (place, start)
+        "transformers.models.t5", 7000, "self.", "forward", "(x)\r", 0.91, 0.0234, (place, start)
     )
     lonely = Example("b", 3, "", "ant", "", 0.5, 0.0001, ())
     text = print_plainly(render_examples([example, lonely], baseline_name="cache only"))

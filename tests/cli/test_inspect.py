@@ -242,6 +242,16 @@ def test_hostile_text_is_text(run, trained, tmp_path, visit):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_lines_may_end_in_any_of_three_ways(run, trained, tmp_path, visit):
+    path = tmp_path / "lines.txt"
+    path.write_bytes(b"one\rtwo\r\nthree\nfour\r\r\nfive" * 3)
+    page = visit(inspect(run, tmp_path, trained, "--text", path)[0])
+    shown = page.evaluate("tokens.map((e) => e.textContent).join('')")
+    assert shown == "one\ntwo\nthree\nfour\n\nfive" * 3
+    assert page.evaluate("line(text, count)") == 1 + 3 * 5
+    assert page.locator("#text").inner_text().splitlines()[:3] == ["one", "two", "three"]
+
+
 def test_entries_of_a_memory_folder_are_shown_with_their_document(
     run, llama, memory, notes, tmp_path, visit
 ):

@@ -33,6 +33,7 @@ def errors() -> list[str]:
 @pytest.fixture
 def page(browser: Any, errors: list[str]) -> Iterator[Any]:
     page = browser.new_page()
+    page.set_default_timeout(120_000)
     page.on("console", lambda message: errors.append(message.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("dialog", lambda dialog: errors.append("dialog"))

@@ -71,7 +71,7 @@ def _mark(token: str, style: str) -> tuple[str, str]:
 
 def _flatten(text: str) -> str:
     """One line: line breaks as a sign, runs of white space as one space."""
-    text = re.sub(r"[ \t]*\r?\n\s*", " ⏎ ", text)
+    text = re.sub(r"[ \t]*[\r\n]\s*", " ⏎ ", text)
     return re.sub(r"[^\S\n]+", " ", text)
 
 

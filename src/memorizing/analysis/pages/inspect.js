@@ -9,7 +9,8 @@ const found = Object.fromEntries(Object.entries(data.found || {}).map(([k, v]) =
 const sources = data.sources.map((source) => {
   let end = 0;
   const ends = source.lens ? Array.from(unpack(source.lens), (len) => (end += len)) : null;
-  return { ...source, ends };
+  // Lines may end as on old Macs; a break of two characters may be two tokens.
+  return { ...source, ends, text: source.text && source.text.replace(/\r(?!\n)/g, "\n") };
 });
 const text = sources[0];
 
