@@ -198,6 +198,7 @@ def test_passages_that_are_exchanged_say_when(capsys):
 
     long = "z" * 101
     passages = [
+        make("old.txt", 0, "zero\rone\rtwo", 6),
         make("a.py", 0, "zero\none\n\ntwo\nthree\nfour\nfive\n", 6),
         replace(make(None, 0, "own", 0), first_line=None, last_line=None),
         make("b.py", 48, f"new {long}\x1b[2J", 0),
@@ -205,6 +206,8 @@ def test_passages_that_are_exchanged_say_when(capsys):
     print_passages(passages, 17)
     err = capsys.readouterr().err.splitlines()
     assert err[1:] == [
+        "   25.0%  old.txt, lines 7-9",
+        *(f"          {word}" for word in ("one", "two")),
         "   25.0%  a.py, lines 7-9",
         *(f"          {word}" for word in ("one", "two", "three", "four")),
         "   25.0%  this text itself, before its window",

@@ -344,7 +344,7 @@ def print_passages(passages: Sequence[Source], num_prompt: int) -> None:
             place = one.document or "this text itself, before its window"
             lines = "" if one.first_line is None else f", lines {one.first_line}-{one.last_line}"
             say(f"  {one.weight:6.1%}  {place}{lines}")
-            found = one.text[: one.focus[0]].rfind("\n") + 1
+            found = max(one.text.rfind(end, 0, one.focus[0]) for end in "\r\n") + 1
             shown = [line for line in one.text[found:].splitlines() if line.strip()]
             for line in shown[:_LINES_SHOWN]:
                 say(f"          {line[:_LINE_LEN]}{'…' * (len(line) > _LINE_LEN)}")
