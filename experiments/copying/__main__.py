@@ -4,8 +4,9 @@
     python experiments/copying                            # goes on where it stopped
     python experiments/copying --families code --seeds 0  # a part of it
 
-The queue trains nothing that has a result; where the weights behind a result are gone, give it
-another `--results` folder.
+A pair of runs that has a file in `experiments/results/copying` is not measured again. The queue
+trains nothing that has a result; where the weights behind a result are gone, give it another
+`--results` folder.
 
 Two runs that have read the same tokens, one without memory and one with it, read held-out
 documents. Into the predictions of both are mixed, one by one and together:
@@ -22,34 +23,17 @@ processes may share the work: start the same command in each. Arrays by token go
 from __future__ import annotations
 
 import argparse
-import shlex
+import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from classes import summarize_classes
-from measuring import (
-    Unit,
-    check_trained,
-    load_arrays,
-    measure,
-    read_choices,
-)
-from numpy.typing import NDArray
+from measuring import Unit, check_trained, measure
+from pairs import collect_family, describe_pair, load_pairs, name_pair
 from rich.console import Console
 from rich.table import Table
-from summary import (
-    ARMS,
-    Document,
-    Matcher,
-    Nats,
-    describe_bytes,
-    predict_test,
-    summarize,
-)
+from summary import ARMS
 
 from memorizing.benchmark.preparing import describe_machine
 from memorizing.cli.pretrained import choose_device
@@ -59,6 +43,7 @@ from memorizing.storage.locks import try_lock
 
 ARM_NAMES = {"without": "cache", "with_memory": "memory"}
 """Arms of the queue's main experiment."""
+RESULTS = Path("experiments/results")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not _measure_all(options):
             print("others measure the rest; run the same command again for the tables")
             return 0
-        values = collect(options)
+        values = collect(options.pairs)
         write_json(options.json, values)
     except MemorizingError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,13 +74,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--families", nargs="+", default=["proofs", "code"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--capacities", nargs="+", type=int, default=[8192, 65_536])
+    parser.add_argument("--capacities", nargs="+", type=int, default=[65_536])
     parser.add_argument("--tokens", type=int, default=0, help="of each document; 0: the recipe's")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/experiments"), help="where the queue trains"
     )
     parser.add_argument("--arrays", type=Path, default=Path("runs/copying"))
-    parser.add_argument("--json", type=Path, default=Path("experiments/results/copying.json"))
+    parser.add_argument(
+        "--pairs", type=Path, default=RESULTS / "copying", help="a file for each pair of runs"
+    )
+    parser.add_argument("--json", type=Path, default=RESULTS / "copying.json")
     parser.add_argument("--device", default="auto", help="cpu, cuda; auto is cuda if there is one")
     return parser.parse_args(arguments)
 
@@ -122,21 +110,42 @@ def plan_units(options: argparse.Namespace, family: str, seed: int) -> dict[str,
 
 def _measure_all(options: argparse.Namespace) -> bool:
     """Whether all is measured; what another process does is left to it."""
-    planned = [
-        plan_units(options, family, seed) for seed in options.seeds for family in options.families
-    ]
-    for units in planned:
+    planned = {
+        path: plan_units(options, family, seed)
+        for seed in options.seeds
+        for family in options.families
+        if not _is_kept(path := name_pair(options.pairs, family, seed), options)
+    }
+    for units in planned.values():
         _check_pair(units)
     device = torch.device(choose_device(options.device))
     is_whole = True
-    for units in planned:
-        for unit in [unit for model in units.values() for unit in model]:
-            unit.folder.mkdir(parents=True, exist_ok=True)
-            with try_lock(unit.folder / "lock") as is_mine:
-                is_whole &= is_mine
-                if is_mine:
-                    measure(unit, device)
+    for path, units in planned.items():
+        are_mine = [_measure_unit(unit, device) for model in units.values() for unit in model]
+        if all(are_mine):
+            pair = describe_pair(units, options.capacities) | {"machine": describe_machine()}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, pair)
+        is_whole &= all(are_mine)
     return is_whole
+
+
+def _measure_unit(unit: Unit, device: torch.device) -> bool:
+    """Whether it is measured now; False where another process is at it."""
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    with try_lock(unit.folder / "lock") as is_mine:
+        if is_mine:
+            measure(unit, device)
+        return is_mine
+
+
+def _is_kept(path: Path, options: argparse.Namespace) -> bool:
+    """Whether a pair has a file with all that is asked for."""
+    if not path.is_file():
+        return False
+    pair = json.loads(path.read_text(encoding="utf-8"))
+    has_sizes = all(str(capacity) in pair["sizes"] for capacity in options.capacities)
+    return has_sizes and pair["max_tokens"] == options.tokens
 
 
 def _check_pair(units: dict[str, list[Unit]]) -> None:
@@ -150,69 +159,12 @@ def _check_pair(units: dict[str, list[Unit]]) -> None:
         )
 
 
-def collect(options: argparse.Namespace) -> dict[str, Any]:
-    """All tables, as plain values."""
-    families = {family: collect_family(options, family) for family in options.families}
+def collect(folder: Path) -> dict[str, Any]:
+    """All tables of the pairs in a folder, as plain values."""
     return {
-        "families": families,
+        "families": {family: collect_family(pairs) for family, pairs in load_pairs(folder).items()},
         "arms": {name: arm.about for name, arm in ARMS.items()},
-        "seeds": options.seeds,
-        "command": shlex.join(["python", "experiments/copying", *sys.argv[1:]]),
-        "machine": describe_machine(),
     }
-
-
-def collect_family(options: argparse.Namespace, family: str) -> dict[str, Any]:
-    """The tables of a family, by size of the memory."""
-    matcher, tokens = Matcher(), dict[str, NDArray[np.int32]]()
-    sizes = {}
-    for place, size in enumerate(options.capacities):
-        nats: dict[str, dict[str, list[Nats]]] = {model: {} for model in ARM_NAMES}
-        choices: dict[str, list[Any]] = {model: [] for model in ARM_NAMES}
-        for seed in options.seeds:
-            planned = plan_units(options, family, seed)
-            config = planned["without"][0].config.model
-            for model, unit in (
-                ("without", planned["without"][0]),
-                ("with_memory", planned["with_memory"][place]),
-            ):
-                choice = read_choices(unit)[str(size)]
-                choices[model].append(choice)
-                validation, test = (
-                    matcher.extend(load_arrays(unit, use, size, choice), config)
-                    for use in ("validation", "test")
-                )
-                check_same_tokens(tokens, test, unit)
-                for name, arm in ARMS.items():
-                    nats[model].setdefault(name, []).append(predict_test(validation, test, arm))
-        followed = [matcher.match(part, len(part)).followed for part in tokens.values()]
-        sizes[str(size)] = {
-            "bytes": describe_bytes(config, size),
-            "choices": choices,
-            "arms": summarize(**nats),
-            "classes": summarize_classes(**nats, followed=followed),
-        }
-    return {
-        "documents": {name: len(part) for name, part in tokens.items()},
-        "sizes": sizes,
-    }
-
-
-def check_same_tokens(
-    known: dict[str, NDArray[np.int32]], documents: Sequence[Document], unit: Unit
-) -> None:
-    """Note the tokens of the documents, by name, where none are known: all must read the same.
-
-    Raises:
-        ConfigError: they are others than those known.
-    """
-    tokens = {document.arrays.name: document.arrays.tokens for document in documents}
-    known.update(known or tokens)
-    if list(known) != list(tokens) or not all(map(np.array_equal, known.values(), tokens.values())):
-        raise ConfigError(
-            f"{unit.run_dir} has read other test tokens than the runs before it; give runs of one "
-            "tokenizer and recipe"
-        )
 
 
 def show(values: dict[str, Any]) -> None:

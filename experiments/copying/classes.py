@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ngram import LONGEST
 from numpy.typing import NDArray
-from summary import Nats, average, sum_blocks
+from summary import Layout, Nats, sum_blocks
 
 from memorizing.metrics import bootstrap_ratio
 
@@ -31,60 +31,81 @@ CLASSES: dict[str, tuple[int, int]] = {
 parts, then each part in finer ones."""
 
 
+def sum_classes(
+    without: dict[str, Nats], with_memory: dict[str, Nats], followed: Sequence[NDArray[np.int64]]
+) -> dict[str, dict[str, Any]]:
+    """What is kept of each class of a pair of runs; a class without a token is left out.
+
+    Args:
+        without: nats of the model without memory, by arm.
+        with_memory: likewise of the model with memory.
+        followed: the longest context that each token has followed before.
+
+    Returns:
+        By class: by block its tokens, and the nats that memory adds to them, alone (`memory`) and
+        once both models have all that copies (`memory_on_top`); by arm the sums of nats.
+    """
+    rows = {}
+    for name, (low, high) in CLASSES.items():
+        inside = [(low <= part) & (part <= high) for part in followed]
+
+        def sum_inside(nats: Nats, inside: list[NDArray[np.bool_]] = inside) -> NDArray[np.float64]:
+            return sum_blocks([np.where(i, n, 0.0) for n, i in zip(nats, inside, strict=True)])
+
+        tokens = sum_blocks(inside)
+        if tokens.any():
+            rows[name] = {
+                "tokens": tokens.astype(np.int64),
+                "memory": sum_inside(with_memory["nothing"]) - sum_inside(without["nothing"]),
+                "memory_on_top": sum_inside(with_memory["together"])
+                - sum_inside(without["together"]),
+                "without": {arm: sum_inside(nats).sum() for arm, nats in without.items()},
+                "with_memory": {arm: sum_inside(nats).sum() for arm, nats in with_memory.items()},
+            }
+    return rows
+
+
 def summarize_classes(
-    without: dict[str, list[Nats]],
-    with_memory: dict[str, list[Nats]],
-    followed: Sequence[NDArray[np.int64]],
+    seeds: Sequence[dict[str, dict[str, Any]]], layout: Layout
 ) -> dict[str, dict[str, Any]]:
     """Nats of each class of tokens by arm, and what part of the gain of memory is theirs.
 
     Args:
-        without: nats of the model without memory, by arm and seed.
-        with_memory: likewise of the model with memory.
-        followed: the longest context that each token has followed before.
+        seeds: of each what `sum_classes` kept.
+        layout: of the blocks.
     """
-    num_tokens = sum(map(len, followed))
-    means, mean_with = (
-        {name: average(seeds) for name, seeds in models.items()}
-        for models in (without, with_memory)
+    parts = list(CLASSES)[:2]
+    gained = sum(
+        np.sum(found[name]["memory"]) for found in seeds for name in parts if name in found
     )
-    alone, memory = means["nothing"], mean_with["nothing"]
-    gained = sum(float((a - b).sum()) for a, b in zip(alone, memory, strict=True))
     rows = {}
-    for name, (low, high) in CLASSES.items():
-        inside = [(low <= part) & (part <= high) for part in followed]
-        tokens = sum(int(part.sum()) for part in inside)
-        if not tokens:
-            continue
-        pick = _make_picker(inside)
-        chosen = pick(alone), pick(memory)
+    for name, first in seeds[0].items():
+        tokens = np.array(first["tokens"], np.float64)
+        mine = [found[name] for found in seeds]
         rows[name] = {
-            "tokens": tokens,
-            "share_of_tokens": tokens / num_tokens,
-            "share_of_gain": float((chosen[0] - chosen[1]).sum()) / gained,
-            "without": {arm: float(pick(nats).mean()) for arm, nats in means.items()},
-            "with_memory": {arm: float(pick(nats).mean()) for arm, nats in mean_with.items()},
-            "memory": _compare_inside(memory, alone, inside),
-            "memory_on_top": _compare_inside(mean_with["together"], means["together"], inside),
+            "tokens": int(tokens.sum()),
+            "share_of_tokens": tokens.sum() / layout.tokens.sum(),
+            "share_of_gain": sum(np.sum(found["memory"]) for found in mine) / gained,
         }
+        for model in ("without", "with_memory"):
+            rows[name][model] = {
+                arm: np.mean([found[model][arm] for found in mine]) / tokens.sum()
+                for arm in first[model]
+            }
+        for kind in ("memory", "memory_on_top"):
+            gone = np.mean([found[kind] for found in mine], 0)
+            rows[name][kind] = _describe_inside(gone, tokens, layout)
     return rows
 
 
-def _make_picker(inside: Sequence[NDArray[np.bool_]]) -> Callable[[Nats], NDArray[np.float64]]:
-    return lambda nats: np.concatenate([n[i] for n, i in zip(nats, inside, strict=True)])
-
-
-def _compare_inside(
-    nats: Nats, baseline: Nats, inside: Sequence[NDArray[np.bool_]]
+def _describe_inside(
+    gone: NDArray[np.float64], tokens: NDArray[np.float64], layout: Layout
 ) -> dict[str, Any]:
     """Relative change of perplexity of some tokens, with an interval where they are many."""
-    gone, num_blocks = sum_blocks(
-        [np.where(i, a - b, 0.0) for a, b, i in zip(nats, baseline, inside, strict=True)]
-    )
-    tokens, _ = sum_blocks(inside)
     low, high = -math.inf, math.inf
-    if tokens.sum() >= _LEAST_TOKENS and all(part.any() for part in inside):
-        low, high = bootstrap_ratio(gone, tokens, num_blocks)
+    starts = np.cumsum([0, *layout.num_blocks[:-1]])
+    if tokens.sum() >= _LEAST_TOKENS and np.add.reduceat(tokens, starts).all():
+        low, high = bootstrap_ratio(gone, tokens, layout.num_blocks)
     return {
         "value": math.expm1(gone.sum() / tokens.sum()),
         "low": float(np.expm1(low)),

@@ -1,7 +1,7 @@
 """What copying gives of the gain of memory, and what memory adds on top of copying.
 
 Weights are fitted to each run on its validation documents, then kept for its test documents. Over
-seeds, nats are averaged token by token, and an interval draws documents and their blocks in all
+seeds, nats are averaged block by block, and an interval draws documents and their blocks in all
 models and seeds at once, as everywhere in the results.
 """
 
@@ -19,7 +19,7 @@ from ngram import LONGEST, POINTER_BYTES, TOKEN_BYTES, Matches, match_contexts
 from numpy.typing import NDArray
 
 from memorizing.config import ModelConfig
-from memorizing.metrics import Difference, bootstrap_ratio, compare_token_nats, compute_perplexity
+from memorizing.metrics import Difference, bootstrap_ratio, compare_block_nats, compute_perplexity
 
 NGRAM_BYTES = TOKEN_BYTES + POINTER_BYTES
 BLOCK_LEN = 4096
@@ -141,82 +141,97 @@ Nats = list[NDArray[np.float64]]
 """Of every token, by document."""
 
 
-def average(seeds: Sequence[Nats]) -> Nats:
-    """Over seeds, token by token."""
-    return [np.mean(parts, axis=0) for parts in zip(*seeds, strict=True)]
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of all test documents, one after another. B blocks."""
 
+    lens: tuple[int, ...]
+    """Tokens of each document."""
 
-def summarize(
-    without: dict[str, list[Nats]], with_memory: dict[str, list[Nats]]
-) -> dict[str, dict[str, Any]]:
-    """Each arm on both models: nats, changes, shares of the gain of memory.
+    @property
+    def num_blocks(self) -> list[int]:
+        """Of each document."""
+        return [-(-length // BLOCK_LEN) for length in self.lens]
 
-    Args:
-        without: nats of the model without memory, by arm and seed.
-        with_memory: likewise of the model with memory.
-    """
-    means, mean_with = (
-        {name: average(seeds) for name, seeds in models.items()}
-        for models in (without, with_memory)
-    )
-    alone, memory = means["nothing"], mean_with["nothing"]
-    rows = {}
-    for name, nats in means.items():
-        both = mean_with[name]
-        rows[name] = {
-            "without": _describe(nats, alone, without[name], without["nothing"]),
-            "with_memory": _describe(both, alone, with_memory[name], without["nothing"]),
-            "memory_against_it": _describe_change(compare(memory, nats)),
-            "memory_on_top": _describe_change(compare(both, nats)),
-            "it_on_memory": _describe_change(compare(both, memory)),
-            "share_of_gain": compute_share((alone, nats), (alone, memory)),
-            "share_left": compute_share((nats, both), (alone, memory)),
-        }
-    return rows
-
-
-def compare(nats: Nats, baseline: Nats) -> Difference:
-    """Paired, with its interval."""
-    return compare_token_nats(nats, baseline, block_len=BLOCK_LEN)
-
-
-def compute_share(part: tuple[Nats, Nats], whole: tuple[Nats, Nats]) -> dict[str, Any]:
-    """(a - b) / (c - d) in nats, and its interval; null where there is no gain to speak of."""
-    gone, gap = (
-        sum_blocks([a - b for a, b in zip(*pair, strict=True)])[0] for pair in (part, whole)
-    )
-    low, high = -math.inf, math.inf
-    if compare(whole[1], whole[0]).high < 0:
-        low, high = bootstrap_ratio(gone, gap, sum_blocks(part[0])[1])
-    value = float(gone.sum() / gap.sum()) if gap.sum() > 0 else math.nan
-    return {"value": value, "low": low, "high": high}
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """(B,) of each block."""
+        starts = [np.arange(0, length, BLOCK_LEN) for length in self.lens]
+        return np.concatenate(
+            [np.diff(part, append=n) for part, n in zip(starts, self.lens, strict=True)]
+        )
 
 
 def sum_blocks(
     values: Sequence[NDArray[np.float64] | NDArray[np.bool_]],
-) -> tuple[NDArray[np.float64], list[int]]:
-    """Sums over the blocks of all documents, and how many blocks each has."""
+) -> NDArray[np.float64]:
+    """(B,) sums, of values by document and token."""
     sums = [
         np.add.reduceat(part.astype(np.float64), np.arange(0, len(part), BLOCK_LEN))
         for part in values
     ]
-    return np.concatenate(sums), [len(part) for part in sums]
+    return np.concatenate(sums)
 
 
-def _describe(
-    nats: Nats, baseline: Nats, seeds: Sequence[Nats], baseline_seeds: Sequence[Nats]
-) -> dict[str, Any]:
-    per_token = float(np.concatenate(nats).mean())
-    by_seed = [
-        float(np.expm1(np.concatenate(mine).mean() - np.concatenate(theirs).mean()))
-        for mine, theirs in zip(seeds, baseline_seeds, strict=True)
-    ]
-    return {
-        "nats_per_token": per_token,
-        "perplexity": compute_perplexity(per_token),
-        "change": _describe_change(compare(nats, baseline)),
-        "change_by_seed": by_seed,
-    }
+BySeed = list[NDArray[np.float64]]
+"""Sums over blocks (B,) of every seed."""
+
+
+def summarize(
+    without: dict[str, BySeed], with_memory: dict[str, BySeed], layout: Layout
+) -> dict[str, dict[str, Any]]:
+    """Each arm on both models: nats, changes, shares of the gain of memory.
+
+    Args:
+        without: nats of the model without memory, by arm.
+        with_memory: likewise of the model with memory, of the same seeds.
+        layout: of the blocks.
+    """
+    means, mean_with = (
+        {name: np.mean(seeds, 0) for name, seeds in models.items()}
+        for models in (without, with_memory)
+    )
+    alone, memory = means["nothing"], mean_with["nothing"]
+
+    def compare(nats: NDArray[np.float64], baseline: NDArray[np.float64]) -> Difference:
+        return compare_block_nats(nats, baseline, layout.tokens, layout.num_blocks)
+
+    def share(gone: NDArray[np.float64]) -> dict[str, Any]:
+        """Of the gain of memory, in nats; null where there is no gain to speak of."""
+        gap = alone - memory
+        low, high = -math.inf, math.inf
+        if compare(memory, alone).high < 0:
+            low, high = bootstrap_ratio(gone, gap, layout.num_blocks)
+        value = float(gone.sum() / gap.sum()) if gap.sum() > 0 else math.nan
+        return {"value": value, "low": low, "high": high}
+
+    def describe(name: str, models: dict[str, BySeed]) -> dict[str, Any]:
+        nats, tokens = np.mean(models[name], 0), int(layout.tokens.sum())
+        per_token = float(nats.sum()) / tokens
+        by_seed = [
+            float(np.expm1((mine - theirs).sum() / tokens))
+            for mine, theirs in zip(models[name], without["nothing"], strict=True)
+        ]
+        return {
+            "nats_per_token": per_token,
+            "perplexity": compute_perplexity(per_token),
+            "change": _describe_change(compare(nats, alone)),
+            "change_by_seed": by_seed,
+        }
+
+    rows = {}
+    for name, nats in means.items():
+        both = mean_with[name]
+        rows[name] = {
+            "without": describe(name, without),
+            "with_memory": describe(name, with_memory),
+            "memory_against_it": _describe_change(compare(memory, nats)),
+            "memory_on_top": _describe_change(compare(both, nats)),
+            "it_on_memory": _describe_change(compare(both, memory)),
+            "share_of_gain": share(alone - nats),
+            "share_left": share(nats - both),
+        }
+    return rows
 
 
 def _describe_change(change: Difference) -> dict[str, Any]:

@@ -27,7 +27,7 @@ SIZE, NUM_TOKENS, STEPS = 29, 331, 3
 
 @pytest.fixture(scope="module")
 def copying() -> Iterator[SimpleNamespace]:
-    names = ("naive", "ngram", "knn_lm", "fitting", "measuring", "summary", "classes")
+    names = ("naive", "ngram", "knn_lm", "fitting", "measuring", "summary", "classes", "pairs")
     with open_scripts(EXPERIMENTS / "copying", names) as found:
         yield found
 
@@ -174,11 +174,13 @@ def test_before_the_first_token_there_is_the_model_alone(copying):
 
 
 def test_shares_of_the_gain_by_hand(copying):
-    lens = (4096 + 31, 4096, 17)
-    make = lambda value: [np.full(n, value) for n in lens]  # noqa: E731
+    layout = copying.summary.Layout((4096 + 31, 4096, 17))
+    assert layout.tokens.tolist() == [4096, 31, 4096, 17]
+    assert layout.num_blocks == [2, 1, 1]
+    make = lambda value: value * layout.tokens.astype(float)  # noqa: E731
     without = {"nothing": [make(3.0), make(3.2)], "ngram": [make(2.5), make(2.7)]}
     with_memory = {"nothing": [make(2.0), make(2.2)], "ngram": [make(1.9), make(2.1)]}
-    row = copying.summary.summarize(without, with_memory)["ngram"]
+    row = copying.summary.summarize(without, with_memory, layout)["ngram"]
     assert row["share_of_gain"]["value"] == pytest.approx(0.5)
     assert row["share_left"]["value"] == pytest.approx(0.6)
     assert row["without"]["nats_per_token"] == pytest.approx(2.6)
@@ -188,24 +190,51 @@ def test_shares_of_the_gain_by_hand(copying):
     assert row["memory_against_it"]["value"] == pytest.approx(np.expm1(-0.5))
     assert row["with_memory"]["change_by_seed"] == pytest.approx([np.expm1(-1.1)] * 2)
     # Without a gain there is no share of it.
-    worse = copying.summary.summarize(without, {name: [make(3.3)] * 2 for name in without})
-    assert np.isinf(worse["ngram"]["share_of_gain"]["low"])
+    worse = {name: [make(3.3)] * 2 for name in without}
+    rows = copying.summary.summarize(without, worse, layout)
+    assert np.isinf(rows["ngram"]["share_of_gain"]["low"])
+
+
+def test_sums_over_blocks_are_those_of_tokens(copying):
+    rng = np.random.default_rng(0)
+    lens = (4096 * 2 + 31, 17, 5000)
+    nats = [[rng.uniform(1, 3, n) for n in lens] for _ in range(2)]
+    sums = [copying.summary.sum_blocks(part) for part in nats]
+    layout = copying.summary.Layout(lens)
+    row = copying.summary.summarize({"nothing": sums[:1]}, {"nothing": sums[1:]}, layout)["nothing"]
+    expected = compare_token_nats(nats[1], nats[0])
+    found = row["with_memory"]["change"]
+    assert found["value"] == pytest.approx(expected.perplexity_change)
+    assert (found["low"], found["high"]) == pytest.approx(expected.perplexity_interval)
 
 
 def test_classes_hold_every_token_in_a_part_and_in_a_finer_one(copying):
     rng = np.random.default_rng(0)
     lens = (1009, 2003)
+    layout = copying.summary.Layout(lens)
     followed = [rng.integers(-1, 17, n) for n in lens]
-    without = {name: [[rng.uniform(2, 3, n) for n in lens]] for name in ("nothing", "together")}
-    with_memory = {name: [[n - 1 for n in seeds[0]]] for name, seeds in without.items()}
-    rows = copying.classes.summarize_classes(without, with_memory, followed)
+    seeds = []
+    for gain in (1, 2):
+        without = {name: [rng.uniform(2, 3, n) for n in lens] for name in ("nothing", "together")}
+        with_memory = {name: [n - gain for n in nats] for name, nats in without.items()}
+        seeds.append(copying.classes.sum_classes(without, with_memory, followed))
+    rows = copying.classes.summarize_classes(seeds, layout)
     assert list(rows) == list(copying.classes.CLASSES)
     for part in (list(rows.values())[:2], list(rows.values())[2:]):
         assert sum(row["tokens"] for row in part) == sum(lens)
         assert sum(row["share_of_gain"] for row in part) == pytest.approx(1)
-    assert rows["2 to 3"]["tokens"] == sum(int(np.isin(part, (2, 3)).sum()) for part in followed)
+    inside = np.concatenate([np.isin(part, (2, 3)) for part in followed])
+    row = rows["2 to 3"]
+    assert row["tokens"] == inside.sum()
+    assert row["share_of_tokens"] == pytest.approx(inside.mean())
+    # The last seed's, and the first one's: 2.5 on average, less 1 and 2 with memory.
+    assert row["without"]["nothing"] - row["with_memory"]["nothing"] == pytest.approx(1.5)
+    last = np.concatenate(without["together"])[inside].mean()
+    first = seeds[0]["2 to 3"]["without"]["together"] / inside.sum()
+    assert row["without"]["together"] == pytest.approx((first + last) / 2)
     for row in rows.values():
-        assert row["memory"]["value"] == pytest.approx(np.expm1(-1))
+        assert row["memory"]["value"] == pytest.approx(np.expm1(-1.5))
+        assert row["memory_on_top"]["value"] == pytest.approx(np.expm1(-1.5))
 
 
 CONFIG = """
@@ -253,7 +282,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_script(copying, runs: Path, folder: Path, *more: str) -> int:
-    places = ["--runs", runs, "--arrays", folder / "arrays", "--json", folder / "copying.json"]
+    places = ["--runs", runs, "--arrays", folder / "arrays", "--pairs", folder / "pairs"]
+    places += ["--json", folder / "copying.json"]
     fixed = ["--families", "tiny", "--seeds", "0", "--capacities", SIZE, "--device", "cpu"]
     return copying.main.main([str(part) for part in [*places, *fixed, *more]])
 
@@ -291,6 +321,33 @@ def test_the_tables_say_what_was_kept_and_what_memory_changes(copying, runs, mea
     # Side by side, sums round otherwise than in one document alone.
     row = table["arms"]["nothing"]
     assert row["with_memory"]["change"]["value"] == pytest.approx(change, abs=1e-5)
+
+
+def test_seeds_are_joined_from_what_is_kept_of_each(copying, runs, measured, tmp_path, capsys):
+    shutil.copytree(measured / "pairs", tmp_path / "pairs")
+    path = tmp_path / "pairs" / "tiny-seed0.json"
+    pair = json.loads(path.read_text())
+    other = copy.deepcopy(pair)
+    sums = other["sizes"][str(SIZE)]["nats"]
+    for arms in sums.values():
+        for name, values in arms.items():
+            arms[name] = [value + 0.5 * NUM_TOKENS for value in values]
+    (tmp_path / "pairs" / "tiny-seed7.json").write_text(json.dumps(other))
+    # No weights are needed, and nothing is measured, where both have a file.
+    assert run_script(copying, tmp_path, tmp_path, "--seeds", "0", "7") == 0
+    found = json.loads((tmp_path / "copying.json").read_text())["families"]["tiny"]
+    alone = json.loads((measured / "copying.json").read_text())["families"]["tiny"]
+    assert (found["seeds"], alone["seeds"]) == ([0, 7], [0])
+    for arm, row in alone["sizes"][str(SIZE)]["arms"].items():
+        both = found["sizes"][str(SIZE)]["arms"][arm]["with_memory"]
+        assert both["nats_per_token"] == pytest.approx(row["with_memory"]["nats_per_token"] + 0.25)
+        # Both arms of a seed are worse alike.
+        assert both["change"]["value"] == pytest.approx(row["with_memory"]["change"]["value"])
+    other["recipes"]["with_memory"]["model"]["num_heads"] = 3
+    (tmp_path / "pairs" / "tiny-seed7.json").write_text(json.dumps(other))
+    capsys.readouterr()
+    assert run_script(copying, tmp_path, tmp_path) == 2
+    assert "seed 7 has other recipes than that of seed 0" in capsys.readouterr().err
 
 
 def test_what_is_measured_is_kept_until_the_choice_or_the_weights_are_others(

@@ -21,7 +21,7 @@ from tests.experiments.test_report import (
 
 def test_without_any_run_every_part_says_so(report, tmp_path):
     page = build(report, tmp_path)
-    assert page.count("**Not run yet.**") == 22
+    assert page.count("**Not run yet.**") == 23
     planned = report.results.load_results(tmp_path / "runs", tmp_path).planned
     assert f"{len(planned)} of {len(planned)} planned runs are not run" in page
     assert f"- `{next(iter(planned))}`" in page
@@ -299,12 +299,15 @@ def make_copying() -> dict[str, Any]:
         "arms": {"nothing": make_arm(0.0, 0.0, -0.2), "together": make_arm(-0.1, 0.4, 0.05)},
         "classes": classes,
     }
+    proofs = {
+        "seeds": [0, 7],
+        "documents": {"d": 81_920},
+        "sizes": {"8192": size},
+        "machines": [MACHINE],
+    }
     return {
-        "families": {"proofs": {"documents": {"d": 81_920}, "sizes": {"8192": size}}},
+        "families": {"proofs": proofs},
         "arms": {"nothing": "the model alone", "together": "both"},
-        "seeds": [0],
-        "command": "python experiments/copying",
-        "machine": MACHINE,
     }
 
 
@@ -312,10 +315,9 @@ def test_copying_is_shown_once_it_is_measured(report, tmp_path):
     assert "More than copying?" not in build(report, tmp_path)
     (tmp_path / "copying.json").write_text(json.dumps(make_copying()))
     part = cut_part(build(report, tmp_path), "More than copying?")
-    assert (
-        "`python experiments/queue --run main/proofs`, `python experiments/copying`; seed 0."
-        in part
-    )
+    commands = "queue --run main/proofs`, `python experiments/copying --families proofs`."
+    assert commands in part
+    assert "### Proofs, a memory of 8,192 entries, seeds 0, 7" in part
     assert (
         "8.0 MiB a document hold 8,192 entries of 1,024 bytes, 16,320 hidden states of 514 bytes "
         "and 1,398,101 tokens for n-grams of 6 bytes (more than the longest document has)."

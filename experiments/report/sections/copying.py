@@ -15,7 +15,7 @@ from formatting import (
     make_table,
 )
 from results import FAMILIES, Results
-from section import Section, name_machine
+from section import Section, name_machines
 
 _ABOUT = (
     "Into each token's prediction is mixed what followed in the document before, without memory "
@@ -50,19 +50,19 @@ def write(results: Results) -> Section | None:
     if values is None:
         return None
     families = [family for family in FAMILIES if family in values["families"]]
-    seeds = values["seeds"]
     parts = [
         _ABOUT,
-        "Repeat: `python experiments/queue --run "
-        f"{' '.join(f'main/{family}' for family in families)}`, `{values['command']}`; "
-        f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}.",
+        f"Repeat: `python experiments/queue --run {' '.join(f'main/{f}' for f in families)}`, "
+        f"`python experiments/copying --families {' '.join(families)}`.",
         _COLUMN_NOTES,
     ]
     for family in families:
         sizes = values["families"][family]["sizes"]
+        seeds = values["families"][family]["seeds"]
         for size, found in sizes.items():
             parts += [
-                f"### {family.capitalize()}, a memory of {int(size):,} entries",
+                f"### {family.capitalize()}, a memory of {int(size):,} entries, "
+                f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
                 _describe_bytes(found["bytes"], values["families"][family]["documents"]),
                 _make_table(found["arms"], values["arms"]),
             ]
@@ -73,7 +73,8 @@ def write(results: Results) -> Section | None:
             "is with n-grams of all lengths and kNN-LM.",
             _make_class_table(largest["classes"]),
         ]
-    parts += [_summarize(values["families"], families), name_machine(values)]
+    machines = (machine for found in values["families"].values() for machine in found["machines"])
+    parts += [_summarize(values["families"], families), name_machines(machines)]
     return Section("More than copying?", tuple(parts))
 
 
