@@ -38,6 +38,7 @@ class SmallModel:
     scale_init: float = 8.0
     gate_learning_rate: float = 0.05
     """Of gates and scales."""
+    vocab_size: int = VOCAB_SIZE
 
     def to_model(self, capacity: int, block_len: int = BLOCK_LEN) -> ModelConfig:
         """Two layers: one to gather the tokens of a key, and one that finds the like of it.
@@ -45,7 +46,7 @@ class SmallModel:
         The local context is one block, so that what stands before is in the memory or nowhere.
         """
         return ModelConfig(
-            vocab_size=VOCAB_SIZE,
+            vocab_size=self.vocab_size,
             num_layers=2,
             model_dim=self.model_dim,
             num_heads=4,

@@ -3,8 +3,8 @@
     python experiments/synthetic.py --task needles --seeds 0,1,2 \
         --json experiments/results/synthetic_needles.json
 
-Tasks: pairs, rewrite, needles (one needle is the passkey task), tracking, strings, distraction;
-`all` is one after another.
+Tasks: pairs, rewrite, needles (one needle is the passkey task), tracking, strings, recall (MQAR),
+distraction; `all` is one after another.
 Every arm of a task starts with the same weights and sees the same documents. Local context is the
 segment with the questions, so that answers are in the memory or nowhere; an arm without memory is
 therefore measured at one length. The memory is read with a sharper softmax than in training

@@ -10,7 +10,12 @@ from small_models import SHARPNESS, SmallModel
 from memorizing.config import Control
 from memorizing.data.synthetic.batch import QuestionBatch
 from memorizing.data.synthetic.needles import make_needles_batch, make_tracking_batch
-from memorizing.data.synthetic.records import make_pairs_batch, make_strings_batch
+from memorizing.data.synthetic.records import (
+    RECALL_VOCAB_SIZE,
+    make_pairs_batch,
+    make_recall_batch,
+    make_strings_batch,
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ _TRAINING_PAIRS = {"num_questions": 9, "num_repeats": 2}
 _REWRITE = _TRAINING_PAIRS | {"num_writes": 2}
 _NEEDLES = {"num_needles": 7, "num_questions": 7, "num_repeats": 2}
 _CHAINS = {"num_chains": 4, "num_hops": 2}
+_RECALL = {"num_pairs": 64, "num_questions": 32, "num_repeats": 2}
 
 _ALL = (
     Task(
@@ -163,6 +169,20 @@ _ALL = (
         _sweep((2, 8, 32, 128), num_questions=8),
         arms=(Arm("memory", num_kept=16), WITHOUT),
         block_len=256,
+    ),
+    Task(
+        # MQAR's largest, 64 pairs in 512 tokens, then more pairs and longer documents.
+        "recall",
+        make_recall_batch,
+        _RECALL,
+        Cell(3, _RECALL),
+        (
+            Cell(3, {"num_pairs": 64}),
+            *(Cell(16, {"num_pairs": pairs}) for pairs in (64, 1024)),
+            *(Cell(64, {"num_pairs": pairs}) for pairs in (64, 4092)),
+            Cell(1024, {"num_pairs": 4092}),
+        ),
+        model=SmallModel(steps=200, vocab_size=RECALL_VOCAB_SIZE),
     ),
     Task(
         # Focused Transformer, section 3.3: d documents in one memory.

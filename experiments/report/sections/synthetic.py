@@ -15,6 +15,7 @@ _ABOUT = {
     "passkey": "A number hidden in varied filler text, asked for at the end.",
     "needles": "Many keys of the same form, of which some are asked for.",
     "tracking": "Chains of variables: `X2 = X1`.",
+    "recall": "Multi-query associative recall (MQAR): pairs of tokens, a vocabulary of 8,192.",
     "strings": "Pairs of long identifiers, one asked for.",
     "distraction": "The memory also holds other documents; own share is of the attention.",
 }

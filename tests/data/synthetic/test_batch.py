@@ -16,7 +16,10 @@ from memorizing.data.synthetic.needles import (
     make_tracking_batch,
 )
 from memorizing.data.synthetic.records import (
+    NUM_RECALL_KEYS,
+    RECALL_VOCAB_SIZE,
     make_pairs_batch,
+    make_recall_batch,
     make_strings_batch,
 )
 
@@ -27,6 +30,7 @@ MAKERS: list[tuple[Maker, dict[str, int], int]] = [
     (make_needles_batch, {"num_needles": 7, "num_questions": 3}, 5),
     (make_tracking_batch, {"num_chains": 3, "num_hops": 2}, 8),
     (make_strings_batch, {"num_questions": 3}, 8),
+    (make_recall_batch, {"num_pairs": 17, "num_questions": 3}, 1),
 ]
 """With the number of answer tokens of a question."""
 
@@ -42,7 +46,8 @@ def test_a_document_is_whole_blocks_and_questions_with_answers_of_one_length(
     assert batch.is_first.all()
     assert batch.tokens[:, 0].tolist() == [FILLER, FILLER]
     assert torch.equal(batch.tokens[:, 1:], batch.targets[:, :-1])
-    assert 0 <= int(batch.targets.min()) <= int(batch.targets.max()) < VOCAB_SIZE
+    vocab_size = RECALL_VOCAB_SIZE if make is make_recall_batch else VOCAB_SIZE
+    assert 0 <= int(batch.targets.min()) <= int(batch.targets.max()) < vocab_size
     alone = make([5], 2, 83, **sizes)
     assert torch.equal(alone.targets[0], batch.targets[1])
     assert not torch.equal(batch.targets[0], batch.targets[1])
@@ -61,6 +66,9 @@ def test_a_document_is_whole_blocks_and_questions_with_answers_of_one_length(
         (make_tracking_batch, 1, {"num_chains": 0}),
         (make_tracking_batch, 1, {"num_chains": 2, "num_hops": 6}),
         (make_strings_batch, 1, {"num_questions": 4}),
+        (make_recall_batch, 1, {"num_pairs": 42}),
+        (make_recall_batch, 2, {"num_pairs": 7, "num_questions": 8}),
+        (make_recall_batch, 999, {"num_pairs": NUM_RECALL_KEYS + 1}),
     ],
 )
 def test_a_document_that_cannot_be_is_refused(make: Maker, num_blocks: int, sizes: dict[str, int]):

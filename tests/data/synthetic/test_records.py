@@ -13,12 +13,14 @@ from memorizing.data.synthetic.batch import (
 from memorizing.data.synthetic.records import (
     COLON,
     COMMA,
+    FIRST_RECALL_VALUE,
     NUM_KEYS,
     QUOTE,
     compute_document_len,
     count_questions,
     make_look_up_batch,
     make_pairs_batch,
+    make_recall_batch,
     make_strings_batch,
 )
 
@@ -152,6 +154,26 @@ def test_strings_are_json_and_asked_for_by_the_same_characters():
         assert pairs[key] == value
     answers = batch.targets[batch.valid].view(3, 8)
     assert "".join(spelling[int(token)] for token in answers[0]) in text
+
+
+def test_the_value_of_a_key_stands_right_after_it_and_nowhere_else_after_a_key():
+    batch = make_recall_batch([7], 3, 41, num_pairs=53, num_questions=11, num_repeats=2)
+    (document,) = batch.targets.tolist()
+    values = {}
+    for block in (document[i : i + 41] for i in (0, 41, 82)):
+        for place, token in enumerate(block):
+            if token < FIRST_RECALL_VALUE:
+                assert token not in values
+                values[token] = block[place + 1]  # in the same block
+    assert len(values) == 53
+    assert min(values.values()) >= FIRST_RECALL_VALUE
+    questions = document[123:]
+    assert [values[key] for key in questions[::2]] == questions[1::2]
+    assert batch.targets[batch.valid].tolist() == questions[1::2]
+    assert len(set(questions[::2])) == 11 == batch.is_first.sum()
+    # Where there is no room for anything else, all is pairs.
+    full = make_recall_batch([7], 2, 6, num_pairs=6, num_questions=1).targets[0, :12]
+    assert (full[::2] < FIRST_RECALL_VALUE).all()
 
 
 def test_keys_that_are_alike_differ_in_one_symbol_and_are_all_different():

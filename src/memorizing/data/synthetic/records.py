@@ -12,6 +12,10 @@
   hexadecimal digits, and then `<q>"key":"value"` asks for the value. **Deviation:** identifiers
   have 8 digits (the benchmark's have 32), and a block ends in filler where the next pair does not
   fit whole.
+- *Multi-query associative recall* (Arora et al. 2023, Zoology, MQAR). A pair is a key and its
+  value, one token each of a vocabulary of 8,192; a question is a key, whose value comes next.
+  **Deviations:** questions stand one after another at the end, where only a memory reaches the
+  pairs, and not at gaps that follow a power law; pairs may be far apart, with other values between.
 """
 
 from __future__ import annotations
@@ -224,6 +228,60 @@ def make_strings_batch(
         sample = join_questions(blocks, questions, ID_LEN + 5, rng, num_repeats)
         sample.is_answer[len(blocks) + STRING_LEN - 1 :: STRING_LEN] = False
         return sample
+
+    return make_batch([make_sample(seed) for seed in seeds])
+
+
+RECALL_VOCAB_SIZE = 8192
+FIRST_RECALL_VALUE = RECALL_VOCAB_SIZE // 2
+NUM_RECALL_KEYS = FIRST_RECALL_VALUE - FIRST_SYMBOL
+
+
+def make_recall_batch(
+    seeds: Sequence[int],
+    num_blocks: int,
+    block_len: int = BLOCK_LEN,
+    *,
+    num_pairs: int,
+    num_questions: int = 64,
+    num_repeats: int = 1,
+) -> QuestionBatch:
+    """Make one document per seed: pairs anywhere in the blocks, then questions about their keys.
+
+    Tokens are below `RECALL_VOCAB_SIZE`: keys from `FIRST_SYMBOL`, values from
+    `FIRST_RECALL_VALUE` on. Keys are unique; what is not a pair is values that no key is before.
+
+    Args:
+        seeds: one document each; the same seed and sizes give the same document.
+        num_blocks: of `block_len` tokens.
+        block_len: tokens of a block.
+        num_pairs: of each document.
+        num_questions: about different pairs.
+        num_repeats: as in `make_pairs_batch`.
+
+    Raises:
+        ValueError: no seed or block, fewer pairs than questions, or more than there are keys or
+            places.
+    """
+    places = num_blocks * (block_len // 2)
+    if not len(seeds) or not 1 <= num_questions <= num_pairs <= min(places, NUM_RECALL_KEYS):
+        raise ValueError(
+            f"{len(seeds)} seeds, {num_questions} questions and {num_pairs} pairs in {num_blocks} "
+            f"blocks of {block_len}; there must be 1 seed or more, 1 question or more about "
+            f"different pairs, and at most {NUM_RECALL_KEYS} pairs that fit the blocks"
+        )
+
+    def make_sample(seed: int) -> Sample:
+        rng = np.random.default_rng(seed)
+        keys = rng.choice(NUM_RECALL_KEYS, (num_pairs, 1), replace=False) + FIRST_SYMBOL
+        tokens = rng.integers(FIRST_RECALL_VALUE, RECALL_VOCAB_SIZE, (num_blocks, block_len))
+        taken = np.sort(rng.choice(places, num_pairs, replace=False))
+        block, place = taken // (block_len // 2), taken % (block_len // 2) * 2
+        values = tokens[block, place + 1, None]
+        tokens[block, place] = keys[:, 0]
+        asked = rng.choice(num_pairs, num_questions, replace=False)
+        questions = np.concatenate([keys[asked], values[asked]], axis=1)
+        return join_questions(tokens.reshape(-1), questions, 1, rng, num_repeats)
 
     return make_batch([make_sample(seed) for seed in seeds])
 
