@@ -70,12 +70,25 @@ def test_the_longest_of_each_standard_test_stands_beside_what_others_report(repo
             cell(8192, "niah_single_1", "window", 0.15),
         ],
     }  # fmt: skip
+    cells = [{"num_blocks": n, "sizes": {"num_pairs": p}} for n, p in ((3, 64), (16, 9), (16, 70))]
+    recall = {
+        "task": "recall",
+        "settings": {"block_len": 128, "cells": cells},
+        "seeds": {
+            seed: {"memory/16 blocks, pairs 70": {"right": right, "asked": 64, "exact": 1.0}}
+            for seed, right in (("0", 64), ("1", 60))
+        },
+    }
+    (tmp_path / "synthetic_recall.json").write_text(json.dumps(recall))
     (tmp_path / "dictionary_lookup.json").write_text(json.dumps(look_up | {"recipe": "ours"}))
     (tmp_path / "pretrained_ruler.json").write_text(json.dumps(ruler))
     page = build(report, tmp_path)
     title = "Standard tests"
     assert find_line(page, "dictionary look-up", title)[-3:] == [
         "a small one, 5,000 weights", "80.0% (whole values 60.0%)", "1,024",
+    ]  # fmt: skip
+    assert find_line(page, "multi-query associative recall", title)[-3:] == [
+        "a small one, 70 pairs", "96.9%", "2,176",
     ]  # fmt: skip
     assert find_line(page, "passkey", title)[-3:] == ["", "not run yet", ""]
     assert find_line(page, "RULER, needles", title)[-3:] == ["tiny, passages", "75.0%", "8,192"]

@@ -10,6 +10,7 @@ from results import Results
 from section import Section, name_machine
 
 LOOK_UP = ("above 92%", "16M", "Focused Transformer, 37M weights (arXiv 2307.03170)")
+RECALL = ("solved", "512", "attention, 64 pairs (arXiv 2312.04927)")
 PASSKEY = ("100%", "64M", "RAMba, hierarchical sparse attention (arXiv 2504.16795)")
 NEEDLES = ("94.8%", "1M", "Memory Sparse Attention, 4B weights (arXiv 2603.23516)")
 """What others report: how many answers are right, after how many tokens, and who."""
@@ -31,6 +32,10 @@ def write(results: Results) -> Section:
     ruler = results.others.get("pretrained_ruler")
     found = {
         "dictionary look-up": (LOOK_UP, _find_look_up(results.others.get("dictionary_lookup"))),
+        "multi-query associative recall": (
+            RECALL,
+            _find_recall(results.others.get("synthetic_recall")),
+        ),
         "passkey": (PASSKEY, _find_passkey(results.others.get("pretrained_passkey"))),
         "RULER, needles": (NEEDLES, _find_needles(ruler)),
     }
@@ -68,6 +73,20 @@ def _find_look_up(values: Mapping[str, Any] | None) -> tuple[str, str, str]:
     )
     model = f"a small one, {values['weights']:,} weights"
     return model, f"{right:.1%} (whole values {whole:.1%})", f"{longest:,}"
+
+
+def _find_recall(values: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """With the most pairs among the most tokens, over seeds."""
+    if values is None:
+        return "", MISSING, ""
+    cells = values["settings"]["cells"]
+    cell = max(cells, key=lambda cell: (cell["num_blocks"], cell["sizes"]["num_pairs"]))
+    pairs, blocks = cell["sizes"]["num_pairs"], cell["num_blocks"]
+    name = f"memory/{blocks} blocks, pairs {pairs}"
+    scores = [scores[name] for scores in values["seeds"].values() if name in scores]
+    right, asked = (sum(score[key] for score in scores) for key in ("right", "asked"))
+    tokens = (blocks + 1) * values["settings"]["block_len"]
+    return f"a small one, {pairs:,} pairs", f"{right / asked:.1%}", f"{tokens:,}"
 
 
 def _find_passkey(values: Mapping[str, Any] | None) -> tuple[str, str, str]:
