@@ -15,9 +15,9 @@ documents. Into the predictions of both are mixed, one by one and together:
 - those of shorter contexts as well;
 - kNN-LM over the document's own hidden states (`knn_lm.py`).
 
-Each keeps as many of the latest tokens as fit into the bytes of a memory of N entries. Weights,
-states, temperature and k are fitted to each run on the validation documents (`fitting.py`). Several
-processes may share the work: start the same command in each. Arrays by token go to `runs/copying`.
+Each keeps as many of the latest tokens as fit into the bytes of a memory of N entries. Weights and
+temperature are fitted to each run on the validation documents (`fitting.py`). Several processes may
+share the work: start the same command in each. Arrays by token go to `runs/copying`.
 """
 
 from __future__ import annotations

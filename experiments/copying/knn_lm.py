@@ -5,20 +5,23 @@ nearest keys among the document's earlier ones, by squared L2 distance d^2, say
 
     p_knn(x) ~ sum of exp(-d^2 / T) over those neighbors that x followed.
 
+Key and k are the paper's: the normalized input of the last feed-forward layer, and 1,024. On
+validation documents of proofs and code the final state and fewer neighbors were worse
+(`docs/log.md`).
+
 Search is exact (`memorizing.knn`): with a 1 and -|key|^2 / 2 as further components, the largest
 products are the smallest distances. States are kept in bf16, as the entries of the memory are.
 
 **Deviation:** the paper's datastore is the training text. Here, as in the memory that it is
 compared with, it is what the document had before; keys give way a segment at a time.
 
-Shapes: T tokens, B tokens of a block, k neighbors, d model_dim.
+Shapes: T tokens, B tokens of a block, k neighbors, N temperatures, d model_dim.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -30,11 +33,7 @@ from memorizing.knn.index import search_heads
 from memorizing.model import MemorizingTransformer
 from memorizing.model.block import Norm
 
-Kind = Literal["feed_forward", "final"]
-"""Which state is the key: the normalized input of the last feed-forward layer, which the paper
-found best, or the normalized output that is multiplied with the embedding."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
-KS = (16, 64, 256, 1024)
+NUM_NEIGHBORS = 1024
 TEMPERATURES = tuple(2.0 ** (-step / 2) for step in range(3, 14))
 """In units of the expected |key|^2 (`expect_square`): from 0.35 to 0.011."""
 BLOCK_LEN = 512
@@ -42,36 +41,29 @@ STATE_BYTES, TOKEN_BYTES = 2, 2
 """Of a component in bf16, and of the token that followed."""
 
 
-def find_norm(model: MemorizingTransformer, kind: Kind) -> Norm:
+def find_norm(model: MemorizingTransformer) -> Norm:
     """The layer whose output is the key."""
-    if kind == "final":
-        return model.final_norm
     norm = model.blocks[-1].feed_forward_norm
     assert isinstance(norm, Norm)
     return norm
 
 
-def expect_square(model: MemorizingTransformer, kind: Kind) -> float:
+def expect_square(model: MemorizingTransformer) -> float:
     """The expected |key|^2: of a vector of unit mean square times the gains, the sum of gain^2."""
-    return float(find_norm(model, kind).gain.detach().double().square().sum())
+    return float(find_norm(model).gain.detach().double().square().sum())
 
 
 @contextmanager
-def record_states(
-    model: MemorizingTransformer, kinds: Sequence[Kind]
-) -> Iterator[dict[Kind, list[Tensor]]]:
-    """Inside, what the model reads appends its states (rows, tokens, d) in bf16, by kind."""
-    states: dict[Kind, list[Tensor]] = {kind: [] for kind in kinds}
-
-    def record(kind: Kind):
-        return lambda module, inputs, output: states[kind].append(output.detach().bfloat16())
-
-    handles = [find_norm(model, kind).register_forward_hook(record(kind)) for kind in kinds]
+def record_states(model: MemorizingTransformer) -> Iterator[list[Tensor]]:
+    """Inside, what the model reads appends its keys (rows, tokens, d) in bf16."""
+    states: list[Tensor] = []
+    handle = find_norm(model).register_forward_hook(
+        lambda module, inputs, output: states.append(output.detach().bfloat16())
+    )
     try:
         yield states
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def search_earlier(
@@ -115,49 +107,44 @@ def search_earlier(
         yield start, distances, pad(places.masked_fill(is_missing, -1), lacking, value=-1)
 
 
-def sum_shares(
-    distances: Tensor, is_target: Tensor, ks: Sequence[int], temperatures: Sequence[float]
-) -> Tensor:
-    """p_knn (B, K, T) of the token that came, for each k and temperature; 0 without a neighbor.
+def sum_shares(distances: Tensor, is_target: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """p_knn (B, N) of the token that came, for each temperature; 0 without a neighbor.
 
     Args:
         distances: squared (B, k), nearest first, infinite where there is none.
         is_target: (B, k), whether the neighbor was followed by the token.
-        ks: how many of the neighbors count.
         temperatures: in units of the distances.
     """
     behind = (distances - distances[:, :1]).nan_to_num(nan=torch.inf)
-    last = torch.tensor(ks, device=distances.device) - 1
     found = []
     for temperature in temperatures:
         weights = torch.exp(-behind / temperature)
-        total, right = (part.cumsum(1)[:, last] for part in (weights, weights * is_target))
-        found.append(right / total.clamp(min=1e-30))
-    return torch.stack(found, 2)
+        found.append((weights * is_target).sum(1) / weights.sum(1).clamp(min=1e-30))
+    return torch.stack(found, 1)
 
 
 def predict(
     states: Tensor,
     tokens: NDArray[np.integer],
     capacity: int,
-    ks: Sequence[int],
     temperatures: Sequence[float],
+    k: int = NUM_NEIGHBORS,
     block_len: int = BLOCK_LEN,
 ) -> NDArray[np.float32]:
-    """p_knn (T, K, T) of each token of a document, for each k and temperature.
+    """p_knn (T, N) of each token of a document, for each temperature.
 
     Args:
         states: (T, d): state i predicts token i.
         tokens: (T,).
         capacity: states that are kept.
-        ks: neighbors, rising.
         temperatures: in units of squared distances.
+        k: neighbors.
         block_len: see `search_earlier`.
     """
     values = torch.from_numpy(tokens.astype(np.int64)).to(states.device)
     parts = []
-    for start, distances, places in search_earlier(states, ks[-1], capacity, block_len):
+    for start, distances, places in search_earlier(states, k, capacity, block_len):
         wanted = values[start : start + len(places), None]
         is_target = (values[places.clamp(min=0)] == wanted) & (places >= 0)
-        parts.append(sum_shares(distances, is_target, ks, temperatures).cpu().numpy())
+        parts.append(sum_shares(distances, is_target, temperatures).cpu().numpy())
     return np.concatenate(parts)

@@ -1,8 +1,8 @@
 """What is kept of a run: per token its nats, and what its neighbors gave the token that came.
 
-A run is read once with each memory. The validation documents come first: they are searched by both
-kinds of states and with every k and temperature, and what gives them the fewest nats is written
-down (`choice.json`). Only then are test documents read, and searched in that one way. Every
+A run is read once with each memory. The validation documents come first: neighbors are weighed by
+every temperature, and which gives them the fewest nats is written down (`choice.json`). Only then
+are test documents read, and weighed by that one. Every
 document is a file of its own under `ARRAYS/<run>/<capacity>/<use>`, whole or not there, so that the
 same command goes on where it was stopped.
 """
@@ -23,12 +23,9 @@ import numpy as np
 import torch
 from fitting import fit_weights, mix
 from knn_lm import (
-    KINDS,
-    KS,
     STATE_BYTES,
     TEMPERATURES,
     TOKEN_BYTES,
-    Kind,
     expect_square,
     predict,
     record_states,
@@ -146,7 +143,7 @@ def _measure_documents(
     for number, document in enumerate(take_beginnings(tokenized, loaded.tokenizer, length)):
         path = unit.folder / use / f"{number}.npz"
         wanted = about | {"name": document.name, "tokens": len(document.tokens)}
-        wanted |= {"choices": choices, "ks": list(KS), "temperatures": list(TEMPERATURES)}
+        wanted |= {"choices": choices, "temperatures": list(TEMPERATURES)}
         made_from.append(wanted)
         if path.is_file() and json.loads(str(_read_arrays(path, "about")["about"])) == wanted:
             continue
@@ -172,32 +169,21 @@ def _measure_document(
     unit: Unit, loaded: LoadedModel, document: TokenizedDocument, choices: dict[str, Any] | None
 ) -> dict[str, NDArray[Any]]:
     model, config = loaded.model, loaded.config
-    kinds = KINDS if choices is None else [k for k in KINDS if k in list_kinds(choices)]
-    with record_states(model, kinds) as states:
+    with record_states(model) as states:
         result = evaluate_documents(
             model, [document], loaded.tokenizer.start_token, capacity=unit.capacity, rows=1
         )
     arrays = {"tokens": document.tokens, "nats": result.documents[0].token_nats}
-    for kind in kinds:
-        read = torch.cat(states[kind], 1)[0]
-        unit_square = expect_square(model, kind)
-        for size in unit.sizes:
-            ks, temperatures = KS, TEMPERATURES
-            if choices is not None:
-                choice = choices[str(size)]
-                if choice["kind"] != kind:
-                    continue
-                ks, temperatures = (choice["k"],), (choice["temperature"],)
-            scaled = [temperature * unit_square for temperature in temperatures]
-            found = predict(read, document.tokens, count_states(config, size), ks, scaled)
-            # Many columns are kept to choose one of them.
-            arrays[f"{kind}_{size}"] = found.astype(np.float16 if choices is None else np.float32)
+    read, unit_square = torch.cat(states, 1)[0], expect_square(model)
+    for size in unit.sizes:
+        temperatures = TEMPERATURES
+        if choices is not None:
+            temperatures = (choices[str(size)]["temperature"],)
+        scaled = [temperature * unit_square for temperature in temperatures]
+        found = predict(read, document.tokens, count_states(config, size), scaled)
+        # Many columns are kept to choose one of them.
+        arrays[str(size)] = found.astype(np.float16 if choices is None else np.float32)
     return arrays
-
-
-def list_kinds(choices: dict[str, Any]) -> set[Kind]:
-    """The states that were chosen, for any size."""
-    return {choice["kind"] for choice in choices.values()}
 
 
 @dataclass(frozen=True)
@@ -218,10 +204,8 @@ def load_arrays(unit: Unit, use: Use, size: int, choice: dict[str, Any]) -> list
     documents = []
     for path in _list_files(unit, use):
         arrays = _read_arrays(path)
-        column = (0, 0)
-        if use == "validation":
-            column = KS.index(choice["k"]), TEMPERATURES.index(choice["temperature"])
-        neighbors = arrays[f"{choice['kind']}_{size}"][:, *column].astype(np.float64)
+        column = TEMPERATURES.index(choice["temperature"]) if use == "validation" else 0
+        neighbors = arrays[str(size)][:, column].astype(np.float64)
         name = json.loads(str(arrays["about"]))["name"]
         model = np.exp(-arrays["nats"].astype(np.float64))
         documents.append(DocumentArrays(name, size, arrays["tokens"], model, neighbors))
@@ -233,7 +217,7 @@ def _list_files(unit: Unit, use: Use) -> list[Path]:
 
 
 def choose(unit: Unit) -> dict[str, Any]:
-    """By size: the state, k and temperature with which kNN-LM gives validation the fewest nats.
+    """By size: the temperature with which kNN-LM gives validation documents the fewest nats.
 
     One weight for all tokens, as in the paper, is fitted for each of them.
     """
@@ -242,22 +226,17 @@ def choose(unit: Unit) -> dict[str, Any]:
     buckets = np.zeros(len(model), np.int64)
     choices = {}
     for size in unit.sizes:
+        grid = np.concatenate([arrays[str(size)] for arrays in files])
         found = []
-        for kind in KINDS:
-            grid = np.concatenate([arrays[f"{kind}_{size}"] for arrays in files])
-            for place in np.ndindex(grid.shape[1:]):
-                shares = np.stack([model, grid[:, *place]], 1)
-                weights = fit_weights(shares, buckets, 1)
-                nats = float(mix(shares, buckets, weights).mean())
-                found.append((nats, kind, KS[place[0]], TEMPERATURES[place[1]]))
-        nats, kind, k, temperature = min(found)
+        for column, temperature in enumerate(TEMPERATURES):
+            shares = np.stack([model, grid[:, column]], 1)
+            weights = fit_weights(shares, buckets, 1)
+            nats = float(mix(shares, buckets, weights).mean())
+            found.append((nats, temperature, float(weights[0, 1])))
+        nats, temperature, weight = min(found)
         choices[str(size)] = {
-            "kind": kind,
-            "k": k,
             "temperature": temperature,
+            "weight": weight,
             "validation_nats_per_token": nats,
-            "others": {
-                other: min(line[0] for line in found if line[1] == other) for other in KINDS
-            },
         }
     return choices

@@ -79,25 +79,25 @@ def test_a_token_changes_no_match_before_it(copying):
 
 @pytest.mark.parametrize("capacity", [1, 13, 29, 1000])
 def test_neighbors_are_those_of_a_search_through_all_distances(copying, capacity):
-    block_len, ks, temperatures = 13, (3, 11), (0.7, 19.0)
+    block_len, temperatures = 13, (0.7, 19.0)
     torch.manual_seed(0)
     # Of very different lengths: the largest products are not the smallest distances.
     states = (
         torch.randn(61, 5) * torch.linspace(0.3, 5, 61)[torch.randperm(61)][:, None]
     ).bfloat16()
     tokens = np.random.default_rng(0).integers(0, 3, 61)
-    found = copying.knn_lm.predict(states, tokens, capacity, ks, temperatures, block_len)
     rows = states.float().tolist()
-    for place, token in enumerate(tokens):
-        oldest = max(place // block_len * block_len - capacity, 0)
-        for i, k in enumerate(ks):
+    for k in (3, 11):
+        found = copying.knn_lm.predict(states, tokens, capacity, temperatures, k, block_len)
+        for place, token in enumerate(tokens):
+            oldest = max(place // block_len * block_len - capacity, 0)
             for j, temperature in enumerate(temperatures):
                 wanted = copying.naive.predict_by_neighbors(
                     rows[place], rows[oldest:place], tokens[oldest:place], k, temperature
                 )
                 assert not wanted or sum(wanted.values()) == pytest.approx(1)
                 # The naive sum is in fp64; distances here are differences of fp32 products.
-                assert found[place, i, j] == pytest.approx(wanted.get(token, 0.0), abs=1e-5)
+                assert found[place, j] == pytest.approx(wanted.get(token, 0.0), abs=1e-5)
 
 
 def test_the_weights_of_two_components_are_those_of_the_best_line(copying):
@@ -365,7 +365,7 @@ def test_what_is_measured_is_kept_until_the_choice_or_the_weights_are_others(
     kept = json.loads((unit.folder / "choice.json").read_text())
     assert [line["name"] for line in kept["made_from"]] == ["valid1.txt", "valid2.txt"]
     other = copy.deepcopy(kept)
-    other["choices"][str(SIZE)]["k"] = 7
+    other["choices"][str(SIZE)]["temperature"] = 0.25
     (unit.folder / "choice.json").write_text(json.dumps(other))
     assert count_measured() == 2  # validation documents stay as they are
     other["made_from"][0]["weights"] = "others"

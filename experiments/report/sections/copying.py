@@ -22,9 +22,10 @@ _ABOUT = (
     "and with it. *n-grams*: the followers of the longest context, up to 16 tokens, that stands "
     "earlier in the document (infini-gram), then also those of the last two tokens, the last, and "
     "none; weights depend on the length of the longest and on how often it was followed. *kNN-LM*: "
-    "the tokens that followed the nearest of the document's own hidden states, with one weight. "
-    "Both also hold what the model's local attention sees. Weights, states, k and temperature are "
-    "fitted to each run on validation documents."
+    "the tokens that followed the 1,024 nearest of the document's own hidden states (the input of "
+    "the last feed-forward layer, as in its paper), with one weight. Both also hold what the "
+    "model's local attention sees. Weights and temperature are fitted to each run on validation "
+    "documents."
 )
 _COLUMNS = (
     "added",
