@@ -12,11 +12,11 @@ from jobs import FAMILIES, Evaluation, Job
 LARGE = 65_536
 SEEDS = (0, 1, 2)
 TUNED_SEED = 1
-"""Of the models of tier 1 that are read with larger memories or trained on."""
+"""Of the models that are read with larger memories or trained on."""
 _BEGUN_AS_ALL = ("model.empty_value=false", "training.restart_share=0")
 """Nothing is done for the beginnings of documents."""
 FIRST = (*_BEGUN_AS_ALL, "model.conv_len=4")
-"""Our first recipe. Table 4, the ablations and what is compared with them are by it."""
+"""Our first recipe. Table 4, the ablations, finetuning and what is compared with them are by it."""
 _OFF = "model.capacity=0"
 NO_MEMORY = (*_BEGUN_AS_ALL, _OFF)
 """Without memory, what is done for the beginnings does nothing."""
@@ -56,6 +56,7 @@ def list_jobs() -> list[Job]:
     """Every job, first things first."""
     jobs = [
         *_plan_main(),
+        *_plan_first(),
         *_plan_finetuning(),
         *_plan_sizes_of_memory(),
         *_plan_rates(),
@@ -78,10 +79,10 @@ def _rank(job: Job) -> int:
     if job.arm.endswith(AT_EQUAL_TOKENS):
         return 4
     if job.experiment == "main":
-        return 0 if job.seed == 0 or (job.seed, job.family) == (TUNED_SEED, "proofs") else 2
+        return 0 if job.seed == 0 else 2
     if job.experiment == "recipes":
         return 1 if job.family in ("proofs", "code", "math") else 3
-    return 1 if job.experiment == "finetuning" or job.seed == 0 or not job.trains else 3
+    return 1 if job.experiment in ("first", "finetuning") or job.seed == 0 or not job.trains else 3
 
 
 def find_jobs(patterns: list[str]) -> list[Job]:
@@ -99,6 +100,17 @@ def _plan_main() -> list[Job]:
             jobs.append(Job("main", "memory", family, (), on, 1, seed))
             jobs.append(Job("main", "cache", family, NO_MEMORY, READ_OFF, 1, seed))
     return jobs
+
+
+def _plan_first() -> list[Job]:
+    """What is trained on, and read with the largest memories: proofs by our first recipe."""
+    return [
+        Job("first", arm, "proofs", changes, on, 1, TUNED_SEED)
+        for arm, changes, on in (
+            ("memory", FIRST, (*read_on(8192, LARGE), *CONTROLS[:1])),
+            ("cache", (*FIRST, _OFF), READ_OFF),
+        )
+    ]
 
 
 SHORT = "training.steps=490"
@@ -386,8 +398,8 @@ def _plan_sizes_of_memory() -> list[Job]:
         Evaluation(capacity, documents=libraries, max_tokens=4 * LARGE)
         for capacity in (8192, LARGE, 2 * LARGE, 4 * LARGE)
     )
-    name = f"main/proofs-memory-seed{TUNED_SEED}"
-    return [Job("long", "memory", "proofs", (), on, 3, TUNED_SEED, name, trains=False)]
+    name = f"first/proofs-memory-seed{TUNED_SEED}"
+    return [Job("long", "memory", "proofs", FIRST, on, 3, TUNED_SEED, name, trains=False)]
 
 
 def _plan_staleness() -> list[Job]:
@@ -402,6 +414,7 @@ def _plan_staleness() -> list[Job]:
 def _plan_finetuning() -> list[Job]:
     """Table 5: on to a larger memory. Figure 6: a model trained without memory gets one."""
     rate = (
+        *FIRST,
         # 13 percent of the training before, on documents in another order; at the end of it a
         # memory of 65,536 entries has been full for a while.
         "training.steps=190",
@@ -417,13 +430,13 @@ def _plan_finetuning() -> list[Job]:
         changed = (*rate, *_with_capacity(capacity))
         jobs.append(
             Job("finetuning", f"memory-to-{capacity}", "proofs", changed, read_on(capacity), 3,
-                TUNED_SEED, f"main/proofs-memory-seed{TUNED_SEED}")
+                TUNED_SEED, f"first/proofs-memory-seed{TUNED_SEED}")
         )  # fmt: skip
-    for arm, changes in (("cache-to-memory", _BEGUN_AS_ALL), ("cache-to-cache", NO_MEMORY)):
-        on = READ_OFF if changes == NO_MEMORY else read_on(8192, LARGE)
+    for arm, changes in (("cache-to-memory", ()), ("cache-to-cache", (_OFF,))):
+        on = READ_OFF if changes else read_on(8192, LARGE)
         jobs.append(
             Job("finetuning", arm, "proofs", (*rate, *changes), on, 3,
-                TUNED_SEED, f"main/proofs-cache-seed{TUNED_SEED}")
+                TUNED_SEED, f"first/proofs-cache-seed{TUNED_SEED}")
         )  # fmt: skip
     return jobs
 

@@ -123,7 +123,7 @@ def test_a_job_starts_from_an_earlier_one_of_its_seed_and_shape() -> None:
             assert shapes[0] == shapes[1]
             starts.append(f"{job.experiment} {job.start_from}")
         earlier[job.name] = job
-    memory, cache = "main/proofs-memory-seed1", "main/proofs-cache-seed1"
+    memory, cache = "first/proofs-memory-seed1", "first/proofs-cache-seed1"
     assert starts == [
         *(f"finetuning {name}" for name in (memory, memory, cache, cache)), f"long {memory}",
     ]  # fmt: skip
@@ -144,7 +144,7 @@ def list_readings(*words: str) -> set[tuple[object, ...]]:
         ("table4/", "sizes/", "window/", "crossbatch/"),
         ("recipes/",),
         ("ablations/", "rates/"),
-        ("main/proofs-", "finetuning/"),
+        ("main/proofs-", "first/", "finetuning/"),
         ("main/code-",),
         ("long/",),
         ("attentions/proofs",),
@@ -457,7 +457,7 @@ def test_a_name_is_whole_and_an_unknown_word_is_an_error(
 
 def test_what_a_job_starts_from_is_done_too(queue_main: ModuleType) -> None:
     names = [job.name for job in queue_main.choose_jobs(["long/"])]
-    assert names == ["main/proofs-memory-seed1", "long/proofs-memory-seed1"]
+    assert names == ["first/proofs-memory-seed1", "long/proofs-memory-seed1"]
 
 
 def test_a_job_that_waits_for_lost_weights_says_for_which(

@@ -223,10 +223,10 @@ def test_the_gap_closed_is_one_between_the_ends_of_training(report, tmp_path, se
     other = 1 - seed  # of models that are not trained on
     save(
         tmp_path,
-        make_values(f"main/proofs-cache-seed{seed}", {"0": 4.0}, (3.0, 2.0), tokens=50_000),
-        make_values(f"main/proofs-memory-seed{seed}", {"8192": 2.0}, (3.0, 1.5)),
-        make_values(f"main/proofs-cache-seed{other}", {"0": 9.0}, (3.0, 2.9), tokens=70_000),
-        make_values(f"main/proofs-memory-seed{other}", {"8192": 8.0}, (3.0, 2.7)),
+        make_values(f"first/proofs-cache-seed{seed}", {"0": 4.0}, (3.0, 2.0), tokens=50_000),
+        make_values(f"first/proofs-memory-seed{seed}", {"8192": 2.0}, (3.0, 1.5)),
+        make_values(f"first/proofs-cache-seed{other}", {"0": 9.0}, (3.0, 2.9), tokens=70_000),
+        make_values(f"first/proofs-memory-seed{other}", {"8192": 8.0}, (3.0, 2.7)),
         make_values(f"finetuning/proofs-cache-to-memory-seed{seed}", {"8192": 8**0.5}, (1.9, 1.6)),
     )
     results = report.results.load_results(tmp_path / "runs", tmp_path)
@@ -234,7 +234,7 @@ def test_the_gap_closed_is_one_between_the_ends_of_training(report, tmp_path, se
     assert closing.shares == pytest.approx([0.2, 0.8])
     assert [100 * tokens / closing.trained_tokens for tokens in closing.tokens] == [2, 4]
     part = cut_part(build(report, tmp_path), "Finetuning")
-    assert f"Models of section 1 (proofs, seed {seed}) are trained on" in part
+    assert f"Models of our first recipe (proofs, seed {seed}), trained on" in part
     cells = find_line(part, "8,192", "A memory for a model trained without")
     assert cells[1:] == ["2.83", "2.00", "50% (50 to 50)", "not run yet"]
     assert "The cache alone: 4.00 before, not run yet trained on without memory." in part
@@ -243,10 +243,10 @@ def test_the_gap_closed_is_one_between_the_ends_of_training(report, tmp_path, se
 def test_a_larger_memory_is_compared_with_the_model_that_was_trained_on(report, tmp_path):
     save(
         tmp_path,
-        make_values("main/proofs-memory-seed0", {"8192": 9.0, "65536": 9.0}),
-        make_values("main/proofs-memory-seed1", {"8192": 5.0, "65536": 4.0}),
-        make_values("main/proofs-memory-seed2", {"8192": 9.0, "65536": 9.0}),
-        make_values("main/proofs-cache-seed1", {"0": 8.0}),
+        make_values("first/proofs-memory-seed0", {"8192": 9.0, "65536": 9.0}),
+        make_values("first/proofs-memory-seed1", {"8192": 5.0, "65536": 4.0}),
+        make_values("first/proofs-memory-seed2", {"8192": 9.0, "65536": 9.0}),
+        make_values("first/proofs-cache-seed1", {"0": 8.0}),
         make_values("finetuning/proofs-memory-to-8192-seed1", {"8192": 4.0}, tokens=650_000),
         make_values("finetuning/proofs-memory-to-65536-seed1", {"65536": 2.0}, tokens=650_000),
         make_values("finetuning/proofs-cache-to-cache-seed1", {"0": 6.0}, tokens=650_000),
@@ -267,9 +267,9 @@ def test_a_larger_memory_is_compared_with_the_model_that_was_trained_on(report, 
 
 
 def test_without_finetuned_runs_no_seed_is_named(report, tmp_path):
-    save(tmp_path, make_values("main/proofs-memory-seed1", {"8192": 5.0}))
+    save(tmp_path, make_values("first/proofs-memory-seed1", {"8192": 5.0}))
     part = cut_part(build(report, tmp_path), "Finetuning")
-    assert "Models of section 1 (proofs) are trained on" in part
+    assert "Models of our first recipe (proofs), trained on" in part
 
 
 def make_copying() -> dict[str, Any]:

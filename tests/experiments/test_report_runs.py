@@ -177,6 +177,8 @@ def test_building_twice_gives_the_same_bytes(report, tmp_path):
             save(tmp_path, make_values(job, {name: 4.0 - weights / 1e7}, num_weights=weights))
     save(
         tmp_path,
+        make_values("first/proofs-cache-seed0", {"0": 4.0}, (3.0, 2.5)),
+        make_values("first/proofs-memory-seed0", {"8192": 3.5}, (3.0, 2.3)),
         make_values("finetuning/proofs-cache-to-memory-seed0", {"8192": 3.6}, (2.4,)),
         make_values("ablations/proofs-ours-seed0", {"8192 validation": 4.0}),
         make_values("ablations/proofs-joint-seed0", {"8192 validation": 4.1}),

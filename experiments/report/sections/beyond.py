@@ -24,7 +24,7 @@ _ABOUT = {
         "half as many. It has as many steps as take as much time on the CPU of `step_times.json`."
     ),
     "long": (
-        "A model with memory of section 1, not trained further, reads two long test documents with "
+        "A model with memory of section 6, not trained further, reads two long test documents with "
         "larger and larger memories; each reading is compared with its own with 65,536 entries. "
         "Intervals of two documents say little about others."
     ),

@@ -36,25 +36,30 @@ class Closing:
 
 def covers(run: Run) -> bool:
     """Whether this section shows a run."""
-    known = (*_TO_LARGER, _TO_MEMORY, _TO_CACHE)
-    return run.experiment == "finetuning" and run.family == "proofs" and run.arm in known
+    known = {"finetuning": (*_TO_LARGER, _TO_MEMORY, _TO_CACHE), "first": ("memory", "cache")}
+    return run.family == "proofs" and run.arm in known.get(run.experiment, ())
+
+
+def _find_tuned(results: Results) -> list[Run]:
+    """What was trained on."""
+    return [run for run in results.runs if covers(run) and run.experiment == "finetuning"]
 
 
 def find_seed(results: Results) -> int | None:
     """Of the models that were trained on: that of most runs, the least of several; None without."""
-    seeds = [run.seed for run in results.runs if covers(run)]
+    seeds = [run.seed for run in _find_tuned(results)]
     return min(seeds, key=lambda seed: (-seeds.count(seed), seed), default=None)
 
 
 def write(results: Results) -> Section:
     """Both experiments."""
     seed = find_seed(results)
-    runs = [run for run in results.runs if covers(run) and run.seed == seed]
+    runs = [run for run in _find_tuned(results) if run.seed == seed]
     parts = [
-        f"Models of section 1 (proofs{'' if seed is None else f', seed {seed}'}) are trained on "
-        "for some steps at a lower rate: the one with memory at 8,192 and at 65,536 entries (the "
-        "paper's Table 5), the one without memory with a new one (the paper's Figure 6) and, to "
-        "compare, without.",
+        f"Models of our first recipe (proofs{'' if seed is None else f', seed {seed}'}), trained "
+        "on as many tokens as those of section 1, are trained on for some steps at a lower rate: "
+        "the one with memory at 8,192 and at 65,536 entries (the paper's Table 5), the one without "
+        "memory with a new one (the paper's Figure 6) and, to compare, without.",
         describe_sources(runs, "python experiments/queue --run finetuning/"),
     ]
     title = "Finetuning: a larger memory, and a memory for a model without"
@@ -89,7 +94,7 @@ class _Tuned:
 
 
 def _write_larger(found: _Tuned) -> list[str]:
-    start = found.find("main", "memory")
+    start = found.find("first", "memory")
     rows = []
     for arm in _TO_LARGER:
         capacity = arm.rpartition("-")[2]
@@ -116,17 +121,18 @@ def _write_shares(found: _Tuned) -> list[str]:
     for capacity in _CAPACITIES:
         trained_on = ("finetuning", f"memory-to-{capacity}")
         shares = [
-            _share(found, ("main", "cache"), ("main", "memory"), capacity),
+            _share(found, ("first", "cache"), ("first", "memory"), capacity),
             _share(found, ("finetuning", _TO_CACHE), trained_on, capacity),
         ]
         now, memory = (
             measure(found.find(*place), str(capacity))
-            for place in (("finetuning", _TO_MEMORY), ("main", "memory"))
+            for place in (("finetuning", _TO_MEMORY), ("first", "memory"))
         )
         cells = (format_number(now), format_number(memory), *map(format_share, shares))
         rows.append((f"{capacity:,}", *cells))
     cache, more = (
-        measure(found.find(*place), "0") for place in (("main", "cache"), ("finetuning", _TO_CACHE))
+        measure(found.find(*place), "0")
+        for place in (("first", "cache"), ("finetuning", _TO_CACHE))
     )
     header = (
         "entries", "now", "trained with memory", "share closed (95%)",
@@ -160,7 +166,7 @@ def read_closing(results: Results) -> Closing | None:
     if seed is None:
         return None
     found = _Tuned(results, seed)
-    places = (("main", "cache"), ("main", "memory"), ("finetuning", _TO_MEMORY))
+    places = (("first", "cache"), ("first", "memory"), ("finetuning", _TO_MEMORY))
     runs = [run for place in places for run in found.find(*place).values() if run.validation]
     if len(runs) < len(places):
         return None
