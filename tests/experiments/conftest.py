@@ -1,10 +1,12 @@
 """Scripts of `experiments/` are found as they are when one runs them: beside one another."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.experiments.pair_of_runs import train_pair
 from tests.experiments.scripts import EXPERIMENTS, open_scripts
 
 CORPORA = EXPERIMENTS / "corpora"
@@ -13,6 +15,12 @@ CORPORA = EXPERIMENTS / "corpora"
 @pytest.fixture(autouse=True)
 def _scripts_are_found(monkeypatch):
     monkeypatch.syspath_prepend(str(CORPORA))
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with memory and one without."""
+    return train_pair(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memorizing.config import Config
 from memorizing.evaluation import evaluate_documents
 from memorizing.metrics import compare_token_nats
-from memorizing.training import load_model, train
+from memorizing.training import load_model
+from tests.experiments.pair_of_runs import NUM_TOKENS, SIZE
 from tests.experiments.scripts import EXPERIMENTS, open_scripts
-
-SIZE, NUM_TOKENS, STEPS = 29, 331, 3
 
 
 @pytest.fixture(scope="module")
@@ -235,50 +233,6 @@ def test_classes_hold_every_token_in_a_part_and_in_a_finer_one(copying):
     for row in rows.values():
         assert row["memory"]["value"] == pytest.approx(np.expm1(-1.5))
         assert row["memory_on_top"]["value"] == pytest.approx(np.expm1(-1.5))
-
-
-CONFIG = """
-vocab_size = 307
-num_layers = 2
-model_dim = 13
-num_heads = 2
-head_dim = 7
-ffn_dim = 23
-segment_len = 11
-window = 11
-memory_layers = [1]
-num_neighbors = 3
-"""
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with memory and one without, as the queue leaves them."""
-    folder = tmp_path_factory.mktemp("copying")
-    (folder / "texts").mkdir()
-    rng = np.random.default_rng(0)
-    for name in ("train1", "train2", "valid1", "valid2", "test1", "test2"):
-        words = [f"word{n}" for n in rng.integers(0, 17, 400)]
-        (folder / "texts" / f"{name}.txt").write_text(" ".join([name, *words]))
-    for arm, capacity in (("cache", 0), ("memory", SIZE)):
-        model = {k: json.loads(v) for k, v in (x.split(" = ") for x in CONFIG.split("\n") if x)}
-        config = Config.from_dict(
-            {
-                "model": model | {"capacity": capacity},
-                "tokenizer": {"vocab_size": 307},
-                "data": {
-                    "corpus": f"files:{folder / 'texts'}",
-                    "validation": ["valid*"],
-                    "test": ["test*"],
-                },
-                "training": {"steps": STEPS, "rows": 2, "precision": "fp32"},
-                "evaluation": {"capacities": [], "max_tokens_per_document": NUM_TOKENS},
-            }
-        )
-        run_dir = folder / "runs" / "main" / f"tiny-{arm}-seed0"
-        tokens = train(config, run_dir).tokens
-        (run_dir / "trained.json").write_text(json.dumps({"tokens": tokens}))
-    return folder / "runs"
 
 
 def run_script(copying, runs: Path, folder: Path, *more: str) -> int:

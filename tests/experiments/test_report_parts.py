@@ -46,6 +46,20 @@ def test_passkeys_are_told_by_length(report, tmp_path):
     assert find_line(page, "off", "### Passkey")[2:3] == ["0 of 50"]
 
 
+def test_many_beginnings_stand_beside_the_few(report, tmp_path):
+    pair = {
+        "spans": 128, "perplexity": {"cache": 4.0, "memory": 3.9}, "machine": MACHINE,
+        "change": {
+            "perplexity_change": -0.025, "perplexity_low": -0.05, "perplexity_high": 0.01,
+        },
+    }  # fmt: skip
+    (tmp_path / "document_starts.json").write_text(json.dumps({"pairs": {"code-seed7": pair}}))
+    part = cut_part(build(report, tmp_path), "Size of the memory")
+    assert find_line(part, "code, seed 7")[1:] == [
+        "128", "4.00", "3.90", "-2.5% (-5.0 to +1.0)",
+    ]  # fmt: skip
+
+
 def test_the_longest_of_each_standard_test_stands_beside_what_others_report(report, tmp_path):
     def cell(length, task, arm, share):
         ends = {"low": share - 0.1, "high": share + 0.1}

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from comparing import Bucket, Change, compare, compare_positions
-from formatting import MISSING, format_change, format_percent, join_words, make_table
+from formatting import (
+    MISSING,
+    format_change,
+    format_interval,
+    format_number,
+    format_percent,
+    join_words,
+    make_table,
+)
 from pictures import COLORS, draw, label_ends, show_percents, start_figure
 from results import FAMILIES, Results, Run
-from section import Section, describe_sources, show_picture
+from section import Section, describe_sources, name_machines, show_picture
 
 from sections.families import CAPACITIES, LARGE, compare_family
 
@@ -70,6 +79,7 @@ def write(results: Results) -> Section:
         f"By position in the document, {LARGE:,} entries:",
         _make_position_table(by_position),
         _describe_beginnings(by_position),
+        _write_starts(results.others.get("document_starts")),
     ]
     return Section(
         "Size of the memory, and position in the document",
@@ -100,6 +110,30 @@ def _describe_beginnings(by_position: Mapping[str, Mapping[Bucket, float]]) -> s
     return (
         f"On the first {_SEGMENT} tokens of a document, where its memory is still empty, the model "
         f"trained with memory differs from the cache alone by {join_words(found)}."
+    )
+
+
+def _write_starts(values: Mapping[str, Any] | None) -> str:
+    """Many spans, each read as a document; nothing where that is not measured."""
+    if values is None:
+        return ""
+    rows = [
+        (
+            name.replace("-seed", ", seed "),
+            f"{pair['spans']:,}",
+            *(format_number(pair["perplexity"][arm]) for arm in ("cache", "memory")),
+            format_interval(
+                *(pair["change"][f"perplexity_{part}"] for part in ("change", "low", "high"))
+            ),
+        )
+        for name, pair in values["pairs"].items()
+    ]
+    header = ("models of the present recipe", "spans", "cache alone", "memory", "change (95%)")
+    return (
+        "Those are the first tokens of a few documents. More of them: spans of 512 tokens from "
+        "all of each test document, each read as a document of its own. Repeat: "
+        f"`python experiments/document_starts.py`.\n\n{make_table(header, rows)}\n\n"
+        f"{name_machines(pair['machine'] for pair in values['pairs'].values())}"
     )
 
 
