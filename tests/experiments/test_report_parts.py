@@ -53,6 +53,11 @@ def test_many_beginnings_stand_beside_the_few(report, tmp_path):
             "perplexity_change": -0.025, "perplexity_low": -0.05, "perplexity_high": 0.01,
         },
     }  # fmt: skip
+    save(
+        tmp_path,
+        make_values("main/code-cache-seed7", {"0": 4.0}),
+        make_values("main/code-memory-seed7", {"8192": 3.0, "65536": 2.0}),
+    )
     (tmp_path / "document_starts.json").write_text(json.dumps({"pairs": {"code-seed7": pair}}))
     part = cut_part(build(report, tmp_path), "Size of the memory")
     assert find_line(part, "code, seed 7")[1:] == [
