@@ -2,7 +2,9 @@ r"""What memory retrieves, from how far, and whether that defines the name (pape
 
     python experiments/lookups.py runs/demo/memory --use test --max-tokens 16384
     python experiments/lookups.py runs/experiments/main/{proofs,code}-memory-seed0 \
-        --json experiments/results/lookups.json
+        --max-tokens 16384 --json experiments/results/lookups.json
+
+Runs that the JSON has are kept, also where their weights are gone.
 
 Reads documents of runs with their memory and without. Of all nats that memory saves it says how
 many are saved by what distance of the place that all heads together weighed most, by what class of
@@ -90,6 +92,7 @@ def measure(run: Path, options: argparse.Namespace) -> dict[str, Any]:
         "lookups": [dataclasses.asdict(one) for one in rate_lookups(texts)],
         **{kind: sum_rows(found) for kind, found in rows.items()},
         "seconds": round(time.monotonic() - start_s),
+        "machine": describe_machine(),
     }
 
 
@@ -102,14 +105,22 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=0, help="of each document; 0 is all")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args()
-    found = {}
+    read = {"use": options.use, "max_tokens": options.max_tokens}
+    found = load_kept(options.json, read)
     for run in options.runs:
         values = measure(run, options)
         found[values["name"]] = values
         print(json.dumps(values, indent=1), flush=True)
-    if options.json is not None:
-        read = {"use": options.use, "max_tokens": options.max_tokens}
-        write_json(options.json, {**read, "runs": found, "machine": describe_machine()})
+        if options.json is not None:
+            write_json(options.json, {**read, "runs": found})
+
+
+def load_kept(path: Path | None, read: dict[str, Any]) -> dict[str, Any]:
+    """Runs that a file has, by name; none where it has read other documents or lengths."""
+    if path is None or not path.is_file():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    return kept["runs"] if {name: kept[name] for name in read} == read else {}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -27,3 +29,11 @@ def test_rows_of_documents_are_summed_by_tokens(script: ModuleType) -> None:
     assert far["nats_saved_per_token"] == pytest.approx(-0.1)
     assert near["share_of_saved"] == pytest.approx(1.6)
     assert far["share_of_saved"] == pytest.approx(-0.6)
+
+
+def test_runs_that_were_read_alike_are_kept(script: ModuleType, tmp_path: Path) -> None:
+    path, read = tmp_path / "lookups.json", {"use": "test", "max_tokens": 7}
+    assert script.load_kept(None, read) == script.load_kept(path, read) == {}
+    path.write_text(json.dumps(read | {"runs": {"a": 1}}))
+    assert script.load_kept(path, read) == {"a": 1}
+    assert script.load_kept(path, read | {"max_tokens": 8}) == {}

@@ -473,12 +473,11 @@ def test_open_questions_are_there_once_they_are_measured(report, tmp_path):
             "tokens": 6,
             "lookups": [{"what": "lemmas", "num_tokens": 5, "num_names": 4, "rates": [rate] * 3}],
             **dict.fromkeys(("distances", "classes", "earlier"), rows),
+            "machine": MACHINE,
         }
 
     runs = [describe("code", "256 to 511"), describe("proofs", "512 to 1,023")]
-    lookups = {
-        "max_tokens": 0, "machine": MACHINE, "runs": {run["name"]: run for run in runs},
-    }  # fmt: skip
+    lookups = {"max_tokens": 0, "runs": {run["name"]: run for run in runs}}
     (tmp_path / "lookups.json").write_text(json.dumps(lookups))
     part = cut_part(build(report, tmp_path), "Open questions")
     assert find_line(part, "tokens back")[1] == "proofs, of tokens"

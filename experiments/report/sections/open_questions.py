@@ -7,7 +7,7 @@ from typing import Any
 
 from formatting import format_interval, format_number, make_table
 from results import FAMILIES, Results
-from section import Section, name_machine
+from section import Section, name_machine, name_machines
 
 _TITLE = "Open questions of the paper"
 _ACCESS = (
@@ -92,7 +92,7 @@ def _write_lookups(values: Mapping[str, Any]) -> list[str]:
         _KINDS,
         f"Repeat: `python experiments/queue --run {' '.join(run['name'] for run in runs)}`, "
         f"`python experiments/lookups.py {names}{limit}`. Read {read}: {counts}. "
-        f"{name_machine(values)}",
+        f"{name_machines(run['machine'] for run in runs)}",
     ]
     for kind, label in (
         ("distances", "tokens back"),
