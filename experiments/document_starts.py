@@ -29,8 +29,8 @@ from memorizing.errors import MemorizingError
 from memorizing.evaluation import evaluate_documents
 from memorizing.metrics import compare_token_nats, compute_perplexity
 from memorizing.storage.files import write_json
-from memorizing.training import choose_precision, load_model, read_run_config
-from memorizing.training.run_folder import read_sessions
+from memorizing.training import load_model, read_run_config
+from memorizing.training.run_folder import read_trained_dtype
 
 RESULTS = Path("experiments/results/document_starts.json")
 ARMS = ("cache", "memory")
@@ -70,8 +70,7 @@ def measure_pair(options: argparse.Namespace, family: str, seed: int) -> dict[st
     for arm in ARMS:
         run_dir = options.runs / "main" / f"{family}-{arm}-seed{seed}"
         config, loaded = read_run_config(run_dir), load_model(run_dir)
-        precision = choose_precision(read_sessions(run_dir)[-1]["precision"], 0, 0)
-        loaded.model.compute_dtype = precision.dtype
+        loaded.model.compute_dtype = read_trained_dtype(run_dir)
         length = config.evaluation.max_tokens_per_document
         documents = load_documents(config, loaded.tokenizer, length, options.use)
         spans = [

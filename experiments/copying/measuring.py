@@ -37,8 +37,8 @@ from memorizing.data import TokenizedDocument, load_splits, take_beginnings, tok
 from memorizing.errors import ConfigError
 from memorizing.evaluation import evaluate_documents
 from memorizing.storage.files import write_bytes, write_json
-from memorizing.training import LoadedModel, choose_precision, load_model, read_run_config
-from memorizing.training.run_folder import read_sessions
+from memorizing.training import LoadedModel, load_model, read_run_config
+from memorizing.training.run_folder import read_trained_dtype
 
 Use = Literal["validation", "test"]
 CHOICE_FILE = "choice.json"
@@ -103,8 +103,7 @@ def check_trained(run_dir: Path) -> dict[str, Any]:
 def measure(unit: Unit, device: torch.device | str = "cpu") -> None:
     """Read and search what is not there yet: validation, the choice, test."""
     loaded = load_model(unit.run_dir, device=device)
-    precision = choose_precision(read_sessions(unit.run_dir)[-1]["precision"], 0, 0)
-    loaded.model.compute_dtype = precision.dtype
+    loaded.model.compute_dtype = read_trained_dtype(unit.run_dir)
     splits = load_splits(unit.config.data)
     about = {"weights": _hash_weights(loaded), "sizes": list(unit.sizes)}
     made_from = _measure_documents(unit, loaded, "validation", splits.validation, about, None)

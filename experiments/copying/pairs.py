@@ -47,7 +47,8 @@ def describe_pair(units: Mapping[str, Sequence[Unit]], sizes: Sequence[int]) -> 
         ConfigError: the runs have read other test tokens.
     """
     matcher, tokens = Matcher(), dict[str, NDArray[np.int32]]()
-    (alone,), config = units["without"], units["without"][0].config
+    (alone,) = units["without"]
+    config = alone.config
     found = {}
     for size, unit_with in zip(sizes, units["with_memory"], strict=True):
         nats: dict[str, dict[str, Nats]] = {}
@@ -163,10 +164,9 @@ def collect_family(pairs: Mapping[int, Pair]) -> dict[str, Any]:
             "arms": summarize(**nats, layout=layout),
             "classes": summarize_classes([one["classes"] for one in found], layout),
         }
-    machines = [pair["machine"] for pair in pairs.values()]
     return {
         "seeds": list(pairs),
         "documents": dict(zip(first["documents"], lens, strict=True)),
         "sizes": sizes,
-        "machines": [machine for i, machine in enumerate(machines) if machine not in machines[:i]],
+        "machines": [pair["machine"] for pair in pairs.values()],
     }

@@ -196,11 +196,13 @@ def summarize(
     def compare(nats: NDArray[np.float64], baseline: NDArray[np.float64]) -> Difference:
         return compare_block_nats(nats, baseline, layout.tokens, layout.num_blocks)
 
+    gap = alone - memory
+    is_gained = compare(memory, alone).high < 0
+
     def share(gone: NDArray[np.float64]) -> dict[str, Any]:
         """Of the gain of memory, in nats; null where there is no gain to speak of."""
-        gap = alone - memory
         low, high = -math.inf, math.inf
-        if compare(memory, alone).high < 0:
+        if is_gained:
             low, high = bootstrap_ratio(gone, gap, layout.num_blocks)
         value = float(gone.sum() / gap.sum()) if gap.sum() > 0 else math.nan
         return {"value": value, "low": low, "high": high}

@@ -27,14 +27,18 @@ from memorizing.metrics import POSITION_EDGES
 from memorizing.storage.files import write_json
 from memorizing.training import (
     TokenizedCorpus,
-    choose_precision,
     load_model,
     make_display,
     prepare_corpus,
     read_metrics,
     train,
 )
-from memorizing.training.run_folder import read_run_config, read_sessions, record
+from memorizing.training.run_folder import (
+    read_run_config,
+    read_sessions,
+    read_trained_dtype,
+    record,
+)
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent
 sys.path.append(str(EXPERIMENTS))
@@ -153,8 +157,7 @@ def _measure(
     if not missing:
         return {evaluation.name: done[evaluation.name] for evaluation in job.evaluations}
     model = load_model(model_dir, device=DEVICE, make_model=choose_model(job.settings)).model
-    # As it was trained: a recipe may leave the choice to the machine.
-    model.compute_dtype = choose_precision(_read_session(model_dir)["precision"], 0, 0).dtype
+    model.compute_dtype = read_trained_dtype(model_dir)
     for evaluation in missing:
         model.config = replace(model.config, index=evaluation.index)
         result = evaluate_documents(
@@ -168,11 +171,6 @@ def _measure(
         done[evaluation.name] = describe_evaluation(result, evaluation)
         write_json(path, done)
     return {evaluation.name: done[evaluation.name] for evaluation in job.evaluations}
-
-
-def _read_session(model_dir: Path) -> dict[str, Any]:
-    """What is recorded of the last session of a training."""
-    return json.loads((model_dir / "run.json").read_text())["sessions"][-1]
 
 
 def is_kept(evaluation: Evaluation, kept: dict[str, Any] | None) -> bool:

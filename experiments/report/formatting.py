@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from comparing import Change, Share
 
@@ -40,6 +41,12 @@ def format_interval(value: float, low: float, high: float, digits: int = 1) -> s
     """A change and the ends of its interval."""
     ends = (format_percent(end, digits).removesuffix("%") for end in (low, high))
     return f"{format_percent(value, digits)} ({' to '.join(ends)})"
+
+
+def format_difference(values: Mapping[str, Any], digits: int = 1) -> str:
+    """A change of perplexity and its interval, as `Difference.to_dict` of the metrics has them."""
+    ends = (values[f"perplexity_{end}"] for end in ("change", "low", "high"))
+    return format_interval(*ends, digits=digits)
 
 
 def format_seeds(change: Change | None) -> str:

@@ -18,9 +18,10 @@ def open_scripts(folder: Path, names: Sequence[str]) -> Iterator[SimpleNamespace
     """Inside, modules of a folder by their last names, and its `__main__`, if any, as `main`."""
     with _find_scripts(folder):
         modules = {name.rpartition(".")[2]: importlib.import_module(name) for name in names}
-        path = folder / "__main__.py"
-        main = importlib.util.spec_from_file_location(f"{folder.name}_main", path)
-        if path.is_file() and main is not None and main.loader is not None:
+        if (path := folder / "__main__.py").is_file():
+            main = importlib.util.spec_from_file_location(f"{folder.name}_main", path)
+            assert main is not None
+            assert main.loader is not None
             modules["main"] = importlib.util.module_from_spec(main)
             main.loader.exec_module(modules["main"])
         yield SimpleNamespace(**modules)

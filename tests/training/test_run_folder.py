@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from memorizing.config import Config, ModelConfig, TrainingConfig
 from memorizing.errors import ConfigError, ResourceError, RunFolderError
@@ -23,6 +24,7 @@ from memorizing.training.run_folder import (
     compare_settings,
     open_run,
     read_sessions,
+    read_trained_dtype,
     record,
 )
 
@@ -278,6 +280,13 @@ def test_resuming_adds_a_session(tmp_path: Path) -> None:
     make_run(tmp_path, TRAINING)
     make_run(tmp_path, TRAINING, resume=True)
     assert len(read_sessions(tmp_path)) == 2
+
+
+def test_products_are_those_of_the_last_session(tmp_path: Path) -> None:
+    for sessions, dtype in ((["fp32", "bf16"], torch.bfloat16), (["bf16", "fp32"], torch.float32)):
+        values = {"sessions": [{"precision": name} for name in sessions]}
+        (tmp_path / "run.json").write_text(json.dumps(values))
+        assert read_trained_dtype(tmp_path) == dtype
 
 
 @KINDS

@@ -9,7 +9,7 @@ from comparing import Bucket, Change, compare, compare_positions
 from formatting import (
     MISSING,
     format_change,
-    format_interval,
+    format_difference,
     format_number,
     format_percent,
     join_words,
@@ -122,9 +122,7 @@ def _write_starts(values: Mapping[str, Any] | None) -> str:
             name.replace("-seed", ", seed "),
             f"{pair['spans']:,}",
             *(format_number(pair["perplexity"][arm]) for arm in ("cache", "memory")),
-            format_interval(
-                *(pair["change"][f"perplexity_{part}"] for part in ("change", "low", "high"))
-            ),
+            format_difference(pair["change"]),
         )
         for name, pair in values["pairs"].items()
     ]

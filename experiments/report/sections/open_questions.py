@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from formatting import format_interval, format_number, make_table
+from formatting import format_difference, format_number, make_table
 from results import FAMILIES, Results
 from section import Section, name_machine, name_machines
 
@@ -61,7 +61,7 @@ def _write_access(values: Mapping[str, Any]) -> list[str]:
                 format_number(row["read"], 1),
                 f"{100 * row['read_nothing']:.1f}%",
                 format_number(row["perplexity"]),
-                "0" if change is None else _format_difference(change),
+                "0" if change is None else format_difference(change),
             )
         )
     header = ("access", "asked for", "entries read", "without", "perplexity", "change (95%)")
@@ -71,12 +71,6 @@ def _write_access(values: Mapping[str, Any]) -> list[str]:
         f"`python experiments/thresholds.py --tokens {values['tokens']}`. {name_machine(values)}",
         make_table(header, rows),
     ]
-
-
-def _format_difference(change: Mapping[str, Any]) -> str:
-    return format_interval(
-        *(change[key] for key in ("perplexity_change", "perplexity_low", "perplexity_high"))
-    )
 
 
 def _write_lookups(values: Mapping[str, Any]) -> list[str]:

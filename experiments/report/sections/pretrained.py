@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from formatting import MISSING, format_interval, format_number, format_percent, make_table
+from formatting import (
+    MISSING,
+    format_difference,
+    format_interval,
+    format_number,
+    format_percent,
+    make_table,
+)
 from results import Results
 from section import Section, name_machine, name_machines
 
@@ -104,7 +111,7 @@ def _write_finetuned(values: dict[str, Any]) -> str:
                     family,
                     said,
                     _list_seeds(perplexity[name]),
-                    _format_difference(whole),
+                    format_difference(whole),
                     ", ".join(by_seed),
                 )
             )
@@ -156,7 +163,7 @@ def _write_search_and_storage(values: dict[str, Any]) -> str:
                 (
                     family,
                     search,
-                    _format_difference(gains[search]),
+                    format_difference(gains[search]),
                     *(
                         format_number(sum(r[i] for r in recalls) / len(recalls), 3)
                         if recalls
@@ -169,7 +176,7 @@ def _write_search_and_storage(values: dict[str, Any]) -> str:
     storage = [
         (
             family,
-            *(_format_difference(found[dtype], digits=2) for dtype in ("none", "bfloat16", "int8")),
+            *(format_difference(found[dtype], digits=2) for dtype in ("none", "bfloat16", "int8")),
         )
         for family, found in values["storage"].items()
     ]
@@ -181,11 +188,6 @@ def _write_search_and_storage(values: dict[str, Any]) -> str:
             name_machines(values["machines"].values()),
         ]
     )
-
-
-def _format_difference(values: dict[str, Any], digits: int = 1) -> str:
-    ends = (values[f"perplexity_{end}"] for end in ("change", "low", "high"))
-    return format_interval(*ends, digits=digits)
 
 
 def _write_speed(values: dict[str, Any]) -> str:

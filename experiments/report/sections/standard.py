@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from formatting import MISSING, make_table
+from comparing import Share
+from formatting import MISSING, format_share, make_table
 from results import Results
 from section import Section, name_machine
 
@@ -15,7 +16,7 @@ PASSKEY = ("100%", "64M", "RAMba, hierarchical sparse attention (arXiv 2504.1679
 NEEDLES = ("94.8%", "1M", "Memory Sparse Attention, 4B weights (arXiv 2603.23516)")
 """What others report: how many answers are right, after how many tokens, and who."""
 
-_NEEDLES = "niah"
+_NIAH = "niah"
 """How the names of RULER's tasks with needles begin."""
 _ABOUT_RULER = (
     "Six of its tasks need no download: needles among repeated sentences (`niah_single_1`) and "
@@ -100,7 +101,7 @@ def _find_passkey(values: Mapping[str, Any] | None) -> tuple[str, str, str]:
 def _find_needles(values: Mapping[str, Any] | None) -> tuple[str, str, str]:
     """The mean of the tasks with needles, by passages."""
     cells = values["cells"] if values else []
-    cells = [c for c in cells if c["arm"] == "passages" and c["task"].startswith(_NEEDLES)]
+    cells = [c for c in cells if c["arm"] == "passages" and c["task"].startswith(_NIAH)]
     if values is None or not cells:
         return "", MISSING, ""
     longest = max(cell["length"] for cell in cells)
@@ -115,14 +116,11 @@ def _write_ruler(values: Mapping[str, Any]) -> str:
     rows = []
     for length, task in dict.fromkeys((length, task) for length, task, _ in cells):
         found = [cells.get((length, task, arm)) for arm in arms]
-        rows.append((f"{length:,}", f"`{task}`", *("" if c is None else _score(c) for c in found)))
+        shares = (c and format_share(Share(c["share"], (c["low"], c["high"]))) for c in found)
+        rows.append((f"{length:,}", f"`{task}`", *(share or "" for share in shares)))
     about = (
         f"{values['model']}, {values['samples']} samples of each task, a window of "
         f"{values['window']} tokens, entries in layer {values['layer']}, {values['precision']}."
     )
     table = make_table(("tokens", "task", *arms), rows, num_text=2)
     return f"{about}\n\n{table}\n\n{name_machine(values)}"
-
-
-def _score(cell: Mapping[str, Any]) -> str:
-    return f"{cell['share']:.0%} ({100 * cell['low']:.0f} to {100 * cell['high']:.0f})"

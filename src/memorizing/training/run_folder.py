@@ -49,6 +49,7 @@ from memorizing.training.checkpoint import (
     find_whole_checkpoint,
     list_checkpoints,
 )
+from memorizing.training.precision import choose_precision
 from memorizing.training.reporting import METRICS_FILE, TENSORBOARD_FOLDER
 
 CONFIG_FILE = "config.toml"
@@ -352,6 +353,15 @@ def read_sessions(run_dir: Path) -> list[dict[str, Any]]:
     if not isinstance(sessions, list) or not all(isinstance(one, dict) for one in sessions):
         raise RunFolderError(f"{path} does not hold sessions; it was altered: {remedy}")
     return sessions
+
+
+def read_trained_dtype(run_dir: Path) -> torch.dtype:
+    """Of the products in a run's last session; a recipe may have left the choice to the machine.
+
+    Raises:
+        RunFolderError: the file of the sessions is damaged.
+    """
+    return choose_precision(read_sessions(run_dir)[-1]["precision"], 0, 0).dtype
 
 
 def describe_machine() -> dict[str, Any]:
