@@ -80,6 +80,10 @@ class ModelConfig:
     """Where nothing is retrieved, at a document's start, a memory's heads give a value that is
     learned, behind the gate; otherwise their gate is closed there. Of no use with `joint`, nor with
     `capacity` 0."""
+    pointer: bool = False
+    """Retrieved entries also say which token comes next, by the tokens that they are of: their
+    weights are mixed into the prediction by shares that are learned (pointer sentinel mixture,
+    Merity et al. 2017). Of no use with `capacity` 0."""
     induction_init: bool = False
     """Memory layers start as induction heads: what they retrieve for a token is what followed the
     likes of it, before they have learned anything. Holds with `capacity` 0 too."""

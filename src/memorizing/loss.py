@@ -42,7 +42,8 @@ def compute_token_nats(logits: Tensor, targets: Tensor) -> Tensor:
         return _compute_nats(logits.flatten(0, -2), targets.flatten()).view(targets.shape)
 
 
-def _split(logits: Tensor) -> list[slice]:
+def split_rows(logits: Tensor) -> list[slice]:
+    """Parts of logits (N, V) that are worked on at once."""
     num_tokens, vocab_size = logits.shape
     elements = _CPU_CHUNK if logits.device.type == "cpu" else _DEVICE_CHUNK
     step = max(1, elements // vocab_size)
@@ -51,7 +52,7 @@ def _split(logits: Tensor) -> list[slice]:
 
 def _compute_nats(logits: Tensor, targets: Tensor) -> Tensor:
     nats = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
-    for part in _split(logits):
+    for part in split_rows(logits):
         log_probs = torch.log_softmax(logits[part], dim=-1, dtype=torch.float32)
         nats[part] = log_probs.gather(-1, targets[part, None]).squeeze(-1).neg_()
     return nats
@@ -71,7 +72,7 @@ class _SumNats(torch.autograd.Function):
         result = torch.empty_like(logits)
         # To ask a GPU would be to wait for it.
         is_whole = valid.device.type == "cpu" and bool(valid.all())
-        for part in _split(logits):
+        for part in split_rows(logits):
             probs = torch.softmax(logits[part], dim=-1, dtype=torch.float32)
             ones = probs.new_ones(1, 1).expand(len(probs), 1)
             probs.scatter_add_(-1, targets[part, None], -ones)

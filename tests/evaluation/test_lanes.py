@@ -24,6 +24,7 @@ CONFIG = ModelConfig(
     memory_layers=(1,),
     capacity=5,
     num_neighbors=5,
+    pointer=True,
     memory_dtype="float32",
     conv_len=5,
 )

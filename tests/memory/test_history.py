@@ -102,8 +102,9 @@ def test_selected_rows_share_nothing_with_the_whole() -> None:
     assert all(torch.equal(state.state_dict()[name], kept[name]) for name in kept)
 
 
-def test_a_loaded_state_does_not_write_into_the_saved_tensors() -> None:
-    model = make_model()
+@pytest.mark.parametrize("pointer", [False, True])
+def test_a_loaded_state_does_not_write_into_the_saved_tensors(pointer: bool) -> None:
+    model = make_model(pointer=pointer)
     tokens = make_tokens(2, 21)
     _, state = read(model, tokens[:, :10])
     saved = state.state_dict()
@@ -122,6 +123,7 @@ def test_a_loaded_state_does_not_write_into_the_saved_tensors() -> None:
         {"smear_keys": False},
         {"smear_keys": False, "conv_len": 3},
         {"memory_dtype": "bfloat16"},
+        {"pointer": True},
     ],
 )
 def test_a_state_of_another_model_is_refused_and_changes_nothing(
@@ -150,8 +152,9 @@ def test_a_state_made_in_inference_mode_can_be_trained_with() -> None:
     assert output.state.commit().memories[1].size.tolist() == [7]
 
 
-def test_a_copied_or_pickled_model_and_state_go_on_alike() -> None:
-    model = make_model()
+@pytest.mark.parametrize("pointer", [False, True])
+def test_a_copied_or_pickled_model_and_state_go_on_alike(pointer: bool) -> None:
+    model = make_model(pointer=pointer)
     tokens = make_tokens(2, 14)
     _, state = read(model, tokens[:, :7])
     expected = model(tokens[:, 7:], state).logits

@@ -25,7 +25,7 @@ class RingAgainstDeque(RuleBasedStateMachine):
 
     @initialize(capacity=st.integers(1, 13))
     def start(self, capacity: int) -> None:
-        self.memory = Memory(ROWS, HEADS, capacity, DIM, torch.float32)
+        self.memory = Memory(ROWS, HEADS, capacity, DIM, torch.float32, keep_tokens=True)
         self.deques: list[deque[float]] = [deque(maxlen=capacity) for _ in range(ROWS)]
         self.next_entry = 0
 
@@ -40,7 +40,7 @@ class RingAgainstDeque(RuleBasedStateMachine):
         )
         self.next_entry += ROWS * length
         keys = entries.view(ROWS, 1, length, 1).expand(ROWS, HEADS, length, DIM)
-        self.memory.append(keys, keys + 0.5, valid)
+        self.memory.append(keys, keys + 0.5, valid, entries.long() + 7)
         for row in range(ROWS):
             self.deques[row].extend(entries[row, valid[row]].tolist())
 
@@ -70,6 +70,8 @@ class RingAgainstDeque(RuleBasedStateMachine):
                 )
                 assert keys[in_order].tolist() == list(expected)
                 assert torch.equal(values, keys + 0.5)
+            tokens = self.memory.tokens[row, :size]
+            assert tokens[in_order].tolist() == [int(entry) + 7 for entry in expected]
             newest = int(self.memory.num_appended[row]) - 1
             assert positions.sort().values.tolist() == list(range(newest - size + 1, newest + 1))
 
@@ -128,6 +130,40 @@ def test_an_entry_of_another_shape_is_refused() -> None:
     entries = torch.zeros(2, 3, 4, 5)
     with pytest.raises(StateError, match="by a mask"):
         memory.append(entries, entries, torch.ones(2, 3, dtype=torch.bool))
+    assert memory.size.tolist() == [0, 0]
+
+
+def test_tokens_are_found_with_the_values_that_they_are_of() -> None:
+    torch.manual_seed(0)
+    memory = Memory(2, 3, 29, 5, torch.float32, keep_tokens=True)
+    keys, values = torch.randn(2, 2, 3, 29, 5)
+    tokens = torch.randint(97, (2, 29))
+    memory.append(keys, values, None, tokens)
+    of_value = {tuple(values[row, :, e, 0].tolist()): (row, e) for row in (0, 1) for e in range(29)}
+    for options in ({}, {"donor_rows": torch.tensor([1, 0])}, {"value_seed": 3}):
+        found = memory.retrieve(torch.randn(2, 3, 7, 5), 4, **options)
+        assert found.tokens.shape == found.neighbors.slots.shape
+        for head in range(3):
+            first = {key[head]: place for key, place in of_value.items()}
+            seen = found.fetch_values()[:, head, :, :, 0].flatten().tolist()
+            expected = [int(tokens[first[value]]) for value in seen]
+            assert found.tokens[:, head].flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("keeps", "tokens", "message"),
+    [
+        (True, None, r"of shape None; this memory takes \(2, 4\)"),
+        (True, torch.zeros(2, 3), r"of shape \(2, 3\); this memory takes \(2, 4\)"),
+        (False, torch.zeros(2, 4), r"this memory takes none"),
+    ],
+)
+def test_tokens_are_given_where_they_are_kept(
+    keeps: bool, tokens: torch.Tensor | None, message: str
+) -> None:
+    memory, entries = Memory(2, 3, 7, 5, keep_tokens=keeps), torch.zeros(2, 3, 4, 5)
+    with pytest.raises(StateError, match=message):
+        memory.append(entries, entries, None, tokens)
     assert memory.size.tolist() == [0, 0]
 
 

@@ -55,7 +55,7 @@ SEGMENT_LEN, ROWS, STEPS = 11, 5, 6
 MODEL = ModelConfig(
     vocab_size=31, num_layers=3, model_dim=13, num_heads=2, head_dim=7, ffn_dim=37,
     segment_len=SEGMENT_LEN, window=SEGMENT_LEN, memory_layers=(1,), capacity=23, num_neighbors=5,
-    smear_keys=True, empty_value=True,
+    smear_keys=True, empty_value=True, pointer=True,
 )  # fmt: skip
 TRAINING = TrainingConfig(
     steps=STEPS, rows=ROWS, warmup_steps=3, learning_rate=3e-3, log_every=2, precision="fp32",
@@ -184,15 +184,19 @@ def search_spread(_: Path) -> dict[str, Any]:
     generator, differs = torch.Generator().manual_seed(0), []
     with join_ranks("cpu") as ranks:
         shape = (3, 2, 14, 5, torch.float32)
-        one, parts = Memory(*shape), SpreadMemory(ranks, *shape)
+        one, parts = (
+            Memory(*shape, keep_tokens=True),
+            SpreadMemory(ranks, *shape, keep_tokens=True),
+        )
         for length in (3, 0, 1, 17, 8, 11):
             # Whole numbers, so that many scores are equal.
             keys, values = torch.randint(-1, 2, (2, 3, 2, length, 5), generator=generator).float()
             valid = torch.rand(3, length, generator=generator) < 0.7
+            tokens = torch.randint(97, (3, length), generator=generator)
             queries = torch.randint(-1, 2, (3, 2, 7, 5), generator=generator).float()
             both = []
             for memory in (one, parts):
-                memory.append(keys, values, valid)
+                memory.append(keys, values, valid, tokens)
                 for options in (
                     {},
                     {"num_hidden": torch.arange(21).view(3, 7) % 5},
@@ -206,6 +210,7 @@ def search_spread(_: Path) -> dict[str, Any]:
                         seen.neighbors.slots, seen.neighbors.scores, there,
                         seen.fetch_keys() * there, seen.fetch_values() * there,
                         places * there.squeeze(-1), memory.size, memory.num_appended,
+                        seen.tokens * there.squeeze(-1),
                     ])  # fmt: skip
             half = len(both) // 2
             for mine, theirs in zip(both[:half], both[half:], strict=True):

@@ -185,7 +185,7 @@ def test_an_evaluation_gives_the_same_nats(results, kind, control):
 def test_a_memory_that_is_spread_finds_what_one_memory_finds(results):
     for values in get_values(results, "search 2"):
         assert values["held"] == 0.5
-        assert len(values["differs"]) == 6 * 4 * 8
+        assert len(values["differs"]) == 6 * 4 * 9
         assert not any(values["differs"])
 
 

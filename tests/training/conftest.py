@@ -55,6 +55,7 @@ def model_config() -> ModelConfig:
         capacity=23,
         num_neighbors=5,
         smear_keys=True,
+        pointer=True,
     )
 
 

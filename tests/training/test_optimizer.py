@@ -12,6 +12,7 @@ from torch import Tensor
 from memorizing.config import ModelConfig, TrainingConfig
 from memorizing.errors import CheckpointError
 from memorizing.model import MemorizingTransformer
+from memorizing.model.pointer import POINTER_PARAMETERS
 from memorizing.training.optimizer import Optimizer, ParameterGroups, group_parameters
 
 Kind = Literal["adafactor", "adamw", "muon"]
@@ -41,7 +42,8 @@ def test_every_parameter_is_in_the_group_it_belongs_to(model_config: ModelConfig
     assert list(groups["embedding"]) == ["embedding.weight"]
     assert len(groups["matrices"]) == 3 * 6
     assert {name.rpartition(".")[2] for name in groups["memory"]} == {"scale", "gate_bias"}
-    assert {name.rpartition(".")[2] for name in groups["vectors"]} == {"gain", "table", "smear"}
+    vectors = {name.rpartition(".")[2] for name in groups["vectors"]}
+    assert vectors == {"gain", "table", "smear", *POINTER_PARAMETERS}
 
 
 @pytest.mark.parametrize("kind", KINDS)

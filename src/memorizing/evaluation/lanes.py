@@ -89,7 +89,9 @@ def _read_round(
         )
         for lane in range(num_lanes):
             first = warm_up if lane else num_known
-            memory.append(keys[:, lane, :, first:], values[:, lane, :, first:])
+            of_lane = slice(lane, None, num_lanes)
+            read_tokens = None if stored.tokens is None else stored.tokens[of_lane, first:]
+            memory.append(keys[:, lane, :, first:], values[:, lane, :, first:], tokens=read_tokens)
     last = torch.arange(num_lanes - 1, len(lanes), num_lanes, device=device)
     return replace(
         state,

@@ -32,9 +32,11 @@ __all__ = [
 ]
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_TOKEN_BYTES = 4
 
 
 def memory_bytes(config: ModelConfig, num_rows: int, capacity: int) -> int:
-    """Bytes that the full memories of a state take: keys and values, all memory layers."""
+    """Bytes that the full memories of a state take, all memory layers: keys, values and tokens."""
     per_entry = 2 * config.num_heads * config.head_dim * _ITEM_BYTES[config.memory_dtype]
+    per_entry += _TOKEN_BYTES if config.pointer else 0
     return len(config.memory_layers) * num_rows * capacity * per_entry

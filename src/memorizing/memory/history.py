@@ -38,15 +38,19 @@ class Entries:
     values: Tensor
     valid: Tensor | None = None
     """(B, n) bool on the CPU: which are entries; None is all."""
+    tokens: Tensor | None = None
+    """(B, n) int: of which they are, for memories that keep that."""
 
     def join(self, newer: Entries) -> Entries:
         """These and newer ones; both say which are entries."""
         assert self.valid is not None
         assert newer.valid is not None
+        both = self.tokens, newer.tokens
         return Entries(
             torch.cat([self.keys, newer.keys], 2),
             torch.cat([self.values, newer.values], 2),
             torch.cat([self.valid, newer.valid], 1),
+            None if both[0] is None or both[1] is None else torch.cat([both[0], both[1]], 1),
         )
 
 
@@ -170,12 +174,13 @@ class History:
 
         Args:
             valid: (B, T) bool on the CPU: tokens that are not padding.
-            new: per layer with a memory, at least, the keys and values of the call.
+            new: per layer with a memory, at least, the keys, values and tokens of the call.
             changes: other parts that are new.
         """
         staged = {}
         for layer in self.memories:
-            entries = Entries(new[layer].keys.detach(), new[layer].values.detach(), valid)
+            live = new[layer]
+            entries = Entries(live.keys.detach(), live.values.detach(), valid, live.tokens)
             before = self.staged.get(layer)
             staged[layer] = entries if before is None else before.join(entries)
         return replace(self, position=self.position + valid.sum(1), staged=staged, **changes)
@@ -203,7 +208,7 @@ class History:
         for layer, waiting in self.staged.items():
             assert waiting.valid is not None
             written = waiting.valid & at_boundary.unsqueeze(1)
-            memories[layer].append(waiting.keys, waiting.values, written)
+            memories[layer].append(waiting.keys, waiting.values, written, waiting.tokens)
         staged = self._keep_staged(~at_boundary)
         return replace(self, staged=staged, memories=memories, generation=None)
 
@@ -243,7 +248,10 @@ class History:
             if len(columns):
                 chosen = columns.to(waiting.keys.device, non_blocking=True)
                 kept[layer] = Entries(
-                    waiting.keys[:, :, chosen], waiting.values[:, :, chosen], valid[:, columns]
+                    waiting.keys[:, :, chosen],
+                    waiting.values[:, :, chosen],
+                    valid[:, columns],
+                    None if waiting.tokens is None else waiting.tokens[:, chosen],
                 )
         return kept
 
@@ -291,7 +299,10 @@ class History:
         if any(name.startswith("staged.") for name in tensors):
             nothing = torch.zeros(self.num_rows, 0, dtype=torch.bool)
             for layer, memory in self.memories.items():
-                staged[layer] = Entries(memory.keys[:, :, :0], memory.values[:, :, :0], nothing)
+                tokens = None if memory.tokens is None else memory.tokens[:, :0]
+                staged[layer] = Entries(
+                    memory.keys[:, :, :0], memory.values[:, :, :0], nothing, tokens
+                )
         like = replace(self, staged=staged)
         mine = like.state_dict()
         if different := sorted(mine.keys() ^ tensors.keys()):
@@ -339,7 +350,7 @@ def _check_like(name: str, saved: Tensor, own: Tensor) -> None:
         return  # a memory checks its own
     seen, expected = (list(tensor.shape) for tensor in (saved, own))
     if kind in ("xl_caches", "staged"):
-        place = 1 if name.endswith(".valid") else 2
+        place = 1 if name.endswith((".valid", ".tokens")) else 2
         seen, expected = seen[:place] + seen[place + 1 :], expected[:place] + expected[place + 1 :]
     # What is staged has the precision of the model, which the caches show, not of the memory.
     if seen != expected or (saved.dtype != own.dtype and kind != "staged"):

@@ -35,6 +35,8 @@ class Retrieved:
     """(B,) or () int64 on the CPU: the memory's own counter of what was done to it."""
     num_changes_then: Tensor
     """Its value when the search was made."""
+    tokens: Tensor | None = None
+    """(B, H, T, k) int64: of which tokens the found values are, where the memory keeps that."""
 
     def fetch_keys(self) -> Tensor:
         """The keys (B, H, T, k, D), a copy in the dtype of the memory."""

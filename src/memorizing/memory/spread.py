@@ -24,7 +24,13 @@ from memorizing.errors import ConfigError
 from memorizing.index_settings import IndexSettings
 from memorizing.knn import Neighbors
 from memorizing.memory.retrieved import Retrieved
-from memorizing.memory.store import Memory, compute_positions
+from memorizing.memory.store import (
+    Memory,
+    check_tokens,
+    compute_positions,
+    make_token_ring,
+    take_tokens,
+)
 from memorizing.ranks import Ranks
 
 
@@ -45,8 +51,10 @@ class SpreadMemory:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
         index: IndexSettings | None = None,
+        *,
+        keep_tokens: bool = False,
     ) -> None:
-        """Make an empty memory; see `Memory`.
+        """Make an empty memory; see `Memory`. Tokens are few bytes: every rank keeps all of them.
 
         Raises:
             ConfigError: a capacity that the ranks cannot divide.
@@ -63,6 +71,7 @@ class SpreadMemory:
         with torch.inference_mode(False):
             self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
             self.num_changes = torch.zeros(num_rows, dtype=torch.int64)
+            self._tokens = make_token_ring(num_rows, capacity, device) if keep_tokens else None
 
     @property
     def capacity(self) -> int:
@@ -74,12 +83,24 @@ class SpreadMemory:
         """(B,) int64 on the CPU: entries that each row holds now, in all ranks."""
         return self.num_appended.clamp(max=self.capacity)
 
-    def append(self, keys: Tensor, values: Tensor, valid: Tensor | None = None) -> None:
+    def append(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        valid: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> None:
         """Write entries after the newest; the oldest give way. In place; see `Memory.append`."""
+        check_tokens(tokens, self._tokens, keys.shape[2])
         if valid is None:
             valid = torch.ones(len(keys), keys.shape[2], dtype=torch.bool)
         entries = self.num_appended.unsqueeze(1) + valid.cumsum(1) - 1
         self._part.append(keys, values, valid & (entries % self._ranks.size == self._ranks.rank))
+        if tokens is not None and self._tokens is not None:
+            for row, chosen in enumerate(valid):
+                last = chosen.nonzero().flatten()[-self.capacity :]
+                slots = (entries[row, last] % self.capacity).to(tokens.device)
+                self._tokens[row, slots] = tokens[row, last.to(tokens.device)].to(torch.int32)
         num_new = valid.sum(1)
         self.num_appended += num_new
         self.num_changes += num_new > 0
@@ -96,6 +117,7 @@ class SpreadMemory:
         chosen = SpreadMemory.__new__(SpreadMemory)
         chosen._part, chosen._ranks = self._part.select_rows(rows), self._ranks
         with torch.inference_mode(False):
+            chosen._tokens = None if self._tokens is None else self._tokens[rows]
             chosen.num_appended = self.num_appended[rows.cpu()]
             chosen.num_changes = torch.zeros_like(chosen.num_appended)
         return chosen
@@ -136,9 +158,12 @@ class SpreadMemory:
             value_entries = self.compute_positions(slots, rows)
         values = self._fetch(found.stored_values, value_entries, rows)
         lines = torch.arange(entries.numel(), device=entries.device).view(entries.shape)
-        return Retrieved(
-            neighbors, keys, values, lines, lines, self.num_changes, self.num_changes.clone()
-        )
+        tokens = None
+        if self._tokens is not None:
+            slots = value_entries.clamp(min=0) % self.capacity
+            tokens = take_tokens(self._tokens, slots, rows)
+        clock = self.num_changes, self.num_changes.clone()
+        return Retrieved(neighbors, keys, values, lines, lines, *clock, tokens)
 
     def _count_own(self, end: Tensor) -> Tensor:
         """How many of the entries before `end` this rank was given."""

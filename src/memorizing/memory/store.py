@@ -24,8 +24,9 @@ class Memory:
     """A ring of `capacity` slots per row (paper, section 3.1: "non-differentiable memory", FIFO).
 
     Entry e of a row (counted from the start of its document) is stored in slot e % capacity, in
-    every head, for keys and values alike: a slot id means the same everywhere, and the number of
-    entries appended so far is the whole clock of a row. Appending costs O(segment) at any capacity.
+    every head, for keys, values and tokens alike: a slot id means the same everywhere, and the
+    number of entries appended so far is the whole clock of a row. Appending costs O(segment) at any
+    capacity.
 
     `append`, `reset` and `load_state_dict` change rows of the memory in place, and count it in
     `num_changes` (B,); `seal` changes its index; nothing else changes anything.
@@ -40,6 +41,8 @@ class Memory:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
         index: IndexSettings | None = None,
+        *,
+        keep_tokens: bool = False,
     ) -> None:
         """Make an empty memory. The system gives its pages as they are first written.
 
@@ -51,6 +54,7 @@ class Memory:
             dtype: of what is stored.
             device: of what is stored.
             index: what searches the keys; None is exact search.
+            keep_tokens: also keep of which token each entry is, 4 bytes for all heads together.
 
         Raises:
             ConfigError: a capacity below 1.
@@ -66,13 +70,19 @@ class Memory:
         with torch.inference_mode(False):
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
+            self.tokens = make_token_ring(num_rows, capacity, device) if keep_tokens else None
             self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
             self.num_changes = torch.zeros(num_rows, dtype=torch.int64)
         self.index = make_index(ExactSettings() if index is None else index)
 
     @classmethod
     def from_tensors(
-        cls, keys: Tensor, values: Tensor, num_appended: Tensor, index: IndexSettings
+        cls,
+        keys: Tensor,
+        values: Tensor,
+        num_appended: Tensor,
+        index: IndexSettings,
+        tokens: Tensor | None = None,
     ) -> Memory:
         """A memory of what its rows hold, (B, H, capacity, D), by reference.
 
@@ -81,10 +91,12 @@ class Memory:
             values: contiguous.
             num_appended: (B,) int64: entries appended to each row so far.
             index: which is empty: the caller tells it of the entries.
+            tokens: (B, capacity) int32, or none.
         """
         memory = cls.__new__(cls)
         with torch.inference_mode(False):
             memory.keys, memory.values, memory.num_appended = keys, values, num_appended
+            memory.tokens = tokens
             memory.num_changes = torch.zeros_like(num_appended)
         memory.index = make_index(index)
         return memory
@@ -109,7 +121,13 @@ class Memory:
         """The keys as an index sees them, by reference."""
         return StoredKeys(self.keys, tuple(self.num_appended.tolist()))
 
-    def append(self, keys: Tensor, values: Tensor, valid: Tensor | None = None) -> None:
+    def append(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        valid: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> None:
         """Write entries after the newest; the oldest give way. In place.
 
         Args:
@@ -117,9 +135,10 @@ class Memory:
                 memory.
             values: (B, H, n, D).
             valid: (B, n) bool: which of them are entries; None is all.
+            tokens: (B, n) int, of which they are: where the memory keeps tokens, and only there.
 
         Raises:
-            StateError: keys, values or mask of another shape.
+            StateError: keys, values, mask or tokens of another shape.
         """
         rows, heads, _, dim = self.keys.shape
         num_new = keys.shape[2] if keys.dim() == 4 else 0
@@ -133,23 +152,31 @@ class Memory:
                 f"cannot append {num_new} entries to {rows} rows by a mask of "
                 f"{tuple(valid.shape)}; it must be (rows, n)"
             )
-        keys, values = keys.detach(), values.detach()
+        check_tokens(tokens, self.tokens, num_new)
+        pairs = [(self.keys, keys.detach()), (self.values, values.detach())]
+        if tokens is not None and self.tokens is not None:
+            # As if they were of one head, and of one channel.
+            pairs.append((self.tokens[:, None, :, None], tokens[:, None, :, None]))
         with torch.no_grad():
             for row in range(self.num_rows):
-                new_keys, new_values = keys[row], values[row]
+                chosen = None
                 if valid is not None and not bool(valid[row].all()):
                     chosen = valid[row].nonzero().squeeze(-1).to(keys.device, non_blocking=True)
-                    new_keys, new_values = new_keys[:, chosen], new_values[:, chosen]
-                self._append_row(row, new_keys, new_values)
+                self._append_row(row, [(ring, new[row]) for ring, new in pairs], chosen)
             self.index.append(self.stored_keys)
 
-    def _append_row(self, row: int, keys: Tensor, values: Tensor) -> None:
-        num_new = keys.shape[1]
+    def _append_row(
+        self, row: int, pairs: list[tuple[Tensor, Tensor]], chosen: Tensor | None
+    ) -> None:
+        """Write what is new (any, n, any) into the rings (B, any, capacity, any) beside it."""
+        num_new = pairs[0][1].shape[1] if chosen is None else len(chosen)
         first = int(self.num_appended[row]) + max(0, num_new - self.capacity)
-        keys, values = keys[:, -self.capacity :], values[:, -self.capacity :]
         start = first % self.capacity
-        until_end = min(keys.shape[1], self.capacity - start)
-        for ring, new in ((self.keys, keys), (self.values, values)):
+        for ring, new in pairs:
+            if chosen is not None:
+                new = new[:, chosen]
+            new = new[:, -self.capacity :]
+            until_end = min(new.shape[1], self.capacity - start)
             ring[row, :, start : start + until_end] = new[:, :until_end].to(ring.dtype)
             ring[row, :, : new.shape[1] - until_end] = new[:, until_end:].to(ring.dtype)
         self.num_appended[row] += num_new
@@ -231,13 +258,15 @@ class Memory:
         )
         shape = (*queries.shape[:3], num_neighbors)
         key_lines = value_lines = self._find_lines(found.slots, rows).view(shape)
+        slots = found.slots
         if value_seed is not None:
             generator = torch.Generator().manual_seed(value_seed)
             random = torch.rand(found.slots.shape, generator=generator)
             slots = (random * self.size[rows].view(-1, 1, 1, 1)).long().to(found.slots.device)
             value_lines = self._find_lines(slots, rows).view(shape)
         neighbors = (part.view(shape) for part in (found.slots, found.scores, found.valid))
-        return self._refer(Neighbors(*neighbors), key_lines, value_lines)
+        tokens = None if self.tokens is None else take_tokens(self.tokens, slots, rows).view(shape)
+        return self._refer(Neighbors(*neighbors), key_lines, value_lines, tokens)
 
     def retrieve_among(self, queries: Tensor, entries: Tensor, num_neighbors: int) -> Retrieved:
         """As `retrieve`, of a memory of one row, and among entries that are given.
@@ -256,7 +285,13 @@ class Memory:
         lines = self._find_lines(found.slots, torch.zeros(1, dtype=torch.int64))
         return self._refer(found, lines, lines)
 
-    def _refer(self, found: Neighbors, key_lines: Tensor, value_lines: Tensor) -> Retrieved:
+    def _refer(
+        self,
+        found: Neighbors,
+        key_lines: Tensor,
+        value_lines: Tensor,
+        tokens: Tensor | None = None,
+    ) -> Retrieved:
         return Retrieved(
             found,
             self.keys.view(-1, self.keys.shape[3]),
@@ -265,6 +300,7 @@ class Memory:
             value_lines,
             self.num_changes,
             self.num_changes.clone(),
+            tokens,
         )
 
     def _find_lines(self, slots: Tensor, rows: Tensor) -> Tensor:
@@ -283,7 +319,8 @@ class Memory:
         with torch.inference_mode(False):
             keys, values = self.keys[rows], self.values[rows]
             num_appended = self.num_appended[rows.cpu()]
-        chosen = Memory.from_tensors(keys, values, num_appended, self.index.settings)
+            tokens = None if self.tokens is None else self.tokens[rows]
+        chosen = Memory.from_tensors(keys, values, num_appended, self.index.settings, tokens)
         chosen.index.append(chosen.stored_keys)
         return chosen
 
@@ -299,7 +336,8 @@ class Memory:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that is stored, by reference."""
-        return {"keys": self.keys, "values": self.values, "num_appended": self.num_appended}
+        stored = {"keys": self.keys, "values": self.values, "num_appended": self.num_appended}
+        return stored if self.tokens is None else stored | {"tokens": self.tokens}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Copy what `state_dict` gave into this memory of the same shape. In place.
@@ -327,6 +365,34 @@ class Memory:
                     f"expected {tuple(mine.shape)} "
                     f"{mine.dtype}; use the capacity, rows and model it was saved with"
                 )
+
+
+def make_token_ring(
+    num_rows: int, capacity: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Tokens (B, capacity) int32 of entries, none written yet."""
+    return torch.zeros(num_rows, capacity, dtype=torch.int32, device=device)
+
+
+def check_tokens(tokens: Tensor | None, ring: Tensor | None, num_new: int) -> None:
+    """Refuse tokens where a memory keeps none, no tokens where it does, and another number of them.
+
+    Raises:
+        StateError: with what was given.
+    """
+    seen = None if tokens is None else tuple(tokens.shape)
+    expected = None if ring is None else (len(ring), num_new)
+    if seen != expected:
+        raise StateError(
+            f"cannot append tokens of shape {seen}; this memory takes "
+            + ("none: it keeps no tokens" if expected is None else f"{expected}: (rows, n)")
+        )
+
+
+def take_tokens(ring: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
+    """Tokens int64, of slots (B, H, T, k) of the rows (B,) of a ring (R, capacity)."""
+    first = (rows * ring.shape[1]).to(slots.device, non_blocking=True).view(-1, 1, 1, 1)
+    return ring.flatten()[slots + first].long()
 
 
 def count_groups(queries: Tensor, num_heads: int, head_dim: int, num_rows: int | None) -> int:

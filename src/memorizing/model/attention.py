@@ -242,8 +242,8 @@ def attend_to_retrieved(
         scale: (H,), by which they were scaled after the search; None is 1.
 
     Returns:
-        V_m (B, H, T, D); weights (B, H, T, k) without gradient; log-sum-exp of the scores
-        (B, H, T), -inf where nothing was found.
+        V_m (B, H, T, D); weights (B, H, T, k); log-sum-exp of the scores (B, H, T), -inf where
+        nothing was found.
     """
     if queries.device.type == "cpu" and queries.dtype == retrieved.stored_keys.dtype:
         # The search has scored these very queries in this dtype: the keys are not needed again.
@@ -270,7 +270,7 @@ def attend_to_copies(
         scores = softcap * torch.tanh(scores / softcap)
     weights, log_sum = _normalize(scores, retrieved.neighbors.valid)
     output = torch.matmul(weights.to(dtype).unsqueeze(-2), values).squeeze(-2)
-    return output, weights.detach(), log_sum
+    return output, weights, log_sum
 
 
 def _normalize(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,32 +297,41 @@ class _AttentionInPlace(torch.autograd.Function):
         output = _sum_weighted(retrieved.stored_values, retrieved.value_lines, weights)
         ctx.save_for_backward(weights)
         ctx.retrieved = retrieved
-        ctx.mark_non_differentiable(weights)
+        ctx.set_materialize_grads(False)
         return output, weights, log_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
-        grad_output, _, grad_log_sum = grads
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor, None, None]:
+        grad_output, grad_weights, grad_log_sum = grads
         retrieved: Retrieved = ctx.retrieved
         retrieved.check_unchanged()
         (weights,) = ctx.saved_tensors
-        grad_weights = torch.empty_like(weights)
-        num_heads, num_queries, k = weights.shape[1:]
-        copies = retrieved.stored_values.new_empty(
-            num_queries * k, retrieved.stored_values.shape[1]
-        )
-        for row in range(weights.shape[0]):
-            for head in range(num_heads):
-                lines = retrieved.value_lines[row, head].flatten()
-                torch.index_select(retrieved.stored_values, 0, lines, out=copies)
-                grad_weights[row, head] = torch.bmm(
-                    grad_output[row, head].unsqueeze(1), copies.view(num_queries, k, -1).mT
-                ).squeeze(1)
+        if grad_weights is None:
+            grad_scores = torch.zeros_like(weights)
+        else:
+            grad_scores = grad_weights.clone(memory_format=torch.contiguous_format)
+        if grad_output is not None:
+            _add_products(grad_scores, grad_output, retrieved)
         # Of the softmax, and of the logarithm of its denominator.
-        mean = (weights * grad_weights).sum(-1, keepdim=True)
-        grad_scores = weights * (grad_weights - mean + grad_log_sum.unsqueeze(-1))
+        grad_scores -= (weights * grad_scores).sum(-1, keepdim=True)
+        if grad_log_sum is not None:
+            grad_scores += grad_log_sum.unsqueeze(-1)
+        grad_scores *= weights
         return _sum_weighted(retrieved.stored_keys, retrieved.key_lines, grad_scores), None, None
+
+
+def _add_products(total: Tensor, queries: Tensor, retrieved: Retrieved) -> None:
+    """Add the products of queries (B, H, T, D) with the found values to (B, H, T, k). In place."""
+    num_heads, num_queries, k = total.shape[1:]
+    copies = retrieved.stored_values.new_empty(num_queries * k, retrieved.stored_values.shape[1])
+    for row in range(total.shape[0]):
+        for head in range(num_heads):
+            lines = retrieved.value_lines[row, head].flatten()
+            torch.index_select(retrieved.stored_values, 0, lines, out=copies)
+            total[row, head] += torch.bmm(
+                queries[row, head].unsqueeze(1), copies.view(num_queries, k, -1).mT
+            ).squeeze(1)
 
 
 def _sum_weighted(stored: Tensor, lines: Tensor, weights: Tensor) -> Tensor:

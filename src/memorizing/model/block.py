@@ -38,6 +38,7 @@ from memorizing.model.mixing import (
     smear,
     start_as_induction,
 )
+from memorizing.model.pointer import POINTER_PARAMETERS
 
 _INDUCTION_SMEAR = -2.0
 """The logit of a token's share in its own key, 0.12: the key is mostly the previous token's."""
@@ -321,8 +322,8 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def is_of_memory(name: str) -> bool:
-    """Whether a model lacks the parameter of this name where no memory is mixed in by a gate."""
-    return name.rpartition(".")[2] in ("gate_bias", "empty_value")
+    """Whether a model lacks the parameter of this name where it mixes in memory in another way."""
+    return name.rpartition(".")[2] in ("gate_bias", "empty_value", *POINTER_PARAMETERS)
 
 
 MakeAttention: TypeAlias = Callable[[ModelConfig, bool], AttentionLayer]

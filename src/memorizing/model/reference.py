@@ -7,12 +7,14 @@ parameters of a `MemorizingTransformer` and nothing else: no cache, no ring, no 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from memorizing.config import ModelConfig
 from memorizing.model.block import AttentionLayer, Block
+from memorizing.model.pointer import Pointer
 from memorizing.model.transformer import MemorizingTransformer
 
 
@@ -24,24 +26,69 @@ def compute_reference_logits(model: MemorizingTransformer, tokens: Tensor, capac
     `memory_dtype` is float32.
     """
     x = model.embedding.weight[tokens]
+    found: list[list[_Nearest]] = [[] for _ in tokens]
     for block in model.blocks:
         assert isinstance(block, Block)
-        x = x + _attend(
+        attended, nearest = _attend(
             block.attention, _norm(x, block.attention_norm.gain), model.config, capacity
         )
+        x = x + attended
+        found = [before + new for before, new in zip(found, nearest, strict=True)]
         hidden = torch.relu(
             _norm(x, block.feed_forward_norm.gain) @ block.feed_forward.expand.weight.T
         )
         x = x + hidden @ block.feed_forward.contract.weight.T
     x = _norm(x, model.final_norm.gain)
-    return x @ model.embedding.weight.T / math.sqrt(model.config.model_dim)
+    logits = x @ model.embedding.weight.T / math.sqrt(model.config.model_dim)
+    if model.pointer is None:
+        return logits
+    rows = [
+        _point(model.pointer, *of_token, tokens) for of_token in zip(logits, x, found, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class _Nearest:
+    """What one head retrieved for one token; empty where it found nothing, or has no memory."""
+
+    entries: list[int]
+    weights: list[Tensor]
+    best: float
+
+
+def _point(
+    pointer: Pointer, logits: Tensor, x: Tensor, heads: list[_Nearest], tokens: Tensor
+) -> Tensor:
+    """Logits (V,) of the mixture, up to a constant; `heads` are those of all memory layers."""
+    if not any(head.entries for head in heads):
+        return logits
+    pointed, best, agreement = [], [], []
+    for head in heads:
+        p = torch.zeros_like(logits)
+        for entry, weight in zip(head.entries, head.weights, strict=True):
+            p = p + weight * torch.eye(len(logits), dtype=logits.dtype)[tokens[entry]]
+        pointed.append(p)
+        best.append(logits.new_tensor(head.best))
+        agreement.append((p * p).sum())
+    evidence = torch.stack(best + agreement)
+    shares = pointer.hidden_weight @ x + pointer.found_weight @ evidence + pointer.share_bias
+    is_out = torch.tensor([False] + [not head.entries for head in heads])
+    shares = torch.softmax(shares.masked_fill(is_out, -torch.inf), 0)
+    p = shares[0] * torch.softmax(logits, 0)
+    for share, of_head in zip(shares[1:], pointed, strict=True):
+        p = p + share * of_head
+    return torch.log(p) - torch.log(shares[0]) + torch.logsumexp(logits, 0)
 
 
 def _norm(x: Tensor, gain: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain
 
 
-def _attend(attention: AttentionLayer, x: Tensor, config: ModelConfig, capacity: int) -> Tensor:
+def _attend(
+    attention: AttentionLayer, x: Tensor, config: ModelConfig, capacity: int
+) -> tuple[Tensor, list[list[_Nearest]]]:
+    """Output (n, d), and for every token what the heads of a memory layer retrieved."""
     num_tokens = len(x)
     q, k, v = (
         (x @ part.weight.T).view(num_tokens, config.num_heads, config.head_dim)
@@ -55,20 +102,23 @@ def _attend(attention: AttentionLayer, x: Tensor, config: ModelConfig, capacity:
     if attention.scale is not None:
         q = q / q.norm(dim=-1, keepdim=True)
         k = k / k.norm(dim=-1, keepdim=True)
-    rows = []
+    rows, found = [], []
     for t in range(num_tokens):
-        heads = []
+        heads, nearest = [], []
         for h in range(config.num_heads):
             scale = (
                 attention.scale[h]
                 if attention.scale is not None
                 else torch.tensor(config.head_dim**-0.5)
             )
-            heads.append(
-                _attend_one(attention, config, capacity, q[:, h], k[:, h], v[:, h], scale, t, h)
+            value, retrieved = _attend_one(
+                attention, config, capacity, q[:, h], k[:, h], v[:, h], scale, t, h
             )
+            heads.append(value)
+            nearest.append(retrieved)
         rows.append(torch.cat(heads))
-    return torch.stack(rows) @ attention.output.weight.T
+        found.append(nearest if attention.has_memory else [])
+    return torch.stack(rows) @ attention.output.weight.T, found
 
 
 def _attend_one(
@@ -81,8 +131,9 @@ def _attend_one(
     scale: Tensor,
     t: int,
     h: int,
-) -> Tensor:
-    """Result (D,) of head h for token t."""
+) -> tuple[Tensor, _Nearest]:
+    """Result (D,) of head h for token t, and what it retrieved."""
+    nothing = _Nearest([], [], 0.0)
     segment_start = t // config.segment_len * config.segment_len
     first = max(0, t - config.window + 1)
     if not config.xl_cache:
@@ -97,7 +148,7 @@ def _attend_one(
     scores = torch.stack(local_scores)
     local = torch.softmax(scores, 0) @ torch.stack(local_values)
     if not attention.has_memory or not config.has_memory:
-        return local
+        return local, nothing
 
     oldest = max(0, segment_start - capacity)
     newest = segment_start
@@ -109,16 +160,19 @@ def _attend_one(
     nearest = entries[: config.num_neighbors]
     if not nearest:
         if attention.empty_value is None:
-            return local
+            return local, nothing
         gate = torch.sigmoid(attention.gate_bias[h])  # type: ignore[index]
-        return gate * attention.empty_value[h] + (1 - gate) * local
+        return gate * attention.empty_value[h] + (1 - gate) * local, nothing
     memory_scores = torch.stack([scale * (q[t] @ k[j].detach()) for j in nearest])
     memory_values = torch.stack([v[j].detach() for j in nearest])
+    weights = torch.softmax(memory_scores, 0)
+    best = max(float(q[t].detach() @ k[j].detach()) for j in nearest)
+    found = _Nearest(nearest, list(weights), best)
     if config.combine == "joint":
         joint = torch.softmax(torch.cat([scores, memory_scores]), 0)
-        return joint @ torch.cat([torch.stack(local_values), memory_values])
+        return joint @ torch.cat([torch.stack(local_values), memory_values]), found
     gate = torch.sigmoid(attention.gate_bias[h])  # type: ignore[index]
-    return gate * (torch.softmax(memory_scores, 0) @ memory_values) + (1 - gate) * local
+    return gate * (weights @ memory_values) + (1 - gate) * local, found
 
 
 def _smear(k: Tensor, share: Tensor, segment_len: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -26,6 +26,7 @@ from memorizing.model.block import (
     Reading,
 )
 from memorizing.model.layout import Exposed, Layout, ModelState
+from memorizing.model.pointer import Found, Pointer
 from memorizing.ranks import ALONE, Ranks
 
 
@@ -110,6 +111,10 @@ class MemorizingTransformer(nn.Module):
             for layer in range(config.num_layers)
         )
         self.final_norm = Norm(config.model_dim)
+        num_heads = config.num_heads * len(config.memory_layers)
+        self.pointer = (
+            Pointer(config.model_dim, num_heads) if config.pointer and num_heads else None
+        )
         self._initialize()
 
     def _initialize(self) -> None:
@@ -167,9 +172,10 @@ class MemorizingTransformer(nn.Module):
 
         def make_memory() -> Memory:
             if ranks.size == 1:
-                return Memory(*shape, *kind)
+                return Memory(*shape, *kind, keep_tokens=config.pointer)
             # It has all that a history and this model ask of a memory.
-            return cast(Memory, SpreadMemory(ranks, *shape, *kind))
+            spread = SpreadMemory(ranks, *shape, *kind, keep_tokens=config.pointer)
+            return cast(Memory, spread)
 
         return ModelState(
             segment_len=config.segment_len,
@@ -250,10 +256,18 @@ class MemorizingTransformer(nn.Module):
                 x, result = block(*arguments)
             results.append(result)
         weight = self.embedding.weight.to(x.dtype)
-        logits = linear(self.final_norm(x) / math.sqrt(self.config.model_dim), weight)
+        x = self.final_norm(x)
+        logits = linear(x / math.sqrt(self.config.model_dim), weight)
+        if self.pointer is not None:
+            logits = self.pointer(logits, x, list(_list_found(results)))
+        entries = {
+            layer: replace(result.live, tokens=tokens if self.pointer is not None else None)
+            for layer, result in enumerate(results)
+            if result.live is not None
+        }
         next_state = state.advance(
             layout.valid,
-            {layer: result.live for layer, result in enumerate(results) if result.live is not None},
+            entries,
             recent=tuple(r.recent for r in results if r.recent is not None),
             xl_caches=tuple(result.cache for result in results),
         )
@@ -319,3 +333,10 @@ class MemorizingTransformer(nn.Module):
         return [
             (layer, block) for layer, block in enumerate(self.blocks) if isinstance(block, Block)
         ]
+
+
+def _list_found(results: list[AttentionResult]) -> Iterator[Found]:
+    """What each layer retrieved, where it read a memory."""
+    for result in results:
+        if result.retrieved is not None and result.weights is not None:
+            yield Found(result.retrieved, result.weights)

@@ -182,7 +182,7 @@ def _stack_rows(name: str, rows: Sequence[Mapping[str, Tensor]]) -> Tensor:
     kind = name.partition(".")[0]
     if kind not in ("staged", "xl_caches"):
         return torch.stack([row[name] for row in rows])
-    dim = 0 if name.endswith(".valid") else 1
+    dim = 0 if name.endswith((".valid", ".tokens")) else 1
     like = next(row[name] for row in rows if name in row)
     nothing = like.narrow(dim, 0, 0)
     found = [row.get(name, nothing) if kind == "staged" else row[name] for row in rows]
@@ -234,8 +234,10 @@ class Trainer(TrainingLoop):
                     "training.shard is true, where a step reads one segment; set one of them to "
                     "0 or false"
                 )
-            memory = model.memory_parameters()
-            options["shards"] = Shards(ranks, model, model.blocks, memory)
+            whole = model.memory_parameters()
+            # As gates: without a gradient in ranks that read no memory now.
+            whole += [] if model.pointer is None else list(model.pointer.parameters())
+            options["shards"] = Shards(ranks, model, model.blocks, whole)
         device = model.embedding.weight.device
         self.model, self._tokenizer = model, tokenizer
         self.precision = precision or choose_precision(

@@ -17,6 +17,7 @@ from memorizing.data import Document, Tokenizer, train_tokenizer
 from memorizing.errors import CheckpointError
 from memorizing.huggingface.own_model.config import MemorizingTokenizer
 from memorizing.huggingface.own_model.model import MemorizingTransformerForCausalLM
+from memorizing.model.pointer import Pointer
 from memorizing.training import load_model, save_model
 from tests.huggingface.own_model.tools import make_own
 from tests.model.tools import make_tokens
@@ -170,8 +171,10 @@ def test_weights_stay_fp32_when_computing_in_bf16(trained: Path, tmp_path: Path)
 def test_a_model_without_memory_is_loaded_with_one_whose_gates_start_anew(tmp_path: Path) -> None:
     make_own(memory_layers=()).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(
-        tmp_path, memory_layers=[1], gate_bias_init=-3.0, empty_value=True
+        tmp_path, memory_layers=[1], gate_bias_init=-3.0, empty_value=True, pointer=True
     )
+    fresh = Pointer(loaded.config.model_dim, loaded.config.num_heads).state_dict()
+    assert all(torch.equal(t, fresh[n]) for n, t in loaded.model.pointer.state_dict().items())
     attention = loaded.model.blocks[1].attention
     assert attention.gate_bias.tolist() == [-3.0, -3.0]
     assert not attention.empty_value.any()

@@ -199,7 +199,7 @@ class MemoryLayer(nn.Module):
             queries = heads.keep(queries)
         if len(attended) == 1:
             output, weights, total = attended[0]
-            return Attended(output, total, (weights,))
+            return Attended(output, total, (weights.detach(),))
         sums = [log_sum for _, _, log_sum in attended]
         total = _add_log_sums(sums, queries)
         # A finite total keeps queries without any entry free of NaN, in value and in gradient.
@@ -208,7 +208,7 @@ class MemoryLayer(nn.Module):
         for part_output, weights, log_sum in attended:
             share = torch.exp(log_sum - finite).unsqueeze(-1)
             output = output + share.to(queries.dtype) * part_output
-            shares.append(weights * share.detach())
+            shares.append(weights.detach() * share.detach())
         return Attended(output, total, tuple(shares))
 
     def _find_scale(self, scaling: float, heads: OpenHeads | None) -> Tensor:

@@ -47,6 +47,7 @@ from memorizing.huggingface.own_model.inputs import (
 from memorizing.huggingface.releases import CACHE_NAME
 from memorizing.model import MemorizingTransformer
 from memorizing.model.block import is_of_memory
+from memorizing.model.pointer import Pointer
 
 _COMPUTE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MANIFEST = "manifest.json"
@@ -141,6 +142,9 @@ class MemorizingTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if isinstance(module, nn.Embedding) and module is not self.model.embedding:
             nn.init.normal_(module.weight)
+            return
+        if isinstance(module, Pointer):
+            module.start()
             return
         for name, parameter in module.named_parameters(recurse=False):
             if getattr(parameter, "_is_hf_initialized", False):
