@@ -7,7 +7,9 @@ import torch
 from memorizing.analysis import trace_document
 from memorizing.analysis.inspecting import compute_recall
 from memorizing.analysis.traces import Recorder, Trace
+from memorizing.config import ModelConfig
 from memorizing.evaluation import evaluate_documents
+from memorizing.model import MemorizingTransformer
 from tests.analysis.conftest import TEXT
 
 
@@ -37,6 +39,40 @@ def test_weights_sum_to_one_and_gates_are_the_model_s(model, trace):
         assert (trace.places[token] <= token // 5 * 5 - 1).all()
     assert trace.by_age.sum(1) == pytest.approx(12 * gates, rel=1e-5)
     assert trace.by_distance.sum(1) == pytest.approx(12 * gates, rel=1e-5)
+
+
+def test_a_head_that_points_counts_by_its_share_of_the_prediction_too(tokenizer, make_document):
+    torch.manual_seed(0)
+    model = MorePointing(
+        ModelConfig(
+            vocab_size=tokenizer.vocab_size, num_layers=2, model_dim=23, num_heads=3, head_dim=7,
+            ffn_dim=11, segment_len=5, memory_layers=(0, 1), capacity=17, num_neighbors=2,
+            pointer=True,
+        )
+    )  # fmt: skip
+    trace = trace_document(model, make_document("zoo", TEXT), tokenizer.start_token, 17)
+    assert not trace.gates[:5].any()
+    shares = torch.cat(model.shares, 1)[:, 5:17].T
+    for layer, heads in ((0, slice(0, 3)), (1, slice(3, 6))):
+        gates = model.gates()[layer].numpy()
+        expected = 1 - (1 - gates) * (1 - shares[:, heads].numpy())
+        assert trace.gates[5:17, heads] == pytest.approx(expected, rel=1e-5)
+        assert (trace.gates[5:17, heads] > gates).all()
+
+
+class MorePointing(MemorizingTransformer):
+    """Keeps the shares (heads of all layers, tokens) that its pointer gave, call after call."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.shares = []
+        with torch.no_grad():
+            self.pointer.share_bias += torch.arange(7)
+
+        def keep(pointer, given, result):
+            self.shares += [result[1][0]] if result[1] is not None else []
+
+        self.pointer.register_forward_hook(keep)
 
 
 def test_a_trace_has_the_nats_of_the_evaluation(model, tokenizer, make_document):

@@ -264,7 +264,7 @@ def test_entries_of_a_memory_folder_are_shown_with_their_document(
     page.locator("#t20").click()
     shown = page.locator("#detail").inner_text()
     assert ".txt, line" in shown
-    assert "of its attention on memory" in shown
+    assert "from memory" in shown
     # What stands on the page is what stands in the document.
     stored = page.locator("#detail .stored").first.inner_text()
     assert stored.strip() == "" or any(stored.strip() in one.read_text() for one in notes.iterdir())

@@ -219,7 +219,7 @@ def test_arms_of_attentions_differ_in_nothing_else() -> None:
         with torch.device("meta"):
             model = choose_model(job.settings)(config.model)
         counts[job.arm] = sum(p.numel() for p in model.parameters())
-        config = replace(config.model, window=512, capacity=0, empty_value=False)
+        config = replace(config.model, window=512, capacity=0, empty_value=False, pointer=False)
         configs[job.arm] = config
     assert set(counts) == {*ATTENTIONS, *(f"{arm}-tokens" for arm in ATTENTIONS if arm != "memory")}
     assert len(set(configs.values())) == 1

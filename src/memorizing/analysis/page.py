@@ -91,11 +91,11 @@ def write_inspection(found: Inspection, path: Path) -> Path:
         "by_passage": found.count_passages() if found.sights else [],
     }
     lookups, heads = rate_lookups([find_uses(found)]), _describe_heads(found)
-    is_joint = _is_joint(found)
+    is_varying = _is_varying(found)
     page = render_page(
         "inspect.html",
         script="inspect.js",
-        data=_pack(found, is_joint),
+        data=_pack(found, is_varying),
         title=f"{found.text.name}: what the memory does",
         model=found.model,
         text_name=found.text.name,
@@ -112,8 +112,8 @@ def write_inspection(found: Inspection, path: Path) -> Path:
         along=embed_figure(draw_along(found.gains), "along"),
         **tables,
         heads=heads,
-        heads_note=_NOTES[is_joint],
-        gate_name="share of attention on memory" if is_joint else "gate",
+        heads_note=_NOTES[is_varying],
+        gate_name="share from memory" if is_varying else "gate",
         gates=_draw_gates(found),
         **_draw_reach(found),
         recall=found.recall,
@@ -144,12 +144,13 @@ def write_inspection(found: Inspection, path: Path) -> Path:
 
 _NOTES = {
     False: "A gate says how much of a head's output comes from the memory: 1 is all of it.",
-    True: "One softmax goes over local and retrieved entries: what a head takes from the memory is "
-    "another share for every token.",
+    True: "What a head takes from the memory is another share for every token: of one softmax over "
+    "local and retrieved entries, or of the prediction, where what it retrieves also points at "
+    "tokens.",
 }
 
 
-def _is_joint(found: Inspection) -> bool:
+def _is_varying(found: Inspection) -> bool:
     """Whether gates differ from token to token, where something was retrieved."""
     gates = found.trace.gates
     return bool(gates.size) and any(np.ptp(part[part > 0]) > 1e-6 for part in gates.T if part.any())
@@ -240,7 +241,7 @@ def _encode(values: NDArray[Any]) -> dict[str, str]:
     return {"kind": kind, "bytes": base64.b64encode(packed).decode()}
 
 
-def _pack(found: Inspection, is_joint: bool) -> dict[str, Any]:
+def _pack(found: Inspection, is_varying: bool) -> dict[str, Any]:
     """What the page's script shows."""
     trace = found.trace
     kept, first, firsts = [], 0, {}
@@ -312,7 +313,7 @@ def _pack(found: Inspection, is_joint: bool) -> dict[str, Any]:
     }
     shape = {"heads": trace.heads, "kept": num_kept, "per": per, "low": low, "high": low + span}
     return packed | {
-        "shape": shape | {"joint": is_joint},
+        "shape": shape | {"varying": is_varying},
         "found": {name: _encode(part.ravel()) for name, part in found_arrays.items()},
     }
 

@@ -61,7 +61,8 @@ class Trace:
     scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     """(n, P, m): by which it was found, larger is nearer."""
     gates: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """(n, P): share of the head's output that comes from the memory."""
+    """(n, P): how much of what the head says comes from the memory: g of its output, or of the
+    prediction the share s that it points with, together 1 - (1 - g)(1 - s)."""
     by_distance: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     """(P, distances): weight, times gate, of all that was retrieved of the text itself."""
     by_age: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, NUM_AGES)))
@@ -235,7 +236,9 @@ def trace_document(
         for layer, found in (output.retrievals or {}).items():
             places = found.positions[0].masked_fill(~found.valid[0], -1)
             is_found = found.valid[0].any(-1)
-            gate = gates[layer].view(-1, 1) if layer in gates else 1.0
+            gate = gates[layer].view(-1, 1) if layer in gates else torch.ones(1)
+            if found.shares is not None:
+                gate = 1 - (1 - gate) * (1 - found.shares[0].to(gate.dtype))
             recorder.add(
                 layer,
                 done,

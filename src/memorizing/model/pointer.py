@@ -77,10 +77,13 @@ class Pointer(nn.Module):
         self.share_bias.zero_()
         self.share_bias[0] = _START_BIAS
 
-    def forward(self, logits: Tensor, hidden: Tensor, layers: Sequence[Found]) -> Tensor:
-        """The logits of p, (B, T, V), in the dtype of those given.
+    def forward(
+        self, logits: Tensor, hidden: Tensor, layers: Sequence[Found]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The logits of p, (B, T, V), in the dtype of those given, and s_h (B, H, T).
 
-        They differ from those given only at tokens that were pointed at.
+        They differ from those given only at tokens that were pointed at. Shares have no gradient,
+        and there are none where nothing is read.
 
         Args:
             logits: z (B, T, V).
@@ -88,7 +91,7 @@ class Pointer(nn.Module):
             layers: what each memory layer retrieved; none is no memory.
         """
         if not layers:
-            return logits
+            return logits, None
         wide = torch.promote_types(logits.dtype, torch.float32)
         tokens, weights, scores, is_found = (
             torch.cat(parts, 1).transpose(1, 2)
@@ -106,12 +109,13 @@ class Pointer(nn.Module):
         log_shares = torch.cat(
             [shares[..., :1], shares[..., 1:].masked_fill(~is_found, -torch.inf)], -1
         ).log_softmax(-1)
-        amounts = weights * log_shares[..., 1:].exp().unsqueeze(-1)
+        shares = log_shares[..., 1:].exp()
+        amounts = weights * shares.unsqueeze(-1)
         _, all_heads = _sum_by_token(tokens.flatten(2), amounts.flatten(2))
         mixed: Tensor = _Mixture.apply(
             logits, log_shares[..., 0], all_heads.sums, all_heads.tokens, all_heads.is_first
         )
-        return mixed
+        return mixed, shares.detach().transpose(1, 2)
 
 
 def _describe(found: Found) -> tuple[Tensor, Tensor, Tensor, Tensor]:

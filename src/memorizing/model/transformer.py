@@ -63,6 +63,8 @@ class Retrieval:
     """(B, H, T, k): by which they were found, larger is nearer."""
     valid: Tensor
     """(B, H, T, k) bool."""
+    shares: Tensor | None = None
+    """(B, H, T): of the prediction, which the head points with (`model/pointer.py`)."""
 
 
 @dataclass(frozen=True)
@@ -258,8 +260,9 @@ class MemorizingTransformer(nn.Module):
         weight = self.embedding.weight.to(x.dtype)
         x = self.final_norm(x)
         logits = linear(x / math.sqrt(self.config.model_dim), weight)
+        shares = None
         if self.pointer is not None:
-            logits = self.pointer(logits, x, list(_list_found(results)))
+            logits, shares = self.pointer(logits, x, list(_list_found(results)))
         entries = {
             layer: replace(result.live, tokens=tokens if self.pointer is not None else None)
             for layer, result in enumerate(results)
@@ -271,7 +274,7 @@ class MemorizingTransformer(nn.Module):
             recent=tuple(r.recent for r in results if r.recent is not None),
             xl_caches=tuple(result.cache for result in results),
         )
-        retrievals = self._describe(state, results, control) if return_retrievals else None
+        retrievals = self._describe(state, results, control, shares) if return_retrievals else None
         live = {
             layer: Exposed(result.live.keys, result.live.values, layout.valid)
             for layer, result in enumerate(results)
@@ -291,13 +294,17 @@ class MemorizingTransformer(nn.Module):
 
     @staticmethod
     def _describe(
-        state: ModelState, results: list[AttentionResult], control: RetrievalControl | None
+        state: ModelState,
+        results: list[AttentionResult],
+        control: RetrievalControl | None,
+        shares: Tensor | None,
     ) -> dict[int, Retrieval]:
-        found = {}
+        found: dict[int, Retrieval] = {}
         for layer, memory in state.memories.items():
             retrieved, weights = results[layer].retrieved, results[layer].weights
             if retrieved is None or weights is None:
                 continue
+            num_heads = weights.shape[1]
             neighbors = retrieved.neighbors
             positions = memory.compute_positions(
                 neighbors.slots, None if control is None else control.donor_rows
@@ -308,6 +315,7 @@ class MemorizingTransformer(nn.Module):
                 weights.detach(),
                 neighbors.scores.detach(),
                 neighbors.valid,
+                None if shares is None else shares[:, len(found) * num_heads :][:, :num_heads],
             )
         return found
 

@@ -122,7 +122,7 @@ function list(token) {
     const row = token * kept + h, gate = found.gates[row] / 65535;
     const [layer, head] = heads[found.which ? found.which[row] : h];
     const title = make("h3", "", `layer ${layer}, head ${head}`);
-    title.append(make("small", "", data.shape.joint ? `${percent(gate)} of its attention on memory` : `gate ${number(gate, 2)}`));
+    title.append(make("small", "", data.shape.varying ? `${percent(gate)} from memory` : `gate ${number(gate, 2)}`));
     const card = make("section", "head");
     card.append(title);
     for (let i = 0; i < per; i++) {
