@@ -29,6 +29,7 @@ TINY = ModelConfig(
     memory_layers=(1,),
     capacity=17,
     num_neighbors=3,
+    pointer=True,
 )
 
 

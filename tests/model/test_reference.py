@@ -36,6 +36,13 @@ KINDS = {
     "a pointer of a model without memory": {"pointer": True, "capacity": 0},
     "a pointer of two memory layers": {"pointer": True, "memory_layers": (0, 2), "capacity": 9},
     "a pointer, joint softmax": {"pointer": True, "combine": "joint", "num_neighbors": 7},
+    "a pointer without normalization": {"pointer": True, "normalize_qk": False},
+    "a pointer, a value for an empty memory, convolution": {
+        "pointer": True,
+        "empty_value": True,
+        "smear_keys": False,
+        "conv_len": 3,
+    },
     "a pointer at every entry": {"pointer": True, "capacity": 64, "num_neighbors": 47},
     "joint softmax": {"combine": "joint"},
     "joint softmax without cache": {"combine": "joint", "xl_cache": False},

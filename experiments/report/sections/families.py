@@ -87,8 +87,8 @@ def _name_outdated(results: Results, runs: Sequence[Run]) -> str:
     names = join_words([family for family in FAMILIES if family in old])
     return (
         f"Here and in sections 2 and 3, **{names}** are by our first recipe (four tokens mixed "
-        "instead of six, nothing done for the beginnings of documents, no pointer); what has changed since is "
-        "in section 9."
+        "instead of six, nothing done for the beginnings of documents, no pointer); what has "
+        "changed since is in section 9."
     )
 
 

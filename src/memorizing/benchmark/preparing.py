@@ -139,7 +139,7 @@ def fill_state(
 
 
 def fill_memory(memory: Memory, num_entries: int, keys: Tensor | None = None) -> None:
-    """Append entries: random values, and keys that are random and of length 1, or given.
+    """Append entries of token 0: random values, and keys that are random and of length 1, or given.
 
     Changes the memory in place.
 
@@ -158,7 +158,14 @@ def fill_memory(memory: Memory, num_entries: int, keys: Tensor | None = None) ->
         else:
             chosen = keys[:, torch.arange(start, stop) % keys.shape[1]]
             chunk = chosen[torch.arange(num_heads) % keys.shape[0]].unsqueeze(0)
-        memory.append(chunk, torch.randn(shape))
+        memory.append(chunk, torch.randn(shape), tokens=make_tokens(memory, stop - start))
+
+
+def make_tokens(memory: Memory, num_entries: int) -> Tensor | None:
+    """Tokens (1, n) of as many entries, all 0, where a memory of one row keeps them."""
+    if memory.tokens is None:
+        return None
+    return memory.tokens.new_zeros(1, num_entries)
 
 
 def run_step(model: MemorizingTransformer, state: ModelState, tokens: Tensor) -> ModelState:

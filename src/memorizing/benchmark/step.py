@@ -23,6 +23,7 @@ from memorizing.benchmark.preparing import (
     check_arguments,
     describe_benchmark,
     fill_state,
+    make_tokens,
     run_step,
 )
 from memorizing.benchmark.search_methods import make_product
@@ -173,7 +174,8 @@ def _time_appends(states: dict[int, ModelState], sizes: list[int], dtype: torch.
 def _stage(memory: Memory, state: ModelState, dtype: torch.dtype) -> Entries:
     shape = (1, memory.keys.shape[1], state.segment_len, memory.keys.shape[3])
     keys, values = normalize(torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype)
-    return Entries(keys, values, torch.ones(1, state.segment_len, dtype=torch.bool))
+    valid = torch.ones(1, state.segment_len, dtype=torch.bool)
+    return Entries(keys, values, valid, make_tokens(memory, state.segment_len))
 
 
 def _measure_peaks(

@@ -166,7 +166,9 @@ def _attend_one(
     memory_scores = torch.stack([scale * (q[t] @ k[j].detach()) for j in nearest])
     memory_values = torch.stack([v[j].detach() for j in nearest])
     weights = torch.softmax(memory_scores, 0)
-    best = max(float(q[t].detach() @ k[j].detach()) for j in nearest)
+    # As it is searched with: normalized, or divided by sqrt(head_dim).
+    searched = q[t].detach() * (1.0 if attention.scale is not None else float(scale))
+    best = max(float(searched @ k[j].detach()) for j in nearest)
     found = _Nearest(nearest, list(weights), best)
     if config.combine == "joint":
         joint = torch.softmax(torch.cat([scores, memory_scores]), 0)
