@@ -13,8 +13,8 @@ that entry j is of, and shares
 
     s = softmax over 0 and the heads that found something of  A x + B f + c
 
-of the last hidden state x and of what was found: f has for each head its best score and how much
-its entries agree, sum over w of p_h(w)^2.
+of the last hidden state x and of what was found: f has for each head its best score, as the search
+gave it, and how much its entries agree, sum over w of p_h(w)^2.
 
 Shapes: B rows, T tokens, V vocabulary, d model_dim, H heads of all memory layers together, k
 neighbors, n = H k.
