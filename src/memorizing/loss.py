@@ -10,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CPU_CHUNK = 1 << 20
-"""Logits worked on at once: 4 MiB in fp32, which stays in the processor's cache."""
-_DEVICE_CHUNK = 1 << 25
-"""On an accelerator few large kernels are faster: 128 MiB in fp32."""
-
+from memorizing.devices import split_rows
 
 def sum_nats(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     """Cross entropy, summed over the valid targets.
@@ -40,14 +36,6 @@ def compute_token_nats(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of every token in nats, without gradient: (B, T, V), (B, T) to (B, T) fp32."""
     with torch.no_grad():
         return _compute_nats(logits.flatten(0, -2), targets.flatten()).view(targets.shape)
-
-
-def split_rows(logits: Tensor) -> list[slice]:
-    """Parts of logits (N, V) that are worked on at once."""
-    num_tokens, vocab_size = logits.shape
-    elements = _CPU_CHUNK if logits.device.type == "cpu" else _DEVICE_CHUNK
-    step = max(1, elements // vocab_size)
-    return [slice(start, start + step) for start in range(0, num_tokens, step)]
 
 
 def _compute_nats(logits: Tensor, targets: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from memorizing.loss import split_rows
+from memorizing.devices import split_rows
 from memorizing.memory import Retrieved
 
 _START_BIAS = 3.0
