@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from memorizing import loss
+from memorizing import devices
 from memorizing.loss import compute_token_nats, sum_nats
 
 
@@ -29,7 +29,7 @@ def test_two_equal_logits_cost_ln_2_per_token():
 
 @pytest.mark.parametrize("chunk", [1, 13, 3 * 13, 1 << 20])
 def test_value_and_gradient_equal_cross_entropy(monkeypatch, chunk):
-    monkeypatch.setattr(loss, "_CPU_CHUNK", chunk)
+    monkeypatch.setattr(devices, "_CPU_CHUNK", chunk)
     logits, targets, valid = _make_inputs()
     mine, reference = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     nats = sum_nats(mine, targets, valid)

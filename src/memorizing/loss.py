@@ -12,6 +12,7 @@ from torch import Tensor
 
 from memorizing.devices import split_rows
 
+
 def sum_nats(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     """Cross entropy, summed over the valid targets.
 
