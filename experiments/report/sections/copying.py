@@ -23,7 +23,8 @@ _ABOUT = (
     "earlier in the document (infini-gram), then also those of the last two tokens, the last, and "
     "none; weights depend on the length of the longest and on how often it was followed. *kNN-LM*: "
     "the tokens that followed the 1,024 nearest of the document's own hidden states (the input of "
-    "the last feed-forward layer, as in its paper), with one weight. Both also hold what the "
+    "the last feed-forward layer, as in its paper), with one weight. *Memory* is the present "
+    "recipe's, whose entries also point at tokens (section 9). The others also hold what the "
     "model's local attention sees. Weights and temperature are fitted to each run on validation "
     "documents."
 )
