@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "knn": {"devices"},
     "memory": {"knn", "devices", "ranks"},
     "model": {"memory", "devices", "ranks"},
-    "loss": set(),
+    "loss": {"devices"},
     "metrics": set(),
     "evaluation": {"model", "huggingface", "devices", DATA_TYPES, "loss", "metrics", "ranks"},
     "generation": {"model", DATA_TYPES, "loss", "metrics"},
