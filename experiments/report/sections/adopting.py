@@ -69,13 +69,16 @@ def write(results: Results) -> Section:
 def _make_pointer_table(results: Results) -> str:
     """A row for each family that is trained without a pointer too."""
     rows = []
+    results = results.keep_newest("main", ("memory", "cache"))
     for family in FAMILIES:
-        without = results.find("pointer", "without", family)
-        cache = results.find("main", "cache", family)
-        memory = results.find("main", "memory", family)
-        if not without:
+        arms = [
+            results.find(*arm, family)
+            for arm in (("main", "cache"), ("pointer", "without"), ("main", "memory"))
+        ]
+        seeds = find_shared_seeds(*zip(arms, ("0", _LARGE, _LARGE), strict=True))
+        if not seeds:
             continue
-        seeds = find_shared_seeds((cache, "0"), (without, _LARGE), (memory, _LARGE))
+        cache, without, memory = ({seed: arm[seed] for seed in seeds} for arm in arms)
         alone = compare(memory, _LARGE, without, _LARGE)
         rows.append(
             (
