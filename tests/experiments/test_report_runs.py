@@ -108,6 +108,28 @@ def test_what_is_adopted_is_compared_with_both_caches(report, tmp_path):
     assert find_line(part, "cache alone, six tokens")[2].startswith("-25.0%")
 
 
+def test_a_pointer_is_compared_on_the_seeds_of_all_by_the_present_recipe(report, tmp_path):
+    old = ("model.conv_len=4",)
+    save(
+        tmp_path,
+        make_values("main/code-cache-seed0", {"0": 8.0}),
+        make_values("main/code-memory-seed0", {"65536": 4.0}),
+        make_values("pointer/code-without-seed0", {"65536": 5.0}),
+        # Another seed without its pointer, and one whose main runs are of an old recipe.
+        make_values("pointer/code-without-seed1", {"65536": 7.0}),
+        make_values("main/code-cache-seed1", {"0": 9.0}, settings=old),
+        make_values("main/code-memory-seed1", {"65536": 1.0}, settings=old),
+        # A family without any.
+        make_values("main/math-cache-seed0", {"0": 8.0}),
+        make_values("main/math-memory-seed0", {"65536": 6.0}),
+    )
+    part = cut_part(build(report, tmp_path), "From our first recipe")
+    cells = find_line(part, "code")
+    assert cells[1:4] == ["8.00", "5.00", "4.00"]
+    assert [cell.split(" ")[0] for cell in cells[4:7]] == ["-37.5%", "-50.0%", "-20.0%"]
+    assert "| math" not in part
+
+
 def test_an_experiment_that_no_part_knows_is_listed(report, tmp_path):
     save(
         tmp_path,

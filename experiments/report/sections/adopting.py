@@ -76,7 +76,7 @@ def _make_pointer_table(results: Results) -> str:
             for arm in (("main", "cache"), ("pointer", "without"), ("main", "memory"))
         ]
         seeds = find_shared_seeds(*zip(arms, ("0", _LARGE, _LARGE), strict=True))
-        if not seeds:
+        if not seeds or not all(arms):
             continue
         cache, without, memory = ({seed: arm[seed] for seed in seeds} for arm in arms)
         alone = compare(memory, _LARGE, without, _LARGE)
@@ -105,7 +105,7 @@ def _make_table(results: Results, family: str) -> str:
     rows = []
     for arm, about in _ARMS.items():
         name, seeds = _find_name(arm), arms[arm]
-        if not seeds:
+        if not seeds or not all(arms):
             rows.append((about, *[MISSING] * 6))
             continue
         change = compare(seeds, name, cache, "0 validation")
