@@ -70,7 +70,7 @@ class MorePointing(MemorizingTransformer):
             self.pointer.share_bias += torch.arange(7)
 
         def keep(pointer, given, result):
-            self.shares += [result[1][0]] if result[1] is not None else []
+            self.shares.append(torch.cat([of_layer[0] for of_layer in result[1]]))
 
         self.pointer.register_forward_hook(keep)
 

@@ -158,10 +158,10 @@ def fill_memory(memory: Memory, num_entries: int, keys: Tensor | None = None) ->
         else:
             chosen = keys[:, torch.arange(start, stop) % keys.shape[1]]
             chunk = chosen[torch.arange(num_heads) % keys.shape[0]].unsqueeze(0)
-        memory.append(chunk, torch.randn(shape), tokens=make_tokens(memory, stop - start))
+        memory.append(chunk, torch.randn(shape), tokens=make_first_tokens(memory, stop - start))
 
 
-def make_tokens(memory: Memory, num_entries: int) -> Tensor | None:
+def make_first_tokens(memory: Memory, num_entries: int) -> Tensor | None:
     """Tokens (1, n) of as many entries, all 0, where a memory of one row keeps them."""
     if memory.tokens is None:
         return None

@@ -23,7 +23,7 @@ from memorizing.benchmark.preparing import (
     check_arguments,
     describe_benchmark,
     fill_state,
-    make_tokens,
+    make_first_tokens,
     run_step,
 )
 from memorizing.benchmark.search_methods import make_product
@@ -175,7 +175,7 @@ def _stage(memory: Memory, state: ModelState, dtype: torch.dtype) -> Entries:
     shape = (1, memory.keys.shape[1], state.segment_len, memory.keys.shape[3])
     keys, values = normalize(torch.randn(shape)).to(dtype), torch.randn(shape).to(dtype)
     valid = torch.ones(1, state.segment_len, dtype=torch.bool)
-    return Entries(keys, values, valid, make_tokens(memory, state.segment_len))
+    return Entries(keys, values, valid, make_first_tokens(memory, state.segment_len))
 
 
 def _measure_peaks(

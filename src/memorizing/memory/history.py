@@ -45,12 +45,14 @@ class Entries:
         """These and newer ones; both say which are entries."""
         assert self.valid is not None
         assert newer.valid is not None
-        both = self.tokens, newer.tokens
+        tokens = None
+        if self.tokens is not None and newer.tokens is not None:
+            tokens = torch.cat([self.tokens, newer.tokens], 1)
         return Entries(
             torch.cat([self.keys, newer.keys], 2),
             torch.cat([self.values, newer.values], 2),
             torch.cat([self.valid, newer.valid], 1),
-            None if both[0] is None or both[1] is None else torch.cat([both[0], both[1]], 1),
+            tokens,
         )
 
 

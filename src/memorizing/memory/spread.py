@@ -24,13 +24,8 @@ from memorizing.errors import ConfigError
 from memorizing.index_settings import IndexSettings
 from memorizing.knn import Neighbors
 from memorizing.memory.retrieved import Retrieved
-from memorizing.memory.store import (
-    Memory,
-    check_tokens,
-    compute_positions,
-    make_token_ring,
-    take_tokens,
-)
+from memorizing.memory.store import Memory, compute_positions
+from memorizing.memory.tokens import check_tokens, make_tokens, take_tokens, write_tokens
 from memorizing.ranks import Ranks
 
 
@@ -71,7 +66,7 @@ class SpreadMemory:
         with torch.inference_mode(False):
             self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
             self.num_changes = torch.zeros(num_rows, dtype=torch.int64)
-            self._tokens = make_token_ring(num_rows, capacity, device) if keep_tokens else None
+            self._tokens = make_tokens(num_rows, capacity, device) if keep_tokens else None
 
     @property
     def capacity(self) -> int:
@@ -96,11 +91,8 @@ class SpreadMemory:
             valid = torch.ones(len(keys), keys.shape[2], dtype=torch.bool)
         entries = self.num_appended.unsqueeze(1) + valid.cumsum(1) - 1
         self._part.append(keys, values, valid & (entries % self._ranks.size == self._ranks.rank))
-        if tokens is not None and self._tokens is not None:
-            for row, chosen in enumerate(valid):
-                last = chosen.nonzero().flatten()[-self.capacity :]
-                slots = (entries[row, last] % self.capacity).to(tokens.device)
-                self._tokens[row, slots] = tokens[row, last.to(tokens.device)].to(torch.int32)
+        if self._tokens is not None and tokens is not None:
+            write_tokens(self._tokens, tokens, valid, self.num_appended)
         num_new = valid.sum(1)
         self.num_appended += num_new
         self.num_changes += num_new > 0

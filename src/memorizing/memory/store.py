@@ -18,6 +18,7 @@ from memorizing.index_settings import ExactSettings, IndexSettings
 from memorizing.knn import Neighbors, StoredKeys, make_index
 from memorizing.knn.index import merge_candidates
 from memorizing.memory.retrieved import Retrieved
+from memorizing.memory.tokens import check_tokens, make_tokens, take_tokens, write_tokens
 
 
 class Memory:
@@ -70,7 +71,7 @@ class Memory:
         with torch.inference_mode(False):
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
-            self.tokens = make_token_ring(num_rows, capacity, device) if keep_tokens else None
+            self.tokens = make_tokens(num_rows, capacity, device) if keep_tokens else None
             self.num_appended = torch.zeros(num_rows, dtype=torch.int64)
             self.num_changes = torch.zeros(num_rows, dtype=torch.int64)
         self.index = make_index(ExactSettings() if index is None else index)
@@ -153,30 +154,25 @@ class Memory:
                 f"{tuple(valid.shape)}; it must be (rows, n)"
             )
         check_tokens(tokens, self.tokens, num_new)
-        pairs = [(self.keys, keys.detach()), (self.values, values.detach())]
-        if tokens is not None and self.tokens is not None:
-            # As if they were of one head, and of one channel.
-            pairs.append((self.tokens[:, None, :, None], tokens[:, None, :, None]))
+        keys, values = keys.detach(), values.detach()
         with torch.no_grad():
+            if self.tokens is not None and tokens is not None:
+                write_tokens(self.tokens, tokens, valid, self.num_appended)
             for row in range(self.num_rows):
-                chosen = None
+                new_keys, new_values = keys[row], values[row]
                 if valid is not None and not bool(valid[row].all()):
                     chosen = valid[row].nonzero().squeeze(-1).to(keys.device, non_blocking=True)
-                self._append_row(row, [(ring, new[row]) for ring, new in pairs], chosen)
+                    new_keys, new_values = new_keys[:, chosen], new_values[:, chosen]
+                self._append_row(row, new_keys, new_values)
             self.index.append(self.stored_keys)
 
-    def _append_row(
-        self, row: int, pairs: list[tuple[Tensor, Tensor]], chosen: Tensor | None
-    ) -> None:
-        """Write what is new (any, n, any) into the rings (B, any, capacity, any) beside it."""
-        num_new = pairs[0][1].shape[1] if chosen is None else len(chosen)
+    def _append_row(self, row: int, keys: Tensor, values: Tensor) -> None:
+        num_new = keys.shape[1]
         first = int(self.num_appended[row]) + max(0, num_new - self.capacity)
+        keys, values = keys[:, -self.capacity :], values[:, -self.capacity :]
         start = first % self.capacity
-        for ring, new in pairs:
-            if chosen is not None:
-                new = new[:, chosen]
-            new = new[:, -self.capacity :]
-            until_end = min(new.shape[1], self.capacity - start)
+        until_end = min(keys.shape[1], self.capacity - start)
+        for ring, new in ((self.keys, keys), (self.values, values)):
             ring[row, :, start : start + until_end] = new[:, :until_end].to(ring.dtype)
             ring[row, :, : new.shape[1] - until_end] = new[:, until_end:].to(ring.dtype)
         self.num_appended[row] += num_new
@@ -365,34 +361,6 @@ class Memory:
                     f"expected {tuple(mine.shape)} "
                     f"{mine.dtype}; use the capacity, rows and model it was saved with"
                 )
-
-
-def make_token_ring(
-    num_rows: int, capacity: int, device: torch.device | str | None = None
-) -> Tensor:
-    """Tokens (B, capacity) int32 of entries, none written yet."""
-    return torch.zeros(num_rows, capacity, dtype=torch.int32, device=device)
-
-
-def check_tokens(tokens: Tensor | None, ring: Tensor | None, num_new: int) -> None:
-    """Refuse tokens where a memory keeps none, no tokens where it does, and another number of them.
-
-    Raises:
-        StateError: with what was given.
-    """
-    seen = None if tokens is None else tuple(tokens.shape)
-    expected = None if ring is None else (len(ring), num_new)
-    if seen != expected:
-        raise StateError(
-            f"cannot append tokens of shape {seen}; this memory takes "
-            + ("none: it keeps no tokens" if expected is None else f"{expected}: (rows, n)")
-        )
-
-
-def take_tokens(ring: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
-    """Tokens int64, of slots (B, H, T, k) of the rows (B,) of a ring (R, capacity)."""
-    first = (rows * ring.shape[1]).to(slots.device, non_blocking=True).view(-1, 1, 1, 1)
-    return ring.flatten()[slots + first].long()
 
 
 def count_groups(queries: Tensor, num_heads: int, head_dim: int, num_rows: int | None) -> int:

@@ -38,7 +38,6 @@ _START_BIAS = 3.0
 _START_AGREEMENT = 3.0
 """Of s_h, for each head's own agreement."""
 
-
 POINTER_PARAMETERS = ("hidden_weight", "found_weight", "share_bias")
 """Names of a pointer's parameters: A, B and c."""
 
@@ -56,7 +55,7 @@ class Found:
 class Pointer(nn.Module):
     """Mixes the tokens of retrieved entries into a prediction (formulas above).
 
-    Memory is off or empty: the logits stay as they are, bit for bit.
+    Where a memory is empty or closed the logits stay as they are, bit for bit.
     """
 
     def __init__(self, model_dim: int, num_heads: int) -> None:
@@ -79,19 +78,16 @@ class Pointer(nn.Module):
 
     def forward(
         self, logits: Tensor, hidden: Tensor, layers: Sequence[Found]
-    ) -> tuple[Tensor, Tensor | None]:
-        """The logits of p, (B, T, V), in the dtype of those given, and s_h (B, H, T).
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The logits of p, (B, T, V), in the dtype of those given, and each layer's s_h (B, H', T).
 
-        They differ from those given only at tokens that were pointed at. Shares have no gradient,
-        and there are none where nothing is read.
+        They differ from those given only at tokens that were pointed at. Shares have no gradient.
 
         Args:
             logits: z (B, T, V).
             hidden: x (B, T, d).
-            layers: what each memory layer retrieved; none is no memory.
+            layers: what each memory layer retrieved.
         """
-        if not layers:
-            return logits, None
         wide = torch.promote_types(logits.dtype, torch.float32)
         tokens, weights, scores, is_found = (
             torch.cat(parts, 1).transpose(1, 2)
@@ -115,7 +111,8 @@ class Pointer(nn.Module):
         mixed: Tensor = _Mixture.apply(
             logits, log_shares[..., 0], all_heads.sums, all_heads.tokens, all_heads.is_first
         )
-        return mixed, shares.detach().transpose(1, 2)
+        by_layer = shares.detach().transpose(1, 2).split([f.weights.shape[1] for f in layers], 1)
+        return mixed, tuple(by_layer)
 
 
 def _describe(found: Found) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -176,13 +173,14 @@ class _Mixture(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         logits, log_sum, amounts, total, tokens, first = ctx.saved_tensors
-        at_tokens = grad.gather(-1, tokens).to(total.dtype).masked_fill_(~first, 0.0)
+        grad = grad.contiguous()
+        at_tokens, pointed = grad.gather(-1, tokens).to(total.dtype), amounts / total
+        # What is left of each token's own logit is the same at all that are equal.
+        result = grad.scatter(-1, tokens, (at_tokens * (1 - pointed)).to(grad.dtype))
+        at_tokens.masked_fill_(~first, 0.0)
+        of_sum = (at_tokens * pointed).sum(-1)
         # Where nothing is pointed no weight changes anything, and 0 must not meet infinity.
         grad_amounts = (at_tokens / total).masked_fill_(amounts == 0, 0.0)
-        of_sum = (grad_amounts * amounts).sum(-1)
-        # What is left of each token's own logit is the same at all that are equal.
-        kept = grad.gather(-1, tokens) * (1 - amounts / total).to(grad.dtype)
-        result = grad.contiguous().scatter(-1, tokens, kept)
         flat, out = logits.flatten(0, -2), result.flatten(0, -2)
         for part in split_rows(flat):
             probs = torch.exp(flat[part].to(log_sum.dtype) - log_sum.view(-1)[part, None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -260,9 +260,14 @@ class MemorizingTransformer(nn.Module):
         weight = self.embedding.weight.to(x.dtype)
         x = self.final_norm(x)
         logits = linear(x / math.sqrt(self.config.model_dim), weight)
-        shares = None
-        if self.pointer is not None:
-            logits, shares = self.pointer(logits, x, list(_list_found(results)))
+        found = {
+            layer: Found(result.retrieved, result.weights)
+            for layer, result in enumerate(results)
+            if result.retrieved is not None and result.weights is not None
+        }
+        shares: Sequence[Tensor | None] = [None] * len(found)
+        if self.pointer is not None and found:
+            logits, shares = self.pointer(logits, x, list(found.values()))
         entries = {
             layer: replace(result.live, tokens=tokens if self.pointer is not None else None)
             for layer, result in enumerate(results)
@@ -274,7 +279,7 @@ class MemorizingTransformer(nn.Module):
             recent=tuple(r.recent for r in results if r.recent is not None),
             xl_caches=tuple(result.cache for result in results),
         )
-        retrievals = self._describe(state, results, control, shares) if return_retrievals else None
+        retrievals = self._describe(state, found, shares, control) if return_retrievals else None
         live = {
             layer: Exposed(result.live.keys, result.live.values, layout.valid)
             for layer, result in enumerate(results)
@@ -295,29 +300,23 @@ class MemorizingTransformer(nn.Module):
     @staticmethod
     def _describe(
         state: ModelState,
-        results: list[AttentionResult],
+        found: Mapping[int, Found],
+        shares: Sequence[Tensor | None],
         control: RetrievalControl | None,
-        shares: Tensor | None,
     ) -> dict[int, Retrieval]:
-        found: dict[int, Retrieval] = {}
-        for layer, memory in state.memories.items():
-            retrieved, weights = results[layer].retrieved, results[layer].weights
-            if retrieved is None or weights is None:
-                continue
-            num_heads = weights.shape[1]
-            neighbors = retrieved.neighbors
-            positions = memory.compute_positions(
-                neighbors.slots, None if control is None else control.donor_rows
-            )
-            found[layer] = Retrieval(
+        donors = None if control is None else control.donor_rows
+        described = {}
+        for (layer, one), of_prediction in zip(found.items(), shares, strict=True):
+            neighbors = one.retrieved.neighbors
+            described[layer] = Retrieval(
                 neighbors.slots,
-                positions,
-                weights.detach(),
+                state.memories[layer].compute_positions(neighbors.slots, donors),
+                one.weights.detach(),
                 neighbors.scores.detach(),
                 neighbors.valid,
-                None if shares is None else shares[:, len(found) * num_heads :][:, :num_heads],
+                of_prediction,
             )
-        return found
+        return described
 
     def gates(self) -> dict[int, Tensor]:
         """Gate per head of every memory layer, 1 = memory only; empty with the joint softmax."""
@@ -341,10 +340,3 @@ class MemorizingTransformer(nn.Module):
         return [
             (layer, block) for layer, block in enumerate(self.blocks) if isinstance(block, Block)
         ]
-
-
-def _list_found(results: list[AttentionResult]) -> Iterator[Found]:
-    """What each layer retrieved, where it read a memory."""
-    for result in results:
-        if result.retrieved is not None and result.weights is not None:
-            yield Found(result.retrieved, result.weights)
