@@ -1,6 +1,7 @@
 """What the demo says of the machine and of its choice."""
 
 import io
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +67,19 @@ def test_the_announcement_says_what_is_done_why_and_how_long_it_takes(speed, min
     assert ("longer than" in said) == (not choice.is_in_time)
 
 
-def test_the_end_says_how_long_it_took_and_how_to_repeat_it():
-    said = read(point_to(Path("runs/demo"), 571.0, 312.0, 61.0))
-    assert "This took 9.5 minutes: 5.2 minutes of training and 60 seconds of evaluation." in said
-    assert "memorizing demo --recipe runs/demo/memory/config.toml --minutes 0 --run" in said
+def test_the_end_says_how_long_it_took_and_gives_commands_to_copy():
+    run = Path("runs/a demo of mine, in a folder whose name is longer than a terminal is wide")
+    said, commands = point_to(run, 571.0, 312.0, 61.0)
+    assert "This took 9.5 minutes: 5.2 minutes of training and 60 seconds of" in read(said)
+    page = io.StringIO()
+    Console(file=page, width=80).print(commands, soft_wrap=True)
+    lines = page.getvalue().replace("\\\n", "").splitlines()
+    memory = f"{run}/memory"
+    assert [words for line in lines if (words := shlex.split(line, comments=True))] == [
+        ["memorizing", "evaluate", memory]
+        + ["--against", f"{run}/cache_only", "--corpus", "files:PATH"],
+        ["memorizing", "demo", "--recipe", f"{memory}/config.toml"]
+        + ["--minutes", "0", "--run", "runs/again"],
+        ["memorizing", "demo", "--minutes", "0"],
+        ["memorizing", "train", "small", "--run", "runs/small"],
+    ]

@@ -188,7 +188,9 @@ def run_demo(
         **baseline,
     )
     write_json(run_dir / "result.json", result)
-    console.print(story.point_to(run_dir, result["total_s"], train_s, evaluate_s))
+    said, commands = story.point_to(run_dir, result["total_s"], train_s, evaluate_s)
+    console.print(said)
+    console.print(commands, soft_wrap=True)
     return result
 
 

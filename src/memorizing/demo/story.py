@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -167,24 +168,38 @@ def title_examples() -> RenderableType:
     )
 
 
-def point_to(run_dir: Path, total_s: float, train_s: float, evaluate_s: float) -> RenderableType:
-    """How long it took, what was written, and where to go from here."""
+def point_to(
+    run_dir: Path, total_s: float, train_s: float, evaluate_s: float
+) -> tuple[RenderableType, RenderableType]:
+    """How long it took and what was written; and where to go from here.
+
+    The second is commands, to be printed as they are (soft_wrap), so that they can be copied.
+    """
     took = [_say_minutes(seconds / 60) for seconds in (total_s, train_s, evaluate_s)]
-    return Group(
+    memory, cache_only, config = (
+        shlex.quote(str(run_dir / name)) for name in ("memory", "cache_only", "memory/config.toml")
+    )
+    said = Group(
         Rule("Where to go from here", align="left"),
         Text(
             f"This took {took[0]}: {took[1]} of training and {took[2]} of evaluation.\n\n"
             f"{run_dir}/result.json      these numbers\n"
             f"{run_dir}/perplexity.png   perplexity against the size of the memory\n"
-            f"{run_dir}/memory           the run: configuration, log, metrics, checkpoint\n\n"
-            f"memorizing evaluate {run_dir}/memory --against {run_dir}/cache_only \\\n"
-            "    --corpus files:PATH            the same comparison on files of your own\n"
-            f"memorizing demo --recipe {run_dir}/memory/config.toml --minutes 0 --run runs/again\n"
-            "                                   exactly the same again, on any machine\n"
-            "memorizing demo --minutes 0        the whole recipe, however long it takes\n"
-            "memorizing train small --run runs/small    a longer training"
+            f"{run_dir}/memory           the run: configuration, log, metrics, checkpoint\n"
         ),
     )
+    commands = Text(
+        "# the same comparison on files of your own\n"
+        f"memorizing evaluate {memory} \\\n    --against {cache_only} \\\n"
+        "    --corpus files:PATH\n"
+        "# exactly the same again, on any machine\n"
+        f"memorizing demo --recipe {config} \\\n    --minutes 0 --run runs/again\n"
+        "# the whole recipe, however long it takes\n"
+        "memorizing demo --minutes 0\n"
+        "# a longer training\n"
+        "memorizing train small --run runs/small"
+    )
+    return said, commands
 
 
 def _say_minutes(minutes: float) -> str:
