@@ -3,8 +3,8 @@
     python experiments/queue --run main/proofs main/code   # trains: cache only, with memory
     python experiments/document_starts.py --families proofs code --seeds 0
 
-The first 512 tokens of a few documents are too few to say it. Here spans of a segment are drawn
-from all of each test document, and both models of a pair read each as a document of its own: the
+The first 512 tokens of a few documents are too few to say it. Here spans as long as the window are
+drawn from all of each test document, and both models of a pair read each as a document of its own: the
 memory is empty, as is the cache. Pairs that the JSON has are kept, also where their weights are
 gone.
 """
@@ -74,7 +74,7 @@ def measure_pair(options: argparse.Namespace, family: str, seed: int) -> dict[st
         length = config.evaluation.max_tokens_per_document
         documents = load_documents(config, loaded.tokenizer, length, options.use)
         spans = [
-            cut_spans(document, config.model.segment_len, -(-options.spans // len(documents)))
+            cut_spans(document, config.model.window, -(-options.spans // len(documents)))
             for document in documents
         ]
         read = [

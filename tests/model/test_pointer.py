@@ -174,3 +174,12 @@ def test_new_words_are_copied_after_a_short_training() -> None:
     # ln 499 = 6.2 nats is to know nothing.
     assert train_to_copy(pointer=True) < 0.5
     assert train_to_copy(pointer=False) > 4.0
+
+
+def test_a_model_without_a_pointer_has_the_same_other_weights() -> None:
+    states = []
+    for pointer in (True, False):
+        torch.manual_seed(5)
+        states.append(MemorizingTransformer(replace(SMALL, pointer=pointer)).state_dict())
+    assert all(torch.equal(states[0][name], tensor) for name, tensor in states[1].items())
+    assert {name.partition(".")[0] for name in states[0].keys() - states[1].keys()} == {"pointer"}

@@ -139,7 +139,9 @@ def train(
         "stopped": result.interrupted,
         "last": result.steps,
         "validation": result.validation_nats,
-        "held": sum(p.numel() for p in trainer.optimizer.parameters()),
+        # Of what is dealt: a pointer is whole in all, and no small part of this model.
+        "held": sum(p.numel() for p in trainer.optimizer.parameters())
+        - sum(p.numel() for p in trainer.model.pointer.parameters()),
     }
 
 

@@ -237,6 +237,9 @@ def test_a_run_starts_with_the_weights_and_tokenizer_of_another(
     fresh = MemorizingTransformer(second.config).state_dict()
     for name, weight in second.model.state_dict().items():
         if is_of_memory(name):  # what only a memory layer has keeps its start
+            if name == "pointer.inner_weight":  # drawn
+                assert weight.std() == pytest.approx(fresh[name].std().item(), rel=0.2)
+                continue
             start = fresh[name] if name.startswith("pointer.") else torch.zeros_like(weight)
             torch.testing.assert_close(weight, start)
         else:

@@ -11,7 +11,7 @@ of the entries to their tokens:
 with the logits z, the softmax weights a_hj of the k entries that head h retrieved, the token w_j
 that entry j is of, and shares
 
-    s = softmax over 0 and the heads that found something of  A x + B f + c
+    s = softmax over 0 and the heads that found something of  B f + c + C relu(E [x, f / 4])
 
 of the last hidden state x and of what was found: f has for each head its best score, as the search
 gave it, and how much its entries agree, sum over w of p_h(w)^2.
@@ -22,13 +22,14 @@ neighbors, n = H k.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, relu
 
 from memorizing.devices import split_rows
 from memorizing.memory import Retrieved
@@ -37,9 +38,12 @@ _START_BIAS = 3.0
 """Of s_0: without evidence the vocabulary has nearly all."""
 _START_AGREEMENT = 3.0
 """Of s_h, for each head's own agreement."""
-
-POINTER_PARAMETERS = ("hidden_weight", "found_weight", "share_bias")
-"""Names of a pointer's parameters: A, B and c."""
+_WIDTH = 64
+"""Rows of E."""
+POINTER_PARAMETERS = ("inner_weight", "outer_weight", "found_weight", "share_bias")
+"""Names of a pointer's parameters: E, C, B and c."""
+_FOUND_SCALE = 0.25
+"""Scores grow to 20, and x has entries near 1."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Pointer(nn.Module):
     def __init__(self, model_dim: int, num_heads: int) -> None:
         """Make the parameters of the shares, for so many heads of all memory layers together."""
         super().__init__()
-        self.hidden_weight = nn.Parameter(torch.empty(1 + num_heads, model_dim))
+        self.inner_weight = nn.Parameter(torch.empty(_WIDTH, model_dim + 2 * num_heads))
+        self.outer_weight = nn.Parameter(torch.empty(1 + num_heads, _WIDTH))
         self.found_weight = nn.Parameter(torch.empty(1 + num_heads, 2 * num_heads))
         self.share_bias = nn.Parameter(torch.empty(1 + num_heads))
         self.start()
@@ -70,7 +75,8 @@ class Pointer(nn.Module):
     def start(self) -> None:
         """Set the parameters: a head has the more to say the more its entries agree. In place."""
         num_heads = len(self.share_bias) - 1
-        self.hidden_weight.zero_()
+        nn.init.normal_(self.inner_weight, std=1.0 / math.sqrt(self.inner_weight.shape[1]))
+        self.outer_weight.zero_()
         self.found_weight.zero_()
         self.found_weight[1:, num_heads:] = _START_AGREEMENT * torch.eye(num_heads)
         self.share_bias.zero_()
@@ -97,10 +103,9 @@ class Pointer(nn.Module):
         order, pointed = _sum_by_token(tokens, weights)
         agreement = (weights.gather(-1, order) * pointed.sums).sum(-1)
         evidence = torch.cat([scores.to(wide), agreement], -1)
-        shares = (
-            linear(hidden, self.hidden_weight.to(hidden.dtype)).to(wide)
-            + linear(evidence, self.found_weight.to(wide))
-            + self.share_bias.to(wide)
+        inputs = torch.cat([hidden.to(wide), _FOUND_SCALE * evidence], -1)
+        shares = linear(evidence, self.found_weight.to(wide), self.share_bias.to(wide)) + linear(
+            relu(linear(inputs, self.inner_weight.to(wide))), self.outer_weight.to(wide)
         )
         log_shares = torch.cat(
             [shares[..., :1], shares[..., 1:].masked_fill(~is_found, -torch.inf)], -1

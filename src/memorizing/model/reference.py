@@ -72,7 +72,8 @@ def _point(
         best.append(logits.new_tensor(head.best))
         agreement.append((p * p).sum())
     evidence = torch.stack(best + agreement)
-    shares = pointer.hidden_weight @ x + pointer.found_weight @ evidence + pointer.share_bias
+    inner = torch.relu(pointer.inner_weight @ torch.cat([x, evidence / 4]))
+    shares = pointer.found_weight @ evidence + pointer.share_bias + pointer.outer_weight @ inner
     is_out = torch.tensor([False] + [not head.entries for head in heads])
     shares = torch.softmax(shares.masked_fill(is_out, -torch.inf), 0)
     p = shares[0] * torch.softmax(logits, 0)

@@ -113,11 +113,12 @@ class MemorizingTransformer(nn.Module):
             for layer in range(config.num_layers)
         )
         self.final_norm = Norm(config.model_dim)
+        self._initialize()
+        # Last: it draws too, and a model without it has the same weights otherwise.
         num_heads = config.num_heads * len(config.memory_layers)
         self.pointer = (
             Pointer(config.model_dim, num_heads) if config.pointer and num_heads else None
         )
-        self._initialize()
 
     def _initialize(self) -> None:
         """Unit embeddings (logits / sqrt(d)), matrices of variance 1 / fan_in, quiet outputs."""

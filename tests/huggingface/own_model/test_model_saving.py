@@ -174,7 +174,10 @@ def test_a_model_without_memory_is_loaded_with_one_whose_gates_start_anew(tmp_pa
         tmp_path, memory_layers=[1], gate_bias_init=-3.0, empty_value=True, pointer=True
     )
     fresh = Pointer(loaded.config.model_dim, loaded.config.num_heads).state_dict()
-    assert all(torch.equal(t, fresh[n]) for n, t in loaded.model.pointer.state_dict().items())
+    own = loaded.model.pointer.state_dict()
+    drawn = [states.pop("inner_weight").std() for states in (own, fresh)]
+    assert 0.8 < drawn[0] / drawn[1] < 1.25
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in own.items())
     attention = loaded.model.blocks[1].attention
     assert attention.gate_bias.tolist() == [-3.0, -3.0]
     assert not attention.empty_value.any()
