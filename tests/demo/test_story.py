@@ -57,7 +57,7 @@ def read(what):
 def test_the_announcement_says_what_is_done_why_and_how_long_it_takes(speed, minutes, expected):
     choice = choose_work(CONFIG, LENGTHS, speed, 60 * minutes or None)
     training, limit = choice.config.training, choice.config.evaluation.max_tokens_per_document
-    tokens = training.steps * training.rows * 256
+    tokens = training.steps * training.rows * CONFIG.model.segment_len
     num_test = sum(min(length, limit) for length in LENGTHS)
     said = read(announce(CONFIG, choice, 11_400_000, LENGTHS, speed, minutes))
     expected = expected.format(

@@ -59,8 +59,9 @@ def write(results: Results) -> Section:
     pointer = _make_pointer_table(results)
     if pointer:
         tables += [
-            "The main models without their pointer and with it, test documents, the whole recipe; "
-            "change against the cache alone, and of the pointer alone:",
+            "The main models without their pointer and with it (its shares still linear in what "
+            "they are told by), test documents, the whole recipe; change against the cache alone, "
+            "and of the pointer alone:",
             pointer,
         ]
     return Section(_TITLE, (*parts, *(table for table in tables if table)))

@@ -40,10 +40,11 @@ _START_AGREEMENT = 3.0
 """Of s_h, for each head's own agreement."""
 _WIDTH = 64
 """Rows of E."""
+_FOUND_SCALE = 0.25
+"""Of f where it stands beside x, whose entries are near 1: scores grow to 20."""
+
 POINTER_PARAMETERS = ("inner_weight", "outer_weight", "found_weight", "share_bias")
 """Names of a pointer's parameters: E, C, B and c."""
-_FOUND_SCALE = 0.25
-"""Scores grow to 20, and x has entries near 1."""
 
 
 @dataclass(frozen=True)
