@@ -4,8 +4,8 @@
     python experiments/document_starts.py --families proofs code --seeds 0
 
 The first 512 tokens of a few documents are too few to say it. Here spans as long as the window are
-drawn from all of each test document, and both models of a pair read each as a document of its own: the
-memory is empty, as is the cache. Pairs that the JSON has are kept, also where their weights are
+drawn from all of each test document, and both models of a pair read each as a document of its own:
+the memory is empty, as is the cache. Pairs that the JSON has are kept, also where their weights are
 gone.
 """
 
