@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import math
 import os
 import shutil
 import signal
@@ -43,7 +44,7 @@ from memorizing.memory import Memory, SpreadMemory
 from memorizing.model import MemorizingTransformer
 from memorizing.ranks import Ranks, join_ranks
 from memorizing.ranks.pulse import Pulse
-from memorizing.training import StepMetrics, Trainer, list_checkpoints
+from memorizing.training import StepMetrics, Trainer, list_checkpoints, load_model
 from memorizing.training.finetuning import FinetuneSettings
 from memorizing.training.finetuning.finetuner import Finetuner
 from tests.training.finetuning import tools
@@ -143,6 +144,16 @@ def train(
         "held": sum(p.numel() for p in trainer.optimizer.parameters())
         - sum(p.numel() for p in trainer.model.pointer.parameters()),
     }
+
+
+def validate(run_dir: Path) -> float:
+    """Nats per token that one process finds for what a run has written last."""
+    model = load_model(run_dir).model
+    # As much of each document as `evaluate_tokens` leaves of three.
+    result = evaluate_documents(
+        model, make_documents()[:3], 0, capacity=23, rows=2, max_tokens=4 * SEGMENT_LEN
+    )
+    return math.log(result.perplexity)
 
 
 def evaluate(_: Path) -> dict[str, Any]:
@@ -424,6 +435,7 @@ def launch(folder: Path) -> dict[str, Any]:
     launcher.run_all(
         1,
         {
+            "sharded 2, whole": lambda: validate(folder / "sharded 2"),
             "train 1-2-1": lambda: train(folder / "train 1-2-1"),
             "sharded 2-1": lambda: train(folder / "sharded 2-1", **SHARDED),
             "lora 2-1": lambda: finetune(folder / "lora 2"),

@@ -119,6 +119,7 @@ def test_weights_in_parts_learn_and_are_written_as_whole_ones_are(results, folde
     held = [values.pop("held") for values in (one, first, second)]
     assert first == second
     np.testing.assert_allclose(first["steps"], one["steps"], **CLOSE)
+    assert first["validation"] == pytest.approx(get_values(results, "sharded 2, whole 1")[0])
     # 2e-6 to 2e-5, by the weights of step 6 above; a step of training moves it by 1e-2.
     assert first["validation"] == pytest.approx(one["validation"], rel=1e-4)
     whole, dealt = (load_checkpoint(folder / f"sharded {size}") for size in (1, 2))
